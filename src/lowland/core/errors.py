@@ -1,0 +1,104 @@
+"""The errors and warnings of Lowland; no other room defines its own.
+
+Every message that a user meets names the argument in backticks, the rule, the value got and what to try.
+The CLI prints `InputError` (and its kin) as one line and exits with 2, everything else with 1.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = [
+    "CheckpointError",
+    "InputError",
+    "LowlandError",
+    "LowlandWarning",
+    "MissingExtra",
+    "MissingPass",
+    "NotDeterministic",
+    "StoreError",
+    "optional_import",
+]
+
+
+class LowlandError(Exception):
+    """Anything Lowland raises on purpose."""
+
+
+class LowlandWarning(UserWarning):
+    """Anything Lowland warns of on purpose; an error in our own tests."""
+
+
+class InputError(LowlandError, ValueError):
+    """An argument breaks a rule; nothing was changed and nothing was written.
+
+    Args:
+        argument: Name of the argument as the user typed it.
+        rule: What must hold, as a full clause ("must be positive").
+        got: The value received; shown with ``repr``, shortened. Omit it where there is no value.
+        advice: What to try instead.
+
+    Example:
+        >>> print(InputError("rho", "must not be negative", -1.0, "use rho=0 to leave a group out"))
+        `rho` must not be negative (got -1.0); use rho=0 to leave a group out
+    """
+
+    _ABSENT = object()
+
+    def __init__(self, argument: str, rule: str, got: object = _ABSENT, advice: str = "") -> None:
+        self.argument, self.rule, self.got, self.advice = argument, rule, got, advice
+        text = f"`{argument}` {rule}"
+        if got is not InputError._ABSENT:
+            shown = repr(got)
+            text += f" (got {shown if len(shown) <= 200 else shown[:197] + '...'})"
+        if advice:
+            text += f"; {advice}"
+        super().__init__(text)
+
+
+class MissingPass(LowlandError, RuntimeError):
+    """A step that wanted a second forward-backward pass was taken without one; nothing was changed."""
+
+
+class NotDeterministic(LowlandError, RuntimeError):
+    """Two passes over the same weights and data disagree, so no surface or spectrum of them can be trusted."""
+
+
+class StoreError(LowlandError, RuntimeError):
+    """A store is locked, damaged, foreign, of a newer schema, or holds another recipe; it was left as it was."""
+
+
+class CheckpointError(LowlandError, RuntimeError):
+    """A checkpoint is truncated, foreign or does not fit the run; nothing was loaded."""
+
+
+class MissingExtra(LowlandError, ImportError):
+    """An optional package is not installed."""
+
+
+def optional_import(module: str, *, extra: str, needed_for: str) -> ModuleType:
+    """Import an optional package or say how to install it.
+
+    Args:
+        module: Name to import, such as ``"vtk"``.
+        extra: Name of Lowland's extra that installs it.
+        needed_for: What the user asked for, for the message.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        MissingExtra: If the package cannot be imported.
+
+    Example:
+        >>> optional_import("json", extra="none", needed_for="this example").__name__
+        'json'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(
+            f"{needed_for} needs the package `{module.split('.')[0]}`, which cannot be imported ({error}); "
+            f'install it with: pip install "lowland[{extra}]"'
+        ) from error

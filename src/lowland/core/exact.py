@@ -1,0 +1,261 @@
+"""Exact sums and weights of any loss, and the moments from which values and standard errors follow.
+
+A torch loss with ``reduction="mean"`` divides by something that depends on the batch: the number of elements, or the
+class weights met, or the targets not ignored. Averaging such means over batches is wrong as soon as batches differ.
+Here every loss becomes per-sample numerators and denominators instead; their totals are the same for every batching.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lowland.core.errors import InputError
+
+__all__ = ["Estimate", "Loss", "accuracy", "moments", "per_sample_loss"]
+
+Loss: TypeAlias = "nn.Module | Callable[[Any, Any], Tensor]"
+"""A torch loss module, a function with a ``reduction`` argument, or any callable ``(output, target) -> Tensor``."""
+
+_CLASSIFIERS: Final = (nn.CrossEntropyLoss, nn.NLLLoss)
+_PER_SAMPLE_MEAN: Final = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
+_N_MOMENTS: Final = 10
+
+
+def per_sample_loss(loss: Loss, output: Any, target: Any) -> tuple[Tensor, Tensor | None]:
+    """Return per-sample numerators and denominators of a loss, with graph.
+
+    The loss of any set of samples, as ``reduction="mean"`` defines it, is the total of the numerators over the total of
+    the denominators, whatever the module's own reduction. Class weights and ``ignore_index`` enter the denominators as
+    in torch. A callable without a ``reduction`` may return per-sample values; a scalar is taken as the mean over the
+    samples of the batch (no per-sample values are known then: both results have shape []).
+
+    Args:
+        loss: See `Loss`.
+        output: What the model returned.
+        target: What the loss compares it with.
+
+    Returns:
+        Numerators of shape [n] (or [] if only the total is known), and denominators of that shape; None means ones.
+
+    Raises:
+        InputError: If the loss returns neither a scalar nor one entry per sample.
+
+    Example:
+        >>> values, weights = per_sample_loss(nn.MSELoss(), torch.ones(4, 2), torch.zeros(4, 2))
+        >>> (values.sum() / weights.sum()).item()
+        1.0
+    """
+    elements, known = _elementwise(loss, output, target)
+    if not known and elements.ndim == 0:
+        size = _batch_size(output, target)
+        return elements * size, torch.as_tensor(float(size), device=elements.device)
+    size = _batch_size(output, target)
+    if elements.ndim == 0 or elements.shape[0] != size:
+        raise InputError("loss", "must return a scalar or one entry per sample", tuple(elements.shape))
+    values = elements.reshape(size, -1).sum(1)
+    return values, _denominators(loss, output, target, elements)
+
+
+def _elementwise(loss: Loss, output: Any, target: Any) -> tuple[Tensor, bool]:
+    """Return the unreduced loss and whether it is known to be unreduced.
+
+    Raises:
+        InputError: If the loss returns no tensor.
+    """
+    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
+        unreduced: Any = copy.copy(loss)
+        unreduced.reduction = "none"
+        return unreduced(output, target), True
+    if not isinstance(loss, nn.Module) and _takes_reduction(loss):
+        return loss(output, target, reduction="none"), True  # type: ignore[call-arg]
+    result = loss(output, target)
+    if not isinstance(result, Tensor):
+        raise InputError("loss", "must return a tensor", type(result).__name__)
+    return result, False
+
+
+@functools.lru_cache(maxsize=64)
+def _takes_reduction(function: Callable[..., Any]) -> bool:
+    try:
+        return "reduction" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _denominators(loss: Loss, output: Tensor, target: Any, elements: Tensor) -> Tensor | None:
+    classifier = isinstance(loss, _CLASSIFIERS) or _function(loss) in (
+        functional.cross_entropy,
+        functional.nll_loss,
+    )
+    if classifier:
+        return _class_weights(loss, output, target, elements)
+    per_sample = isinstance(loss, _PER_SAMPLE_MEAN) or getattr(loss, "reduction", "") == "batchmean"
+    if per_sample or elements.ndim == 1:
+        return None
+    entries = elements.numel() // elements.shape[0]
+    return torch.full((elements.shape[0],), float(entries), device=elements.device)
+
+
+def _function(loss: Loss) -> Any:
+    return loss.func if isinstance(loss, functools.partial) else loss
+
+
+def _option(loss: Loss, name: str, default: Any) -> Any:
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get(name, default)
+    return getattr(loss, name, default)
+
+
+def _class_weights(loss: Loss, output: Tensor, target: Tensor, elements: Tensor) -> Tensor | None:
+    """Return what torch divides a classification loss by, per sample."""
+    if target.is_floating_point():  # class probabilities: torch divides by the number of positions
+        positions = elements.numel() // elements.shape[0]
+        return None if positions == 1 else torch.full((elements.shape[0],), float(positions), device=elements.device)
+    weight, ignored = _option(loss, "weight", None), _option(loss, "ignore_index", -100)
+    kept = target != ignored
+    counts = kept.to(elements.dtype if elements.is_floating_point() else torch.float32)
+    if weight is not None:
+        counts = counts * weight.to(counts)[target.clamp(min=0) * kept]
+    result: Tensor = counts.reshape(counts.shape[0], -1).sum(1)
+    return result
+
+
+def _batch_size(output: Any, target: Any) -> int:
+    for value in (target, output):
+        if isinstance(value, Tensor) and value.ndim > 0:
+            return int(value.shape[0])
+    return 1
+
+
+def accuracy(output: Any, target: Any, *, ignore_index: int = -100) -> tuple[Tensor, Tensor] | None:
+    """Return per-sample hits and counts of a classifier, or None where the pair is no classification.
+
+    Args:
+        output: Scores of shape [n, classes, ...].
+        target: Class numbers of shape [n, ...], or class probabilities of the output's shape.
+        ignore_index: Class number that does not count. Default -100, as in torch's cross entropy.
+
+    Returns:
+        Hits and counts, both of shape [n], or None.
+
+    Example:
+        >>> accuracy(torch.eye(3), torch.tensor([0, 1, 1]))[0].tolist()
+        [1.0, 1.0, 0.0]
+    """
+    if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.ndim < 2 or output.shape[1] < 2:
+        return None
+    if target.is_floating_point():
+        if target.shape != output.shape or not _probabilities(target):
+            return None
+        target = target.argmax(1)
+    elif target.shape != output.shape[:1] + output.shape[2:]:
+        return None
+    kept = target != ignore_index
+    hits = ((output.argmax(1) == target) & kept).float()
+    size = hits.shape[0]
+    return hits.reshape(size, -1).sum(1), kept.float().reshape(size, -1).sum(1)
+
+
+def _probabilities(target: Tensor) -> bool:
+    return bool(((target.sum(1) - 1).abs() < 1e-3).all() and (target >= 0).all())
+
+
+def moments(values: Tensor, weights: Tensor | float | None = None) -> Tensor:
+    """Return the power sums of per-sample numerators v and denominators w, in float64.
+
+    The ten sums ``n, v, w, vv, vw, ww, vvv, vvw, vww, www`` add up over batches and carry everything that a ratio
+    estimate needs: its value, its standard error and the skewness of its residuals. When only totals are known
+    (scalars), n is 0 and the sums above the first order are NaN.
+
+    Args:
+        values: Shape [n], or [] for a total.
+        weights: Shape [n] or [], or None for ones.
+
+    Returns:
+        Shape [10], float64 (float32 on devices without it), on the device of the values.
+
+    Example:
+        >>> moments(torch.tensor([1.0, 3.0]))[:4].tolist()
+        [2.0, 4.0, 2.0, 10.0]
+    """
+    values = values.detach()
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    v = values.to(wide)
+    if v.ndim == 0:
+        result = torch.full((_N_MOMENTS,), math.nan, dtype=wide, device=v.device)
+        total = 1.0 if weights is None else weights.detach() if isinstance(weights, Tensor) else float(weights)
+        result[0], result[1], result[2] = 0.0, v, total
+        return result
+    v = v.reshape(-1)
+    vv = v * v
+    if weights is None:
+        n = torch.as_tensor(float(v.numel()), dtype=wide, device=v.device)
+        first, second, third = v.sum(), vv.sum(), (vv * v).sum()
+        return torch.stack([n, first, n, second, first, n, third, second, first, n])
+    w = torch.as_tensor(weights, device=v.device).detach().to(wide).expand_as(v)
+    ww = w * w
+    n = torch.as_tensor(float(v.numel()), dtype=wide, device=v.device)
+    parts = [v, w, vv, v * w, ww, vv * v, vv * w, v * ww, ww * w]
+    return torch.stack([n, *(part.sum() for part in parts)])
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A measured number with its uncertainty.
+
+    The value is ``R = sum v / sum w``. As an estimate of a population it has the standard error of a ratio,
+    ``sqrt(n / (n - 1) * sum (v - R w)^2) / sum w`` (Cochran 1977, eq. 2.39 without the finite-population factor).
+
+    Args:
+        value: The ratio.
+        standard_error: NaN where only totals or a single sample are known.
+        samples: Number of samples n (0 where only totals are known).
+        weight: Total of the denominators.
+        skewness: Skewness of the residuals; the plain interval is unreliable for n < 25 skewness^2 (SCIENCE 11).
+
+    Example:
+        >>> Estimate.of(moments(torch.tensor([1.0, 3.0]))).standard_error
+        1.0
+    """
+
+    value: float
+    standard_error: float
+    samples: int
+    weight: float
+    skewness: float
+
+    @classmethod
+    def of(cls, sums: Tensor) -> Estimate:
+        """Return the estimate that belongs to the sums of `moments`.
+
+        Args:
+            sums: Shape [10].
+
+        Returns:
+            The estimate.
+        """
+        n, v, w, vv, vw, ww, vvv, vvw, vww, www = sums.tolist()
+        if w == 0.0 or math.isnan(w):
+            return cls(math.nan, math.nan, int(n), w, math.nan)
+        ratio = v / w
+        if n < 2 or math.isnan(vv) or not math.isfinite(ratio):
+            return cls(ratio, math.nan, int(n), w, math.nan)
+        square = max(0.0, vv - 2 * ratio * vw + ratio**2 * ww)
+        cube = vvv - 3 * ratio * vvw + 3 * ratio**2 * vww - ratio**3 * www
+        skewness = (cube / n) / (square / n) ** 1.5 if square > 0 else 0.0
+        return cls(ratio, math.sqrt(n / (n - 1) * square) / abs(w), int(n), w, skewness)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether a plain interval of two standard errors may be trusted: n >= 25 skewness^2."""
+        return self.samples >= 25 * self.skewness**2

@@ -1,0 +1,86 @@
+"""From a name that a user typed to the object it means: registries and import paths."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from lowland.core.errors import InputError
+
+__all__ = ["find", "import_path", "unknown"]
+
+T = TypeVar("T")
+
+
+def unknown(argument: str, name: object, known: Iterable[str]) -> InputError:
+    """Make the error for a name that nothing has, with the nearest known name.
+
+    Args:
+        argument: Name of the argument as the user typed it.
+        name: What was asked for.
+        known: The names that exist.
+
+    Returns:
+        The error, to be raised.
+
+    Example:
+        >>> print(unknown("model", "resnet21", ["resnet20", "vgg9"]))
+        `model` must be a known name (got 'resnet21'); did you mean 'resnet20'? Known: resnet20, vgg9
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return InputError(argument, "must be a known name", name, f"{hint}Known: {', '.join(names)}")
+
+
+def find(argument: str, name: str, registry: Mapping[str, T]) -> T | Any:
+    """Look a name up in a registry, or import it when it is a path ``module:callable``.
+
+    Args:
+        argument: Name of the argument, for messages.
+        name: A key of the registry, or an import path with a colon.
+        registry: Known objects by name.
+
+    Returns:
+        The object.
+
+    Raises:
+        InputError: If the name is unknown or the path cannot be imported.
+
+    Example:
+        >>> find("task", "math:sqrt", {})(4.0)
+        2.0
+    """
+    if name in registry:
+        return registry[name]
+    if ":" in name:
+        return import_path(argument, name)
+    error = unknown(argument, name, registry)
+    raise error
+
+
+def import_path(argument: str, path: str) -> Any:
+    """Import ``module:callable`` (dots after the colon reach into classes).
+
+    Args:
+        argument: Name of the argument, for messages.
+        path: For instance ``"mypackage.nets:build"``.
+
+    Returns:
+        The callable.
+
+    Raises:
+        InputError: If the module or the attribute does not exist, or it is not callable.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(argument, f"must be an importable `module:callable` ({error})", path) from error
+    if not callable(found):
+        raise InputError(argument, "must name something callable", path)
+    return found

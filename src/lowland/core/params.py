@@ -1,0 +1,259 @@
+"""The parameter space of a model: names, flat vectors, in-place moves and norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError
+from lowland.core.units import UnitRule, clean_name, unit_rules
+
+__all__ = ["ParameterSpace", "global_norm", "normalized_scale", "unwrap"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the user's own module under DDP, Fabric and `torch.compile` wrappers.
+
+    Args:
+        model: A module, wrapped or not.
+
+    Returns:
+        The innermost module; it shares its parameters with the wrapper.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> unwrap(torch.compile(layer)) is layer
+        True
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "_forward_module", None)
+        if inner is None and type(model).__name__ in {"DistributedDataParallel", "DataParallel"}:
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+class ParameterSpace:
+    """The named parameters of a model as one vector space; tied weights count once.
+
+    Args:
+        model: The model; DDP, Fabric and compile wrappers are looked through.
+        trainable: Leave out parameters that do not require a gradient. Default True.
+        modules: Only parameters of these submodules (by name, with everything below them); None takes all.
+        rules: Unit rules by name that replace those of `unit_rules`.
+
+    Raises:
+        InputError: If nothing is left, or a name in ``modules`` or ``rules`` is unknown.
+
+    Example:
+        >>> space = ParameterSpace(nn.Linear(3, 2))
+        >>> space.names, space.numel
+        (('weight', 'bias'), 8)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        trainable: bool = True,
+        modules: Sequence[str] | None = None,
+        rules: Mapping[str, UnitRule] | None = None,
+    ) -> None:
+        model = unwrap(model)
+        named = {clean_name(name): p for name, p in model.named_parameters() if p.requires_grad or not trainable}
+        if modules is not None:
+            known = {clean_name(name) for name, _ in model.named_modules()}
+            for module in modules:
+                if module not in known:
+                    raise InputError("modules", "must name submodules of the model", module)
+            named = {n: p for n, p in named.items() if any(m == "" or n.startswith(m + ".") for m in modules)}
+        if not named:
+            raise InputError(
+                "model",
+                "must have trainable parameters",
+                type(model).__name__,
+                "unfreeze some, or pass trainable=False",
+            )
+        found = unit_rules(model)
+        unknown = set(rules or {}) - set(found)
+        if unknown:
+            raise InputError("rules", "must name parameters of the model", sorted(unknown))
+        self.names: tuple[str, ...] = tuple(named)
+        self.tensors: tuple[nn.Parameter, ...] = tuple(named.values())
+        self.rules: tuple[UnitRule, ...] = tuple((rules or {}).get(name, found[name]) for name in self.names)
+        self.sizes: tuple[int, ...] = tuple(p.numel() for p in self.tensors)
+        self.numel: int = sum(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __iter__(self) -> Iterator[tuple[str, nn.Parameter, UnitRule]]:
+        return zip(self.names, self.tensors, self.rules, strict=True)
+
+    def zeros(self) -> list[Tensor]:
+        """Return new zero tensors, one per parameter.
+
+        Returns:
+            Tensors of the parameters' shapes, types and devices.
+        """
+        return [torch.zeros_like(p) for p in self.tensors]
+
+    def copy(self) -> list[Tensor]:
+        """Return copies of the parameters, keeping their memory layout.
+
+        Returns:
+            Detached tensors that share nothing with the model.
+        """
+        return [p.detach().clone(memory_format=torch.preserve_format) for p in self.tensors]
+
+    @torch.no_grad()
+    def write(self, values: Sequence[Tensor]) -> None:
+        """Copy values into the parameters' own storage, bit for bit.
+
+        Args:
+            values: One tensor per parameter.
+        """
+        for parameter, value in zip(self.tensors, values, strict=True):
+            parameter.copy_(value)
+
+    @torch.no_grad()
+    def move(self, base: Sequence[Tensor], axes: Sequence[Sequence[Tensor]], coordinates: Sequence[float]) -> None:
+        """Set the parameters to ``base + sum_k coordinates[k] * axes[k]`` in place.
+
+        Always from the base, so that nothing drifts; an axis with coordinate 0 is not added at all, so that the
+        centre has the bits of the base.
+
+        Args:
+            base: One tensor per parameter (see `copy`).
+            axes: For each axis one tensor per parameter.
+            coordinates: One number per axis.
+        """
+        targets: list[Tensor] = list(self.tensors)
+        torch._foreach_copy_(targets, list(base))
+        for axis, coordinate in zip(axes, coordinates, strict=True):
+            if coordinate != 0.0:
+                torch._foreach_add_(targets, list(axis), alpha=float(coordinate))
+
+    def flatten(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
+        """Join one tensor per parameter into a vector.
+
+        Args:
+            values: Tensors by name or in order.
+
+        Returns:
+            Shape [numel], in the order of `names`, each tensor in contiguous order.
+
+        Raises:
+            InputError: If names or shapes do not match.
+        """
+        ordered = self.order(values)
+        return torch.cat([value.reshape(-1) for value in ordered])
+
+    def order(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:
+        """Check tensors against the parameters and return them in order.
+
+        Args:
+            values: Tensors by name or in order.
+
+        Returns:
+            One tensor per parameter.
+
+        Raises:
+            InputError: If names, count or shapes do not match.
+        """
+        if isinstance(values, Mapping):
+            if set(values) != set(self.names):
+                raise InputError("values", "must have the parameters' names", sorted(set(values) ^ set(self.names)))
+            values = [values[name] for name in self.names]
+        if len(values) != len(self.tensors):
+            raise InputError("values", f"must hold {len(self.tensors)} tensors", len(values))
+        for name, parameter, value in zip(self.names, self.tensors, values, strict=True):
+            if value.shape != parameter.shape:
+                raise InputError(
+                    "values", f"must have the shape {tuple(parameter.shape)} at {name!r}", tuple(value.shape)
+                )
+        return list(values)
+
+    def unflatten(self, vector: Tensor) -> list[Tensor]:
+        """Cut a vector into one tensor per parameter (views where possible).
+
+        Args:
+            vector: Shape [numel].
+
+        Returns:
+            Tensors of the parameters' shapes, in order.
+
+        Raises:
+            InputError: If the vector has another shape.
+        """
+        if vector.shape != (self.numel,):
+            raise InputError("vector", f"must have the shape [{self.numel}]", tuple(vector.shape))
+        parts = torch.split(vector, list(self.sizes))
+        return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
+
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return tensors by parameter name.
+
+        Args:
+            values: One tensor per parameter.
+
+        Returns:
+            Name -> tensor.
+        """
+        return dict(zip(self.names, values, strict=True))
+
+    def norm(self) -> float:
+        """Return the Euclidean norm of all parameters.
+
+        Returns:
+            The norm, accumulated in float64.
+        """
+        return float(global_norm([p.detach().double() for p in self.tensors]))
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm over all tensors as a scalar on their device, in at least float32.
+
+    Args:
+        tensors: Any number of tensors on one device; sharded ones (DTensor) give the norm of the whole.
+
+    Returns:
+        A scalar tensor; no synchronisation with the host. 0 for no tensors.
+
+    Example:
+        >>> global_norm([torch.tensor([3.0]), torch.tensor([4.0])]).item()
+        5.0
+    """
+    if not tensors:
+        return torch.zeros(())
+    if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors):
+        parts: Sequence[Tensor] = [torch.linalg.vector_norm(t, dtype=torch.float32) for t in tensors]
+    else:
+        parts = torch._foreach_norm(list(tensors))
+    total = torch.linalg.vector_norm(torch.stack(list(parts)))
+    full = getattr(total, "full_tensor", None)
+    result: Tensor = total if full is None else full()
+    return result
+
+
+def normalized_scale(norm: Tensor, radius: float | Tensor) -> Tensor:
+    """Return ``radius / norm``, and 0 where the norm is 0 or not finite.
+
+    No constant is added to the norm, so that a loss scaled by any power of two gives the same bits.
+
+    Args:
+        norm: Norm of a direction, a scalar.
+        radius: Length that the scaled direction shall have.
+
+    Returns:
+        A scalar tensor; no synchronisation with the host.
+
+    Example:
+        >>> normalized_scale(torch.tensor(0.0), 0.05).item(), normalized_scale(torch.tensor(2.0), 1.0).item()
+        (0.0, 0.5)
+    """
+    usable = torch.isfinite(norm) & (norm > 0)
+    return torch.where(usable, radius / torch.where(usable, norm, torch.ones_like(norm)), torch.zeros_like(norm))

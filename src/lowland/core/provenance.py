@@ -1,0 +1,106 @@
+"""Where a number comes from: versions, machine, and fingerprints of models, data and directions."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import hashlib
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import lowland
+
+__all__ = ["fingerprint", "provenance", "revision", "versions"]
+
+_PACKAGES = ("torch", "numpy", "scipy", "xarray", "zarr")
+
+
+def fingerprint(tensors: Iterable[Any] | Mapping[str, Any]) -> str:
+    """Return a fingerprint of tensors or arrays: names, types, shapes and bits.
+
+    Args:
+        tensors: Tensors or NumPy arrays, in order or by name.
+
+    Returns:
+        Sixteen hexadecimal digits; independent of device and memory layout.
+
+    Example:
+        >>> import numpy as np
+        >>> fingerprint([np.zeros(2)]) == fingerprint([np.zeros(3)])
+        False
+    """
+    digest = hashlib.sha256()
+    items = tensors.items() if isinstance(tensors, Mapping) else ((str(i), t) for i, t in enumerate(tensors))
+    for name, tensor in items:
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(_raw(tensor))
+    return digest.hexdigest()[:16]
+
+
+def _raw(tensor: Any) -> bytes:
+    if hasattr(tensor, "detach"):  # a torch tensor, told apart without importing torch
+        import torch
+
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        return bytes(flat.view(torch.uint8).numpy().tobytes())
+    return bytes(tensor.tobytes())
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of Lowland and of what its numbers depend on.
+
+    Returns:
+        Package name -> version; packages that are not installed are left out.
+    """
+    found = {"lowland": lowland.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def revision() -> str:
+    """Return the git commit of Lowland's source if it runs from a checkout.
+
+    Returns:
+        The commit, with ``+changes`` if the tree differs from it, or ``""``.
+    """
+    root = Path(lowland.__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=5, check=True)
+    return done.stdout.strip()
+
+
+def provenance() -> dict[str, Any]:
+    """Return what every stored result carries: versions, revision, processor, time.
+
+    Returns:
+        Plain JSON values.
+
+    Example:
+        >>> "python" in provenance()["versions"]
+        True
+    """
+    return {
+        "versions": versions(),
+        "revision": revision(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
