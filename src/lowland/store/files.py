@@ -1,0 +1,84 @@
+"""Writing files so that a kill, a full disk or a read-only file system never damages what is there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from lowland.core.errors import StoreError
+
+__all__ = ["make_folder", "only_writer", "write_atomically"]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with its parents.
+
+    Args:
+        folder: The folder; it may exist.
+
+    Raises:
+        StoreError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {folder} ({_reason(error)})") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file as a whole or not at all: to a temporary file beside it, then renamed over it.
+
+    Args:
+        path: The file.
+        content: What it shall hold.
+
+    Raises:
+        StoreError: If the disk is full or the place cannot be written; the old file is kept.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path} ({_reason(error)}); what was there is kept") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(path: Path) -> Generator[None]:
+    """Hold an operating-system lock that ends with the process, so that a store has one writer.
+
+    The lock belongs to the file ``.NAME.lock`` beside the store. It is advisory: readers need none.
+
+    Args:
+        path: The store.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StoreError: If another process (or another writer in this one) holds the lock, or no lock file can be made.
+    """
+    make_folder(path.parent)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StoreError(f"cannot write beside {path} ({_reason(error)})") from error
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreError(f"{path} is being written by another run; wait for it, or choose another store") from error
+        yield
+    finally:
+        os.close(handle)  # gives the lock back; the file stays, since removing it would race with the next writer
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
