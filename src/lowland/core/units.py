@@ -1,8 +1,8 @@
 """The units of every kind of tensor: what produces one output.
 
 A *unit* is the row of a linear or convolution weight (a filter), the column of a transposed convolution, one token of
-an embedding. Filter normalisation, adaptive sharpness and the filter-weighted trace all use the rules given here (SCIENCE:
-filter rules), so that they cannot disagree.
+an embedding. Filter normalisation, adaptive sharpness and the filter-weighted trace all use the rules given here, so
+that they cannot disagree.
 """
 
 from __future__ import annotations

@@ -1,0 +1,223 @@
+"""Risk: batch forms, fixed subsets, batch-norm modes, gradients, determinism, restoring."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from lowland.core.errors import InputError, NotDeterministic
+from lowland.core.modes import same_bits
+from lowland.core.risk import EmpiricalRisk
+from lowland.core.types import Batch
+
+
+class Net(nn.Module):
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(4 * 36, 3)
+        self.unused = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(torch.relu(self.norm(self.conv(x)))).flatten(1))
+
+
+def data(n: int = 20) -> tuple[Tensor, Tensor]:
+    return torch.randn(n, 1, 8, 8), torch.randint(0, 3, (n,))
+
+
+def state_of(model: nn.Module) -> list[Tensor]:
+    return [t.clone() for t in [*model.parameters(), *model.buffers()]]
+
+
+@pytest.mark.parametrize("form", ["tuple", "triple", "dict", "batch"])
+def test_batch_forms_agree(form):
+    x, y = data()
+    raw = {
+        "tuple": (x, y),
+        "triple": (x, y, torch.arange(20)),
+        "dict": {"x": x, "target": y, "sample_id": torch.arange(20)},
+        "batch": Batch(x, y),
+    }[form]
+    model = Net().eval()
+    expected = nn.functional.cross_entropy(model(x), y).item()
+    assert EmpiricalRisk(model, nn.CrossEntropyLoss(), [raw]).evaluate()["loss"].value == pytest.approx(expected)
+
+
+def test_hugging_face_style_output_and_labels():
+    class Output(dict):
+        __getattr__ = dict.get
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, labels: Tensor) -> Output:
+            logits = self.net(x)
+            return Output(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+    model, x, y = Model(), torch.randn(6, 4), torch.randint(0, 3, (6,))
+    expected = model(x, y).loss.item()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [{"x": x, "labels": y}])
+    assert risk.evaluate()["loss"].value == pytest.approx(expected)
+    own = EmpiricalRisk(model, batches=[(x, y)], evaluate=lambda m, b: {"loss": (m(b.input, b.target).loss * 6, 6)})
+    assert own.evaluate()["loss"].value == pytest.approx(expected)
+
+
+def test_a_shuffled_loader_is_read_in_order_and_a_subset_is_fixed():
+    x, y = data(50)
+    loader = DataLoader(TensorDataset(x, y), batch_size=8, shuffle=True)
+    risk = EmpiricalRisk(Net(), nn.CrossEntropyLoss(), loader, resident=False)
+    seen = torch.cat([b.input for b in risk.batches()])
+    assert torch.equal(seen, x)
+    subsets = [
+        torch.cat([b.input for b in EmpiricalRisk(Net(), nn.CrossEntropyLoss(), source, samples=13, seed=3).batches()])
+        for source in (loader, [(x[:31], y[:31]), (x[31:], y[31:])])
+    ]
+    assert subsets[0].shape[0] == 13
+    assert torch.equal(*subsets)
+    other = EmpiricalRisk(Net(), nn.CrossEntropyLoss(), loader, samples=13, seed=4)
+    assert not torch.equal(subsets[0], torch.cat([b.input for b in other.batches()]))
+    assert risk.data_fingerprint() != other.data_fingerprint()
+
+
+def test_batch_norm_modes_differ_and_restore():
+    model = Net().train()
+    model.norm.running_mean.fill_(0.3)
+    model.norm.num_batches_tracked.fill_(7)
+    x, y = data()
+    before = state_of(model)
+    values = {
+        mode: EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x[:12], y[:12]), (x[12:], y[12:])], batch_norm=mode)
+        .evaluate()["loss"]
+        .value
+        for mode in ("running", "batch", "recalibrated")
+    }
+    assert len(set(values.values())) == 3
+    assert same_bits(before, state_of(model))
+    assert model.training and model.norm.training and model.norm.momentum == 0.1
+    twin = copy.deepcopy(model).train()
+    expected = sum(nn.functional.cross_entropy(twin(x[s]), y[s], reduction="sum") for s in (slice(12), slice(12, 20)))
+    assert values["batch"] == pytest.approx(expected.item() / 20, rel=1e-6)
+    torch.optim.swa_utils.update_bn([(x[:12],), (x[12:],)], twin)
+    expected = nn.functional.cross_entropy(twin.eval()(x), y).item()
+    assert values["recalibrated"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradient_is_exact_for_ragged_batches_and_zero_for_unused():
+    model, (x, y) = Net().double(), data()
+    x = x.double()
+    weight = torch.tensor([1.0, 5.0, 0.2], dtype=torch.float64)
+    loss = nn.CrossEntropyLoss(weight=weight)
+    risk = EmpiricalRisk(model, loss, [(x[:19], y[:19]), (x[19:], y[19:])])
+    gradient = risk.gradient()
+    twin = copy.deepcopy(model).eval()
+    loss(twin(x), y).backward()
+    for name, parameter in twin.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert torch.allclose(gradient[name], expected, rtol=1e-12, atol=1e-14), name
+    assert not gradient["unused.weight"].any()
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_everything_is_restored_even_after_an_exception(fail):
+    model, (x, y) = Net(dropout=0.5).train(), data()
+    model.conv.eval()
+    model.unused.weight.requires_grad_(False)
+    model(x).sum().backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    copies = {n: None if g is None else g.clone() for n, g in gradients.items()}
+    before, flags = state_of(model), [m.training for m in model.modules()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    states = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())
+
+    def metric(output: Tensor, batch: Batch) -> Tensor:
+        torch.rand(3), random.random(), np.random.rand()
+        next(model.parameters()).requires_grad_(False)
+        if fail:
+            raise RuntimeError("the user's metric fails")
+        return output[:, 0]
+
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)], metrics={"first": metric}, batch_norm="batch")
+    if fail:
+        with pytest.raises(RuntimeError, match="user's metric"):
+            risk.evaluate()
+    else:
+        assert set(risk.evaluate()) == {"loss", "accuracy", "first"}
+    assert same_bits(before, state_of(model))
+    assert flags == [m.training for m in model.modules()]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is gradients[name]
+        assert copies[name] is None or torch.equal(copies[name], parameter.grad)
+        assert parameter.requires_grad == (name != "unused.weight")
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all()
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+def test_dropout_that_ignores_the_mode_is_found():
+    class Always(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(64, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(nn.functional.dropout(x.flatten(1), 0.5, training=True))
+
+    x, y = data()
+    with pytest.raises(NotDeterministic, match="evaluation mode"):
+        EmpiricalRisk(Always(), nn.CrossEntropyLoss(), [(x, y)]).check_deterministic()
+    EmpiricalRisk(Net(dropout=0.5).train(), nn.CrossEntropyLoss(), [(x, y)]).check_deterministic()
+
+
+def test_data_that_change_between_passes_are_found():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from zip(*data(8), strict=True)
+
+    with pytest.raises(NotDeterministic, match="between two passes"):
+        EmpiricalRisk(Net(), nn.CrossEntropyLoss(), DataLoader(Stream(), batch_size=4)).check_deterministic()
+
+
+def test_an_iterator_is_read_once_and_kept():
+    x, y = data()
+    risk = EmpiricalRisk(Net(), nn.CrossEntropyLoss(), iter([(x, y)]), resident=False)
+    assert risk.evaluate() == risk.evaluate()
+
+
+def test_compiled_and_wrapped_models_are_looked_through():
+    model = Net()
+    risk = EmpiricalRisk(torch.compile(model), nn.CrossEntropyLoss(), [data()])
+    assert risk.model is model
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": None}, "`loss` must be given"),
+        ({"batches": None}, "`batches` must be given"),
+        ({"batch_norm": "train"}, "`batch_norm` must be"),
+        ({"samples": 0}, "`samples` must be at least 1"),
+        ({"samples": 21}, "must not exceed the 20 samples"),
+        ({"model": "resnet"}, "`model` must be a torch.nn.Module"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    good = {"model": Net(), "loss": nn.CrossEntropyLoss(), "batches": [data()]}
+    with pytest.raises(InputError, match=message):
+        EmpiricalRisk(**{**good, **arguments})
+
+
+@pytest.mark.parametrize("batches", [[], [{1, 2}], [(1, 2, 3, 4)]], ids=["none", "set", "four"])
+def test_bad_batches_are_named(batches):
+    with pytest.raises(InputError, match="`batches`"):
+        EmpiricalRisk(Net(), nn.CrossEntropyLoss(), batches).evaluate()
