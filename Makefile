@@ -1,0 +1,56 @@
+# Every command makes its own virtual environment (.venv) and installs from constraints.txt; a second run reuses it.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# OpenMP teams that spin while they wait slow each other down many times; this must be set before torch is imported.
+export OMP_WAIT_POLICY := passive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test slow check docs bench clean
+
+help: ## Show the commands
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.demo ## Train two networks, survey them and write runs/demo/report.html
+	$(BIN)/lowland demo
+
+test: $(VENV)/.dev ## Run the tests (minutes)
+	$(BIN)/pytest
+
+slow: $(VENV)/.dev ## Run the tests that take longer
+	$(BIN)/pytest -m "slow and not gpu"
+
+check: $(VENV)/.dev ## Check style, types, layers and the examples in docstrings
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules src -n 2
+
+docs: $(VENV)/.docs ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev ## Run the benchmarks; each prints one table and stores it under benchmarks/results
+	@for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[data]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[data,dev,hdf5,hf,lightning]"
+	# curvlinops asks for torchvision without importing it: install it and what it really uses by name
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch linear_operator jaxtyping wadler_lindig einops einconv opt_einsum tqdm
+	touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
