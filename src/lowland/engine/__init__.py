@@ -1,0 +1,7 @@
+"""Where points are computed: the task contract, and the engines that fulfil it."""
+
+from lowland.engine.base import Engine, Event, OnEvent, Point, Row, Task
+from lowland.engine.select import ENGINES, select
+from lowland.engine.serial import Serial
+
+__all__ = ["ENGINES", "Engine", "Event", "OnEvent", "Point", "Row", "Serial", "Task", "select"]

@@ -1,0 +1,212 @@
+"""The contract between what is computed and where: tasks, points, rows, events, and the abstract engine.
+
+A task is placed once per worker and then turns points into rows. An engine decides where that happens and in which
+order; it never changes what a row holds. The contract is meant for a process pool and a cluster as much as for the
+loop in `lowland.engine.serial`: tasks, points and rows can be pickled, and rows hold plain numbers and arrays.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from lowland.core.errors import InputError
+
+__all__ = ["Engine", "Event", "OnEvent", "Point", "Row", "Task", "run_chunk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One thing to compute.
+
+    Args:
+        index: Its number in the whole survey; rows carry it back.
+        coordinates: Where it lies, one number per axis.
+        group: Which of several planes or lines it belongs to. Default 0.
+        parent: Index of the point whose row is handed to it as a warm start, or None. It is fixed by the grid, never
+            by who finishes first.
+    """
+
+    index: int
+    coordinates: tuple[float, ...]
+    group: int = 0
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one point gave.
+
+    Args:
+        index: The point's number.
+        values: Measured numbers by name.
+        carry: Arrays by name that its children get as a warm start.
+        error: Why it failed, or ``""``; values are empty then.
+    """
+
+    index: int
+    values: Mapping[str, float]
+    carry: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the point could not be computed."""
+        return self.error != ""
+
+
+class Task(Protocol):
+    """What an engine runs; it can be pickled."""
+
+    def placed(self) -> AbstractContextManager[Any]:
+        """Set up whatever the points share; entered once per worker, left when its work is done or broken off."""
+
+    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> Sequence[Row]:
+        """Compute points.
+
+        Args:
+            context: What `placed` yielded.
+            points: The points, computed together.
+            parents: The row of each point's parent; None where it has none or its parent failed.
+
+        Returns:
+            One row per point, in their order.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What an engine tells while it runs; the CLI turns it into a progress bar.
+
+    Args:
+        kind: ``"started"`` once, ``"rows"`` after finished points, ``"failed"`` for each that failed, ``"done"`` once.
+        done: Points finished so far, failed ones and those of earlier runs among them.
+        total: Points of the whole survey.
+        elapsed: Seconds since the start of this run.
+        remaining: Estimated seconds left; None while nothing is known.
+        rate: Points per second of this run; 0 before the first.
+        message: Why a point failed, or ``""``.
+
+    Example:
+        >>> Event("rows", done=5, total=10, elapsed=2.0, remaining=2.0, rate=2.5).total
+        10
+    """
+
+    kind: Literal["started", "rows", "failed", "done"]
+    done: int
+    total: int
+    elapsed: float = 0.0
+    remaining: float | None = None
+    rate: float = 0.0
+    message: str = ""
+
+
+OnEvent: TypeAlias = Callable[[Event], None]
+"""Receives every event, in the process of the driver."""
+
+
+class Engine(ABC):
+    """Runs a task over points."""
+
+    name: str
+    """As the user typed it, such as ``"serial"``."""
+
+    def run(
+        self,
+        task: Task,
+        points: Sequence[Point],
+        *,
+        chunk: int = 1,
+        known: Mapping[int, Row] | None = None,
+        seconds_per_point: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Generator[list[Row]]:
+        """Compute all points and yield rows as they finish.
+
+        A point that raises gives a failed row with the text of the error and leaves the others alone;
+        `KeyboardInterrupt` passes through after the task has put back what it changed.
+
+        Args:
+            task: What to do.
+            points: The points still to be computed; a parent stands before its children or in ``known``.
+            chunk: Most points handed out together.
+            known: Rows of an earlier run by index.
+            seconds_per_point: What a point is expected to take, for the first estimate of the time left.
+            on_event: Called with every event.
+
+        Yields:
+            Finished rows; each point once.
+
+        Raises:
+            InputError: If ``chunk`` is below 1 or a parent is neither known nor stands before its child.
+        """
+        known = dict(known or {})
+        _check(points, chunk, known)
+        tell = on_event or (lambda event: None)
+        start, finished, before, total = time.monotonic(), 0, len(known), len(points) + len(known)
+        guess = None if seconds_per_point is None else seconds_per_point * len(points)
+        tell(Event("started", before, total, 0.0, guess))
+        for rows in self._rows(task, points, chunk, known):
+            yield rows  # the reader has stored them before they are announced
+            finished += len(rows)
+            elapsed = max(time.monotonic() - start, 1e-9)
+            rate = finished / elapsed
+            state = (before + finished, total, elapsed, (len(points) - finished) / rate, rate)
+            for row in rows:
+                if row.failed:
+                    tell(Event("failed", *state, row.error))
+            tell(Event("rows", *state))
+        elapsed = max(time.monotonic() - start, 1e-9)
+        tell(Event("done", before + finished, total, elapsed, 0.0, finished / elapsed))
+
+    @abstractmethod
+    def _rows(self, task: Task, points: Sequence[Point], chunk: int, known: dict[int, Row]) -> Iterator[list[Row]]:
+        """Yield the rows of all points; ``known`` may be extended with finished rows that are parents."""
+
+
+def run_chunk(task: Task, context: Any, points: Sequence[Point], known: Mapping[int, Row]) -> list[Row]:
+    """Compute one chunk; when it raises, compute its points one by one to find those that fail.
+
+    Args:
+        task: What to do.
+        context: What the task's ``placed`` yielded.
+        points: The chunk.
+        known: Rows of the parents by index.
+
+    Returns:
+        One row per point.
+    """
+    parents = [_parent(point, known) for point in points]
+    try:
+        return list(task(context, points, parents))
+    except Exception as error:  # whatever the user's own metric raises: it belongs to the point, not to the survey
+        if len(points) == 1:
+            return [Row(points[0].index, {}, error=_text(error))]
+    return [row for point in points for row in run_chunk(task, context, [point], known)]
+
+
+def _parent(point: Point, known: Mapping[int, Row]) -> Row | None:
+    row = None if point.parent is None else known.get(point.parent)
+    return None if row is None or row.failed else row
+
+
+def _text(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text[:200]
+
+
+def _check(points: Sequence[Point], chunk: int, known: Mapping[int, Row]) -> None:
+    if chunk < 1:
+        raise InputError("chunk", "must be at least 1", chunk)
+    seen = set(known)
+    for point in points:
+        if point.parent is not None and point.parent not in seen:
+            raise InputError("points", "must name a parent after it has been computed", point)
+        if point.index in seen:
+            raise InputError("points", "must name every index once", point.index)
+        seen.add(point.index)
