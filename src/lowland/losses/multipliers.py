@@ -1,0 +1,109 @@
+"""What LLR did, step by step, and the same done without it: the arms that a fair comparison needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Multipliers"]
+
+
+class Multipliers:
+    """The losses met and the gradient multipliers used, one per clean training pass, with their epochs.
+
+    Entries stay on the device until the epoch ends, so that recording needs no synchronisation.
+
+    Example:
+        >>> recorded = Multipliers()
+        >>> recorded.append(0, torch.tensor(2.0), torch.tensor(0.25))
+        >>> recorded.append(0, torch.tensor(1.0), torch.tensor(0.75))
+        >>> recorded.epoch_means()
+        {0: 0.5}
+    """
+
+    def __init__(self) -> None:
+        self._epochs: list[int] = []
+        self._losses: list[float] = []
+        self._values: list[float] = []
+        self._pending: list[tuple[int, Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._epochs) + len(self._pending)
+
+    def append(self, epoch: int, loss: Tensor, multiplier: Tensor) -> None:
+        """Add one pass.
+
+        Args:
+            epoch: Its epoch.
+            loss: The plain batch-mean loss, a detached scalar.
+            multiplier: The factor of its gradient, a detached scalar.
+        """
+        self._pending.append((epoch, loss, multiplier))
+
+    def settle(self) -> None:
+        """Read what is still on the device."""
+        if not self._pending:
+            return
+        numbers = torch.stack(
+            [torch.stack([loss.double(), value.double()]) for _, loss, value in self._pending]
+        ).tolist()
+        self._epochs += [epoch for epoch, _, _ in self._pending]
+        self._losses += [pair[0] for pair in numbers]
+        self._values += [pair[1] for pair in numbers]
+        self._pending = []
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epoch of every pass."""
+        self.settle()
+        return self._epochs
+
+    @property
+    def losses(self) -> list[float]:
+        """The plain loss of every pass."""
+        self.settle()
+        return self._losses
+
+    @property
+    def values(self) -> list[float]:
+        """The multiplier of every pass."""
+        self.settle()
+        return self._values
+
+    def epoch_means(self) -> dict[int, float]:
+        """Return the mean multiplier of every epoch.
+
+        Returns:
+            Epoch -> mean.
+        """
+        grouped: dict[int, list[float]] = {}
+        for epoch, value in zip(self.epochs, self.values, strict=True):
+            grouped.setdefault(epoch, []).append(value)
+        return {epoch: sum(values) / len(values) for epoch, values in grouped.items()}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Return the record as plain lists.
+
+        Returns:
+            ``epochs``, ``losses``, ``values``.
+        """
+        return {"epochs": list(self.epochs), "losses": list(self.losses), "values": list(self.values)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Multipliers:
+        """Make a record from what `state_dict` returned.
+
+        Args:
+            state: The three lists.
+
+        Returns:
+            A new record.
+        """
+        record = cls()
+        record._epochs = [int(epoch) for epoch in state["epochs"]]
+        record._losses = [float(loss) for loss in state["losses"]]
+        record._values = [float(value) for value in state["values"]]
+        return record
