@@ -1,0 +1,1 @@
+"""The command line: ``lowland COMMAND``; one file per command, heavy imports inside the commands."""

@@ -1,0 +1,43 @@
+"""``lowland fit``: train one network into a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lowland.cli.output import Output, command_arguments
+from lowland.spec import FitSpec, parse
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What stood after ``lowland fit``; words before the first flag are the folder.
+
+    Returns:
+        The exit code.
+    """
+    words = command_arguments(arguments, "folder")
+    spec, flags = parse(FitSpec, words, "lowland fit", quiet=False, json=False)
+    from lowland.spec.runs import fit_run
+
+    output = Output(quiet=flags["quiet"], as_json=flags["json"])
+    with output:
+        folder = fit_run(spec, on_event=output.progress(f"training {spec.folder}"))
+    result = folder.result()
+    test, chosen = result["test"], result["chosen"]
+    table = [["epoch", "train loss", "validation accuracy", "test accuracy", "test loss", "passes", "seconds"]]
+    table.append(
+        [
+            f"{result['epoch']}", f"{chosen['train_loss']:.4f}", _share(chosen.get("validation_accuracy")),
+            _share(test.get("accuracy")), f"{test['loss']:.4f}", f"{result['passes']}", f"{result['seconds']:.1f}",
+        ]
+    )  # fmt: skip
+    output.result({"folder": spec.folder, **result}, [f"Run: {spec.folder}"], table)
+    return 0
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"

@@ -1,0 +1,142 @@
+"""What a command shows: progress bars with time left, plain lines without a terminal, tables, JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lowland.engine import Event
+
+__all__ = ["Output", "command_arguments"]
+
+_LINE_EVERY = 10.0
+"""Seconds between progress lines where there is no terminal."""
+
+
+class Output:
+    """Progress to standard error, results to standard output.
+
+    Args:
+        quiet: Print nothing but errors.
+        as_json: Print the result as one JSON document, and progress not at all.
+    """
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet, self.as_json = quiet or as_json, as_json
+        self._silent = quiet
+        self._console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._said = 0.0
+
+    def __enter__(self) -> Output:
+        if not self.quiet and self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("{task.fields[left]}"),
+            )  # fmt: skip
+            self._progress = Progress(*columns, console=self._console, transient=False)
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def progress(self, label: str) -> Callable[[Event], None]:
+        """Return a receiver of events that shows them under a label.
+
+        Args:
+            label: What is going on.
+
+        Returns:
+            To be handed to whatever emits events.
+        """
+
+        def receive(event: Event) -> None:
+            if self.quiet:
+                return
+            left = "" if event.remaining is None else f"{_clock(event.remaining)} left"
+            if event.kind == "failed":
+                self.note(f"{label}: a point failed: {event.message}")
+            if self._progress is not None:
+                if label not in self._tasks:
+                    self._tasks[label] = self._progress.add_task(label, total=event.total, left="")
+                shown = left if event.kind != "done" else ""
+                self._progress.update(self._tasks[label], completed=event.done, total=event.total, left=shown)
+            elif event.kind == "done" or time.monotonic() - self._said > _LINE_EVERY:
+                self._said = time.monotonic()
+                self.note(f"{label}: {event.done}/{event.total}" + (f", {left}" if left else ""))
+
+        return receive
+
+    def note(self, text: str) -> None:
+        """Print a line for people, to standard error.
+
+        Args:
+            text: The line.
+        """
+        if not self.quiet:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def result(self, result: dict[str, Any], lines: Sequence[str] = (), table: Sequence[Sequence[str]] = ()) -> None:
+        """Print the result to standard output: as JSON, or as a table and lines.
+
+        Args:
+            result: Plain values.
+            lines: What people read instead.
+            table: Rows of a table for people; the first one is its head.
+        """
+        if self._silent:
+            return
+        if self.as_json:
+            print(json.dumps(result, indent=2, sort_keys=True, default=str))
+            return
+        if table:
+            shown = Table(*table[0], show_edge=False, pad_edge=False)
+            for row in table[1:]:
+                shown.add_row(*row)
+            width = None if sys.stdout.isatty() else 200
+            Console(width=width, soft_wrap=width is not None).print(shown)
+        for line in lines:
+            print(line)
+
+
+def command_arguments(arguments: Sequence[str], field: str) -> list[str]:
+    """Let the words before the first flag stand for a field: ``surface runs/a`` is ``surface --run runs/a``.
+
+    Args:
+        arguments: What stood after the command.
+        field: The field; if it ends in "s" it takes all those words as a list, else the first.
+
+    Returns:
+        Arguments with flags only.
+
+    Example:
+        >>> command_arguments(["runs/a", "--seed", "1"], "run")
+        ['--run', 'runs/a', '--seed', '1']
+    """
+    words = list(arguments)
+    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    if count == 0:
+        return words
+    if field.endswith("s"):
+        return [f"--{field}", json.dumps(words[:count]), *words[count:]]
+    return [f"--{field}", *words]
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,166 @@
+"""Where names become objects: models, data, optimizers, losses and schedules from their specs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowland import data, losses, models, optim
+from lowland.core.errors import InputError
+from lowland.core.names import import_path, unknown
+from lowland.spec.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
+from lowland.training import Schedule
+
+__all__ = ["build_data", "build_loss", "build_model", "build_optimizer", "build_schedule", "methods"]
+
+
+def methods(room: Any, base: type[Any]) -> dict[str, type[Any]]:
+    """Return the methods that a room offers, by their name in a spec (lower case).
+
+    Args:
+        room: A package, such as `lowland.optim`.
+        base: The class they all are.
+
+    Returns:
+        Name -> class.
+    """
+    found = {name: getattr(room, name) for name in room.__all__}
+    return {
+        name.lower(): kind
+        for name, kind in found.items()
+        if inspect.isclass(kind) and issubclass(kind, base) and not inspect.isabstract(kind)
+    }
+
+
+def build_data(spec: DataSpec) -> data.DataSplits:
+    """Load the data of a spec.
+
+    Args:
+        spec: Name and options.
+
+    Returns:
+        Its parts.
+    """
+    return data.load(spec.name, **spec.options)
+
+
+def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Module:
+    """Build the network of a spec; classes and channels follow from the data where the network takes them.
+
+    Args:
+        spec: Name and options.
+        splits: The data.
+        seed: Seed of the initial weights.
+
+    Returns:
+        The network.
+    """
+    follows = {"classes": splits.classes, "channels": splits.shape[0] if splits.shape else None}
+    accepted = models.MODELS[spec.name] if spec.name in models.MODELS else import_path("model.name", spec.name) \
+        if ":" in spec.name else None  # fmt: skip
+    if accepted is None:
+        raise unknown("model.name", spec.name, models.MODELS)
+    try:
+        known = inspect.signature(accepted).parameters
+    except ValueError:
+        known = {}  # type: ignore[assignment]
+    options = {name: value for name, value in follows.items() if name in known and value is not None}
+    return models.create(spec.name, seed=seed, **{**options, **spec.options})
+
+
+def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer of a spec, with its method around it.
+
+    Args:
+        spec: Optimizer and method.
+        model: The network to train.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        InputError: If the method or one of its options is unknown.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate, decay = spec.learning_rate, spec.weight_decay
+    base: torch.optim.Optimizer
+    if spec.name == "sgd":
+        base = torch.optim.SGD(
+            parameters, lr=rate, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=decay
+        )
+    else:
+        kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
+        base = kind(parameters, lr=rate, weight_decay=decay)
+    if spec.method == "none":
+        _no_options("optimizer.options", spec.options)
+        return base
+    known = methods(optim, torch.optim.Optimizer)
+    if spec.method not in known:
+        raise unknown("optimizer.method", spec.method, ["none", *known])
+    wrapped: torch.optim.Optimizer = _call("optimizer.options", known[spec.method], base, spec.options)
+    return wrapped
+
+
+def build_loss(spec: LossSpec) -> Any:
+    """Build the loss of a spec, with its method around it.
+
+    Args:
+        spec: Loss and method.
+
+    Returns:
+        A torch loss, a function, or one of Lowland's losses.
+
+    Raises:
+        InputError: If the loss, the method or one of its options is unknown.
+    """
+    criterion: Any
+    if spec.name == "cross_entropy":
+        if not 0 <= spec.label_smoothing < 1:
+            raise InputError("loss.label_smoothing", "must be in [0, 1)", spec.label_smoothing)
+        criterion = nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing)
+    elif spec.name == "mse":
+        criterion = nn.MSELoss()
+    elif ":" in spec.name:
+        criterion = import_path("loss.name", spec.name)
+        criterion = criterion() if inspect.isclass(criterion) else criterion
+    else:
+        raise unknown("loss.name", spec.name, ["cross_entropy", "mse"])
+    if spec.method == "none":
+        _no_options("loss.options", spec.options)
+        return criterion
+    known = methods(losses, losses.TrainingLoss)
+    if spec.method not in known:
+        raise unknown("loss.method", spec.method, ["none", *known])
+    return _call("loss.options", known[spec.method], criterion, spec.options)
+
+
+def build_schedule(spec: ScheduleSpec) -> Schedule:
+    """Build the learning-rate schedule of a spec.
+
+    Args:
+        spec: Kind and numbers.
+
+    Returns:
+        The schedule.
+    """
+    return Schedule(
+        spec.kind, warmup=spec.warmup, milestones=tuple(spec.milestones), factor=spec.factor, floor=spec.floor
+    )
+
+
+def _no_options(argument: str, options: dict[str, Any]) -> None:
+    if options:
+        raise InputError(argument, 'must be empty while the method is "none"', options)
+
+
+def _call(argument: str, kind: type[Any], first: Any, options: dict[str, Any]) -> Any:
+    signature = inspect.signature(kind)
+    try:
+        signature.bind(first, **options)
+    except TypeError as error:
+        known = ", ".join(list(signature.parameters)[1:])
+        raise InputError(argument, f"must fit {kind.__name__} ({error})", options, f"known: {known}") from error
+    return kind(first, **options)

@@ -1,0 +1,149 @@
+"""The folder of a run: where things are, and how a finished run becomes objects again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lowland.core.errors import CheckpointError, InputError
+from lowland.spec.parse import from_yaml, to_yaml
+from lowland.spec.specs import FitSpec, RiskSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lowland.core.risk import EmpiricalRisk
+    from lowland.data import DataSplits
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """A run on disk: ``spec.yaml metrics.csv result.json checkpoints/ snapshots/ surfaces/ curvature/``.
+
+    Args:
+        path: The folder; it must hold a run's ``spec.yaml``.
+
+    Raises:
+        InputError: If the folder does not exist or is not a run's.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise InputError("run", "must be the folder of a run", str(path), "make one with `lowland fit`")
+        if not (self.path / "spec.yaml").is_file():
+            raise InputError("run", "must hold the spec.yaml of a run", str(path), "make one with `lowland fit`")
+        self.spec: FitSpec = from_yaml(FitSpec, self.path / "spec.yaml")
+
+    @classmethod
+    def create(cls, spec: FitSpec) -> RunFolder:
+        """Make the folder of a run, or open it if it holds the same run.
+
+        Args:
+            spec: The run; the spec is written to ``spec.yaml``.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: If the path holds something else, or a run of another spec.
+        """
+        path = Path(spec.folder)
+        text = to_yaml(spec)
+        file = path / "spec.yaml"
+        if file.is_file():
+            known = from_yaml(FitSpec, file)
+            known.folder = spec.folder  # a folder that was moved is still the same run
+            if known != spec:
+                raise InputError("folder", "holds a run of another spec", str(path), "choose another --folder")
+            return cls(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError("folder", "must be new, empty or the folder of this run", str(path))
+        path.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        return cls(path)
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended."""
+        return (self.path / "result.json").is_file()
+
+    def result(self) -> dict[str, Any]:
+        """Read the outcome of training.
+
+        Returns:
+            What ``result.json`` holds.
+
+        Raises:
+            InputError: If training has not ended.
+        """
+        if not self.finished:
+            raise InputError("run", "must be finished", str(self.path), "go on with `lowland fit`")
+        found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        return found
+
+    def data(self) -> DataSplits:
+        """Load the run's data.
+
+        Returns:
+            Its parts.
+        """
+        from lowland.spec.build import build_data
+
+        return build_data(self.spec.data)
+
+    def model(self, splits: DataSplits, weights: Literal["best", "last", "initial"] = "best") -> nn.Module:
+        """Build the run's network with its initial or trained weights.
+
+        Args:
+            splits: The run's data.
+            weights: Which weights.
+
+        Returns:
+            The network in evaluation mode, on the CPU.
+
+        Raises:
+            InputError: If there is no checkpoint yet.
+            CheckpointError: If the checkpoint is damaged or does not fit.
+        """
+        from lowland.spec.build import build_model
+        from lowland.training import CheckpointFolder
+
+        model = build_model(self.spec.model, splits, seed=self.spec.seed)
+        if weights != "initial":
+            found = CheckpointFolder(self.path).load()
+            if found is None:
+                raise InputError("run", "must hold a checkpoint", str(self.path), "go on with `lowland fit`")
+            last, _, best = found
+            try:
+                model.load_state_dict(last if weights == "last" or best is None else best)
+            except RuntimeError as error:
+                text = " ".join(str(error).split())
+                raise CheckpointError(f"the checkpoint in {self.path} does not fit the model: {text}") from error
+        return model.eval()
+
+    def risk(self, spec: RiskSpec) -> EmpiricalRisk:
+        """Make the risk that is measured on this run's weights.
+
+        Args:
+            spec: Weights, data and batch-norm mode.
+
+        Returns:
+            The risk of the plain criterion (methods wrapped around the loss are for training).
+        """
+        from lowland.core.risk import EmpiricalRisk
+        from lowland.spec.build import build_loss
+
+        splits = self.data()
+        model = self.model(splits, spec.weights)
+        loss = build_loss(self.spec.loss)
+        criterion = getattr(loss, "criterion", loss)
+        while hasattr(criterion, "criterion"):
+            criterion = criterion.criterion
+        part = getattr(splits, spec.split)
+        batches = list(part.batches(spec.batch_size)) if hasattr(part, "batches") else part
+        return EmpiricalRisk(
+            model, criterion, batches, batch_norm=spec.batch_norm, samples=spec.samples, seed=spec.seed
+        )

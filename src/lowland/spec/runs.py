@@ -1,0 +1,88 @@
+"""From a spec to a result on disk: train, survey, project, measure. The commands and studies call these."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from lowland.engine import Event
+from lowland.spec.build import build_data, build_loss, build_model, build_optimizer, build_schedule
+from lowland.spec.folder import RunFolder
+from lowland.spec.specs import FitSpec
+from lowland.training import Hook, Run, Snapshots, fit
+
+__all__ = ["OnEvent", "fit_run"]
+
+OnEvent: TypeAlias = Callable[[Event], None]
+
+
+class Announce(Hook):
+    """Tells the progress of training as events, so that no room below shows bars.
+
+    Args:
+        on_event: Receives the events.
+    """
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._receive = on_event or (lambda event: None)
+        self._started, self._first = 0.0, 0
+
+    def on_fit_start(self, run: Run) -> None:
+        """Start the clock.
+
+        Args:
+            run: The run.
+        """
+        self._started, self._first = time.monotonic(), run.step
+        self._receive(Event("started", run.step, run.epochs * run.steps_per_epoch))
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Tell how far it is.
+
+        Args:
+            run: The run.
+        """
+        self._tell("rows", run)
+
+    def on_fit_end(self, run: Run) -> None:
+        """Tell that it is done.
+
+        Args:
+            run: The run.
+        """
+        self._tell("done", run)
+
+    def _tell(self, kind: Any, run: Run) -> None:
+        elapsed, total = time.monotonic() - self._started, run.epochs * run.steps_per_epoch
+        rate = (run.step - self._first) / elapsed if elapsed > 0 else 0.0
+        left = (total - run.step) / rate if rate > 0 else None
+        self._receive(Event(kind, run.step, total, elapsed, left, rate))
+
+
+def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
+    """Train one network into its run folder; an interrupted run goes on, a finished one is left as it is.
+
+    Args:
+        spec: The run.
+        on_event: Receives the progress.
+
+    Returns:
+        The folder.
+    """
+    splits = build_data(spec.data)  # everything is built before anything is written, so that bad input leaves no trace
+    model = build_model(spec.model, splits, seed=spec.seed)
+    optimizer = build_optimizer(spec.optimizer, model)
+    loss, schedule = build_loss(spec.loss), build_schedule(spec.schedule)
+    hooks: list[Hook] = []
+    if spec.snapshots_every_epochs is not None:
+        hooks.append(Snapshots(every_epochs=spec.snapshots_every_epochs, dtype=spec.snapshot_dtype))
+    hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
+    folder = RunFolder.create(spec)
+    fit(
+        model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
+        schedule=schedule, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
+        checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision, accelerator=spec.accelerator,
+        devices=spec.devices,
+    )  # fmt: skip
+    return folder
