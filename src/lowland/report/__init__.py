@@ -1,0 +1,38 @@
+"""The report: one HTML file about any number of runs, that opens offline.
+
+``write(build([read_run("runs/sgd"), read_run("runs/sam")]), "report.html")`` is the whole of ``lowland report``.
+"""
+
+from __future__ import annotations
+
+from lowland.report.build import build
+from lowland.report.html import render, write
+from lowland.report.runs import Run, read_run
+from lowland.report.sections import (
+    Box,
+    Details,
+    Figure,
+    Gallery,
+    Listing,
+    Paragraph,
+    Report,
+    Section,
+    Table,
+)
+
+__all__ = [
+    "Box",
+    "Details",
+    "Figure",
+    "Gallery",
+    "Listing",
+    "Paragraph",
+    "Report",
+    "Run",
+    "Section",
+    "Table",
+    "build",
+    "read_run",
+    "render",
+    "write",
+]

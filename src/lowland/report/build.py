@@ -1,0 +1,121 @@
+"""From runs to a report: which sections there are, and what cannot be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import lowland
+from lowland.core.errors import InputError
+from lowland.report.comparison import comparison_section
+from lowland.report.curvature import comparable, curvature_section, scalar
+from lowland.report.dynamics import training_section, trajectories_section
+from lowland.report.landscapes import landscapes_section
+from lowland.report.runs import Run, final_curvature
+from lowland.report.sections import Block, Details, Listing, Paragraph, Report, Section
+
+__all__ = ["build", "settings_section"]
+
+
+def build(
+    runs: Sequence[Run],
+    *,
+    title: str = "Lowland report",
+    lead: Sequence[str] = (),
+    baseline: str | None = None,
+    extra: Sequence[Section] = (),
+    allow_mixed: bool = False,
+    date: str | None = None,
+) -> Report:
+    """Build the report of any number of runs; sections appear only for what the runs contain.
+
+    Args:
+        runs: The runs; the first one's method is the baseline unless another is named.
+        title: Title of the report.
+        lead: First paragraphs.
+        baseline: Method that differences and ratios are against.
+        extra: Further sections, put before the settings.
+        allow_mixed: Accept runs of different data or loss, and mark the report.
+        date: Date in the footer; None for today, "" for none (then the same runs give the same file).
+
+    Returns:
+        The report, for `html.write`.
+
+    Raises:
+        InputError: If there is no run, two share a name, or they differ in data or loss without ``allow_mixed``.
+    """
+    if not runs:
+        raise InputError("runs", "must name at least one run")
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        raise InputError("runs", "must have different names", names)
+    mixed = [what for what in ("data", "loss") if len({getattr(r, what) for r in runs if getattr(r, what)}) > 1]
+    if mixed and not allow_mixed:
+        kinds = sorted({str(getattr(run, what)) for what in mixed for run in runs})
+        raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds,
+                         "compare them all the same with --allow-mixed, which marks the report")  # fmt: skip
+    found = (
+        comparison_section(runs, baseline=baseline),
+        training_section(runs),
+        landscapes_section(runs),
+        trajectories_section(runs),
+        curvature_section(runs),
+    )
+    sections = [section for section in found if section is not None]
+    sections += [*extra, _limits_section(runs, mixed), settings_section(runs)]
+    day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
+    footer = f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."
+    return Report(title, tuple(lead), tuple(sections), tuple(names) if len(names) > 1 else (), footer)
+
+
+def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
+    limits = [f"The runs differ in their {what}: no number here compares them fairly." for what in mixed]
+    measured = [result for run in runs if (result := final_curvature(run)) is not None]
+    for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
+        values = {str(result.attrs[key]) for result in measured if key in result.attrs}
+        if len(values) > 1:
+            limits.append(f"Curvature was measured with different {words} ({', '.join(sorted(values))}).")
+    if len(measured) > 1 and not comparable([scalar(result, "train_loss") for result in measured]):
+        limits.append("Curvature at the end of training is not comparable: the train losses differ too much.")
+    surfaces = [surface for run in runs for surface in run.surfaces.values()]
+    for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
+        values = {str(surface.attrs[key]) for surface in surfaces if key in surface.attrs}
+        if len(values) > 1:
+            limits.append(f"Surfaces were measured with different {words} ({', '.join(sorted(values))}).")
+    limits += [
+        "A random plane is one draw: single directions differ by tens of per cent in curvature. The filter-weighted "
+        "trace is the mean over all of them.",
+        "Filter normalisation does not make surfaces comparable when single units are rescaled, nor between "
+        "architectures.",
+        "Sharpness is no proof of generalisation; both are shown side by side, not as cause and effect.",
+    ]
+    return Section("What cannot be compared", tuple(Paragraph(text) for text in limits))
+
+
+def settings_section(runs: Sequence[Run]) -> Section:
+    """Build the section with everything needed to repeat the runs.
+
+    Args:
+        runs: The runs.
+
+    Returns:
+        The section: spec, seed and recipes of each run, folded.
+    """
+    blocks: list[Block] = [
+        Paragraph("Each run can be repeated from its spec, each point of a surface from its recipe.")
+    ]
+    for run in runs:
+        inner: list[Paragraph | Listing] = []
+        if run.folder:
+            inner.append(Paragraph(f"Folder: {run.folder}"))
+        if run.seed is not None:
+            inner.append(Paragraph(f"Seed: {run.seed}"))
+        if run.spec:
+            inner.append(Listing(run.spec))
+        for kind, results in (("Surface", run.surfaces), ("Curvature", run.curvature)):
+            for name, result in results.items():
+                lines = [f"{key}: {value}" for key, value in sorted(result.attrs.items())]
+                inner += [Paragraph(f"{kind} {name}"), Listing("\n".join(lines))]
+        if inner:
+            blocks.append(Details(run.name, tuple(inner)))
+    return Section("Settings needed to repeat this", tuple(blocks))

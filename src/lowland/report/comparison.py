@@ -1,0 +1,183 @@
+"""The comparison of methods: means over seeds, paired differences, cost, and what must not be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lowland.report.curvature import (
+    LOSS_RATIO,
+    comparable,
+    highest_eigenvalue,
+    lowest_eigenvalue,
+    scalar,
+    with_error,
+)
+from lowland.report.runs import Run, final_curvature
+from lowland.report.sections import Section, Table
+from lowland.report.statistics import Interval, paired_interval, show, show_interval, t_interval
+
+__all__ = ["comparison_section", "comparison_table", "methods_of"]
+
+
+def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group runs by method, in the order in which the methods first appear.
+
+    Args:
+        runs: The runs; the first one's method is the baseline.
+
+    Returns:
+        Runs by method.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return groups
+
+
+def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Table:
+    """Build the table of methods: one row each, numbers with their uncertainty and their cost.
+
+    Args:
+        runs: The runs of all methods and seeds.
+        baseline: Method that the differences are against; None takes the first.
+
+    Returns:
+        The table; columns that no run has are left out.
+    """
+    groups = methods_of(runs)
+    base = baseline if baseline in groups else next(iter(groups))
+    columns: list[tuple[str, dict[str, str]]] = [
+        ("seeds", {name: str(len(members)) for name, members in groups.items()}),
+        ("test accuracy (%)", _each(groups, lambda m: show_interval(_over(m, "test_accuracy"), factor=100))),
+        (f"difference to {base} (points)", _differences(groups, base)),
+        ("train loss", _each(groups, lambda m: _mean(m, _train_loss))),
+    ]
+    columns += _curvature_columns(groups, base)
+    columns += _cost_columns(groups, base)
+    present = [(title, cells) for title, cells in columns if set(cells.values()) != {"–"}]
+    rows = tuple((name, *(cells[name] for _, cells in present)) for name in groups)
+    return Table(("method", *(title for title, _ in present)), rows, "Methods at the end of training",
+                 _notes(groups, base))  # fmt: skip
+
+
+def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> Section | None:
+    """Build the section that compares the methods.
+
+    Args:
+        runs: The runs of all methods and seeds.
+        baseline: As in `comparison_table`.
+
+    Returns:
+        The section, or None without a result or metrics.
+    """
+    if not any(run.result or run.metrics for run in runs):
+        return None
+    return Section("Comparison", (comparison_table(runs, baseline=baseline),))
+
+
+def _each(groups: Mapping[str, list[Run]], cell: Callable[[list[Run]], str]) -> dict[str, str]:
+    return {name: cell(members) for name, members in groups.items()}
+
+
+def _number(run: Run, name: str) -> float | None:
+    value: Any = run.result.get(name)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _over(members: Sequence[Run], name: str) -> Interval | None:
+    values = [value for run in members if (value := _number(run, name)) is not None]
+    return t_interval(values) if values else None
+
+
+def _train_loss(run: Run) -> float | None:
+    return run.last("train_loss")
+
+
+def _mean(members: Sequence[Run], value: Callable[[Run], float | None]) -> str:
+    known = [number for run in members if (number := value(run)) is not None]
+    return show(t_interval(known).mean) if known else "–"
+
+
+def _differences(groups: Mapping[str, list[Run]], base: str) -> dict[str, str]:
+    def by_seed(members: Sequence[Run]) -> dict[int, float]:
+        found = {run.seed: _number(run, "test_accuracy") for run in members if run.seed is not None}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    reference = by_seed(groups[base])
+    cells = {base: "baseline"}
+    for name, members in groups.items():
+        if name != base:
+            interval = paired_interval(by_seed(members), reference)
+            cells[name] = show_interval(interval, factor=100, sign=True)
+    return {name: cells[name] for name in groups} if len(groups) > 1 else dict.fromkeys(groups, "–")
+
+
+def _surveyed(members: Sequence[Run]) -> Run | None:
+    return next((run for run in members if run.curvature), None)
+
+
+def _curvature_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str, dict[str, str]]]:
+    def column(cell: Callable[[Any], str]) -> dict[str, str]:
+        cells = {}
+        for name, members in groups.items():
+            run = _surveyed(members)
+            mark = "" if name == base or _comparable_to(groups, base, name) else " †"
+            cells[name] = "–" if run is None else cell(final_curvature(run)) + mark
+        return cells
+
+    return [
+        ("λ max", column(highest_eigenvalue)),
+        ("λ min", column(lowest_eigenvalue)),
+        ("filter-weighted trace", column(lambda result: with_error(result, "filter_trace"))),
+        ("SAM sharpness", column(lambda result: with_error(result, "sam_sharpness"))),
+    ]
+
+
+def _comparable_to(groups: Mapping[str, list[Run]], base: str, name: str) -> bool:
+    pair = [_surveyed(groups[method]) for method in (base, name)]
+    if any(run is None for run in pair):
+        return True
+    return comparable([scalar(final_curvature(run), "train_loss") for run in pair if run is not None])
+
+
+def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str, dict[str, str]]]:
+    def mean(members: Sequence[Run], value: Callable[[Run], float | None]) -> float | None:
+        known = [number for run in members if (number := value(run)) is not None]
+        return sum(known) / len(known) if known else None
+
+    def ratio(value: Callable[[Run], float | None]) -> dict[str, str]:
+        reference = mean(groups[base], value)
+        cells = {}
+        for name, members in groups.items():
+            own = mean(members, value)
+            cells[name] = "–" if own is None else show(own)
+            if own is not None and reference and name != base:
+                cells[name] += f" ({own / reference:.2f} ×)"
+        return cells
+
+    def step_time(run: Run) -> float | None:
+        seconds, steps = _number(run, "seconds"), run.last("step") or _number(run, "steps")
+        return 1000 * seconds / steps if seconds is not None and steps else None
+
+    return [
+        (f"passes (× {base})", ratio(lambda run: _number(run, "passes"))),
+        (f"ms per step (× {base})", ratio(step_time)),
+    ]
+
+
+def _notes(groups: Mapping[str, list[Run]], base: str) -> tuple[str, ...]:
+    notes = [
+        "Brackets: 95 % t interval of the mean over seeds; the difference is paired by seed. Below four seeds the "
+        "single values are listed instead.",
+    ]
+    surveyed = {name: run.name for name, members in groups.items() if (run := _surveyed(members)) is not None}
+    if surveyed:
+        notes.append("Curvature of one run each: " + ", ".join(surveyed.values()) + ".")
+    apart = [name for name in surveyed if base in surveyed and not _comparable_to(groups, base, name)]
+    if apart:
+        notes.append(
+            f"† not comparable at the end: the train loss of {', '.join(apart)} differs from {base}'s by more than a "
+            f"factor {LOSS_RATIO} or is not stored; see the comparison at matched loss."
+        )
+    return tuple(notes)

@@ -1,0 +1,197 @@
+"""Curvature in a report: never without train loss, with residuals, comparable or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowland.report.runs import Run, final_curvature
+from lowland.report.sections import Block, Paragraph, Section, Table
+from lowland.report.statistics import show
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["LOSS_RATIO", "comparable", "curvature_section", "lowest_eigenvalue", "scalar", "with_error"]
+
+LOSS_RATIO = 1.5
+"""Train losses that differ by more make curvatures incomparable at the end of training (SCIENCE 1)."""
+
+_HEADER = (
+    "run", "train loss", "train accuracy", "weight norm", "λ max", "λ min", "trace", "filter-weighted trace",
+    "SAM sharpness", "batch norm", "samples", "products",
+)  # fmt: skip
+
+
+def scalar(result: xr.Dataset | None, name: str) -> float | None:
+    """Return a scalar of a result, from its variables or its attributes.
+
+    Args:
+        result: A curvature result, or None.
+        name: Name of the scalar.
+
+    Returns:
+        The number, or None where there is none.
+    """
+    if result is None:
+        return None
+    if name in result and result[name].ndim == 0:
+        return float(result[name])
+    value = result.attrs.get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def with_error(result: xr.Dataset | None, name: str) -> str:
+    """Write a scalar with its standard error.
+
+    Args:
+        result: A curvature result, or None.
+        name: Name of the scalar; its error is ``NAME_se``.
+
+    Returns:
+        Text such as ``"12.3 ± 0.4"``.
+    """
+    value, error = scalar(result, name), scalar(result, f"{name}_se")
+    return show(value) if value is None or error is None else f"{show(value)} ± {show(error, 2)}"
+
+
+def highest_eigenvalue(result: xr.Dataset) -> str:
+    """Write lambda_max with the residual of its pair.
+
+    Args:
+        result: A curvature result.
+
+    Returns:
+        Text such as ``"12.3 (residual 0.001)"``.
+    """
+    value = scalar(result, "lambda_max")
+    residual = scalar(result, "lambda_max_residual")
+    if "eigenvalue" in result and result["eigenvalue"].size:
+        position = int(np.argmax(result["eigenvalue"].values))
+        value = float(result["eigenvalue"][position]) if value is None else value
+        residual = float(result["residual"][position]) if residual is None else residual
+    return show(value) if residual is None else f"{show(value)} (residual {show(residual, 1)})"
+
+
+def lowest_eigenvalue(result: xr.Dataset) -> str:
+    """Write lambda_min in one of its three forms (SCIENCE 4).
+
+    Args:
+        result: A curvature result.
+
+    Returns:
+        The value with its residual where it converged; "not converged, |λ min| ≤ bound" where it did not; "none
+        found" where it converged and is not negative beyond its residual.
+    """
+    value = scalar(result, "lambda_min")
+    if value is None:
+        return "–"
+    bound = scalar(result, "lambda_min_bound")
+    if scalar(result, "lambda_min_converged") == 0:
+        return "not converged" + ("" if bound is None else f", |λ min| ≤ {show(bound)}")
+    residual = scalar(result, "lambda_min_residual")
+    if residual is None and "residual" in result and result["residual"].size:
+        residual = float(result["residual"][int(np.argmin(result["eigenvalue"].values))])
+    if value + (residual or 0.0) >= 0:
+        return f"none found below 0 ({show(value)})"
+    return show(value) if residual is None else f"{show(value)} (residual {show(residual, 1)})"
+
+
+def comparable(losses: Sequence[float | None]) -> bool:
+    """Return whether train losses are close enough to compare curvatures.
+
+    Args:
+        losses: Train losses; None where unknown.
+
+    Returns:
+        True where all are known, not negative and within a factor of `LOSS_RATIO`.
+
+    Example:
+        >>> comparable([1.0, 1.4]), comparable([1.0, 1.6])
+        (True, False)
+    """
+    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    if len(known) < len(losses):
+        return False
+    return not known or (min(known) >= 0 and max(known) <= LOSS_RATIO * min(known))
+
+
+def curvature_section(runs: Sequence[Run]) -> Section | None:
+    """Build the section on curvature.
+
+    Args:
+        runs: Runs; those without curvature are left out.
+
+    Returns:
+        The section, or None where no run has curvature.
+    """
+    measured = [(run, result) for run in runs if (result := final_curvature(run)) is not None]
+    if not measured:
+        return None
+    losses = [scalar(result, "train_loss") for _, result in measured]
+    notes = [
+        "λ max and λ min are the ends of the Hessian's spectrum, each with the norm of its residual H v − λ v; a "
+        "Krylov method cannot promise that nothing was missed.",
+        "Filter-weighted trace: mean curvature over all filter-normalised directions, with its standard error.",
+    ]
+    blocks: list[Block] = [Table(_HEADER, tuple(_row(run, result) for run, result in measured),
+                                 "Curvature at the end of training, on the data and in the mode stated",
+                                 tuple(notes))]  # fmt: skip
+    modes = {str(result.attrs.get("batch_norm", "not stored")) for _, result in measured}
+    if len(modes) > 1:
+        blocks.append(Paragraph(f"Not comparable: the batch-norm modes differ ({', '.join(sorted(modes))})."))
+    if len(measured) > 1 and not comparable(losses):
+        blocks.append(
+            Paragraph(
+                "Not comparable at the end: the train losses differ by more than a factor "
+                f"{LOSS_RATIO} (or are not stored), and cross-entropy curvature vanishes as a net memorises. "
+                "The table below compares the runs at matched train loss."
+            )
+        )
+        blocks.append(_matched(measured))
+    return Section("Curvature", tuple(blocks))
+
+
+def _row(run: Run, result: xr.Dataset) -> tuple[str, ...]:
+    attrs = result.attrs
+    return (
+        run.name,
+        show(scalar(result, "train_loss")),
+        show(scalar(result, "train_accuracy")),
+        show(scalar(result, "weight_norm")),
+        highest_eigenvalue(result),
+        lowest_eigenvalue(result),
+        with_error(result, "trace"),
+        with_error(result, "filter_trace"),
+        with_error(result, "sam_sharpness"),
+        str(attrs.get("batch_norm", "not stored")),
+        str(attrs.get("samples", "–")),
+        str(attrs.get("products", "–")),
+    )
+
+
+def _matched(measured: Sequence[tuple[Run, xr.Dataset]]) -> Block:
+    # The lowest train loss that every run has reached, looked up along each run's own curvature results.
+    ends = [scalar(result, "train_loss") for _, result in measured]
+    known = [loss for loss in ends if loss is not None and math.isfinite(loss) and loss > 0]
+    if len(known) < len(ends):
+        return Paragraph("No comparison at matched loss: a run does not store its train loss.")
+    target = max(known)
+    rows, missing = [], []
+    for run, _ in measured:
+        near = [(abs(math.log(loss / target)), name, result) for name, result in run.curvature.items()
+                if (loss := scalar(result, "train_loss")) is not None and loss > 0]  # fmt: skip
+        distance, name, result = min(near, key=lambda entry: entry[0])
+        if distance > math.log(LOSS_RATIO):
+            missing.append(run.name)
+            continue
+        rows.append((run.name, name, *_row(run, result)[1:]))
+    if missing:
+        return Paragraph(
+            f"No comparison at matched loss: no curvature of {', '.join(missing)} was measured within a factor "
+            f"{LOSS_RATIO} of train loss {show(target)}; survey a snapshot from earlier in training."
+        )
+    return Table(("run", "snapshot", *_HEADER[1:]), tuple(rows), f"Curvature at matched train loss near {show(target)}")

@@ -1,0 +1,170 @@
+"""Write a report as one HTML file that opens offline: plotly's script once, no request, all text escaped."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from html import escape
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+import plotly.offline
+
+from lowland.core.errors import InputError
+from lowland.report.sections import (
+    Block,
+    Box,
+    Details,
+    Figure,
+    Gallery,
+    Listing,
+    Paragraph,
+    Report,
+    Section,
+    Table,
+)
+from lowland.viz.backends import draw
+
+__all__ = ["render", "write"]
+
+
+def write(report: Report, path: str | Path) -> Path:
+    """Write a report to one self-contained file, in whole or not at all.
+
+    Args:
+        report: The report.
+        path: Ends in .html; its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If the suffix is another one or the folder is missing.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise InputError("path", "must end in .html", str(path))
+    if not target.parent.is_dir():
+        raise InputError("path", "must lie in a folder that exists", str(target.parent))
+    text = render(report)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return target
+
+
+def render(report: Report) -> str:
+    """Return a report as HTML.
+
+    Args:
+        report: The report.
+
+    Returns:
+        The whole page.
+    """
+    page = _Page()
+    body = "".join(page.section(number, section) for number, section in enumerate(report.sections, 1))
+    contents = "".join(
+        f'<li><a href="#section-{number}">{escape(section.title)}</a></li>'
+        for number, section in enumerate(report.sections, 1)
+    )
+    toggles = "".join(
+        f'<label><input type="checkbox" checked data-toggle="{escape(run)}"> {escape(run)}</label>'
+        for run in report.runs
+    )
+    return Template(_resource("template.html")).substitute(
+        title=escape(report.title),
+        style=_resource("report.css"),
+        lead="".join(f"<p>{escape(text)}</p>" for text in report.lead),
+        contents=f'<nav aria-label="Contents"><ol>{contents}</ol></nav>' if contents else "",
+        toggles=f'<div class="toggles" role="group" aria-label="Runs shown">{toggles}</div>' if toggles else "",
+        body=body,
+        footer=escape(report.footer),
+        figures="".join(page.figures),
+        plotly=plotly.offline.get_plotlyjs() if page.figures else "",
+        script=_resource("report.js"),
+    )
+
+
+class _Page:
+    """Turns blocks into HTML and collects the figures' data."""
+
+    def __init__(self) -> None:
+        self.figures: list[str] = []
+
+    def section(self, number: int, section: Section) -> str:
+        blocks = "".join(self.block(block) for block in section.blocks)
+        return f'<section id="section-{number}"><h2>{escape(section.title)}</h2>{blocks}</section>'
+
+    def block(self, block: Block) -> str:
+        match block:
+            case Paragraph():
+                return f"<p{' class=note' if block.note else ''}>{escape(block.text)}</p>"
+            case Table():
+                return _table(block)
+            case Figure():
+                return self.figure(block)
+            case Box():
+                return _box(block)
+            case Gallery():
+                return f'<div class="gallery">{"".join(self.block(entry) for entry in block.blocks)}</div>'
+            case Listing():
+                return f"<pre>{escape(block.text)}</pre>"
+            case Details():
+                inner = "".join(self.block(entry) for entry in block.blocks)
+                return f"<details><summary>{escape(block.summary)}</summary>{inner}</details>"
+
+    def figure(self, figure: Figure) -> str:
+        name = f"figure-{len(self.figures) + 1}"
+        data = draw(figure.spec, "plotly").to_json()
+        # Inside <script> only "<" could end the element; "\u003c" is the same character to JSON.
+        safe = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+        self.figures.append(f'<script type="application/json" data-for="{name}">{safe}</script>\n')
+        title = getattr(figure.spec, "title", "")
+        label = escape(f"{title}. {figure.spec.caption}".strip(". ") or "figure")
+        link = f' data-link="{escape(figure.link)}"' if figure.link else ""
+        run = f' data-run="{escape(figure.run)}"' if figure.run else ""
+        caption = f"<figcaption>{escape(figure.spec.caption)}</figcaption>" if figure.spec.caption else ""
+        return (
+            f'<figure{run}><div class="plot" id="{name}" role="img" aria-label="{label}"{link} '
+            f'style="height:{int(figure.height)}px"></div>{caption}</figure>'
+        )
+
+
+def _table(table: Table) -> str:
+    for row in table.rows:
+        if len(row) != len(table.header):
+            raise InputError("rows", f"must have {len(table.header)} cells each", len(row))
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
+    rows = "".join(
+        f'<tr data-run="{escape(row[0])}"><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
+    return (
+        f'<div class="table" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        f"</div>{f'<ul class=notes>{notes}</ul>' if notes else ''}"
+    )
+
+
+def _box(box: Box) -> str:
+    run = f' data-run="{escape(box.run)}"' if box.run else ""
+    rows = "".join(
+        f"<div><dt>{escape(name)}</dt><dd><strong>{escape(value)}</strong> {escape(meaning)}</dd></div>"
+        for name, value, meaning in box.checks
+    )
+    return f'<aside class="box"{run}><h3>{escape(box.title)}</h3><dl>{rows}</dl></aside>'
+
+
+def _resource(name: str) -> str:
+    return resources.files("lowland.report").joinpath(name).read_text(encoding="utf-8")

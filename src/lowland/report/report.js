@@ -1,0 +1,82 @@
+"use strict";
+(function () {
+  const root = document.documentElement;
+  const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
+  const plots = Array.from(document.querySelectorAll(".plot"));
+  const drawn = new Set();
+
+  // Colours that depend on the page; everything else is fixed by the figure.
+  function ink(layout, dark) {
+    const colour = dark ? "#e4e8ec" : "#1b1f24";
+    const changes = { "font.color": colour };
+    for (const key of Object.keys(layout)) {
+      if (/^scene\d*$/.test(key)) for (const axis of ["xaxis", "yaxis", "zaxis"]) changes[`${key}.${axis}.color`] = colour;
+      if (/^[xy]axis\d*$/.test(key)) changes[`${key}.linecolor`] = colour;
+    }
+    return changes;
+  }
+  function recolour(dark) {
+    for (const plot of drawn) window.Plotly.relayout(plot, ink(plot.layout, dark));
+  }
+
+  function fit(layout, width) {
+    if (width < 480) {
+      layout.margin = Object.assign({}, layout.margin, { l: 44, r: 8 });
+      layout.font = Object.assign({}, layout.font, { size: 10 });
+    }
+  }
+
+  // Figures with the same link show their surfaces from the same side.
+  let following = false;
+  function follow(source) {
+    source.on("plotly_relayouting", (change) => turn(source, change));
+    source.on("plotly_relayout", (change) => turn(source, change));
+  }
+  function turn(source, change) {
+    const camera = change["scene.camera"];
+    if (!camera || following) return;
+    following = true;
+    const others = plots.filter((plot) => plot !== source && drawn.has(plot) && plot.dataset.link === source.dataset.link);
+    Promise.all(others.map((plot) => window.Plotly.relayout(plot, { "scene.camera": camera }))).then(
+      () => { following = false; },
+      () => { following = false; });
+  }
+
+  async function draw(plot) {
+    const source = document.querySelector(`script[data-for="${plot.id}"]`);
+    const figure = JSON.parse(source.textContent);
+    fit(figure.layout, plot.clientWidth);
+    await window.Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
+    if (figure.frames) await window.Plotly.addFrames(plot, figure.frames);
+    drawn.add(plot);
+    await window.Plotly.relayout(plot, ink(plot.layout, isDark()));
+    if (plot.dataset.link) follow(plot);
+  }
+
+  for (const box of document.querySelectorAll("[data-toggle]")) {
+    box.addEventListener("change", () => {
+      for (const part of document.querySelectorAll("[data-run]")) {
+        if (part.dataset.run !== box.dataset.toggle) continue;
+        part.hidden = !box.checked;
+        if (box.checked) part.querySelectorAll(".plot").forEach((plot) => drawn.has(plot) && window.Plotly.Plots.resize(plot));
+      }
+    });
+  }
+  document.getElementById("theme").addEventListener("click", () => {
+    root.dataset.theme = isDark() ? "light" : "dark";
+    recolour(isDark());
+  });
+  systemDark.addEventListener("change", () => recolour(isDark()));
+  window.addEventListener("beforeprint", () => recolour(false));
+  window.addEventListener("afterprint", () => recolour(isDark()));
+
+  // One after the other, so that the page can be read meanwhile.
+  (async () => {
+    for (const plot of plots) {
+      await draw(plot);
+      await new Promise((resolve) => setTimeout(resolve, 0));
+    }
+    root.dataset.ready = "true";
+  })();
+})();

@@ -1,0 +1,173 @@
+"""The runs that a report is about: what a run folder holds, read once."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowland.core.errors import InputError
+from lowland.core.schema import check
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["Run", "final_curvature", "read_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One trained (and perhaps surveyed) network.
+
+    Args:
+        name: Name that the report shows, unique among the runs.
+        method: Runs of one method with several seeds form a row of the comparison; "" takes the name.
+        seed: Seed that pairs runs of different methods; None where unknown.
+        metrics: Rows of ``metrics.csv``, numbers where they are numbers.
+        result: Contents of ``result.json``: test_accuracy, test_loss, passes, seconds ...
+        surfaces: Surfaces and lines by name.
+        curvature: Curvature results by name, the one at the end of training last.
+        trajectory: The projected path, or None.
+        spec: Text of ``spec.yaml``, shown for repetition.
+        data: What identifies the data; runs that differ are not compared unasked.
+        loss: What identifies the loss; as `data`.
+        folder: Where the run lies, shown for repetition.
+    """
+
+    name: str
+    method: str = ""
+    seed: int | None = None
+    metrics: tuple[Mapping[str, Any], ...] = ()
+    result: Mapping[str, Any] = field(default_factory=dict)
+    surfaces: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    curvature: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    trajectory: xr.Dataset | None = None
+    spec: str = ""
+    data: str = ""
+    loss: str = ""
+    folder: str = ""
+
+    @property
+    def group(self) -> str:
+        """Name of the row it belongs to."""
+        return self.method or self.name
+
+    def last(self, column: str) -> float | None:
+        """Return the last number of a column of the metrics.
+
+        Args:
+            column: Name of the column.
+
+        Returns:
+            The number, or None where the column is missing or empty.
+        """
+        for row in reversed(self.metrics):
+            if isinstance(row.get(column), int | float):
+                return float(row[column])
+        return None
+
+
+def final_curvature(run: Run) -> xr.Dataset | None:
+    """Return the curvature at the end of training.
+
+    Args:
+        run: A run.
+
+    Returns:
+        The last curvature result, or None.
+    """
+    return list(run.curvature.values())[-1] if run.curvature else None
+
+
+def read_run(
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    method: str = "",
+    seed: int | None = None,
+    data: str = "",
+    loss: str = "",
+) -> Run:
+    """Read a run folder; what is missing in it is left out of the report.
+
+    Args:
+        folder: ``runs/NAME`` with any of spec.yaml, metrics.csv, result.json, surfaces, curvature, trajectory.zarr.
+        name: Name to show; None takes the folder's.
+        method: As in `Run`.
+        seed: As in `Run`.
+        data: As in `Run`.
+        loss: As in `Run`.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: If the folder does not exist or holds nothing that a run writes.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise InputError("run", "must be a folder that a run has written", str(folder))
+    metrics = _read_metrics(root / "metrics.csv")
+    result = _read_json(root / "result.json")
+    stores = {part: _open_all(root / part, part) for part in ("surfaces", "curvature")}
+    trajectory = _open(root / "trajectory.zarr", "trajectory") if (root / "trajectory.zarr").exists() else None
+    spec = (root / "spec.yaml").read_text(encoding="utf-8") if (root / "spec.yaml").is_file() else ""
+    if not (metrics or result or spec or trajectory is not None or any(stores.values())):
+        raise InputError("run", "must be a folder that a run has written", str(folder), "it holds no results")
+    return Run(
+        name=name or root.resolve().name,
+        method=method,
+        seed=seed,
+        metrics=metrics,
+        result=result,
+        surfaces=stores["surfaces"],
+        curvature=stores["curvature"],
+        trajectory=trajectory,
+        spec=spec,
+        data=data,
+        loss=loss,
+        folder=str(folder),
+    )
+
+
+def _open(path: Path, kind: str) -> xr.Dataset:
+    from lowland.store import open as open_store  # zarr is slow to import and only needed here
+
+    dataset: xr.Dataset = open_store(path)
+    check(dataset, kind)
+    return dataset
+
+
+def _open_all(folder: Path, part: str) -> dict[str, xr.Dataset]:
+    kind = "surface" if part == "surfaces" else "curvature"
+    found = {path.stem: _open(path, kind) for path in sorted(folder.glob("*.zarr"))}
+    if kind == "curvature":  # the end of training last; a result without a step is the end
+        return dict(sorted(found.items(), key=lambda item: float(item[1].attrs.get("step", float("inf")))))
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError("run", f"holds a damaged file ({error})", str(path)) from error
+    return dict(content) if isinstance(content, dict) else {}
+
+
+def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
+    if not path.is_file():
+        return ()
+    with path.open(newline="", encoding="utf-8") as stream:
+        return tuple({key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(stream))
+
+
+def _number(text: Any) -> Any:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return text or None

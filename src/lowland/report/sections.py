@@ -1,0 +1,122 @@
+"""What a report is made of, as plain data: sections of paragraphs, tables, figures and boxes.
+
+All text is plain text; `html` escapes it. Builders (`comparison`, `landscapes`, `dynamics`) turn runs into these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lowland.viz.spec import Figure as FigureSpec
+
+__all__ = ["Block", "Box", "Details", "Figure", "Gallery", "Listing", "Paragraph", "Report", "Section", "Table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """A paragraph of plain text; a note is set smaller."""
+
+    text: str
+    note: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of text cells.
+
+    Args:
+        header: Column titles.
+        rows: Cells, each row as long as the header; the first cell names the row.
+        caption: What the table shows, with units.
+        notes: Footnotes below it.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """An interactive figure.
+
+    Args:
+        spec: What it shows.
+        run: Name of the run it belongs to, "" for several; the reader can hide runs.
+        link: Figures with the same link share their camera.
+        height: Height in pixels.
+    """
+
+    spec: FigureSpec
+    run: str = ""
+    link: str = ""
+    height: int = 420
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box of named checks, such as "can I trust this figure?".
+
+    Args:
+        title: Its title.
+        checks: ``(name, value, meaning)``.
+        run: Name of the run it belongs to.
+    """
+
+    title: str
+    checks: tuple[tuple[str, str, str], ...]
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Blocks side by side, as many as the page is wide."""
+
+    blocks: tuple[Figure | Box, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Verbatim text, such as a spec or a command; long ones scroll."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """A block that opens on a click."""
+
+    summary: str
+    blocks: tuple[Paragraph | Table | Listing | Box, ...]
+
+
+Block: TypeAlias = Paragraph | Table | Figure | Box | Gallery | Listing | Details
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A titled part of the report."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole report.
+
+    Args:
+        title: Its title.
+        lead: First paragraphs: what was compared, in which setting.
+        sections: The sections, in order.
+        runs: Names of the runs, for the toggles that hide and show them.
+        footer: Versions and date.
+    """
+
+    title: str
+    lead: tuple[str, ...] = ()
+    sections: tuple[Section, ...] = ()
+    runs: tuple[str, ...] = ()
+    footer: str = ""

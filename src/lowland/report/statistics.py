@@ -1,0 +1,113 @@
+"""Means with t intervals, paired differences, and how they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+__all__ = ["Interval", "paired_interval", "show", "show_interval", "t_interval"]
+
+_LEAST_SEEDS = 4  # three seeds are shown as three points, not as an interval (SCIENCE 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean with its t interval; ``low`` and ``high`` are NaN below two values."""
+
+    mean: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+
+
+def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Return the mean and its t interval ``mean +- t_{n-1} s / sqrt(n)``.
+
+    Args:
+        values: One value per seed.
+        level: Coverage; 0.95 by default.
+
+    Returns:
+        The interval.
+
+    Example:
+        >>> interval = t_interval([1.0, 2.0, 3.0])
+        >>> round(interval.high - interval.mean, 3)
+        2.484
+    """
+    array = np.asarray(values, dtype=np.float64)
+    mean = float(array.mean()) if array.size else math.nan
+    if array.size < 2:
+        return Interval(mean, math.nan, math.nan, tuple(array.tolist()))
+    half = float(stdtrit(array.size - 1, 0.5 + level / 2) * array.std(ddof=1) / math.sqrt(array.size))
+    return Interval(mean, mean - half, mean + half, tuple(array.tolist()))
+
+
+def paired_interval(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
+    """Return the t interval of ``values - baseline`` over the seeds that both have.
+
+    Args:
+        values: Value by seed.
+        baseline: Value by seed.
+
+    Returns:
+        The interval, or None where no seed is shared.
+    """
+    seeds = sorted(set(values) & set(baseline))
+    return t_interval([values[seed] - baseline[seed] for seed in seeds]) if seeds else None
+
+
+def show(value: float | None, digits: int = 3) -> str:
+    """Write a number with significant digits; a missing one is a dash.
+
+    Args:
+        value: The number.
+        digits: Significant digits.
+
+    Returns:
+        Text such as ``"0.0123"``.
+
+    Example:
+        >>> show(0.012345), show(None)
+        ('0.0123', '–')
+    """
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return {math.inf: "+∞", -math.inf: "−∞"}.get(value, "not a number")
+    if value != 0 and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", "−")
+    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def show_interval(interval: Interval | None, *, factor: float = 1.0, sign: bool = False, decimals: int = 2) -> str:
+    """Write an interval; fewer than four values are listed one by one.
+
+    Args:
+        interval: The interval, or None.
+        factor: Multiplies every number (100 for per cent).
+        sign: Write a plus sign before positive numbers.
+        decimals: Digits after the point.
+
+    Returns:
+        ``"91.20 [90.10, 92.30]"``, or the single values.
+
+    Example:
+        >>> show_interval(t_interval([0.9, 0.92]), factor=100)
+        '90.00, 92.00'
+    """
+    if interval is None:
+        return "–"
+
+    def one(value: float) -> str:
+        return f"{factor * value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+
+    if len(interval.values) < _LEAST_SEEDS:
+        return ", ".join(one(value) for value in interval.values) or "–"
+    return f"{one(interval.mean)} [{one(interval.low)}, {one(interval.high)}]"

@@ -1,0 +1,21 @@
+"""Figures of stored results: ``contour(surface)`` and its kin return the backend's native figure.
+
+Every verb builds a spec (plain data, `lowland.viz.spec`) and hands it to a backend, which is imported only then.
+
+Example:
+    >>> from lowland.core.schema import new_surface
+    >>> surface = new_surface([-1.0, 0.0, 1.0], [-1.0, 1.0])
+    >>> surface["loss"][:] = [[2.0, 3.0], [1.0, 2.0], [2.0, 3.0]]
+    >>> surface["status"][:] = 1
+    >>> figure = contour(surface)                     # a matplotlib figure: figure.savefig("contour.pdf")
+    >>> figure.axes[0].get_xlabel()
+    'first direction'
+"""
+
+from __future__ import annotations
+
+from lowland.viz.backends import BACKENDS, draw, save
+from lowland.viz.surfaces import shared_scale
+from lowland.viz.verbs import animate, contour, heat_map, path, surface
+
+__all__ = ["BACKENDS", "animate", "contour", "draw", "heat_map", "path", "save", "shared_scale", "surface"]

@@ -1,0 +1,99 @@
+"""The figure backends by name; each is one module with ``draw(spec, size=...)`` and ``save(figure, path)``."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from lowland.core.errors import InputError
+from lowland.viz.spec import Figure
+
+__all__ = ["BACKENDS", "Backend", "backend_for", "draw", "load", "save"]
+
+BACKENDS: dict[str, tuple[str, ...]] = {
+    "matplotlib": (".pdf", ".svg", ".png"),
+    "plotly": (".html",),
+}
+"""Backend -> suffixes of the files that it writes."""
+
+
+class Backend(Protocol):
+    """What a backend module offers."""
+
+    def draw(self, spec: Figure, *, size: str | tuple[float, float] | None = None) -> Any:
+        """Draw a spec and return the library's own figure."""
+
+    def save(self, figure: Any, path: str | Path) -> None:
+        """Write a figure to a file."""
+
+
+def load(backend: str) -> Backend:
+    """Import a backend.
+
+    Args:
+        backend: One of `BACKENDS`.
+
+    Returns:
+        Its module.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    if backend not in BACKENDS:
+        raise InputError("backend", f"must be one of {', '.join(BACKENDS)}", backend)
+    return cast("Backend", importlib.import_module(f"lowland.viz.{backend}"))
+
+
+def backend_for(path: str | Path) -> str:
+    """Return the backend that writes a file, by its suffix.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Name of the backend.
+
+    Raises:
+        InputError: If no backend writes such files.
+
+    Example:
+        >>> backend_for("figure.pdf")
+        'matplotlib'
+    """
+    suffix = Path(path).suffix.lower()
+    for name, suffixes in BACKENDS.items():
+        if suffix in suffixes:
+            return name
+    known = [suffix for suffixes in BACKENDS.values() for suffix in suffixes]
+    raise InputError("path", f"must end in one of {', '.join(known)}", str(path))
+
+
+def draw(spec: Figure, backend: str = "matplotlib", *, size: str | tuple[float, float] | None = None) -> Any:
+    """Draw a spec with a backend.
+
+    Args:
+        spec: Any figure spec.
+        backend: One of `BACKENDS`.
+        size: "column", "text", "slide", or width and height in inches; None for one that fits.
+
+    Returns:
+        The backend's own figure.
+    """
+    return load(backend).draw(spec, size=size)
+
+
+def save(spec: Figure, path: str | Path, *, size: str | tuple[float, float] | None = None) -> Path:
+    """Draw a spec and write it; the suffix chooses the backend.
+
+    Args:
+        spec: Any figure spec.
+        path: Ends in .pdf, .svg, .png or .html.
+        size: As in `draw`.
+
+    Returns:
+        The path written.
+    """
+    backend = load(backend_for(path))
+    backend.save(backend.draw(spec, size=size), path)
+    return Path(path)

@@ -1,0 +1,123 @@
+"""A measured function on a grid, and what each of its points is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowland.core.errors import InputError
+from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED, STATUS_OPEN
+
+__all__ = ["MARK_KINDS", "Field", "FloatArray"]
+
+FloatArray: TypeAlias = NDArray[np.float64]
+
+MARK_KINDS = ("open", "failed", "nan", "inf", "-inf", "measured", "interpolated")
+"""Every way in which a grid point can be more (or less) than a finite number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A measured function on a grid; ``values[i, j]`` belongs to ``(x[i], y[j])``.
+
+    Args:
+        x: Ascending coordinates, shape [nx].
+        y: Ascending coordinates, shape [ny].
+        values: Shape [nx, ny]; NaN and inf are kept.
+        status: Status of each point as in `core.schema`, shape [nx, ny].
+        error: Standard errors, shape [nx, ny]; None where there are none.
+    """
+
+    x: FloatArray
+    y: FloatArray
+    values: FloatArray
+    status: NDArray[np.uint8]
+    error: FloatArray | None = None
+
+    def __post_init__(self) -> None:
+        """Check shapes and order, since a transposed grid would still draw.
+
+        Raises:
+            InputError: If shapes do not fit or an axis does not ascend.
+        """
+        shape = (self.x.size, self.y.size)
+        for name in ("values", "status", "error"):
+            entry = getattr(self, name)
+            if entry is not None and entry.shape != shape:
+                raise InputError(name, f"must have the shape {shape} of (x, y)", entry.shape)
+        for name in ("x", "y"):
+            if np.any(np.diff(getattr(self, name)) <= 0):
+                raise InputError(name, "must ascend", getattr(self, name).tolist())
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Where a finite number stands, measured or interpolated; shape [nx, ny]."""
+        has_value = (self.status == STATUS_MEASURED) | (self.status == STATUS_INTERPOLATED)
+        return np.asarray(has_value & np.isfinite(self.values))
+
+    @property
+    def shown(self) -> FloatArray:
+        """Values with NaN wherever no finite number stands; shape [nx, ny]."""
+        return np.where(self.known, self.values, np.nan)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no point is open."""
+        return not bool((self.status == STATUS_OPEN).any())
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Left, right, bottom and top coordinate."""
+        return float(self.x[0]), float(self.x[-1]), float(self.y[0]), float(self.y[-1])
+
+    def mask(self, kind: str) -> NDArray[np.bool_]:
+        """Return which points are of one kind.
+
+        Args:
+            kind: One of `MARK_KINDS`.
+
+        Returns:
+            A mask of shape [nx, ny]. Kinds exclude each other, except that "nan", "inf" and "-inf" points are
+            also "measured" or "interpolated".
+        """
+        has_value = (self.status == STATUS_MEASURED) | (self.status == STATUS_INTERPOLATED)
+        table: dict[str, NDArray[np.bool_]] = {
+            "open": self.status == STATUS_OPEN,
+            "failed": self.status == STATUS_FAILED,
+            "measured": self.status == STATUS_MEASURED,
+            "interpolated": self.status == STATUS_INTERPOLATED,
+            "nan": has_value & np.isnan(self.values),
+            "inf": has_value & np.isposinf(self.values),
+            "-inf": has_value & np.isneginf(self.values),
+        }
+        return table[kind]
+
+    def points(self, kind: str) -> tuple[FloatArray, FloatArray]:
+        """Return the coordinates of the points of one kind.
+
+        Args:
+            kind: One of `MARK_KINDS`.
+
+        Returns:
+            ``x`` and ``y``, each of shape [count].
+        """
+        i, j = np.nonzero(self.mask(kind))
+        return self.x[i], self.y[j]
+
+    def marks(self, *, points: bool | None = None) -> dict[str, tuple[FloatArray, FloatArray]]:
+        """Return what has to be marked on a figure: everything that is not simply a measured number.
+
+        Args:
+            points: Whether to mark measured and interpolated points too; None does so where both occur.
+
+        Returns:
+            Coordinates by kind, kinds without a point left out.
+        """
+        both = bool(self.mask("measured").any() and self.mask("interpolated").any())
+        wanted = both if points is None else points
+        kinds = MARK_KINDS if wanted else MARK_KINDS[:5]
+        found = {kind: self.points(kind) for kind in kinds}
+        return {kind: place for kind, place in found.items() if place[0].size}

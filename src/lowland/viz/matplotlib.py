@@ -1,0 +1,198 @@
+"""Figures for paper: specs drawn with matplotlib; PDF, SVG and PNG with text as text and fonts embedded.
+
+No pyplot and no global state: figures are plain objects that close themselves. User text is never read as
+mathematics, so a run called ``$x_1$`` keeps its name.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from io import BytesIO
+from pathlib import Path as FilePath
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.figure
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from lowland.core.errors import InputError
+from lowland.viz import style
+from lowland.viz.matplotlib_curves import draw_line, draw_scatter
+from lowland.viz.matplotlib_fields import draw_contour, draw_heat_map, draw_surface
+from lowland.viz.scale import format_number
+from lowland.viz.spec import (
+    Animation,
+    Contour,
+    Figure,
+    HeatMap,
+    Line,
+    Panels,
+    Single,
+    Surface3D,
+)
+
+__all__ = ["MatplotlibFigure", "draw", "save"]
+
+_RC: Any = {
+    "font.family": style.FONT,
+    "font.size": style.FONT_SIZE,
+    "axes.titlesize": style.FONT_SIZE + 1,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": style.FONT_SIZE - 1,
+    "lines.linewidth": 1.2,
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.unicode_minus": True,
+    "pdf.fonttype": 42,  # TrueType: text stays text, and journals refuse Type 3
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lowland",
+    "savefig.bbox": None,
+}
+
+
+class MatplotlibFigure(matplotlib.figure.Figure):
+    """A matplotlib figure that saves with embedded fonts and shows itself in a notebook without pyplot."""
+
+    def savefig(self, fname: Any, *, transparent: bool | None = None, **options: Any) -> None:
+        """Save the figure; PDF and SVG keep text as text and are the same bytes each time.
+
+        Args:
+            fname: Path or open file.
+            transparent: As in matplotlib.
+            **options: As in `matplotlib.figure.Figure.savefig`.
+        """
+        kind = str(options.get("format") or FilePath(str(fname)).suffix.lstrip(".")).lower()
+        if kind in ("pdf", "svg") and "metadata" not in options:
+            options["metadata"] = {"CreationDate" if kind == "pdf" else "Date": None}
+        with mpl.rc_context(_RC):
+            super().savefig(fname, transparent=transparent, **options)
+
+    def _repr_png_(self) -> bytes:
+        stream = BytesIO()
+        self.savefig(stream, format="png", dpi=144)
+        return stream.getvalue()
+
+
+def draw(spec: Figure, *, size: str | tuple[float, float] | None = None, dpi: float = 200.0) -> MatplotlibFigure:
+    """Draw a spec.
+
+    Args:
+        spec: Any figure spec except an animation.
+        size: One of `style.SIZES`, or width and height in inches; None for one that fits the spec.
+        dpi: Dots per inch of PNG output.
+
+    Returns:
+        The figure.
+
+    Raises:
+        InputError: If the spec is an animation, which paper cannot show.
+    """
+    if isinstance(spec, Animation):
+        raise InputError("backend", "cannot show an animation", "matplotlib", 'use backend="plotly"')
+    with mpl.rc_context(_RC):
+        figure = MatplotlibFigure(figsize=_size(spec, size), dpi=dpi, layout="constrained")
+        FigureCanvasAgg(figure)
+        if isinstance(spec, Panels):
+            _draw_panels(figure, spec)
+        else:
+            axes = _add_axes(figure, spec, (1, 1, 1))
+            mappable = _draw_one(axes, spec)
+            if mappable is not None:
+                _colour_bar(figure, mappable, spec, axes)
+        _write_caption(figure, spec.caption)
+        if isinstance(spec, Panels) and spec.title:
+            figure.suptitle(spec.title, fontsize=style.FONT_SIZE + 2)
+    return figure
+
+
+def save(figure: MatplotlibFigure, path: str | FilePath) -> None:
+    """Write a figure to a file whose suffix names the format.
+
+    Args:
+        figure: A figure of `draw`.
+        path: Ends in .pdf, .svg or .png.
+
+    Raises:
+        InputError: If the suffix is another one.
+    """
+    if FilePath(path).suffix.lower() not in (".pdf", ".svg", ".png"):
+        raise InputError("path", "must end in .pdf, .svg or .png for matplotlib", str(path))
+    figure.savefig(path)
+
+
+def _size(spec: Figure, size: str | tuple[float, float] | None) -> tuple[float, float]:
+    if size is not None:
+        return style.figure_size(size)
+    if isinstance(spec, Panels):
+        width = style.SIZES["text"][0]
+        columns = min(spec.columns, len(spec.panels))
+        cell = min(width / columns, 3.2)
+        return cell * columns + 0.3, cell * 0.98 * spec.rows + 0.4
+    if isinstance(spec, Surface3D):
+        return 4.6, 3.8
+    return (4.2, 3.6) if isinstance(spec, Contour | HeatMap) else (4.2, 3.0)
+
+
+def _add_axes(figure: MatplotlibFigure, spec: Single, position: tuple[int, int, int]) -> Axes:
+    if isinstance(spec, Surface3D):
+        axes: Axes = figure.add_subplot(*position, projection="3d")
+        return axes
+    return figure.add_subplot(*position)
+
+
+def _draw_panels(figure: MatplotlibFigure, spec: Panels) -> None:
+    columns = min(spec.columns, len(spec.panels))
+    drawn: list[tuple[Axes, Single, ScalarMappable | None]] = []
+    for number, panel in enumerate(spec.panels):
+        axes = _add_axes(figure, panel, (spec.rows, columns, number + 1))
+        drawn.append((axes, panel, _draw_one(axes, panel)))
+    coloured = [(axes, panel, mappable) for axes, panel, mappable in drawn if mappable is not None]
+    scales = {panel.scale for _, panel, _ in coloured if isinstance(panel, Contour | Surface3D | HeatMap)}
+    if len(scales) == 1:  # one scale: one bar for all
+        _colour_bar(figure, coloured[0][2], coloured[0][1], [axes for axes, _, _ in coloured])
+    else:
+        for axes, panel, mappable in coloured:
+            _colour_bar(figure, mappable, panel, axes)
+
+
+def _draw_one(axes: Axes, spec: Single) -> ScalarMappable | None:
+    if spec.title:
+        axes.set_title("\n".join(textwrap.wrap(spec.title, 46)))
+    axes.set_xlabel(spec.x_axis.text)
+    axes.set_ylabel(spec.y_axis.text)
+    if isinstance(spec, Contour):
+        return draw_contour(axes, spec)
+    if isinstance(spec, Surface3D):
+        return draw_surface(axes, spec)
+    if isinstance(spec, HeatMap):
+        return draw_heat_map(axes, spec)
+    if isinstance(spec, Line):
+        draw_line(axes, spec)
+    else:
+        draw_scatter(axes, spec)
+    return None
+
+
+def _colour_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single, axes: Axes | list[Axes]) -> None:
+    assert isinstance(spec, Contour | Surface3D | HeatMap)
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.12 if isinstance(spec, Surface3D) else 0.03)
+    bar.set_label(spec.scale.label)
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    if isinstance(spec, HeatMap) and spec.categories:
+        bar.set_ticks(range(len(spec.categories)), labels=list(spec.categories))
+        return
+    bar.ax.yaxis.set_major_locator(FixedLocator(spec.scale.ticks))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+
+
+def _write_caption(figure: MatplotlibFigure, caption: str) -> None:
+    if caption:
+        width = int(figure.get_figwidth() * 21)
+        text = "\n".join(textwrap.wrap(caption, width))
+        figure.supxlabel(text, fontsize=style.FONT_SIZE - 2.5, color="#555555", x=0.01, ha="left")

@@ -1,0 +1,83 @@
+"""Curves with bands, and estimates with intervals, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+from lowland.viz import style
+from lowland.viz.scale import format_number
+from lowland.viz.spec import Line, Scatter
+
+__all__ = ["draw_line", "draw_scatter"]
+
+
+def draw_line(axes: Axes, spec: Line) -> None:
+    """Draw curves with their bands, marked points and rug.
+
+    Args:
+        axes: Where to draw.
+        spec: What to draw.
+    """
+    number = 0
+    for curve in spec.curves:
+        if curve.reference:
+            axes.plot(curve.x, curve.y, ":", color=style.REFERENCE_COLOUR, linewidth=1.0, label=curve.name)
+            continue
+        look = style.curve_style(number)
+        number += 1
+        marker = look.matplotlib_marker if curve.markers else ""
+        axes.plot(curve.x, curve.y, look.matplotlib_dash, color=look.colour, marker=marker, markersize=2.6,
+                  label=curve.name)  # fmt: skip
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.2, linewidth=0,
+                              label=f"{curve.name}: {curve.band}" if curve.band else None)  # fmt: skip
+        for kind, x in curve.marks.items():
+            mark = style.MARKS[kind]
+            axes.plot(x, np.full(x.size, 0.98), mark.matplotlib_marker, color=mark.colour, linestyle="none",
+                      transform=axes.get_xaxis_transform(), label=f"{curve.name}: {mark.label} ({x.size})")  # fmt: skip
+    if spec.rug:
+        axes.plot(spec.rug, np.full(len(spec.rug), 0.015), "|", color="black", markersize=7,
+                  transform=axes.get_xaxis_transform(), label="eigenvalues")  # fmt: skip
+    _scale_axes(axes, spec)
+    if spec.equal:
+        axes.set_aspect("equal", adjustable="datalim")
+    if len(spec.curves) > 1 or spec.rug or any(curve.band or curve.marks for curve in spec.curves):
+        axes.legend()
+
+
+def draw_scatter(axes: Axes, spec: Scatter) -> None:
+    """Draw estimates with intervals and the single seeds behind them.
+
+    Args:
+        axes: Where to draw.
+        spec: What to draw.
+    """
+    for number, estimate in enumerate(spec.estimates):
+        look = style.curve_style(number)
+        if estimate.seeds:
+            sx, sy = np.array(estimate.seeds).T
+            axes.plot(sx, sy, look.matplotlib_marker, color=look.colour, alpha=0.35, markersize=3, linestyle="none")
+        error = None
+        if estimate.interval is not None:
+            error = [[estimate.y - estimate.interval[0]], [estimate.interval[1] - estimate.y]]
+        axes.errorbar([estimate.x], [estimate.y], yerr=error, fmt=look.matplotlib_marker, color=look.colour,
+                      markersize=5, capsize=2.5, label=estimate.name)  # fmt: skip
+    _scale_axes(axes, spec)
+    axes.legend()
+
+
+def _scale_axes(axes: Axes, spec: Line | Scatter) -> None:
+    for axis, scale, limits in (
+        (spec.x_axis, axes.set_xscale, axes.set_xlim),
+        (spec.y_axis, axes.set_yscale, axes.set_ylim),
+    ):
+        if axis.log:
+            scale("log")
+        if axis.limits is not None:
+            limits(*axis.limits)
+    for axis, view in ((spec.x_axis, axes.xaxis), (spec.y_axis, axes.yaxis)):
+        if axis.log:  # plain numbers: the default formatter writes mathematics, which is switched off here
+            view.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+            view.set_minor_formatter(FuncFormatter(lambda value, _: ""))

@@ -1,0 +1,158 @@
+"""Fields drawn with matplotlib: contours, surfaces and heat maps, with marked points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
+
+from lowland.viz import style
+from lowland.viz.field import Field
+from lowland.viz.scale import format_number
+from lowland.viz.spec import Axis, Contour, HeatMap, Scale, Surface3D
+
+__all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
+
+
+def norm_of(scale: Scale) -> Normalize:
+    return (LogNorm if scale.log else Normalize)(scale.minimum, scale.maximum)
+
+
+def draw_contour(axes: Axes, spec: Contour) -> ScalarMappable:
+    """Draw contour lines, filled or not, with paths and marked points.
+
+    Args:
+        axes: Where to draw.
+        spec: What to draw.
+
+    Returns:
+        What the colour bar shows.
+    """
+    field, scale = spec.field, spec.scale
+    norm, colours = norm_of(scale), scale.colour_map
+    shown = np.ma.masked_invalid(field.shown.T)  # matplotlib wants rows along y
+    drawable = min(shown.shape) > 1 and bool((~np.ma.getmaskarray(shown)).any())
+    if not field.finished:
+        # Lines need whole cells; the points that are there are shown one by one.
+        axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colours, shading="nearest", zorder=0.5)
+    elif spec.filled and drawable:
+        filled = axes.contourf(
+            field.x, field.y, shown, levels=list(scale.levels), norm=norm, cmap=colours, extend="both", zorder=0.5
+        )
+        filled.set_edgecolor("face")  # no white hairlines between the bands in PDF viewers
+        filled.set_linewidth(0.2)
+    if drawable:
+        ink: dict[str, Any] = {"colors": "white", "alpha": 0.75} if spec.filled else {"cmap": colours, "norm": norm}
+        lines = axes.contour(field.x, field.y, shown, levels=list(scale.levels), linewidths=0.6, **ink)
+        labels = axes.clabel(lines, fmt=format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
+        for label in labels or ():
+            label.set_gid("level")
+    _frame_plane(axes, field, spec.x_axis, spec.y_axis)
+    _mark_points(axes, field, spec.points)
+    _draw_paths(axes, spec)
+    if spec.centre and not spec.paths and field.x[0] <= 0 <= field.x[-1] and field.y[0] <= 0 <= field.y[-1]:
+        axes.plot([0], [0], "+", color="white", markersize=6, markeredgewidth=1.4, zorder=4)
+        axes.plot([0], [0], "+", color="black", markersize=6, markeredgewidth=0.7, zorder=4)
+    return ScalarMappable(norm, colours)
+
+
+def _frame_plane(axes: Axes, field: Field, x_axis: Axis, y_axis: Axis) -> None:
+    left, right, bottom, top = field.extent
+    axes.set_xlim(*(x_axis.limits if x_axis.limits and left < right else (left - 0.5, right + 0.5)))
+    axes.set_ylim(*(y_axis.limits if y_axis.limits and bottom < top else (bottom - 0.5, top + 0.5)))
+    width, height = right - left, top - bottom
+    if width > 0 and height > 0 and 1 / 3 <= width / height <= 3:
+        axes.set_aspect("equal", adjustable="box")
+
+
+def _mark_points(axes: Axes, field: Field, points: bool | None) -> None:
+    marks = field.marks(points=points)
+    for kind, (x, y) in marks.items():
+        look = style.MARKS[kind]
+        axes.plot(
+            x, y, look.matplotlib_marker, color=look.colour, markersize=look.size, markeredgewidth=0.6,
+            linestyle="none", label=f"{look.label} ({x.size})", zorder=3, clip_on=False,
+        )  # fmt: skip
+    if marks:
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, handletextpad=0.2)
+
+
+def _draw_paths(axes: Axes, spec: Contour) -> None:
+    for number, path in enumerate(spec.paths):
+        look = style.curve_style(number)
+        axes.plot(path.x, path.y, color="white", linewidth=2.2, zorder=3.5)
+        axes.plot(
+            path.x, path.y, look.matplotlib_dash, color=look.colour, linewidth=1.1, marker=look.matplotlib_marker,
+            markersize=2.2, zorder=3.6, label=path.name,
+        )  # fmt: skip
+        axes.plot(path.x[-1:], path.y[-1:], "*", color=look.colour, markeredgecolor="white", markersize=8, zorder=3.7)
+    if spec.paths:
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+
+
+def draw_surface(axes: Any, spec: Surface3D) -> ScalarMappable:
+    """Draw a surface in three dimensions.
+
+    Args:
+        axes: Where to draw.
+        spec: What to draw.
+
+    Returns:
+        What the colour bar shows.
+    """
+    field, scale = spec.field, spec.scale
+    heights = scale.transform(field.shown)
+    low, high = scale.transform(np.array([scale.minimum, scale.maximum]))
+    norm = Normalize(low, high)
+    colours = mpl.colormaps[scale.colour_map]
+    x, y = np.meshgrid(field.x, field.y, indexing="ij")
+    axes.plot_surface(
+        x, y, heights, facecolors=colours(norm(np.nan_to_num(heights, nan=low))), rcount=101, ccount=101,
+        linewidth=0, antialiased=False, shade=False, rasterized=field.values.size > 10_000,
+    )  # fmt: skip
+    axes.set_xlim(*field.extent[:2])
+    axes.set_ylim(*field.extent[2:])
+    axes.set_zlim(low, high)
+    ticks = scale.transform(np.array(scale.ticks))
+    axes.set_zticks(ticks, labels=[format_number(tick) for tick in scale.ticks])
+    axes.set_zlabel(scale.label)
+    axes.view_init(elev=32, azim=-58)
+    for kind, (px, py) in field.marks().items():
+        look = style.MARKS[kind]
+        height = high if kind != "-inf" else low
+        axes.plot(px, py, np.full(px.size, height), look.matplotlib_marker, color=look.colour, markersize=look.size,
+                  linestyle="none", label=f"{look.label} ({px.size})")  # fmt: skip
+    if field.marks():
+        axes.legend(loc="upper left")
+    return ScalarMappable(norm_of(scale), scale.colour_map)
+
+
+def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable:
+    """Draw one coloured cell per point.
+
+    Args:
+        axes: Where to draw.
+        spec: What to draw.
+
+    Returns:
+        What the colour bar shows.
+    """
+    field = spec.field
+    norm, colours = _heat_colours(spec)
+    shown = np.ma.masked_invalid(field.shown.T)
+    axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colours, shading="nearest")
+    if field.x.size > 1 and field.y.size > 1 and 1 / 3 <= np.ptp(field.x) / np.ptp(field.y) <= 3:
+        axes.set_aspect("equal", adjustable="box")
+    _mark_points(axes, field, None)
+    return ScalarMappable(norm, colours)
+
+
+def _heat_colours(spec: HeatMap) -> tuple[Normalize, Any]:
+    if not spec.categories:
+        return norm_of(spec.scale), spec.scale.colour_map
+    count = len(spec.categories)
+    return BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(style.CATEGORY_COLOURS[:count])

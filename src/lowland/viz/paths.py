@@ -1,0 +1,168 @@
+"""From stored trajectories to figure specs: paths on a contour, paths alone, and the animation of a path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowland.core.errors import InputError
+from lowland.core.schema import check
+from lowland.viz.caption import caption_of
+from lowland.viz.field import FloatArray
+from lowland.viz.spec import Animation, Axis, Contour, Curve, Line, Path, Scale
+from lowland.viz.surfaces import build_contour
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["build_animation", "build_path", "path_of", "walk_note"]
+
+_FRAMES = 60  # a slider has about that many distinguishable positions, and the file stays small
+
+
+def path_of(trajectory: xr.Dataset, name: str = "path") -> Path:
+    """Take the first two axes of a trajectory as a path.
+
+    Args:
+        trajectory: A trajectory of schema v1.
+        name: Name of the run.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If the trajectory has fewer than two axes or no snapshot.
+    """
+    check(trajectory, "trajectory")
+    coordinates = np.asarray(trajectory["coordinate"].transpose("snapshot", "axis").values, dtype=np.float64)
+    if coordinates.shape[1] < 2 or coordinates.shape[0] == 0:
+        raise InputError("trajectory", "must have snapshots and two axes", coordinates.shape)
+    distance = None
+    if "distance" in trajectory:
+        distance = np.asarray(trajectory["distance"].values, dtype=np.float64)
+    steps = np.asarray(trajectory["step"].values, dtype=np.int64)
+    return Path(name, coordinates[:, 0], coordinates[:, 1], steps, distance)
+
+
+def build_path(
+    trajectories: Mapping[str, xr.Dataset],
+    surface: xr.Dataset | None = None,
+    metric: str = "loss",
+    *,
+    scale: Scale | None = None,
+    title: str = "",
+    caption: str | None = None,
+) -> Contour | Line:
+    """Make the spec of training paths, on the contours of their plane or alone.
+
+    Args:
+        trajectories: Trajectories by name of the run, all projected on the same plane.
+        surface: A surface over that plane; None draws the paths alone.
+        metric: Metric of the surface.
+        scale: A `shared_scale`.
+        title: Title of the figure.
+        caption: Small print; None writes it, with the share of variance that the plane shows and its null.
+
+    Returns:
+        A contour with paths, or curves in the plane.
+
+    Raises:
+        InputError: If there is no trajectory.
+    """
+    if not trajectories:
+        raise InputError("trajectories", "must hold at least one trajectory")
+    paths = tuple(path_of(trajectory, name) for name, trajectory in trajectories.items())
+    first = next(iter(trajectories.values()))
+    x_axis, y_axis = (_principal_axis(first, k, alone=len(paths) == 1) for k in (0, 1))
+    note = "; ".join(f"{name}: {walk_note(trajectory)}" for name, trajectory in trajectories.items())
+    if surface is None:
+        curves = tuple(Curve(path.name, path.x, path.y, markers=True) for path in paths)
+        return Line(curves, x_axis, y_axis, title, note if caption is None else caption, equal=True)
+    text = caption_of(surface, note=note) if caption is None else caption
+    contour = build_contour(surface, metric, scale=scale, paths=paths, title=title, caption=text)
+    left, right, bottom, top = _around(contour, paths)
+    return Contour(
+        contour.field,
+        contour.scale,
+        Axis(x_axis.label, x_axis.unit, limits=(left, right)),
+        Axis(y_axis.label, y_axis.unit, limits=(bottom, top)),
+        title,
+        text,
+        paths=paths,
+    )
+
+
+def build_animation(contour: Contour, *, frames: int = _FRAMES, title: str = "") -> Animation:
+    """Make the animation of the paths on a contour.
+
+    Args:
+        contour: A contour with at least one path.
+        frames: How many frames at most; they are spread evenly over the snapshots.
+        title: Title of the figure.
+
+    Returns:
+        The animation.
+
+    Raises:
+        InputError: If the contour has no path.
+    """
+    if not contour.paths:
+        raise InputError("contour", "must carry at least one path to animate", advice="build it with build_path")
+    steps = np.unique(np.concatenate([path.steps for path in contour.paths]))
+    kept = np.unique(np.linspace(0, steps.size - 1, min(frames, steps.size)).round().astype(int))
+    return Animation(contour, tuple(int(step) for step in steps[kept]), title or contour.title, contour.caption)
+
+
+def walk_note(trajectory: xr.Dataset) -> str:
+    """Say how much of a path its plane shows, beside what a random walk with the same steps would show.
+
+    A Gaussian random walk puts most of its variance on two principal components (Antognini and Sohl-Dickstein
+    2018), so the share alone is no finding.
+
+    Args:
+        trajectory: A trajectory of schema v1.
+
+    Returns:
+        One clause; "variance explained not stored" where the result does not have it.
+    """
+    share = two_axes(trajectory, "variance_share")
+    null = two_axes(trajectory, "null_share")
+    if share is None:
+        return "variance explained not stored"
+    text = f"two axes hold {share:.0%} of the path's variance"
+    if null is None:
+        return text + " (random-walk null not stored)"
+    text += f", a random walk with the same step lengths {null:.0%}"
+    if share <= null:
+        text += ": no more than a random walk"
+    return text
+
+
+def two_axes(trajectory: xr.Dataset, name: str) -> float | None:
+    """Return the sum of a share over the first two axes.
+
+    Args:
+        trajectory: A trajectory of schema v1.
+        name: ``"variance_share"`` or ``"null_share"``.
+
+    Returns:
+        The sum, or None where the variable is missing.
+    """
+    return float(np.sum(trajectory[name].values[:2])) if name in trajectory else None
+
+
+def _principal_axis(trajectory: xr.Dataset, k: int, *, alone: bool) -> Axis:
+    label = f"principal direction {k + 1}"
+    if alone and "variance_share" in trajectory:
+        label += f", {float(trajectory['variance_share'].values[k]):.0%} of variance"
+    return Axis(label)
+
+
+def _around(contour: Contour, paths: tuple[Path, ...]) -> tuple[float, float, float, float]:
+    """Return limits that hold the field and every path."""
+    left, right, bottom, top = contour.field.extent
+    x: FloatArray = np.concatenate([path.x for path in paths])
+    y: FloatArray = np.concatenate([path.y for path in paths])
+    return min(left, x.min()), max(right, x.max()), min(bottom, y.min()), max(top, y.max())

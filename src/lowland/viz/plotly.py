@@ -1,0 +1,189 @@
+"""Figures for the screen: specs drawn with plotly, to turn, zoom and read off.
+
+Plotly reads a little HTML in its texts; names are escaped, so that a hostile one stays text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from lowland.core.errors import InputError
+from lowland.viz import style
+from lowland.viz.plotly_curves import draw_line, draw_scatter
+from lowland.viz.plotly_fields import draw_contour, draw_heat_map, draw_surface
+from lowland.viz.plotly_text import GRID, Place, escape
+from lowland.viz.spec import (
+    Animation,
+    Axis,
+    Contour,
+    Figure,
+    HeatMap,
+    Line,
+    Panels,
+    Path,
+    Scale,
+    Single,
+    Surface3D,
+)
+
+__all__ = ["draw", "draw_into", "save"]
+
+
+def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.Figure:
+    """Draw a spec.
+
+    Args:
+        spec: Any figure spec.
+        size: One of `style.SIZES`, or width and height in inches (at 96 pixels); None fills its container.
+
+    Returns:
+        The figure.
+    """
+    if isinstance(spec, Animation):
+        figure = _draw_animation(spec)
+    elif isinstance(spec, Panels):
+        figure = _draw_panels(spec)
+    else:
+        figure = go.Figure()
+        draw_into(figure, spec)
+    figure.update_layout(
+        font={"family": f"{style.FONT}, Verdana, sans-serif", "size": 12},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        margin={"l": 60, "r": 20, "t": 48, "b": 56},
+        hoverlabel={"namelength": -1},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "right", "x": 1},
+        meta={"caption": escape(spec.caption)},
+    )
+    if not isinstance(spec, Panels):
+        figure.update_layout(title={"text": escape(spec.title), "font": {"size": 14}, "x": 0, "xref": "paper"})
+    if size is not None:
+        width, height = style.figure_size(size)
+        figure.update_layout(width=round(96 * width), height=round(96 * height))
+    return figure
+
+
+def save(figure: go.Figure, path: str | FilePath) -> None:
+    """Write a figure as one HTML file that opens offline.
+
+    Args:
+        figure: A figure of `draw`.
+        path: Ends in .html.
+
+    Raises:
+        InputError: If the suffix is another one.
+    """
+    if FilePath(path).suffix.lower() != ".html":
+        raise InputError("path", "must end in .html for plotly", str(path))
+    figure.write_html(path, include_plotlyjs=True, full_html=True)
+
+
+def draw_into(figure: go.Figure, spec: Single, place: Place | None = None, colours: str = "coloraxis") -> None:
+    """Draw one spec into a figure.
+
+    Args:
+        figure: The figure, with or without subplots.
+        spec: What to draw.
+        place: Row and column of the subplot; None for a figure of one.
+        colours: Name of the layout's colour axis to use, such as ``"coloraxis2"``.
+    """
+    where = place or {}
+    if isinstance(spec, Surface3D):
+        draw_surface(figure, spec, where, colours)
+        return
+    figure.update_xaxes(title_text=escape(spec.x_axis.text), **_axis(spec.x_axis), **where)
+    figure.update_yaxes(title_text=escape(spec.y_axis.text), **_axis(spec.y_axis), **where)
+    if isinstance(spec, Contour):
+        draw_contour(figure, spec, where, colours)
+    elif isinstance(spec, HeatMap):
+        draw_heat_map(figure, spec, where, colours)
+    elif isinstance(spec, Line):
+        draw_line(figure, spec, where)
+    else:
+        draw_scatter(figure, spec, where)
+
+
+def _draw_animation(spec: Animation) -> go.Figure:
+    contour = replace(spec.contour, title=spec.title or spec.contour.title)
+    figure = go.Figure()
+    draw_into(figure, contour)
+    whole = [
+        number for number, trace in enumerate(figure.data) if trace.type == "scatter" and trace.mode == "lines+markers"
+    ]
+    for number in whole:
+        figure.data[number].update(opacity=0.35)
+    start = len(figure.data)
+    for number, path in enumerate(contour.paths):
+        look = style.curve_style(number)
+        figure.add_trace(
+            go.Scatter(x=path.x[:1], y=path.y[:1], mode="lines+markers", showlegend=False, name=escape(path.name),
+                       line={"color": look.colour, "width": 4},
+                       marker={"size": 13, "color": look.colour, "line": {"width": 2, "color": "white"}}),
+        )  # fmt: skip
+    moving = list(range(start, len(figure.data)))
+    figure.frames = [
+        go.Frame(name=str(step), traces=moving, data=[_grown(path, step) for path in contour.paths])
+        for step in spec.frames
+    ]
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
+    play = {"mode": "immediate", "fromcurrent": True, "frame": {"duration": 80, "redraw": False}}
+    steps = [{"method": "animate", "label": str(s), "args": [[str(s)], still]} for s in spec.frames]
+    buttons = [
+        {"label": "play", "method": "animate", "args": [None, play]},
+        {"label": "pause", "method": "animate", "args": [[None], still]},
+    ]
+    figure.update_layout(
+        sliders=[{"steps": steps, "currentvalue": {"prefix": "step "}, "pad": {"t": 42}, "len": 0.85, "x": 0.15}],
+        updatemenus=[{"type": "buttons", "buttons": buttons, "x": 0.12, "y": 0, "pad": {"t": 62}, "yanchor": "top"}],
+    )
+    return figure
+
+
+def _grown(path: Path, step: int) -> go.Scatter:
+    count = max(1, int(np.searchsorted(path.steps, step, side="right")))
+    sizes = [0] * (count - 1) + [13]  # only the head of the path carries a marker
+    return go.Scatter(x=path.x[:count], y=path.y[:count], marker={"size": sizes})
+
+
+def _draw_panels(spec: Panels) -> go.Figure:
+    columns = min(spec.columns, len(spec.panels))
+    cells: list[list[dict[str, str] | None]] = [[None] * columns for _ in range(spec.rows)]
+    for number, panel in enumerate(spec.panels):
+        cells[number // columns][number % columns] = {"type": "scene" if isinstance(panel, Surface3D) else "xy"}
+    figure = make_subplots(
+        rows=spec.rows,
+        cols=columns,
+        specs=cells,
+        subplot_titles=[escape(panel.title) for panel in spec.panels],
+        horizontal_spacing=0.16 / columns,
+        vertical_spacing=0.24 / spec.rows,
+    )
+    scales: list[Scale] = []
+    for number, panel in enumerate(spec.panels):
+        place = {"row": number // columns + 1, "col": number % columns + 1}
+        colours = "coloraxis"
+        if isinstance(panel, Contour | Surface3D | HeatMap):
+            if panel.scale not in scales:
+                scales.append(panel.scale)
+            index = scales.index(panel.scale)
+            colours = f"coloraxis{index + 1 if index else ''}"
+        draw_into(figure, panel, place, colours)
+    for index in range(1, len(scales)):  # each further scale puts its bar beside the one before
+        figure.update_layout({f"coloraxis{index + 1}": {"colorbar": {"x": 1.02 + 0.12 * index}}})
+    figure.update_layout(height=80 + 380 * spec.rows)
+    return figure
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    settings: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "ticks": "outside", "automargin": True}
+    if axis.log:
+        settings |= {"type": "log", "exponentformat": "power"}
+    if axis.limits is not None:
+        settings["range"] = list(np.log10(axis.limits)) if axis.log else list(axis.limits)
+    return settings

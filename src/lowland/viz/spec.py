@@ -1,0 +1,276 @@
+"""What a figure shows, as plain data: no drawing library, no torch.
+
+A builder (`surfaces`, `curves`, `paths`) turns stored results into one of these specs, a backend turns the spec
+into its native figure. Everything that a reader could get wrong is decided here once for all backends: which axis
+is which, limits, levels, labels, and how a point that was not measured is marked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowland.core.errors import InputError
+from lowland.viz.field import Field, FloatArray
+
+__all__ = [
+    "Animation",
+    "Axis",
+    "Contour",
+    "Curve",
+    "Estimate",
+    "Figure",
+    "HeatMap",
+    "Line",
+    "Panels",
+    "Path",
+    "Scale",
+    "Scatter",
+    "Single",
+    "Surface3D",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One axis: what it says and how it is scaled.
+
+    Args:
+        label: What is on it.
+        unit: Its unit; "" for none.
+        log: Logarithmic; all values must be positive.
+        limits: First and last value shown; None leaves it to the data.
+
+    Example:
+        >>> Axis("loss", "nats").text
+        'loss (nats)'
+    """
+
+    label: str
+    unit: str = ""
+    log: bool = False
+    limits: tuple[float, float] | None = None
+
+    @property
+    def text(self) -> str:
+        """Label with its unit in brackets."""
+        return f"{self.label} ({self.unit})" if self.unit and self.unit not in ("1", self.label) else self.label
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A colour (and height) scale that several figures can share.
+
+    Args:
+        label: What is coloured.
+        minimum: Value at the low end of the colour map.
+        maximum: Value at the high end.
+        levels: Contour levels, ascending, evenly spaced (in the logarithm where ``log``).
+        log: Whether colours follow the logarithm.
+        ticks: Values labelled on the colour bar.
+        colour_map: One of `style.COLOUR_MAPS`.
+    """
+
+    label: str
+    minimum: float
+    maximum: float
+    levels: tuple[float, ...]
+    log: bool
+    ticks: tuple[float, ...]
+    colour_map: str = "viridis"
+
+    def transform(self, values: FloatArray) -> FloatArray:
+        """Map values onto the axis on which colours are linear.
+
+        Args:
+            values: Values of any shape.
+
+        Returns:
+            ``log10(values)`` for a logarithmic scale (NaN where not positive), else the values; infinite and NaN
+            entries become NaN.
+        """
+        finite = np.where(np.isfinite(values), values, np.nan)
+        if not self.log:
+            return finite
+        return np.log10(np.where(finite > 0, finite, np.nan))
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A training path in the coordinates of a plane.
+
+    Args:
+        name: Name of the run.
+        x: Coordinates, shape [snapshots].
+        y: Coordinates, shape [snapshots].
+        steps: Optimizer step of each snapshot, shape [snapshots].
+        distance: Distance of each snapshot from the plane, shape [snapshots]; None where unknown.
+    """
+
+    name: str
+    x: FloatArray
+    y: FloatArray
+    steps: NDArray[np.int64]
+    distance: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contour:
+    """Contour lines of a field, filled or not, with paths on top."""
+
+    field: Field
+    scale: Scale
+    x_axis: Axis
+    y_axis: Axis
+    title: str = ""
+    caption: str = ""
+    filled: bool = True
+    paths: tuple[Path, ...] = ()
+    points: bool | None = None
+    centre: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Surface3D:
+    """A field as a surface over its plane; heights follow the scale, so a log scale gives log heights."""
+
+    field: Field
+    scale: Scale
+    x_axis: Axis
+    y_axis: Axis
+    title: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """A field as one coloured cell per point, without any interpolation.
+
+    With ``categories`` the values are indices into them (a convexity map has three) and the scale only labels.
+    """
+
+    field: Field
+    scale: Scale
+    x_axis: Axis
+    y_axis: Axis
+    title: str = ""
+    caption: str = ""
+    categories: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One curve with an optional band.
+
+    Args:
+        name: Legend entry.
+        x: Shape [n].
+        y: Shape [n]; NaN breaks the curve.
+        low: Lower edge of the band, shape [n], or None.
+        high: Upper edge of the band, shape [n], or None.
+        band: What the band is ("standard error", "range over 5 directions"); goes into the legend.
+        markers: Whether to mark the points.
+        reference: A null or reference, drawn thin, grey and dashed.
+        marks: Points that carry no finite number, kind (`MARK_KINDS`) -> their x, each of shape [count].
+    """
+
+    name: str
+    x: FloatArray
+    y: FloatArray
+    low: FloatArray | None = None
+    high: FloatArray | None = None
+    band: str = ""
+    markers: bool = False
+    reference: bool = False
+    marks: dict[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Curves over a common axis; ``rug`` marks single values (eigenvalues) along the x axis."""
+
+    curves: tuple[Curve, ...]
+    x_axis: Axis
+    y_axis: Axis
+    title: str = ""
+    caption: str = ""
+    rug: tuple[float, ...] = ()
+    equal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A point with its interval and the single runs behind it.
+
+    Args:
+        name: Legend entry.
+        x: Abscissa.
+        y: Ordinate (mean over seeds).
+        interval: Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
+        seeds: ``(x, y)`` of single runs.
+    """
+
+    name: str
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
+    seeds: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Estimates with intervals, such as accuracy against cost."""
+
+    estimates: tuple[Estimate, ...]
+    x_axis: Axis
+    y_axis: Axis
+    title: str = ""
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Animation:
+    """Paths that grow over a contour, frame by frame.
+
+    Args:
+        contour: The landscape with the complete paths.
+        frames: Optimizer steps at which a frame is shown, ascending.
+    """
+
+    contour: Contour
+    frames: tuple[int, ...]
+    title: str = ""
+    caption: str = ""
+
+
+Single: TypeAlias = Line | Contour | Surface3D | HeatMap | Scatter
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """Figures side by side; panels on one scale share one colour bar."""
+
+    panels: tuple[Single, ...]
+    columns: int = 3
+    title: str = ""
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to draw.
+
+        Raises:
+            InputError: If there is no panel.
+        """
+        if not self.panels:
+            raise InputError("panels", "must hold at least one figure")
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return -(-len(self.panels) // max(1, self.columns))
+
+
+Figure: TypeAlias = Single | Panels | Animation

@@ -1,0 +1,137 @@
+"""How figures look: colour maps, colours, markers, sizes and fonts, the same for every backend.
+
+The colour maps are perceptually uniform in lightness and safe for readers with any colour deficiency (viridis
+family: Smith and van der Walt 2015; cividis: Nunez, Anderton and Renslow 2018). Curves use the palette of Okabe
+and Ito (2008), and besides the colour each curve has its own dash and marker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lowland.core.errors import InputError
+
+__all__ = [
+    "CATEGORY_COLOURS",
+    "COLOUR_MAPS",
+    "CURVES",
+    "FONT",
+    "FONT_SIZE",
+    "MARKS",
+    "REFERENCE_COLOUR",
+    "SIZES",
+    "CurveStyle",
+    "MarkStyle",
+    "curve_style",
+    "figure_size",
+]
+
+COLOUR_MAPS: dict[str, str] = {
+    "viridis": "Viridis",
+    "cividis": "Cividis",
+    "magma": "Magma",
+    "inferno": "Inferno",
+    "plasma": "Plasma",
+}
+"""Name (as in matplotlib) -> name in plotly."""
+
+FONT = "DejaVu Sans"  # ships with matplotlib, so a figure looks the same on every machine
+FONT_SIZE = 8.0  # points; the size of captions in two-column papers
+REFERENCE_COLOUR = "#7f7f7f"
+
+SIZES: dict[str, tuple[float, float]] = {
+    "column": (3.4, 2.9),
+    "text": (6.9, 4.2),
+    "slide": (10.0, 5.6),
+}
+"""Named figure sizes in inches: one column, the text width of a two-column paper, a 16:9 slide."""
+
+CATEGORY_COLOURS = ("#D55E00", "#BBBBBB", "#0072B2")
+"""Vermilion, grey, blue for three-valued maps: tell apart under every colour deficiency and in grey print."""
+
+
+@dataclass(frozen=True, slots=True)
+class CurveStyle:
+    """Colour (hex), dash and marker of a curve, in the words of matplotlib and of plotly."""
+
+    colour: str
+    matplotlib_dash: str
+    plotly_dash: str
+    matplotlib_marker: str
+    plotly_marker: str
+
+
+CURVES: tuple[CurveStyle, ...] = (
+    CurveStyle("#0072B2", "-", "solid", "o", "circle"),
+    CurveStyle("#D55E00", "--", "dash", "s", "square"),
+    CurveStyle("#009E73", "-.", "dashdot", "^", "triangle-up"),
+    CurveStyle("#CC79A7", ":", "dot", "D", "diamond"),
+    CurveStyle("#56B4E9", "-", "solid", "v", "triangle-down"),
+    CurveStyle("#E69F00", "--", "dash", "P", "cross"),
+    CurveStyle("#8C6D31", "-.", "dashdot", "X", "x"),
+    CurveStyle("#6F4E9C", ":", "dot", "*", "star"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MarkStyle:
+    """How a kind of grid point is marked, and what the legend calls it."""
+
+    label: str
+    colour: str
+    matplotlib_marker: str
+    plotly_symbol: str
+    size: float
+
+
+MARKS: dict[str, MarkStyle] = {
+    "open": MarkStyle("not computed yet", "#9a9a9a", ".", "circle", 1.6),
+    "failed": MarkStyle("failed", "#D55E00", "x", "x", 5.0),
+    "nan": MarkStyle("not a number", "#CC79A7", "D", "diamond", 4.0),
+    "inf": MarkStyle("+infinite", "#E69F00", "^", "triangle-up", 4.5),
+    "-inf": MarkStyle("−infinite", "#56B4E9", "v", "triangle-down", 4.5),
+    "measured": MarkStyle("measured", "#202020", ".", "circle", 2.0),
+    "interpolated": MarkStyle("interpolated", "#f5f5f5", ".", "circle", 1.2),
+}
+
+
+def curve_style(index: int) -> CurveStyle:
+    """Return the style of the n-th curve; styles repeat after eight.
+
+    Args:
+        index: Position of the curve, from 0.
+
+    Returns:
+        Its style.
+
+    Example:
+        >>> curve_style(0).colour
+        '#0072B2'
+    """
+    return CURVES[index % len(CURVES)]
+
+
+def figure_size(size: str | tuple[float, float]) -> tuple[float, float]:
+    """Return a size in inches.
+
+    Args:
+        size: One of `SIZES`, or ``(width, height)`` in inches.
+
+    Returns:
+        Width and height in inches.
+
+    Raises:
+        InputError: If the name is unknown or a side is not positive.
+
+    Example:
+        >>> figure_size("column")
+        (3.4, 2.9)
+    """
+    if isinstance(size, str):
+        if size not in SIZES:
+            raise InputError("size", f"must be one of {', '.join(SIZES)} or (width, height) in inches", size)
+        return SIZES[size]
+    width, height = float(size[0]), float(size[1])
+    if not (0 < width < 200 and 0 < height < 200):
+        raise InputError("size", "must be between 0 and 200 inches", size)
+    return width, height

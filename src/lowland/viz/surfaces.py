@@ -1,0 +1,326 @@
+"""From stored surfaces to figure specs: contour, 3-D surface, heat map, convexity map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from lowland.core.errors import InputError
+from lowland.core.schema import check
+from lowland.viz.caption import caption_of
+from lowland.viz.field import Field, FloatArray
+from lowland.viz.scale import scale_of
+from lowland.viz.spec import Axis, Contour, HeatMap, Path, Scale, Surface3D
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = [
+    "CONVEXITY",
+    "build_contour",
+    "build_convexity_map",
+    "build_heat_map",
+    "build_surface",
+    "field_of",
+    "select",
+    "shared_scale",
+]
+
+Choice: TypeAlias = str | int | None
+
+CONVEXITY = ("negative beyond its residual", "undecided", "none found")
+"""The three values of a convexity map, in the order of their codes (SCIENCE: a Krylov run promises no more)."""
+
+
+def select(surface: xr.Dataset, *, split: Choice = None, direction: Choice = None) -> tuple[xr.Dataset, str]:
+    """Take one split and one direction of a surface.
+
+    Args:
+        surface: A surface of schema v1.
+        split: Name or position along ``split``; None for the first.
+        direction: Name or position along ``direction``; None for the first.
+
+    Returns:
+        The surface without these dims, and a note that says what was taken ("" where there was no choice).
+
+    Raises:
+        InputError: If the choice does not exist.
+    """
+    notes = []
+    for name, choice in (("split", split), ("direction", direction)):
+        if name not in surface.dims:
+            if choice is not None:
+                raise InputError(name, "cannot be chosen, this surface has only one", choice)
+            continue
+        labels = [str(label) for label in surface[name].values]
+        position = 0 if choice is None else choice if isinstance(choice, int) else _position(name, choice, labels)
+        if not -len(labels) <= position < len(labels):
+            raise InputError(name, f"must be one of {labels} or a position below {len(labels)}", choice)
+        surface = surface.isel({name: position})
+        notes.append(f"{name} {labels[position]} of {len(labels)}" if len(labels) > 1 else "")
+    return surface, ", ".join(note for note in notes if note)
+
+
+def field_of(surface: xr.Dataset, metric: str = "loss", *, split: Choice = None, direction: Choice = None) -> Field:
+    """Take one metric of a two-dimensional surface as a `Field`.
+
+    Args:
+        surface: A surface of schema v1 with dims x and y.
+        metric: Name of the metric.
+        split: As in `select`.
+        direction: As in `select`.
+
+    Returns:
+        The field, axes ascending.
+
+    Raises:
+        InputError: If the surface is a line, or has no such metric.
+    """
+    check(surface, "surface")
+    if "y" not in surface.dims:
+        raise InputError("surface", "must have two axes; this one is a line", advice="draw it with viz.line")
+    check_metric(surface, metric)
+    one, _ = select(surface, split=split, direction=direction)
+    one = one.sortby(["x", "y"])
+    values = _grid(one, metric)
+    status = np.asarray(one["status"].transpose("x", "y").values, dtype=np.uint8)
+    error = _grid(one, f"{metric}_se") if f"{metric}_se" in one else None
+    return Field(_coordinate(one, "x"), _coordinate(one, "y"), values, status, error)
+
+
+def shared_scale(
+    surfaces: Iterable[xr.Dataset],
+    metric: str = "loss",
+    *,
+    split: Choice = None,
+    direction: Choice = None,
+    log: bool | None = None,
+    limits: tuple[float | None, float | None] = (None, None),
+    levels: Iterable[float] | int | None = None,
+    colour_map: str = "viridis",
+) -> Scale:
+    """Make the one colour scale on which several surfaces can be compared.
+
+    Args:
+        surfaces: The surfaces, each of schema v1 with two axes.
+        metric: Metric to colour.
+        split: As in `select`.
+        direction: As in `select`.
+        log: As in `scale.scale_of`.
+        limits: As in `scale.scale_of`.
+        levels: As in `scale.scale_of`.
+        colour_map: As in `scale.scale_of`.
+
+    Returns:
+        The scale, to be handed to every figure as ``scale=``.
+    """
+    listed = list(surfaces)
+    fields = [field_of(surface, metric, split=split, direction=direction) for surface in listed]
+    label = metric_axis(listed[0], metric).text if listed else metric
+    return scale_of(fields, label=label, log=log, limits=limits, levels=levels, colour_map=colour_map)
+
+
+def build_contour(
+    surface: xr.Dataset,
+    metric: str = "loss",
+    *,
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    filled: bool = True,
+    paths: Sequence[Path] = (),
+    points: bool | None = None,
+    title: str = "",
+    caption: str | None = None,
+) -> Contour:
+    """Make the spec of a contour figure.
+
+    Args:
+        surface: A surface of schema v1 with two axes.
+        metric: Metric to draw.
+        scale: A `shared_scale`; None makes one from this surface.
+        split: As in `select`.
+        direction: As in `select`.
+        filled: Fill between the lines.
+        paths: Training paths in the coordinates of the same plane.
+        points: Mark measured and interpolated points; None where both occur.
+        title: Title of the figure.
+        caption: Small print; None writes it from the attributes.
+
+    Returns:
+        The spec.
+    """
+    parts = _parts(surface, metric, scale, split, direction, title, caption)
+    return Contour(**parts, filled=filled, paths=tuple(paths), points=points)
+
+
+def build_surface(
+    surface: xr.Dataset,
+    metric: str = "loss",
+    *,
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    title: str = "",
+    caption: str | None = None,
+) -> Surface3D:
+    """Make the spec of a 3-D surface; arguments as in `build_contour`.
+
+    Args:
+        surface: A surface of schema v1 with two axes.
+        metric: Metric to draw.
+        scale: A `shared_scale`; None makes one from this surface.
+        split: As in `select`.
+        direction: As in `select`.
+        title: Title of the figure.
+        caption: Small print; None writes it from the attributes.
+
+    Returns:
+        The spec.
+    """
+    return Surface3D(**_parts(surface, metric, scale, split, direction, title, caption))
+
+
+def build_heat_map(
+    surface: xr.Dataset,
+    metric: str = "loss",
+    *,
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    title: str = "",
+    caption: str | None = None,
+) -> HeatMap:
+    """Make the spec of a heat map, one cell per point; arguments as in `build_contour`.
+
+    Args:
+        surface: A surface of schema v1 with two axes.
+        metric: Metric to draw.
+        scale: A `shared_scale`; None makes one from this surface.
+        split: As in `select`.
+        direction: As in `select`.
+        title: Title of the figure.
+        caption: Small print; None writes it from the attributes.
+
+    Returns:
+        The spec.
+    """
+    return HeatMap(**_parts(surface, metric, scale, split, direction, title, caption))
+
+
+def build_convexity_map(
+    surface: xr.Dataset, *, direction: Choice = None, title: str = "", caption: str | None = None
+) -> HeatMap:
+    """Make the spec of a three-valued convexity map (SCIENCE 4).
+
+    A point is "negative beyond its residual" where ``lambda_min + residual < 0``, "none found" where
+    ``lambda_min - residual >= 0`` or the run converged to a value that is not negative, and "undecided" otherwise.
+
+    Args:
+        surface: A surface with the metrics ``lambda_min`` and, where known, ``lambda_min_residual``.
+        direction: As in `select`.
+        title: Title of the figure.
+        caption: Small print; None writes it from the attributes.
+
+    Returns:
+        A heat map whose values are the indices of `CONVEXITY`.
+
+    Raises:
+        InputError: If the surface has no ``lambda_min``.
+    """
+    field = field_of(surface, "lambda_min", direction=direction)
+    residual = np.zeros_like(field.values)
+    if "lambda_min_residual" in surface:
+        residual = np.abs(field_of(surface, "lambda_min_residual", direction=direction).values)
+    code = np.where(field.values + residual < 0, 0.0, np.where(field.values - residual >= 0, 2.0, 1.0))
+    code = np.where(np.isfinite(field.values) & np.isfinite(residual), code, field.values)
+    coded = replace(field, values=code, error=None)
+    scale = Scale("lowest eigenvalue", 0.0, 2.0, (0.5, 1.5), False, (0.0, 1.0, 2.0))
+    x_axis, y_axis = plane_axes(surface)
+    text = caption_of(surface) if caption is None else caption
+    return HeatMap(coded, scale, x_axis, y_axis, title, text, CONVEXITY)
+
+
+def check_metric(surface: xr.Dataset, metric: str) -> None:
+    """Refuse a metric that a surface does not have.
+
+    Args:
+        surface: A surface or line.
+        metric: Name asked for.
+
+    Raises:
+        InputError: If there is no such variable.
+    """
+    known = [str(name) for name in surface.data_vars if name not in ("status", "error")]
+    if metric not in known:
+        raise InputError("metric", f"must be one of {', '.join(known)}", metric)
+
+
+def metric_axis(surface: xr.Dataset, metric: str) -> Axis:
+    """Return the axis of a metric, with its unit.
+
+    Args:
+        surface: A surface or line that has the metric.
+        metric: Name of the metric.
+
+    Returns:
+        The axis.
+    """
+    return Axis(metric.replace("_", " "), str(surface[metric].attrs.get("units", "")))
+
+
+def plane_axes(surface: xr.Dataset) -> tuple[Axis, Axis]:
+    """Return the axes of a plane; a label stored in a coordinate's attribute ``long_name`` wins.
+
+    Args:
+        surface: A surface with two axes.
+
+    Returns:
+        The axes of x and y.
+    """
+    axes = []
+    for name, default in (("x", "first direction"), ("y", "second direction")):
+        label = str(surface[name].attrs.get("long_name", default))
+        values = _coordinate(surface, name)
+        axes.append(Axis(label, limits=(float(values.min()), float(values.max()))))
+    return axes[0], axes[1]
+
+
+def _parts(
+    surface: xr.Dataset,
+    metric: str,
+    scale: Scale | None,
+    split: Choice,
+    direction: Choice,
+    title: str,
+    caption: str | None,
+) -> dict[str, Any]:
+    field = field_of(surface, metric, split=split, direction=direction)
+    one, note = select(surface, split=split, direction=direction)
+    label = metric_axis(surface, metric).text
+    x_axis, y_axis = plane_axes(surface)
+    return {
+        "field": field,
+        "scale": scale or scale_of([field], label=label),
+        "x_axis": x_axis,
+        "y_axis": y_axis,
+        "title": title,
+        "caption": caption_of(one, note=note) if caption is None else caption,
+    }
+
+
+def _grid(surface: xr.Dataset, name: str) -> FloatArray:
+    return np.asarray(surface[name].transpose("x", "y").values, dtype=np.float64)
+
+
+def _coordinate(surface: xr.Dataset, name: str) -> FloatArray:
+    return np.asarray(surface[name].values, dtype=np.float64)
+
+
+def _position(name: str, label: str, labels: list[str]) -> int:
+    if label not in labels:
+        raise InputError(name, f"must be one of {labels}", label)
+    return labels.index(label)

@@ -1,0 +1,174 @@
+"""One verb per figure kind: build the spec, draw it, return the backend's own figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from lowland.viz.backends import draw
+from lowland.viz.paths import build_animation, build_path
+from lowland.viz.spec import Contour, Scale
+from lowland.viz.surfaces import Choice, build_contour, build_heat_map, build_surface
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["animate", "contour", "heat_map", "path", "surface"]
+
+
+def contour(
+    result: xr.Dataset,
+    metric: str = "loss",
+    *,
+    backend: str = "matplotlib",
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    filled: bool = True,
+    points: bool | None = None,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw the contours of a surface.
+
+    Args:
+        result: A surface of schema v1 with two axes.
+        metric: Metric to draw.
+        backend: One of `BACKENDS`.
+        scale: A `shared_scale`; None makes one from this surface.
+        split: Name or position along ``split``; None for the first.
+        direction: Name or position along ``direction``; None for the first.
+        filled: Fill between the lines.
+        points: Mark measured and interpolated points; None where both occur.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        A matplotlib figure (``.savefig("contour.pdf")``) or a plotly figure.
+    """
+    spec = build_contour(
+        result, metric, scale=scale, split=split, direction=direction, filled=filled, points=points, title=title
+    )
+    return draw(spec, backend, size=size)
+
+
+def surface(
+    result: xr.Dataset,
+    metric: str = "loss",
+    *,
+    backend: str = "plotly",
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw a surface in three dimensions.
+
+    Args:
+        result: A surface of schema v1 with two axes.
+        metric: Metric to draw.
+        backend: One of `BACKENDS`; plotly's can be turned.
+        scale: A `shared_scale`; None makes one from this surface.
+        split: Name or position along ``split``; None for the first.
+        direction: Name or position along ``direction``; None for the first.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    spec = build_surface(result, metric, scale=scale, split=split, direction=direction, title=title)
+    return draw(spec, backend, size=size)
+
+
+def heat_map(
+    result: xr.Dataset,
+    metric: str = "loss",
+    *,
+    backend: str = "matplotlib",
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw a surface as one coloured cell per point, without interpolation.
+
+    Args:
+        result: A surface of schema v1 with two axes.
+        metric: Metric to draw.
+        backend: One of `BACKENDS`.
+        scale: A `shared_scale`; None makes one from this surface.
+        split: Name or position along ``split``; None for the first.
+        direction: Name or position along ``direction``; None for the first.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    spec = build_heat_map(result, metric, scale=scale, split=split, direction=direction, title=title)
+    return draw(spec, backend, size=size)
+
+
+def path(
+    trajectories: xr.Dataset | Mapping[str, xr.Dataset],
+    result: xr.Dataset | None = None,
+    metric: str = "loss",
+    *,
+    backend: str = "matplotlib",
+    scale: Scale | None = None,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw training paths in their plane, over the plane's contours where a surface is given.
+
+    Args:
+        trajectories: One trajectory, or several by name on the same plane.
+        result: A surface over that plane; None draws the paths alone.
+        metric: Metric of the surface.
+        backend: One of `BACKENDS`.
+        scale: A `shared_scale`.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    return draw(build_path(_named(trajectories), result, metric, scale=scale, title=title), backend, size=size)
+
+
+def animate(
+    trajectories: xr.Dataset | Mapping[str, xr.Dataset],
+    result: xr.Dataset,
+    metric: str = "loss",
+    *,
+    scale: Scale | None = None,
+    frames: int = 60,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Animate training paths over the contours of their plane, with a slider for the step.
+
+    Args:
+        trajectories: One trajectory, or several by name on the same plane.
+        result: A surface over that plane.
+        metric: Metric of the surface.
+        scale: A `shared_scale`.
+        frames: How many frames at most.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        A plotly figure.
+    """
+    contour_spec = build_path(_named(trajectories), result, metric, scale=scale, title=title)
+    assert isinstance(contour_spec, Contour)
+    return draw(build_animation(contour_spec, frames=frames), "plotly", size=size)
+
+
+def _named(trajectories: xr.Dataset | Mapping[str, xr.Dataset]) -> Mapping[str, xr.Dataset]:
+    if hasattr(trajectories, "data_vars"):
+        return {"path": cast("xr.Dataset", trajectories)}
+    return dict(trajectories)

@@ -1,0 +1,83 @@
+"""Made-up runs with known numbers, for the tests of figures and reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+from lowland.core.schema import new_curvature, new_surface, new_trajectory
+from lowland.report.runs import Run
+
+
+def asymmetric(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A function that no transposition, rotation or flip leaves as it is; shape [nx, ny]."""
+    X, Y = np.meshgrid(x, y, indexing="ij")
+    return 0.1 + 2.0 * (X - 0.3) ** 2 + 7.0 * (Y + 0.2) ** 2 * (1 + 0.4 * X) + 0.1 * X * Y
+
+
+def plane(nx: int = 9, ny: int = 6, *, scale: float = 1.0, **attrs: object) -> xr.Dataset:
+    x, y = np.linspace(-1.0, 1.5, nx), np.linspace(-0.5, 1.0, ny)
+    surface = new_surface(
+        x,
+        y,
+        errors=["loss"],
+        attrs={"batch_norm": "running", "samples": 200, "recipe": {"seed": 3, "normalize": "filter"}, **attrs},
+    )
+    surface["loss"][:] = scale * asymmetric(x, y)
+    surface["loss_se"][:] = 0.01
+    surface["status"][:] = 1
+    return surface
+
+
+def walk(steps: int = 12, seed: int = 0, *, share: tuple[float, float] = (0.7, 0.2)) -> xr.Dataset:
+    path = np.random.default_rng(seed).normal(size=(steps, 2)).cumsum(0) / 5
+    return new_trajectory(
+        path - path[-1],
+        steps=10 * np.arange(steps),
+        variables={
+            "variance_share": ("axis", np.array(share)),
+            "null_share": ("axis", np.array([0.6, 0.16])),
+            "distance": ("snapshot", np.linspace(0.0, 0.3, steps)),
+        },
+        attrs={"anchored": True},
+    )
+
+
+def curvature(train_loss: float, *, top: float = 10.0, bottom: float = -0.2, **variables: float) -> xr.Dataset:
+    values = {
+        "trace": 30.0, "trace_se": 1.0, "filter_trace": 4.0, "filter_trace_se": 0.1, "lambda_max": top,
+        "lambda_min": bottom, "lambda_min_converged": 1.0, "sam_sharpness": 0.4, "train_loss": train_loss,
+        "train_accuracy": 0.98, "weight_norm": 12.0, **variables,
+    }  # fmt: skip
+    return new_curvature(
+        [bottom, top],
+        [0.01, 0.02],
+        variables={name: ((), value) for name, value in values.items()},
+        attrs={"batch_norm": "running", "samples": 200, "products": 60},
+    )
+
+
+def run(name: str, *, method: str, seed: int, accuracy: float, train_loss: float = 0.1, passes: int = 100) -> Run:
+    epochs = np.arange(6)
+    metrics = tuple(
+        {
+            "epoch": float(e),
+            "step": 10.0 * (e + 1),
+            "train_loss": float(train_loss + np.exp(-e)),
+            "validation_loss": float(0.3 + np.exp(-e)),
+            "train_accuracy": float(1 - 0.5 * np.exp(-e)),
+            "validation_accuracy": float(accuracy - 0.5 * np.exp(-e)),
+        }
+        for e in epochs
+    )
+    return Run(
+        name=name,
+        method=method,
+        seed=seed,
+        metrics=metrics,
+        result={"test_accuracy": accuracy, "passes": passes, "seconds": 0.06 * passes / 100},
+        surfaces={"random": plane(scale=1.0 + seed)},
+        curvature={"end": curvature(train_loss)},
+        trajectory=walk(seed=seed),
+        spec=f"method: {method}\nseed: {seed}\n",
+    )

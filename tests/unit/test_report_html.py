@@ -1,0 +1,279 @@
+"""The report: one file, all text escaped, sections only for what there is, intervals and marks as promised."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.report_cases import curvature, plane, run
+
+from lowland import report
+from lowland.core.errors import InputError
+from lowland.report.comparison import comparison_table
+from lowland.report.curvature import curvature_section, lowest_eigenvalue
+from lowland.report.landscapes import trust_box
+from lowland.report.runs import Run
+from lowland.report.sections import Paragraph, Table
+from lowland.report.statistics import paired_interval, show, t_interval
+
+HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$title"
+
+
+class Outline(HTMLParser):
+    """Collects tags, external addresses and text outside scripts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.headings: list[str] = []
+        self.text = ""
+        self._inside: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._inside.append(tag)
+        for key, value in attrs:
+            if key in ("src", "href") and not (value or "").startswith("#"):
+                self.addresses.append(value or "")
+            if key.startswith("on"):
+                self.handlers.append(key)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._inside and self._inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if self._inside and self._inside[-1] == "h2":
+            self.headings.append(data)
+        if not self._inside or self._inside[-1] not in ("script", "style"):
+            self.text += data
+
+
+def outline(text: str) -> Outline:
+    parser = Outline()
+    parser.feed(text)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    gains = {0: 0.02, 1: 0.03, 2: 0.01, 3: 0.02, 4: 0.04}
+    plain = [run(f"sgd-{s}", method="SGD", seed=s, accuracy=0.80 + 0.01 * s) for s in gains]
+    sharp = [run(f"sam-{s}", method="SAM", seed=s, accuracy=0.80 + 0.01 * s + g, passes=200) for s, g in gains.items()]
+    return [*plain, *sharp]
+
+
+def test_the_page_is_self_contained_and_holds_plotly_once(runs: list[Run], tmp_path: Path) -> None:
+    path = report.write(report.build([runs[0], runs[5]], date=""), tmp_path / "report.html")
+    text = path.read_text(encoding="utf-8")
+    found = outline(text)
+    assert found.addresses == []
+    assert text.count("plotly.js v") == 1
+    assert path.stat().st_size < 6_000_000
+    assert found.headings == [
+        "Comparison", "Training", "Landscapes", "Trajectories", "Curvature", "What cannot be compared",
+        "Settings needed to repeat this",
+    ]  # fmt: skip
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_six_runs_of_51_by_51_stay_below_six_megabytes(tmp_path: Path) -> None:
+    many = []
+    for k in range(6):
+        one = run(f"run {k}", method=f"m{k}", seed=0, accuracy=0.9)
+        surface = plane(51, 51)
+        rough = np.random.default_rng(k).random((51, 51))
+        surface["loss"][:] = surface["loss"] + rough
+        surface["loss_se"][:] = rough
+        many.append(Run(**{**{f: getattr(one, f) for f in one.__slots__}, "surfaces": {"random": surface}}))
+    path = report.write(report.build(many), tmp_path / "six.html")
+    assert path.stat().st_size <= 6_000_000
+
+
+def test_the_same_runs_give_the_same_bytes(runs: list[Run]) -> None:
+    assert report.render(report.build(runs[:1], date="")) == report.render(report.build(runs[:1], date=""))
+
+
+def test_hostile_names_stay_text() -> None:
+    one = run(HOSTILE, method=HOSTILE, seed=0, accuracy=0.9)
+    evil = Run(
+        **{
+            **{f: getattr(one, f) for f in one.__slots__},
+            "spec": HOSTILE,
+            "surfaces": {HOSTILE: plane(note=HOSTILE)},
+        }
+    )
+    text = report.render(
+        report.build([evil, run("b", method="b", seed=0, accuracy=0.8)], title=HOSTILE, lead=[HOSTILE])
+    )
+    found = outline(text)
+    assert "img" not in found.tags
+    assert found.handlers == []
+    assert "alert('x')</script>" not in text
+    assert found.text.count(HOSTILE) >= 4
+    harmless = outline(report.render(report.build([run("a", method="a", seed=0, accuracy=0.9),
+                                                   run("b", method="b", seed=0, accuracy=0.8)])))  # fmt: skip
+    assert found.tags.count("script") == harmless.tags.count("script")
+
+
+def test_sections_appear_only_for_what_the_runs_contain() -> None:
+    bare = Run("bare", result={"test_accuracy": 0.5})
+    found = outline(report.render(report.build([bare])))
+    assert found.headings == ["Comparison", "What cannot be compared", "Settings needed to repeat this"]
+    assert "plotly.js v" not in report.render(report.build([bare]))
+
+
+def test_the_difference_is_paired_by_seed(runs: list[Run]) -> None:
+    table = comparison_table(runs)
+    column = table.header.index("difference to SGD (points)")
+    assert table.rows[0][column] == "baseline"
+    differences = 100 * np.array([0.02, 0.03, 0.01, 0.02, 0.04])
+    half = 2.7764451 * differences.std(ddof=1) / np.sqrt(5)
+    mean = differences.mean()
+    assert table.rows[1][column] == f"+{mean:.2f} [+{mean - half:.2f}, +{mean + half:.2f}]"
+    assert table.rows[1][table.header.index("passes (× SGD)")] == "200 (2.00 ×)"
+
+
+def test_three_seeds_are_shown_as_three_points(runs: list[Run]) -> None:
+    table = comparison_table(runs[:3])
+    assert table.rows[0][table.header.index("test accuracy (%)")] == "80.00, 81.00, 82.00"
+
+
+def test_pairing_uses_shared_seeds_only() -> None:
+    found = paired_interval({0: 1.0, 1: 2.0, 7: 9.0}, {0: 0.5, 1: 1.0, 8: 3.0})
+    assert found is not None and found.values == (0.5, 1.0)
+    assert paired_interval({0: 1.0}, {1: 1.0}) is None
+    assert np.isnan(t_interval([1.0]).low)
+
+
+def test_runs_of_different_train_loss_are_not_compared_at_the_end() -> None:
+    a, b = run("a", method="SGD", seed=0, accuracy=0.9, train_loss=0.01), run("b", method="SAM", seed=0, accuracy=0.9)
+    table = comparison_table([a, b])
+    assert table.rows[1][table.header.index("λ max")].endswith("†")
+    assert any("not comparable at the end" in note for note in table.notes)
+    section = curvature_section([a, b])
+    assert section is not None
+    words = " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
+    assert "Not comparable at the end" in words and "No comparison at matched loss" in words
+
+
+def test_matched_loss_takes_the_snapshot_of_equal_loss() -> None:
+    early = {"step-10": curvature(0.11, top=55.0), "end": curvature(0.01, top=3.0)}
+    a = Run("a", curvature=early)
+    b = Run("b", curvature={"end": curvature(0.1, top=16.0)})
+    section = curvature_section([a, b])
+    assert section is not None
+    matched = [block for block in section.blocks if isinstance(block, Table)][1]
+    rows = {row[0]: row for row in matched.rows}
+    assert rows["a"][1] == "step-10" and rows["a"][matched.header.index("λ max")].startswith("55.0")
+    assert rows["b"][1] == "end"
+
+
+def test_curvature_always_comes_with_train_loss() -> None:
+    section = curvature_section([Run("a", curvature={"end": curvature(0.1)})])
+    assert section is not None
+    table = section.blocks[0]
+    assert isinstance(table, Table)
+    for needed in ("train loss", "train accuracy", "weight norm", "batch norm"):
+        assert table.rows[0][table.header.index(needed)] not in ("", "–")
+
+
+@pytest.mark.parametrize(
+    "variables, expected",
+    [
+        ({}, "−0.200 (residual 0.01)"),
+        ({"lambda_min_converged": 0.0, "lambda_min_bound": 0.5}, "not converged, |λ min| ≤ 0.500"),
+        ({"bottom": 0.2, "lambda_min": 0.2}, "none found below 0 (0.200)"),
+    ],
+)
+def test_the_lowest_eigenvalue_has_three_forms(variables: dict[str, float], expected: str) -> None:
+    assert lowest_eigenvalue(curvature(0.1, **variables)) == expected
+
+
+def test_the_trust_box_shows_what_is_stored_and_nothing_else() -> None:
+    names = {name for name, _, _ in trust_box(plane(), "random").checks}
+    assert names == {"points", "batch norm", "samples", "largest standard error of loss"}
+    full = trust_box(plane(axes_cosine=0.003, filter_trace=0.12, filter_trace_se=0.0005), "random")
+    values = {name: value for name, value, _ in full.checks}
+    assert values["cosine between the axes"] == "0.00300"
+    assert values["mean curvature over all directions"] == "0.120 ± 5.0e−4"
+
+
+def test_a_walk_is_called_a_walk(runs: list[Run]) -> None:
+    from tests.report_cases import walk
+
+    drifting = Run("walker", trajectory=walk(share=(0.5, 0.2)))
+    text = outline(report.render(report.build([drifting]))).text
+    assert "no more than a walk" in text
+    assert "random-walk null" in text
+
+
+def test_mixed_data_are_refused_or_marked() -> None:
+    a, b = Run("a", result={"passes": 1}, data="digits"), Run("b", result={"passes": 1}, data="mnist")
+    with pytest.raises(InputError, match="share their data"):
+        report.build([a, b])
+    text = outline(report.render(report.build([a, b], allow_mixed=True))).text
+    assert "differ in their data" in text
+
+
+def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="`runs`"):
+        report.build([])
+    with pytest.raises(InputError, match="different names"):
+        report.build([Run("a"), Run("a")])
+    with pytest.raises(InputError, match="`path`"):
+        report.write(report.build([Run("a")]), tmp_path / "report.pdf")
+    with pytest.raises(InputError, match="`path`"):
+        report.write(report.build([Run("a")]), tmp_path / "missing" / "report.html")
+    with pytest.raises(InputError, match="`run`"):
+        report.read_run(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds no results"):
+        report.read_run(tmp_path)
+
+
+def test_a_run_folder_is_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,train_loss\n0,10,1.5\n1,20,\n", encoding="utf-8")
+    (tmp_path / "result.json").write_text('{"test_accuracy": 0.9}', encoding="utf-8")
+    (tmp_path / "spec.yaml").write_text("seed: 1\n", encoding="utf-8")
+    found = report.read_run(tmp_path, name="mine", seed=1)
+    assert found.last("train_loss") == 1.5
+    assert found.result == {"test_accuracy": 0.9}
+    (tmp_path / "result.json").write_text('{"test_accuracy": ', encoding="utf-8")
+    with pytest.raises(InputError, match="damaged"):
+        report.read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.0, "0.00"),
+        (123456.0, "123456"),
+        (-0.00001234, "−1.23e−5"),
+        (float("inf"), "+∞"),
+        (float("nan"), "not a number"),
+    ],
+)
+def test_numbers_are_written_with_three_digits(value: float, text: str) -> None:
+    assert show(value) == text
+
+
+def test_viz_and_report_work_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import lowland.viz, lowland.report\n"
+        "from lowland.report import Run, build, render\n"
+        "assert 'Comparison' in render(build([Run('a', result={'test_accuracy': 0.5})]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_no_section_number_is_lost() -> None:
+    text = report.render(report.build([Run("a", result={"passes": 3})]))
+    assert re.findall(r'href="#(section-\d)"', text) == re.findall(r'<section id="(section-\d)"', text)
