@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from lowland.core.errors import InputError
 
-__all__ = ["find", "import_path", "unknown"]
+__all__ = ["check_options", "find", "import_path", "unknown"]
 
 T = TypeVar("T")
 
@@ -84,3 +85,30 @@ def import_path(argument: str, path: str) -> Any:
     if not callable(found):
         raise InputError(argument, "must name something callable", path)
     return found
+
+
+def check_options(kind: str, name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Check keyword arguments against a function before it is called.
+
+    Args:
+        kind: What the function makes ("model"), for messages.
+        name: The name it was asked for by.
+        build: The function.
+        options: The keyword arguments.
+
+    Raises:
+        InputError: If one is unknown or a needed one is missing.
+
+    Example:
+        >>> check_options("model", "resnet20", lambda *, classes=10: None, {"classes": 100})
+    """
+    try:
+        signature = inspect.signature(build)
+    except ValueError:  # a callable written in C has no signature; it complains by itself
+        return
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        known = ", ".join(signature.parameters)
+        rule = f"must fit the {kind} {name!r} ({error})"
+        raise InputError("options", rule, dict(options), f"Known: {known}") from error

@@ -1,0 +1,58 @@
+"""The handwritten digits of scikit-learn: 1,797 real images of 8x8 pixels, there offline.
+
+Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998 (its
+test part).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lowland.core.errors import optional_import
+from lowland.data.resident import TensorData
+from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
+
+__all__ = ["DIGITS_MEAN", "DIGITS_STD", "digits"]
+
+DIGITS_MEAN = 0.305260
+DIGITS_STD = 0.376049
+"""Mean and standard deviation of all pixels of the 1,797 images scaled to [0, 1]; computed from the data."""
+
+
+def digits(
+    *,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+) -> DataSplits:
+    """Load the digits in fixed, stratified parts of 897 training, 300 validation and 600 test images.
+
+    Args:
+        train_size: Keep that many training images (stratified, nested); None keeps all 897.
+        label_noise: Probability that a training or validation label is replaced by one drawn from all ten classes.
+        seed: Seed of subsampling and label noise.
+        split_seed: Seed of the parts; leave it at 0 to compare with others.
+
+    Returns:
+        Resident splits; inputs [1, 8, 8], normalised.
+
+    Raises:
+        MissingExtra: If scikit-learn is not installed.
+        InputError: If `train_size` or `label_noise` is out of range.
+
+    Example:
+        >>> splits = digits(train_size=100)
+        >>> len(splits.train), len(splits.validation), len(splits.test)
+        (100, 300, 600)
+    """
+    raw = optional_import("sklearn.datasets", extra="data", needed_for="the data set digits").load_digits()
+    images = torch.as_tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16.0
+    target = torch.as_tensor(raw.target, dtype=torch.int64)
+    everything = TensorData((images - DIGITS_MEAN) / DIGITS_STD, target, torch.arange(len(target)))
+    parts = [everything.take(part) for part in stratified_split(target, (897, 300, 600), seed=split_seed)]
+    splits = DataSplits(
+        "digits", parts[0], parts[1], parts[2], classes=10, shape=(1, 8, 8), mean=(DIGITS_MEAN,), std=(DIGITS_STD,),
+        recipe={"name": "digits", "split_seed": split_seed},
+    )  # fmt: skip
+    return with_label_noise(with_subsample(splits, train_size, seed=seed), label_noise, seed=seed)

@@ -1,0 +1,219 @@
+"""Data sets that live in memory, and batches of them whose order is a pure function of seed and epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lowland.core.errors import InputError
+from lowland.core.seeds import generator
+from lowland.core.types import Batch
+from lowland.data.draws import Draws, draws_for
+
+__all__ = ["Augment", "TensorBatches", "TensorData"]
+
+Augment: TypeAlias = Callable[[Batch, Draws], Batch]
+"""Changes a batch with random numbers that belong to its samples."""
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """Samples held as tensors, each with an id that stays its own in every subset.
+
+    Args:
+        input: Shape [n, ...].
+        target: Shape [n, ...].
+        index: Sample ids, int64, shape [n], each once.
+
+    Raises:
+        InputError: If the lengths differ or an id is used twice.
+
+    Example:
+        >>> data = TensorData(torch.zeros(3, 2), torch.zeros(3), torch.arange(3))
+        >>> [batch.size for batch in data.batches(2)]
+        [2, 1]
+    """
+
+    input: Tensor
+    target: Tensor
+    index: Tensor
+
+    def __post_init__(self) -> None:
+        lengths = (len(self.input), len(self.target), len(self.index))
+        if len(set(lengths)) != 1 or not lengths[0]:
+            raise InputError("input, target, index", "must have one common length of at least 1", lengths)
+        if self.index.dtype != torch.int64 or len(torch.unique(self.index)) != lengths[0]:
+            raise InputError("index", "must hold int64 ids, each once", f"{self.index.dtype}, {lengths[0]} entries")
+
+    def __len__(self) -> int:
+        return len(self.input)
+
+    def take(self, positions: Tensor | NDArray[np.int64]) -> TensorData:
+        """Return the samples at some positions.
+
+        Args:
+            positions: Integers in [0, n).
+
+        Returns:
+            A new data set; the ids come along.
+        """
+        rows = torch.as_tensor(positions, device=self.input.device)
+        return TensorData(self.input[rows], self.target[rows], self.index[rows])
+
+    def to(self, device: torch.device | str) -> TensorData:
+        """Return the data set on a device.
+
+        Args:
+            device: Where to.
+
+        Returns:
+            A new data set (shared where it is there already).
+        """
+        return TensorData(self.input.to(device), self.target.to(device), self.index.to(device))
+
+    def batches(self, batch_size: int, *, seed: int = 0, shuffle: bool = False, augment: Augment | None = None,
+                drop_last: bool = False) -> TensorBatches:  # fmt: skip
+        """Return the data in batches; see `TensorBatches`.
+
+        Args:
+            batch_size: Samples per batch.
+            seed: Seed of order and augmentation.
+            shuffle: Whether each epoch has its own order; False keeps the stored order.
+            augment: Applied to every batch.
+            drop_last: Whether an incomplete last batch is left out.
+
+        Returns:
+            An iterable of `Batch`.
+        """
+        return TensorBatches(self, batch_size, seed=seed, shuffle=shuffle, augment=augment, drop_last=drop_last)
+
+    def fingerprint(self) -> str:
+        """Hash all samples, targets and ids.
+
+        Returns:
+            16 hexadecimal digits of a SHA-256.
+        """
+        digest = hashlib.sha256()
+        for tensor in (self.input, self.target, self.index):
+            array = tensor.detach().cpu().contiguous()
+            digest.update(f"{array.dtype}{tuple(array.shape)}".encode())
+            digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TensorBatches:
+    """Batches of a resident data set; going over it gives the batches of epoch 0.
+
+    The order of an epoch is drawn from the stream (seed, "order", epoch) alone, so that a run resumed in the middle
+    of an epoch sees the same samples. With several ranks every global batch is shared out, each rank taking every
+    `world`-th sample of it, so that the global batches are those of a run on one device; where a batch does not
+    divide, it is filled up from its own front, so that all ranks take equally many steps and samples.
+
+    Args:
+        data: The samples.
+        batch_size: Samples per step over all ranks.
+        seed: Seed of order and augmentation.
+        shuffle: Whether each epoch has its own order; False keeps the stored order.
+        augment: Applied to every batch, with random numbers that belong to (seed, epoch, sample id).
+        drop_last: Whether an incomplete last batch is left out.
+        rank: This process, from 0.
+        world: Number of processes.
+
+    Raises:
+        InputError: If a size is not positive, or a batch cannot be shared out.
+    """
+
+    data: TensorData
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+    augment: Augment | None = None
+    drop_last: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size < self.world:
+            raise InputError(
+                "batch_size", f"must be at least 1 and at least one per rank ({self.world})", self.batch_size
+            )
+        if not 0 <= self.rank < self.world:
+            raise InputError("rank", f"must be in [0, {self.world})", self.rank)
+        if self.drop_last and len(self.data) < self.batch_size:
+            raise InputError(
+                "batch_size", f"must not exceed the {len(self.data)} samples with drop_last", self.batch_size
+            )
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.data), self.batch_size)
+        return whole + bool(rest and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.batches(0)
+
+    def shard(self, rank: int, world: int) -> TensorBatches:
+        """Return one process's share of the same global batches.
+
+        Args:
+            rank: The process, from 0.
+            world: Number of processes.
+
+        Returns:
+            New batches.
+        """
+        return replace(self, rank=rank, world=world)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Go over the batches of an epoch.
+
+        Args:
+            epoch: The epoch, from 0.
+            start: Batches to leave out at the front (they cost nothing).
+
+        Yields:
+            The batches from number `start` on.
+        """
+        order = self._order(epoch)
+        for number in range(start, len(self)):
+            bounds = slice(number * self.batch_size, min((number + 1) * self.batch_size, len(self.data)))
+            rows = bounds if order is None and self.world == 1 else self._rows(order, bounds)
+            batch = Batch(self.data.input[rows], self.data.target[rows], self.data.index[rows])
+            if self.augment is not None:
+                assert batch.index is not None
+                batch = self.augment(batch, draws_for(batch.index, seed=self.seed, epoch=epoch))
+            yield batch
+
+    def ids(self, epoch: int) -> Tensor:
+        """Return the sample ids that this process meets in an epoch.
+
+        Args:
+            epoch: The epoch, from 0.
+
+        Returns:
+            int64, in the order in which they come.
+        """
+        return torch.cat(
+            [batch.index for batch in replace(self, augment=None).batches(epoch) if batch.index is not None]
+        )
+
+    def _order(self, epoch: int) -> Tensor | None:
+        if not self.shuffle:
+            return None
+        order = generator(self.seed, "order", epoch).permutation(len(self.data))
+        return torch.as_tensor(order, device=self.data.input.device)
+
+    def _rows(self, order: Tensor | None, bounds: slice) -> Tensor:
+        device = self.data.input.device
+        rows = torch.arange(bounds.start, bounds.stop, device=device) if order is None else order[bounds]
+        missing = -len(rows) % self.world
+        if missing:
+            rows = rows.repeat(1 + -(-missing // len(rows)))[: len(rows) + missing]
+        return rows[self.rank :: self.world]

@@ -1,0 +1,150 @@
+"""Train, validation and test parts of a data set, and how they are cut."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lowland.core.errors import InputError
+from lowland.core.seeds import generator
+from lowland.data.noise import symmetric_noise
+from lowland.data.resident import TensorData
+
+__all__ = ["DataSplits", "stratified_split", "with_label_noise", "with_subsample"]
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """A data set in three parts that never overlap.
+
+    Args:
+        name: Name of the data set.
+        train: Samples to train on: `TensorData`, or a loader (any iterable of raw batches).
+        validation: Samples that choose the epoch and the settings.
+        test: Samples that are looked at once, at the end.
+        classes: Number of classes (of tokens for language).
+        shape: Shape of one input.
+        mean: Per-channel mean that was subtracted from inputs in [0, 1]; empty when they were not normalised.
+        std: Per-channel standard deviation that they were divided by.
+        recipe: Plain JSON values that make the same data again.
+
+    Example:
+        >>> import torch
+        >>> part = TensorData(torch.zeros(2, 1), torch.zeros(2), torch.arange(2))
+        >>> DataSplits("zeros", part, part, part, classes=2, shape=(1,)).recipe
+        {}
+    """
+
+    name: str
+    train: Any
+    validation: Any
+    test: Any
+    classes: int
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the recipe and of all resident samples; equal data have equal fingerprints."""
+        parts = [
+            part.fingerprint() if isinstance(part, TensorData) else type(part).__name__
+            for part in (self.train, self.validation, self.test)
+        ]
+        text = json.dumps([self.name, self.classes, list(self.shape), dict(self.recipe), parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stratified_split(target: Tensor, sizes: Sequence[int], *, seed: int) -> list[NDArray[np.int64]]:
+    """Cut samples into parts in which every class has its share; a pure function of labels and seed.
+
+    The samples of each class are shuffled and then interleaved with the others evenly, so that every prefix of the
+    resulting order is stratified to within one sample per class; the parts are consecutive pieces of it.
+
+    Args:
+        target: Labels, shape [n].
+        sizes: Samples in each part; their sum is at most n.
+        seed: Seed of the stream "split".
+
+    Returns:
+        Positions of each part, ascending.
+
+    Raises:
+        InputError: If a size is not positive or the parts ask for more than there is.
+
+    Example:
+        >>> import torch
+        >>> target = torch.tensor([0, 0, 1, 1])
+        >>> [sorted(target[part].tolist()) for part in stratified_split(target, [2, 2], seed=0)]
+        [[0, 1], [0, 1]]
+    """
+    if any(size < 1 for size in sizes) or sum(sizes) > len(target):
+        raise InputError("sizes", f"must be positive and sum to at most {len(target)}", list(sizes))
+    order = _interleaved(target, generator(seed, "split"))
+    stops = np.cumsum(sizes)
+    return [np.sort(part) for part in np.split(order[: stops[-1]], stops[:-1])]
+
+
+def with_label_noise(splits: DataSplits, fraction: float, *, seed: int) -> DataSplits:
+    """Put symmetric label noise into training and validation; the test part stays clean.
+
+    Args:
+        splits: Resident data with class labels.
+        fraction: Probability that a label is replaced; see `symmetric_noise`.
+        seed: Seed of the noise.
+
+    Returns:
+        New splits whose recipe states the fraction and the share of labels that changed in both parts.
+    """
+    if fraction == 0.0:
+        return splits
+    parts: list[TensorData] = []
+    changed: dict[str, float] = {}
+    for name in ("train", "validation"):
+        part: TensorData = getattr(splits, name)
+        noisy = symmetric_noise(part.target, part.index, fraction=fraction, classes=splits.classes, seed=seed)
+        changed[name] = round(float((noisy != part.target).double().mean()), 6)
+        parts.append(replace(part, target=noisy))
+    recipe = {**splits.recipe, "label_noise": fraction, "label_noise_seed": seed, "labels_changed": changed}
+    return replace(splits, train=parts[0], validation=parts[1], recipe=recipe)
+
+
+def with_subsample(splits: DataSplits, size: int | None, *, seed: int) -> DataSplits:
+    """Keep a stratified subset of the training part; smaller subsets lie inside larger ones.
+
+    Args:
+        splits: Resident data with class labels.
+        size: Training samples to keep; None keeps all.
+        seed: Seed of the stream "subsample".
+
+    Returns:
+        New splits.
+
+    Raises:
+        InputError: If the size is not in [1, training samples].
+    """
+    if size is None:
+        return splits
+    train: TensorData = splits.train
+    if not 1 <= size <= len(train):
+        raise InputError("train_size", f"must be in [1, {len(train)}]", size)
+    keep = np.sort(_interleaved(train.target, generator(seed, "subsample"))[:size])
+    recipe = {**splits.recipe, "train_size": size, "train_size_seed": seed}
+    return replace(splits, train=train.take(keep), recipe=recipe)
+
+
+def _interleaved(target: Tensor, random: np.random.Generator) -> NDArray[np.int64]:
+    labels = target.cpu().numpy()
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = random.permutation(np.flatnonzero(labels == label))
+        place[rows] = (np.arange(len(rows)) + random.random()) / len(rows)
+    return np.argsort(place, kind="stable").astype(np.int64)

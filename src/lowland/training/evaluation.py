@@ -1,0 +1,76 @@
+"""Exact loss and accuracy of the model in training, at the run's precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core.exact import Estimate, accuracy, moments, per_sample_loss
+from lowland.core.types import Batch, as_batch, forward
+from lowland.data import TensorData
+from lowland.losses import TrainingLoss
+
+__all__ = ["Evaluation", "plain_loss"]
+
+
+def plain_loss(loss: Any) -> Callable[[Any, Any], Tensor]:
+    """Return the loss that is measured: a method's base criterion, or the loss itself.
+
+    Args:
+        loss: A torch loss, or one of Lowland's losses around one.
+
+    Returns:
+        A loss of (output, target).
+    """
+    while isinstance(loss, TrainingLoss):
+        loss = loss.criterion
+    found: Callable[[Any, Any], Tensor] = loss
+    return found
+
+
+class Evaluation:
+    """Measures a part of the data with the weights and statistics the model has, in evaluation mode.
+
+    Args:
+        fabric: Fabric, for the device.
+        model: The model as Fabric wrapped it: forward passes run at the run's precision.
+        loss: Loss of (output, target); exact sums and weights are made from it.
+        batch_size: Samples per batch for resident data.
+    """
+
+    def __init__(self, fabric: Any, model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_size: int) -> None:
+        self.fabric, self.model, self.loss, self.batch_size = fabric, model, loss, batch_size
+        self.ignored = int(getattr(loss, "ignore_index", -100))
+
+    @torch.no_grad()
+    def __call__(self, part: TensorData | Iterable[Any]) -> tuple[dict[str, float], int]:
+        """Measure one part.
+
+        Args:
+            part: Resident data, or a loader.
+
+        Returns:
+            ``loss`` and ``loss_se``, and for classifiers ``accuracy`` and ``accuracy_se``; and the batches used.
+        """
+        totals: dict[str, Tensor] = {}
+        count = 0
+        for raw in part.batches(self.batch_size) if isinstance(part, TensorData) else part:
+            for name, sums in self._sums(as_batch(raw).to(self.fabric.device)).items():
+                totals[name] = totals[name] + sums if name in totals else sums
+            count += 1
+        result: dict[str, float] = {}
+        for name, sums in totals.items():
+            estimate = Estimate.of(sums)
+            result[name], result[f"{name}_se"] = estimate.value, estimate.standard_error
+        return result, count
+
+    def _sums(self, batch: Batch) -> dict[str, Tensor]:
+        output = forward(self.model, batch)
+        sums = {"loss": moments(*per_sample_loss(self.loss, output, batch.target))}
+        hits = accuracy(output, batch.target, ignore_index=self.ignored)
+        if hits is not None:
+            sums["accuracy"] = moments(*hits)
+        return sums

@@ -1,0 +1,349 @@
+"""The training loop, top to bottom, on Lightning Fabric.
+
+Every random number depends on the seed alone: the order of an epoch and the augmentation of a sample are pure functions
+of (seed, epoch, sample id), and the state of torch's generators (dropout) is in the checkpoint. Together with the
+states of model, optimizer and loss this makes a resumed run end with the same bits as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lowland.core.errors import CheckpointError
+from lowland.core.exact import accuracy
+from lowland.core.modes import forked_rng
+from lowland.core.provenance import provenance
+from lowland.core.seeds import torch_seed
+from lowland.core.types import Batch, forward
+from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
+from lowland.losses import TrainingLoss
+from lowland.store.files import only_writer
+from lowland.training.checkpoint import (
+    CheckpointFolder,
+    check_recipe,
+    random_state,
+    restore_random_state,
+    split_state,
+)
+from lowland.training.evaluation import Evaluation, plain_loss
+from lowland.training.files import open_run_folder
+from lowland.training.hooks import Hook, Run
+from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
+from lowland.training.schedule import ScheduleLike, as_schedule
+from lowland.training.setup import check_arguments, make_fabric, prepare_loss, recipe_of, training_batches
+
+__all__ = ["FitResult", "fit"]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a run ended with.
+
+    Args:
+        model: The model with the chosen weights, in evaluation mode.
+        epoch: The chosen epoch, from 1.
+        test: Loss and accuracy on the test part, with standard errors, measured once, at the chosen epoch.
+        rows: One row of numbers per epoch; see `lowland.training.metrics.COLUMNS`.
+        steps: Optimizer steps.
+        passes: Forward-backward passes of training.
+        seconds: Spent in training steps.
+        folder: The run's folder, or None.
+    """
+
+    model: nn.Module
+    epoch: int
+    test: dict[str, float]
+    rows: list[Row]
+    steps: int
+    passes: int
+    seconds: float
+    folder: Path | None
+
+    @property
+    def chosen(self) -> Row:
+        """The row of the chosen epoch."""
+        return self.rows[self.epoch - 1]
+
+
+@dataclass
+class _Loop:  # everything that lives as long as one call
+    fabric: Any
+    model: Any  # wrapped by Fabric: precision and device
+    optimizer: Any  # wrapped by Fabric: its step goes through the gradient scaler
+    run: Run
+    batches: TensorBatches | LoaderBatches
+    evaluation: Evaluation
+    schedule: Callable[[float, float, int], float]
+    rates: list[float]
+    hooks: Sequence[Hook]
+    clip: float | None
+    checkpoint_every_steps: int | None
+    recipe: dict[str, Any]
+    checkpoints: CheckpointFolder | None
+    terms: list[Tensor]  # of the running epoch: plain loss, hits, counted targets, samples
+    best: tuple[int, dict[str, Tensor]] | None = None
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Any, Any], Tensor] | TrainingLoss,
+    data: DataSplits,
+    /,
+    *,
+    epochs: int,
+    batch_size: int = 128,
+    seed: int = 0,
+    schedule: ScheduleLike = "cosine",
+    augment: Augment | None = None,
+    clip: float | None = None,
+    select: Literal["best", "last"] = "best",
+    folder: str | Path | None = None,
+    checkpoint_every_steps: int | None = None,
+    hooks: Sequence[Hook] = (),
+    precision: str = "32-true",
+    accelerator: str = "cpu",
+    devices: int = 1,
+) -> FitResult:
+    """Train a model, choose an epoch on the validation part, and measure it once on the test part.
+
+    Called again with the same arguments and folder, an interrupted run goes on from its last checkpoint (the end of an
+    epoch, or every `checkpoint_every_steps`) and ends with the same bits; a finished run returns its result.
+
+    Args:
+        model: The model, at its initial weights; it is trained in place.
+        optimizer: Built from the model's parameters: any of torch's, or one of Lowland's wrappers around it.
+        loss: A torch loss on (output, target) that gives the mean over the batch, or one of Lowland's losses.
+        data: The parts to train on, choose by and test on.
+        epochs: Passes over the training part.
+        batch_size: Samples per step over all devices. Default 128 (He et al. 2016). Loaders keep their own.
+        seed: Seed of order, augmentation and dropout; initial weights are the caller's.
+        schedule: Learning rate over the run, as a multiple of each group's own. Default one cosine to 0.
+        augment: Changes training batches; see `lowland.data.Augment`. For resident data only.
+        clip: Largest global gradient norm; None clips nothing.
+        select: Whose weights count: of the ``"best"`` validation accuracy (ties to the earlier epoch; the lowest loss
+            where there is no accuracy) or of the ``"last"`` epoch.
+        folder: The run's folder; None writes nothing.
+        checkpoint_every_steps: Optimizer steps between checkpoints within an epoch; None checkpoints epoch ends only.
+        hooks: What happens beside training.
+        precision: Fabric's precision: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"`` ...
+        accelerator: Fabric's accelerator: ``"cpu"``, ``"cuda"``, ``"auto"``.
+        devices: Processes; above 1 start them by torchrun.
+
+    Returns:
+        The chosen weights and all numbers.
+
+    Raises:
+        InputError: If an argument is out of range or the folder is not one for a run; nothing was changed.
+        CheckpointError: If the folder holds another run or a damaged checkpoint; nothing was changed.
+
+    Example:
+        >>> from lowland import data, models
+        >>> model = models.create("resnet8", width=4, channels=1, seed=0)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> result = fit(model, optimizer, nn.CrossEntropyLoss(), data.load("digits", train_size=64), epochs=1)
+        >>> result.steps, result.passes
+        (1, 1)
+    """
+    check_arguments(epochs, clip, select, checkpoint_every_steps, optimizer, model)
+    place = None if folder is None else open_run_folder(Path(folder))
+    with (
+        nullcontext() if place is None else only_writer(place / "checkpoints"),
+        forked_rng(torch_seed(seed, "training")),
+    ):
+        random.seed(torch_seed(seed, "training", "python"))
+        np.random.seed(torch_seed(seed, "training", "numpy") % 2**32)
+        fabric = make_fabric(accelerator, devices, precision)
+        batches = training_batches(data, batch_size, seed, augment, fabric)
+        run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed)
+        prepare_loss(run, batches, fabric.device)
+        recipe = recipe_of(run, batch_size, schedule, augment, clip, select, precision, fabric.world_size)
+        wrapped, stepper = fabric.setup(model, optimizer)
+        loop = _Loop(
+            fabric, wrapped, stepper, run, batches, Evaluation(fabric, wrapped, plain_loss(loss), batch_size),
+            as_schedule(schedule), [float(group["lr"]) for group in optimizer.param_groups], hooks, clip,
+            checkpoint_every_steps, recipe, None if place is None else CheckpointFolder(place), [],
+        )  # fmt: skip
+        _resume(loop)
+        for hook in hooks:
+            hook.on_fit_start(run)
+        while run.epoch < epochs and not run.stop:
+            _train_epoch(loop)
+            _end_epoch(loop)
+        return _finish(loop, select)
+
+
+def _train_epoch(loop: _Loop) -> None:
+    run = loop.run
+    _mode(loop, training=True)
+    if isinstance(run.loss, TrainingLoss):
+        run.loss.epoch = run.epoch
+    done = run.step - run.epoch * run.steps_per_epoch
+    started = time.perf_counter()
+    for batch in loop.batches.batches(run.epoch, done):
+        _step(loop, batch.to(loop.fabric.device, non_blocking=True))
+        run.step += 1
+        done += 1
+        for hook in loop.hooks:
+            hook.on_step_end(run)
+        every = loop.checkpoint_every_steps
+        if every is not None and run.step % every == 0 and done < run.steps_per_epoch:
+            run.seconds += time.perf_counter() - started
+            _save(loop)
+            started = time.perf_counter()
+    run.seconds += time.perf_counter() - started
+    run.epoch += 1
+
+
+def _step(loop: _Loop, batch: Batch) -> None:
+    # one optimizer step: one or two passes, as the optimizer asks
+    run, optimizer = loop.run, loop.run.optimizer
+    progress = run.step / run.steps_per_epoch
+    multiple = loop.schedule(progress, 1 / run.steps_per_epoch, run.epochs)
+    for group, rate in zip(optimizer.param_groups, loop.rates, strict=True):
+        group["lr"] = rate * multiple
+    loop.optimizer.zero_grad()
+    output, value = _pass(loop, batch)
+    plain = run.loss.plain_value if isinstance(run.loss, TrainingLoss) else value
+    if getattr(optimizer, "needs_perturbation", bool)():
+        with optimizer.perturb():  # type: ignore[attr-defined]
+            _pass(loop, batch)
+    if loop.clip is not None:
+        loop.fabric.clip_gradients(loop.model, loop.optimizer, max_norm=loop.clip, error_if_nonfinite=False)
+    loop.optimizer.step()
+    if isinstance(run.loss, TrainingLoss):
+        run.loss.after_step()
+    loop.terms.append(_terms(output, value if plain is None else plain, batch, loop.evaluation.ignored))
+
+
+def _pass(loop: _Loop, batch: Batch) -> tuple[Any, Tensor]:
+    # forward and backward once, and counted
+    output = forward(loop.model, batch)
+    loss = loop.run.loss
+    value: Tensor = loss(output, batch if isinstance(loss, TrainingLoss) else batch.target)
+    loop.fabric.backward(value)
+    loop.run.passes += 1
+    return output, value
+
+
+@torch.no_grad()
+def _terms(output: Any, value: Tensor, batch: Batch, ignored: int) -> Tensor:
+    # plain loss, hits, counted targets and samples of a batch, left on the device: no synchronisation
+    size = float(batch.size)
+    hits = accuracy(output, batch.target, ignore_index=ignored)
+    counted = (value.new_zeros(()), value.new_zeros(())) if hits is None else (hits[0].sum(), hits[1].sum())
+    return torch.stack(
+        [value.detach().double() * size, *(c.double() for c in counted), value.new_full((), size).double()]
+    )
+
+
+def _end_epoch(loop: _Loop) -> None:
+    # evaluate, let hooks work, decide what is best, write the checkpoint and the row
+    run = loop.run
+    total = loop.fabric.all_reduce(torch.stack(loop.terms).sum(0), reduce_op="sum")
+    loss, hits, counted, samples = total.tolist()
+    loop.terms.clear()
+    _mode(loop, training=False)
+    validation, passes = loop.evaluation(run.data.validation)
+    run.evaluation_passes += passes
+    run.row = {
+        "epoch": run.epoch, "step": run.step, "seconds": run.seconds, "passes": run.passes,
+        "evaluation_passes": run.evaluation_passes, "train_loss": loss / samples,
+        "train_accuracy": hits / counted if counted else math.nan, "validation_loss": validation["loss"],
+        "learning_rate": float(run.optimizer.param_groups[0]["lr"]),
+    }  # fmt: skip
+    if "accuracy" in validation:
+        run.row["validation_accuracy"] = validation["accuracy"]
+    if isinstance(run.loss, TrainingLoss):
+        run.row.update({f"loss_{name}": value for name, value in run.loss.epoch_log().items() if name != "criterion"})
+    if better(run.row, chosen_row(run.rows, "best") if run.rows else None):
+        loop.best = (run.step, split_state(run.model)[0])
+    for hook in loop.hooks:
+        hook.on_epoch_end(run)
+    run.rows.append(run.row)
+    _mode(loop, training=True)  # the checkpoint holds the weights that are trained
+    _save(loop)
+    if run.folder is not None and loop.fabric.is_global_zero:
+        write_metrics(run.folder / "metrics.csv", run.rows)
+
+
+def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
+    # load the chosen weights, look at the test part once, and write the result
+    run = loop.run
+    row = chosen_row(run.rows, select)
+    _mode(loop, training=False)
+    final = split_state(run.model)[0]
+    _mode(loop, training=True)
+    assert loop.best is not None
+    run.model.load_state_dict(loop.best[1] if select == "best" else final, strict=False)
+    run.model.eval()
+    test, _ = loop.evaluation(run.data.test)
+    for hook in loop.hooks:
+        hook.on_fit_end(run)
+    result = FitResult(run.model, int(row["epoch"]), test, run.rows, run.step, run.passes, run.seconds, run.folder)
+    if run.folder is not None and loop.fabric.is_global_zero:
+        write_metrics(run.folder / "metrics.csv", run.rows)
+        summary = {"epoch": result.epoch, "select": select, "test": test, "chosen": row, "steps": run.step}
+        costs = {"passes": run.passes, "evaluation_passes": run.evaluation_passes, "seconds": run.seconds}
+        write_result(run.folder / "result.json", {**summary, **costs, "recipe": loop.recipe, **provenance()})
+    return result
+
+
+def _mode(loop: _Loop, *, training: bool) -> None:
+    # averaging optimizers swap the weights that are evaluated in and out
+    loop.model.train(training)
+    switch = getattr(loop.run.optimizer, "train" if training else "eval", None)
+    if callable(switch):
+        switch()
+
+
+def _save(loop: _Loop) -> None:
+    run = loop.run
+    if loop.checkpoints is None or not loop.fabric.is_global_zero:
+        return
+    weights, extra = split_state(run.model)
+    state = {
+        "recipe": loop.recipe, "extra": extra, "optimizer": run.optimizer.state_dict(),
+        "loss": run.loss.state_dict() if hasattr(run.loss, "state_dict") else {},
+        "precision": loop.fabric.strategy.precision.state_dict(), "hooks": [hook.state_dict() for hook in loop.hooks],
+        "rng": random_state(), "epoch": run.epoch, "step": run.step, "passes": run.passes, "stop": run.stop,
+        "evaluation_passes": run.evaluation_passes, "seconds": run.seconds, "rows": run.rows,
+        "terms": list(loop.terms), "best_step": None if loop.best is None else loop.best[0],
+    }  # fmt: skip
+    loop.checkpoints.save(run.step, weights, state, best=loop.best)
+
+
+def _resume(loop: _Loop) -> None:
+    # put everything back as it was at the last checkpoint, if there is one
+    found = None if loop.checkpoints is None else loop.checkpoints.load()
+    if found is None:
+        return
+    weights, state, best = found
+    run = loop.run
+    assert run.folder is not None
+    check_recipe(state["recipe"], loop.recipe, run.folder)
+    if len(state["hooks"]) != len(loop.hooks):
+        raise CheckpointError(f"`hooks` must be those of the run in {run.folder} ({len(state['hooks'])} hooks there)")
+    run.model.load_state_dict({**weights, **state["extra"]})
+    run.optimizer.load_state_dict(state["optimizer"])
+    if hasattr(run.loss, "load_state_dict"):
+        run.loss.load_state_dict(state["loss"])
+    loop.fabric.strategy.precision.load_state_dict(state["precision"])
+    for hook, saved in zip(loop.hooks, state["hooks"], strict=True):
+        hook.load_state_dict(saved)
+    restore_random_state(state["rng"])
+    for name in ("epoch", "step", "passes", "stop", "evaluation_passes", "seconds", "rows"):
+        setattr(run, name, state[name])
+    loop.terms = [terms.to(loop.fabric.device) for terms in state["terms"]]
+    loop.best = None if best is None else (state["best_step"], best)

@@ -1,0 +1,180 @@
+"""What others may do while a run trains: the hook protocol, and snapshots of the trajectory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lowland.core.errors import InputError
+from lowland.data import DataSplits
+from lowland.store import SnapshotWriter
+from lowland.training.metrics import Row
+
+__all__ = ["Hook", "Run", "Snapshots"]
+
+
+@dataclass
+class Run:
+    """The state of a run that hooks see; they may read all of it, add to `row`, and set `stop`.
+
+    Args:
+        model: The model itself, without wrappers.
+        optimizer: The optimizer that was handed to `fit`.
+        loss: The loss that was handed to `fit`.
+        data: The data splits.
+        folder: The run's folder, or None.
+        epochs: Length of the run in epochs.
+        steps_per_epoch: Optimizer steps in an epoch.
+        seed: The run's seed.
+        epoch: Epochs done.
+        step: Optimizer steps done.
+        passes: Forward-backward passes of training done.
+        evaluation_passes: Forward passes over evaluation batches done.
+        seconds: Spent in training steps.
+        row: Numbers of the epoch just done; what hooks add becomes a column of metrics.csv.
+        rows: Rows of all epochs done.
+        stop: Set it to end the run after this epoch.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: Any
+    data: DataSplits
+    folder: Path | None
+    epochs: int
+    steps_per_epoch: int
+    seed: int
+    epoch: int = 0
+    step: int = 0
+    passes: int = 0
+    evaluation_passes: int = 0
+    seconds: float = 0.0
+    row: Row = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    stop: bool = False
+
+
+class Hook:
+    """Something that happens beside training; override what is needed.
+
+    Whatever a hook changes in the model it restores. After a resume `on_fit_start` is called with the step reached,
+    after `load_state_dict`, and steps that were lost are run again, so that a hook must be able to do its work twice.
+    """
+
+    def on_fit_start(self, run: Run) -> None:
+        """Do something before the first step, or after a resume.
+
+        Args:
+            run: The run.
+        """
+
+    def on_step_end(self, run: Run) -> None:
+        """Do something after an optimizer step.
+
+        Args:
+            run: The run.
+        """
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Do something after an epoch and its evaluation, before its checkpoint.
+
+        Args:
+            run: The run.
+        """
+
+    def on_fit_end(self, run: Run) -> None:
+        """Do something after the last epoch; the model holds the chosen weights.
+
+        Args:
+            run: The run.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume needs: tensors, numbers, strings and containers of them.
+
+        Returns:
+            The state.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned.
+
+        Args:
+            state: The state.
+        """
+
+
+class Snapshots(Hook):
+    """Writes the trainable parameters along the trajectory, one file per snapshot, streamed.
+
+    The folder ``snapshots`` of the run is read by `lowland.store.SnapshotReader`. The start (step 0) is the first
+    snapshot. After a kill, snapshots of steps that were lost are written again with the same bits.
+
+    Args:
+        every_epochs: Epochs between snapshots; None for none at epoch ends. Default 1 (Li et al. 2018, section 7).
+        every_steps: Optimizer steps between snapshots; None for none within epochs.
+        dtype: ``"float32"``, or ``"float16"`` for half the size with rounding of 2**-11 relative.
+
+    Raises:
+        InputError: If a number is not positive or the type is unknown.
+    """
+
+    def __init__(self, *, every_epochs: int | None = 1, every_steps: int | None = None,
+                 dtype: Literal["float32", "float16"] = "float32") -> None:  # fmt: skip
+        for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
+            if value is not None and value < 1:
+                raise InputError(name, "must be at least 1 or None", value)
+        if dtype not in ("float32", "float16"):
+            raise InputError("dtype", 'must be "float32" or "float16"', dtype)
+        self.every_epochs, self.every_steps, self.dtype = every_epochs, every_steps, dtype
+        self._writer: SnapshotWriter | None = None
+
+    def on_fit_start(self, run: Run) -> None:
+        """Open the folder, and write the start of the trajectory unless the run goes on.
+
+        Args:
+            run: The run; it must have a folder.
+
+        Raises:
+            InputError: If the run has no folder.
+        """
+        if run.folder is None:
+            raise InputError("folder", "must be given for snapshots of the trajectory", None)
+        folder = run.folder / "snapshots"
+        if run.step == 0:  # what an abandoned run left there is not this run's trajectory
+            (folder / "index.json").unlink(missing_ok=True)
+        self._writer = SnapshotWriter(folder, self.dtype)
+        if run.step == 0:
+            self._write(run)
+
+    def on_step_end(self, run: Run) -> None:
+        """Write a snapshot if this step is one of `every_steps`.
+
+        Args:
+            run: The run.
+        """
+        if self.every_steps is not None and run.step % self.every_steps == 0:
+            self._write(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Write a snapshot if this epoch is one of `every_epochs`.
+
+        Args:
+            run: The run.
+        """
+        if self.every_epochs is not None and run.epoch % self.every_epochs == 0:
+            self._write(run)
+
+    def _write(self, run: Run) -> None:
+        assert self._writer is not None
+        weights = {
+            name: parameter.detach().float().cpu().numpy()
+            for name, parameter in run.model.named_parameters()
+            if parameter.requires_grad
+        }
+        self._writer.write(run.step, weights, {"epoch": run.step / run.steps_per_epoch})

@@ -1,0 +1,160 @@
+"""What a run is made of, and what must agree before it may go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from lowland.core.errors import InputError
+from lowland.core.provenance import fingerprint
+from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches, TensorData
+from lowland.losses import TrainingLoss
+from lowland.training.checkpoint import split_state
+from lowland.training.evaluation import plain_loss
+from lowland.training.hooks import Run
+from lowland.training.schedule import ScheduleLike
+
+__all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "training_batches"]
+
+
+def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
+    """Start Fabric.
+
+    Args:
+        accelerator: Name of the kind of device.
+        devices: Number of processes.
+        precision: Name of the precision.
+
+    Returns:
+        Fabric, launched.
+
+    Raises:
+        InputError: If Fabric does not know a name or the machine lacks the device.
+    """
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+    except (ValueError, RuntimeError, TypeError) as error:
+        rule = f"must be what Lightning Fabric knows and this machine has ({str(error).splitlines()[0]})"
+        raise InputError("accelerator, devices, precision", rule, (accelerator, devices, precision)) from error
+    fabric.launch()
+    return fabric
+
+
+def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
+    """Tell the loss about the run and put its criterion's tensors on the device.
+
+    Args:
+        run: The run.
+        batches: The training batches.
+        device: Where training happens.
+    """
+    criterion = plain_loss(run.loss)
+    if isinstance(criterion, nn.Module):
+        criterion.to(device)
+    if isinstance(run.loss, TrainingLoss):
+        resident = batches if isinstance(batches, TensorBatches) else None
+        run.loss.prepare(
+            model=run.model, epochs=run.epochs, steps_per_epoch=run.steps_per_epoch,
+            samples=None if resident is None else resident.data.index, plan=None if resident is None else resident.ids,
+        )  # fmt: skip
+
+
+def training_batches(
+    data: DataSplits, batch_size: int, seed: int, augment: Augment | None, fabric: Any
+) -> TensorBatches | LoaderBatches:
+    """Return the training batches of this process.
+
+    Args:
+        data: The data splits.
+        batch_size: Samples per step over all devices; loaders keep their own.
+        seed: Seed of order and augmentation.
+        augment: Changes batches of resident data.
+        fabric: Fabric, for device and rank.
+
+    Returns:
+        Batches whose order is a function of (seed, epoch).
+
+    Raises:
+        InputError: If a loader cannot do what is asked for.
+    """
+    if isinstance(data.train, TensorData):
+        part = data.train.to(fabric.device)
+        whole = part.batches(batch_size, seed=seed, shuffle=True, augment=augment)
+        return whole.shard(fabric.global_rank, fabric.world_size)
+    if augment is not None:
+        raise InputError("augment", "must be None for loaders, which augment by themselves")
+    if fabric.world_size > 1 and not hasattr(getattr(data.train, "sampler", None), "set_epoch"):
+        raise InputError("data", "must have a DistributedSampler in its loader, or be resident, on several devices")
+    return LoaderBatches(data.train, seed=seed)
+
+
+def recipe_of(
+    run: Run, batch_size: int, schedule: ScheduleLike, augment: Augment | None, clip: float | None, select: str,
+    precision: str, world: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Return what must agree before a run may go on, one entry per thing a user can change.
+
+    Args:
+        run: The run, before its first step.
+        batch_size: Samples per step.
+        schedule: The learning-rate schedule.
+        augment: The augmentation.
+        clip: Largest gradient norm.
+        select: The rule for the chosen epoch.
+        precision: The precision.
+        world: Number of processes.
+
+    Returns:
+        Plain values.
+    """
+    plain = (int, float, str, bool, type(None))
+    groups = [
+        {name: value for name, value in group.items() if isinstance(value, plain)}
+        for group in run.optimizer.param_groups
+    ]
+    return {
+        "epochs": run.epochs, "batch_size": batch_size, "seed": run.seed, "schedule": _named(schedule),
+        "augment": _named(augment), "clip": clip, "select": select, "precision": precision, "devices": world,
+        "data": run.data.fingerprint, "initial weights": fingerprint(split_state(run.model)[0]),
+        "optimizer": type(run.optimizer).__qualname__, "optimizer settings": groups, "loss": _named(run.loss),
+    }  # fmt: skip
+
+
+def _named(part: Any) -> str:
+    # a plain repr may hold an address, which is another one in every process
+    text = repr(part)
+    return getattr(part, "__qualname__", type(part).__qualname__) if " at 0x" in text else text
+
+
+def check_arguments(
+    epochs: int, clip: float | None, select: str, every: int | None, optimizer: Any, model: nn.Module
+) -> None:
+    """Check what needs no Fabric.
+
+    Args:
+        epochs: Length of the run.
+        clip: Largest gradient norm.
+        select: The rule for the chosen epoch.
+        every: Steps between checkpoints.
+        optimizer: The optimizer.
+        model: The model.
+
+    Raises:
+        InputError: If one breaks its rule.
+    """
+    if epochs < 1:
+        raise InputError("epochs", "must be at least 1", epochs)
+    if clip is not None and not clip > 0:
+        raise InputError("clip", "must be positive or None", clip)
+    if select not in ("best", "last"):
+        raise InputError("select", 'must be "best" or "last"', select)
+    if every is not None and every < 1:
+        raise InputError("checkpoint_every_steps", "must be at least 1 or None", every)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError("optimizer", "must be an instance of torch.optim.Optimizer", type(optimizer).__name__)
+    own = {id(parameter) for parameter in model.parameters()}
+    if not all(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise InputError("optimizer", "must be built from the parameters of this model")

@@ -1,0 +1,94 @@
+"""What every data set of the registry promises; a new one joins by a line in MEMBERS."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lowland import data
+from lowland.core.errors import InputError
+
+# name -> (options, classes); parts are resident unless said otherwise
+MEMBERS: dict[str, tuple[dict[str, object], int]] = {
+    "digits": ({}, 10),
+}
+
+
+@pytest.fixture(params=MEMBERS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def load(name: str, **more: object) -> data.DataSplits:
+    return data.load(name, **{**MEMBERS[name][0], **more})
+
+
+def test_parts_never_overlap_and_every_sample_keeps_its_id(name: str) -> None:
+    splits = load(name)
+    ids = [part.index for part in (splits.train, splits.validation, splits.test)]
+    together = torch.cat(ids)
+    assert together.unique().numel() == together.numel()
+    assert all(len(part) > 0 for part in ids)
+
+
+def test_shapes_types_and_labels_are_as_stated(name: str) -> None:
+    splits = load(name)
+    assert splits.classes == MEMBERS[name][1]
+    for part in (splits.train, splits.validation, splits.test):
+        assert tuple(part.input.shape[1:]) == splits.shape
+        assert part.target.dtype == torch.int64
+        assert int(part.target.min()) >= 0 and int(part.target.max()) < splits.classes
+
+
+def test_loading_twice_gives_the_same_fingerprint(name: str) -> None:
+    assert load(name).fingerprint == load(name).fingerprint
+
+
+def test_another_split_seed_gives_another_split(name: str) -> None:
+    if "split_seed" not in load(name).recipe:
+        pytest.skip("the parts of this data set are fixed by its publishers")
+    assert load(name).fingerprint != load(name, split_seed=1).fingerprint
+
+
+def test_inputs_are_normalised_over_the_training_part(name: str) -> None:
+    splits = load(name)
+    if not splits.mean:
+        pytest.skip("not normalised")
+    dims = [0, *range(2, splits.train.input.ndim)]
+    assert splits.train.input.mean(dims).abs().max() < 0.1
+    assert (splits.train.input.std(dims) - 1).abs().max() < 0.1
+
+
+def test_label_noise_is_stated_stays_out_of_the_test_part_and_belongs_to_samples(name: str) -> None:
+    if "label_noise" not in data.DATASETS[name].__annotations__:
+        pytest.skip("no label noise for this data set")
+    clean, noisy = load(name), load(name, label_noise=0.4)
+    assert torch.equal(clean.test.target, noisy.test.target)
+    for part in ("train", "validation"):
+        before, after = getattr(clean, part).target, getattr(noisy, part).target
+        wrong = float((before != after).double().mean())
+        assert noisy.recipe["labels_changed"][part] == pytest.approx(wrong, abs=1e-6)
+        expected = 0.4 * (1 - 1 / clean.classes)
+        assert wrong == pytest.approx(expected, abs=4 * (expected * (1 - expected) / len(before)) ** 0.5)
+    few = load(name, label_noise=0.4, train_size=50)
+    place = {int(i): int(t) for i, t in zip(noisy.train.index, noisy.train.target, strict=True)}
+    assert all(place[int(i)] == int(t) for i, t in zip(few.train.index, few.train.target, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("digit", {}, "did you mean 'digits'"),
+        ("digits", {"train_size": 0}, "`train_size` must be in [1, 897]"),
+        ("digits", {"train_size": 898}, "`train_size`"),
+        ("digits", {"label_noise": 1.5}, "`label_noise`"),
+        ("digits", {"label_noise": float("nan")}, "`label_noise`"),
+        ("digits", {"seed": -1, "train_size": 10}, "`seed`"),
+        ("digits", {"sede": 1}, "sede"),
+        ("builtins:dict", {}, "DataSplits"),
+    ],
+)
+def test_bad_input_gives_one_clear_line(name: str, options: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        data.load(name, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from lowland.core.errors import CheckpointError, InputError
+from lowland.training import CheckpointFolder, Schedule, read_metrics, read_weights
+from lowland.training.checkpoint import random_state, restore_random_state
+from lowland.training.files import open_run_folder, write_atomic
+from lowland.training.metrics import better, chosen_row, write_metrics, write_result
+
+
+def test_cosine_with_warm_up_rises_linearly_then_falls_to_the_floor() -> None:
+    schedule, step = Schedule("cosine", warmup=2, floor=0.1), 0.25
+    values = [schedule(i * step, step, 10) for i in range(40)]
+    assert values[:8] == pytest.approx([(i + 1) / 8 for i in range(8)])
+    assert schedule(6, step, 10) == pytest.approx(0.1 + 0.9 / 2)
+    assert schedule(10, step, 10) == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(values[8:], values[9:], strict=False))
+
+
+def test_step_drops_at_each_milestone_and_constant_stays() -> None:
+    schedule = Schedule("step", milestones=(2, 3), factor=0.5)
+    assert [schedule(p, 1.0, 4) for p in (0, 1.9, 2, 3, 3.9)] == [1, 1, 0.5, 0.25, 0.25]
+    assert Schedule("constant")(3.0, 1.0, 4) == 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"kind": "cosin"}, {"warmup": -1}, {"kind": "step"}, {"factor": 0.0}, {"floor": 2.0}, {"warmup": math.inf}],
+)
+def test_bad_schedules_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Schedule(**options)  # type: ignore[arg-type]
+
+
+def test_best_is_the_highest_validation_accuracy_and_ties_go_to_the_earlier_epoch() -> None:
+    rows = [{"epoch": e, "validation_accuracy": a} for e, a in enumerate((0.5, math.nan, 0.8, 0.8), 1)]
+    assert chosen_row(rows, "best")["epoch"] == 3
+    assert chosen_row(rows, "last")["epoch"] == 4
+    assert better({"validation_loss": 1.0}, {"validation_loss": 2.0})
+    assert not better({"validation_loss": math.nan}, {"validation_loss": 2.0})
+    assert better({"validation_loss": 2.0}, {"validation_loss": math.nan})
+
+
+def test_metrics_come_back_as_they_were_written(tmp_path: Path) -> None:
+    rows = [
+        {"epoch": 1, "step": 3, "train_loss": 0.1 + 0.2},
+        {"epoch": 2, "step": 6, "train_loss": 1e-30, "slope": 0.25},
+    ]
+    write_metrics(tmp_path / "metrics.csv", rows)
+    assert read_metrics(tmp_path / "metrics.csv") == rows
+    (tmp_path / "metrics.csv").write_text("epoch,step\n1,what\n")
+    with pytest.raises(InputError, match=r"metrics\.csv"):
+        read_metrics(tmp_path / "metrics.csv")
+
+
+def test_results_hold_numbers_that_json_cannot(tmp_path: Path) -> None:
+    write_result(tmp_path / "result.json", {"loss": math.inf, "parts": [{"x": math.nan}]})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"loss": "inf", "parts": [{"x": "nan"}]}
+
+
+def saved(folder: Path) -> CheckpointFolder:
+    checkpoints = CheckpointFolder(folder)
+    weights = {"w": torch.arange(3.0), "tied": torch.ones(2)}
+    weights["tied too"] = weights["tied"]
+    state = {"rng": random_state(), "rows": [{"epoch": 1.0}], "none": None, "pair": (1, "a")}
+    checkpoints.save(7, weights, state, best=(5, {"w": torch.zeros(3)}))
+    return checkpoints
+
+
+def test_a_checkpoint_comes_back_whole_and_the_one_before_is_gone(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path)
+    checkpoints.save(9, {"w": torch.ones(3)}, {"rows": []}, best=(5, {"w": torch.zeros(3)}))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best-00000005.safetensors", "index.json", "step-00000009.safetensors", "step-00000009.state"]
+    loaded = checkpoints.load()
+    assert loaded is not None
+    assert loaded[0]["w"].tolist() == [1, 1, 1] and loaded[1]["rows"] == [] and loaded[2] is not None
+    assert CheckpointFolder(tmp_path / "elsewhere").load() is None
+
+
+@pytest.mark.parametrize(
+    "name", ["step-00000007.safetensors", "step-00000007.state", "best-00000005.safetensors", "index.json"]
+)
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+def test_damaged_checkpoints_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+    checkpoints = saved(tmp_path)
+    path = tmp_path / "checkpoints" / name
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+        if name == "index.json":
+            assert checkpoints.load() is None
+            return
+    else:
+        path.write_bytes(
+            content[: len(content) // 2] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:]
+        )
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.load()
+    assert "\n" not in str(caught.value)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return open, ("/tmp/lowland_was_here", "w")[:1]  # type: ignore[return-value]
+
+
+def test_weights_are_read_from_the_usual_files_without_executing_code(tmp_path: Path) -> None:
+    weights = {"w": torch.arange(3.0)}
+    safetensors.torch.save_file(weights, tmp_path / "a.safetensors")
+    torch.save(weights, tmp_path / "b.pt")
+    torch.save({"state_dict": weights, "epoch": 3}, tmp_path / "c.pth")
+    saved(tmp_path)
+    for name in ("a.safetensors", "b.pt", "c.pth"):
+        assert torch.equal(read_weights(tmp_path / name)["w"], weights["w"])
+    assert read_weights(tmp_path)["w"].tolist() == [0, 0, 0]  # of a run: the best
+    torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "short.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name in ("evil.pt", "text.pt", "short.safetensors", "list.pt", "absent.pt"):
+        with pytest.raises(CheckpointError):
+            read_weights(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        read_weights(tmp_path / "empty")
+
+
+def test_every_random_generator_comes_back() -> None:
+    import random
+
+    import numpy as np
+
+    state = random_state()
+    first = (torch.rand(2).tolist(), np.random.rand(), random.random(), random.gauss(0, 1))
+    restore_random_state(state)
+    assert (torch.rand(2).tolist(), np.random.rand(), random.random(), random.gauss(0, 1)) == first
+
+
+def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    for path in (tmp_path, tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
+        with pytest.raises(InputError, match="`folder`"):
+            open_run_folder(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    open_run_folder(tmp_path / "new")
+    (tmp_path / "new" / "spec.yaml").write_text("")
+    open_run_folder(tmp_path / "new")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_extra_state_of_a_module_travels_with_the_checkpoint() -> None:
+    class Counter(nn.Module):
+        def get_extra_state(self) -> int:
+            return 3
+
+    from lowland.training.checkpoint import split_state
+
+    tensors, extra = split_state(nn.Sequential(nn.Linear(1, 1), Counter()))
+    assert set(tensors) == {"0.weight", "0.bias"} and list(extra.values()) == [3]
