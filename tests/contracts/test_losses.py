@@ -74,6 +74,12 @@ class Run:
         return [*self.model.parameters(), *self.model.buffers()]
 
 
+def test_is_named_by_its_settings_alone(make):
+    first, second = make(), make()
+    assert repr(first) == repr(Run(second).train().loss)
+    assert " at 0x" not in repr(first) and "CrossEntropyLoss()" in repr(first)
+
+
 def test_plain_outside_training(make):
     run = Run(make()).train()
     before = copy.deepcopy(run.loss.state_dict())
@@ -170,6 +176,9 @@ def test_state_survives_a_file(make, tmp_path):
 
 def test_refuses_a_foreign_state(make):
     class Other(TrainingLoss):
+        def _settings(self) -> dict[str, Any]:
+            return {}
+
         def _training(self, output: Any, batch: Batch) -> torch.Tensor:
             return self._inner(output, batch)
 

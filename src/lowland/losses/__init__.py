@@ -1,17 +1,43 @@
 """Losses that lead training to flat minima; they nest, and work with any optimizer."""
 
-from lowland.losses.base import TrainingLoss
+from lowland.losses.base import Plan, TrainingLoss
+from lowland.losses.controls import Replayed, ScaledDecay, learning_rate_factor
+from lowland.losses.custom import Custom, linear_exponential, linear_quadratic
 from lowland.losses.llr import LLR, measure_initial_loss
-from lowland.losses.multipliers import Multipliers
-from lowland.losses.reshapers import Reshaper, Sech
+from lowland.losses.multipliers import Multipliers, slope_over_losses
+from lowland.losses.reshapers import (
+    Arctangent,
+    Cyclic,
+    LinearWindow,
+    LogExponential,
+    Reshaper,
+    Sech,
+    ShiftedBump,
+)
 from lowland.losses.schedule import ActiveEpochs
 
 __all__ = [
+    # the contract
+    "TrainingLoss",
     "ActiveEpochs",
+    "Plan",
+    # reshaped losses
     "LLR",
-    "Multipliers",
+    "measure_initial_loss",
     "Reshaper",
     "Sech",
-    "TrainingLoss",
-    "measure_initial_loss",
+    "ShiftedBump",
+    "Arctangent",
+    "LogExponential",
+    "LinearWindow",
+    "Cyclic",
+    "Custom",
+    "linear_quadratic",
+    "linear_exponential",
+    # what they did, and their controls
+    "Multipliers",
+    "slope_over_losses",
+    "Replayed",
+    "ScaledDecay",
+    "learning_rate_factor",
 ]

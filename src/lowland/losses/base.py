@@ -76,6 +76,13 @@ class TrainingLoss(ABC):
             return self._inner(output, batch)
         return self._training(output, batch)
 
+    def __repr__(self) -> str:
+        settings = "".join(f", {name}={value!r}" for name, value in self._settings().items())
+        plain = self.criterion if isinstance(self.criterion, nn.Module | TrainingLoss) else None
+        kind = type(self.criterion).__qualname__
+        named = getattr(self.criterion, "__qualname__", kind) if plain is None else repr(plain)
+        return f"{type(self).__name__}({named}{settings})"
+
     @property
     def inner(self) -> TrainingLoss | None:
         """The loss inside this one; None where the criterion is a plain one."""
@@ -221,6 +228,10 @@ class TrainingLoss(ABC):
     @abstractmethod
     def _training(self, output: Any, batch: Batch) -> Tensor:
         """Return the loss of a training pass."""
+
+    @abstractmethod
+    def _settings(self) -> dict[str, Any]:
+        """Return what the loss was built with, by argument name; for its ``repr``, which recipes of runs keep."""
 
     def _prepare(self, **run: Any) -> None:
         """Take what is needed of the run."""

@@ -83,6 +83,7 @@ class LLR(TrainingLoss):
         self.reshaper = Sech() if reshaper is None else reshaper
         self.active = ActiveEpochs(start, stop, calm_down)
         self.distributed = distributed
+        self._given = initial_loss
         self._from_first_epoch = initial_loss == "first_epoch"
         self._initial: float | None = None
         if initial_loss is not None and not isinstance(initial_loss, str):
@@ -140,6 +141,14 @@ class LLR(TrainingLoss):
         assert self._initial is not None
         return self.reshaper.at(self._epoch).multiplier(wide, self._initial)
 
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "reshaper": self.reshaper,
+            "initial_loss": self._given,
+            "active": self.active,
+            "distributed": self.distributed,
+        }
+
     def _reshapes(self) -> bool:
         return self._initial is not None and self.active.contains(self._epoch, self._epochs)
 
@@ -158,7 +167,7 @@ class LLR(TrainingLoss):
         if clean and self._initial is None:
             self._first.add("loss", loss, output.shape[0] if output.ndim else 1)
         with torch.autocast(loss.device.type, enabled=False):
-            met = self._met(loss)
+            met = self._met(loss) if reshapes else loss
             value = self._reshaped(met) if reshapes else loss
             if clean:
                 self._record(met, value)

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
-__all__ = ["Multipliers"]
+from lowland.core.errors import InputError
+from lowland.losses.reshapers import Reshaper
+
+__all__ = ["Multipliers", "slope_over_losses"]
 
 
 class Multipliers:
@@ -29,6 +34,7 @@ class Multipliers:
         self._losses: list[float] = []
         self._values: list[float] = []
         self._pending: list[tuple[int, Tensor, Tensor]] = []
+        self.restored = 0  # entries that came from a state
 
     def __len__(self) -> int:
         return len(self._epochs) + len(self._pending)
@@ -106,4 +112,50 @@ class Multipliers:
         record._epochs = [int(epoch) for epoch in state["epochs"]]
         record._losses = [float(loss) for loss in state["losses"]]
         record._values = [float(value) for value in state["values"]]
+        record.restored = len(record)
         return record
+
+
+def slope_over_losses(
+    reshaper: Reshaper, recorded: Multipliers, initial_loss: float, *, points: int = 201, bins: int = 40
+) -> xr.Dataset:
+    """Return the slope of a reshaper over the losses that training met, and how often it met them.
+
+    Args:
+        reshaper: The function f, at one epoch (`Reshaper.at`).
+        recorded: `LLR.multipliers` of a run.
+        initial_loss: L0, in units of the loss.
+        points: Points of the slope's curve. Default 201.
+        bins: Bins of the histogram; both reach from 0 to the largest finite loss met. Default 40.
+
+    Returns:
+        Dims ``loss`` (coordinate, in units of the loss; variable ``slope``) and ``bin`` (coordinates ``left`` and
+        ``right``; variable ``passes``), and the scalar ``mean_multiplier``.
+
+    Raises:
+        InputError: If nothing finite was recorded.
+
+    Example:
+        >>> from lowland.losses import Sech
+        >>> recorded = Multipliers()
+        >>> recorded.append(0, torch.tensor(2.0), torch.tensor(0.5))
+        >>> int(slope_over_losses(Sech(), recorded, 2.3).passes.sum())
+        1
+    """
+    met = np.asarray(recorded.losses, dtype=np.float64)
+    met = met[np.isfinite(met)]
+    if not len(met):
+        raise InputError("recorded", "must hold at least one finite loss", len(recorded))
+    top = max(float(met.max()), 1e-38)  # a histogram needs some width
+    losses = np.linspace(0.0, top, points)
+    counts, edges = np.histogram(met, bins=bins, range=(0.0, top))
+    slope = reshaper.multiplier(torch.as_tensor(losses), initial_loss).numpy()
+    return xr.Dataset(
+        {
+            "slope": ("loss", slope),
+            "passes": ("bin", counts),
+            "mean_multiplier": ((), float(np.mean(recorded.values))),
+        },
+        coords={"loss": losses, "left": ("bin", edges[:-1]), "right": ("bin", edges[1:])},
+        attrs={"reshaper": repr(reshaper), "initial_loss": initial_loss},
+    )

@@ -10,14 +10,13 @@ Deviations:
 3. `LogExponential` takes 0 <= a < 1 only: from a = 1 on the original is not a number for small losses.
 4. `ShiftedBump` keeps losses above L0 where they are; the original takes the fractional part of u, which treats
    every loss just above L0 as an ultralow one.
-5. `LinearExponential` goes on along its tangent beyond a ceiling, so that no loss overflows.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -25,7 +24,17 @@ from torch import Tensor
 
 from lowland.core.errors import InputError
 
-__all__ = ["Reshaper", "Sech"]
+__all__ = [
+    "Arctangent",
+    "Cyclic",
+    "LinearWindow",
+    "LogExponential",
+    "PEAK",
+    "Reshaper",
+    "Sech",
+    "ShiftedBump",
+    "check_number",
+]
 
 PEAK: Final = math.asinh(1.0)
 """sech(x) tanh(x) is largest, 1/2, where sinh(x) = 1."""
@@ -112,18 +121,223 @@ class Sech(Reshaper):
 
     def value(self, u: Tensor) -> Tensor:
         """Return f(u); see `Reshaper.value`."""
-        x = u * (PEAK / self.b)
-        # 1 - sech x = (1 - e)^2 / (1 + e^2) with e = exp(-x): no cancellation near 0, no overflow far out
-        shape = torch.expm1(-x).square() / (1 + torch.exp(-2 * x))
-        return (self.a * self.b / PEAK) * shape + self.base * u
+        return (self.a * self.b / PEAK) * _bowl(u * (PEAK / self.b)) + self.base * u
 
     def slope(self, u: Tensor) -> Tensor:
         """Return f'(u); see `Reshaper.slope`."""
         return self.a * _bell(u * (PEAK / self.b)) + self.base
 
 
+@dataclass(frozen=True)
+class ShiftedBump(Reshaper):
+    """The bump of the ImageNet experiments on top of the plain loss: steeper above a shift, plain elsewhere.
+
+    ``f(u) = u + (a b / c) (1 - sech(c v / b))`` with v = max(u - shift, 0) and c = asinh(1);
+    ``f'(u) = 1 + a sech(c v / b) tanh(c v / b)``, at most 1 + a/2, at u = shift + b. (``ImageNet/train.py`` with the
+    setting ``AddBase``; the run settings without it discard the bump and train like the baseline.)
+
+    Args:
+        a: Twice the largest extra slope. Default 5 (``ImageNet/run.sh``, ConvNeXt).
+        b: Distance of the peak from the shift, in normalised loss. Default 0.15 (same line).
+        shift: Normalised loss where the bump begins. Default 0.42 (same line).
+
+    Raises:
+        InputError: If a or shift is negative or b is not positive.
+
+    Example:
+        >>> round(ShiftedBump().slope(torch.tensor(0.57)).item(), 6)
+        3.5
+    """
+
+    a: float = 5.0
+    b: float = 0.15
+    shift: float = 0.42
+
+    def __post_init__(self) -> None:
+        check_number("a", self.a, low=0.0)
+        check_number("b", self.b, low=0.0, open_low=True)
+        check_number("shift", self.shift, low=0.0)
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return f(u); see `Reshaper.value`."""
+        return u + (self.a * self.b / PEAK) * _bowl(self._x(u))
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Return f'(u); see `Reshaper.slope`."""
+        return 1 + self.a * _bell(self._x(u))
+
+    def _x(self, u: Tensor) -> Tensor:
+        return torch.relu(u - self.shift) * (PEAK / self.b)
+
+
+@dataclass(frozen=True)
+class Arctangent(Reshaper):
+    """Steeper at middle losses, plain at both ends.
+
+    ``f(u) = u + a atan(b u)^2``, ``f'(u) = 1 + 2 a b atan(b u) / (1 + (b u)^2)``; at most 1 + 0.824 a b, at
+    b u = 0.765. (``CIFAR/utils/engine.py``)
+
+    Args:
+        a: Strength. Default 1, as in the code's unnormalised form; its search covers 0 to 10.
+        b: Inverse width. Default 1, as in the code's unnormalised form; its search covers 0 to 8.
+
+    Raises:
+        InputError: If a or b is negative.
+
+    Example:
+        >>> Arctangent().slope(torch.tensor(0.0)).item()
+        1.0
+    """
+
+    a: float = 1.0
+    b: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("a", self.a, low=0.0)
+        check_number("b", self.b, low=0.0)
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return f(u); see `Reshaper.value`."""
+        return u + self.a * torch.atan(self.b * u).square()
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Return f'(u); see `Reshaper.slope`."""
+        x = self.b * u
+        return 1 + 2 * self.a * self.b * torch.atan(x) / (1 + x.square())
+
+
+@dataclass(frozen=True)
+class LogExponential(Reshaper):
+    """Steeper at low losses: slope b/(1-a) at 0, falling to b.
+
+    ``f(u) = (b / c) (ln(exp(c u) - a) - ln(1 - a))``, ``f'(u) = b / (1 - a exp(-c u))``. (``CIFAR/utils/engine.py``)
+
+    Args:
+        a: Where between plain (0) and a pole at loss 0 (1); 0 <= a < 1. Default 0.9, from the range 0.1 ... 0.99 of the
+            code's figure 2.
+        b: Slope at high losses. Default 1.
+        c: How fast the slope falls. Default 1 (``dls_coe2``).
+
+    Raises:
+        InputError: If a number is outside its range.
+
+    Example:
+        >>> round(LogExponential(a=0.5).slope(torch.tensor(0.0)).item(), 6)
+        2.0
+    """
+
+    a: float = 0.9
+    b: float = 1.0
+    c: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("a", self.a, low=0.0, high=1.0)
+        check_number("b", self.b, low=0.0, open_low=True)
+        check_number("c", self.c, low=0.0, open_low=True)
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return f(u); see `Reshaper.value`."""
+        # ln((e^x - a)/(1 - a)) = x + log1p(a (1 - e^-x)/(1 - a)): exact near 0, no overflow far out
+        x = self.c * u
+        return (self.b / self.c) * (x + torch.log1p(self.a / (1 - self.a) * -torch.expm1(-x)))
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Return f'(u); see `Reshaper.slope`."""
+        return self.b / ((1 - self.a) - self.a * torch.expm1(-self.c * u))
+
+
+@dataclass(frozen=True)
+class LinearWindow(Reshaper):
+    """Another slope in a window of losses, plain outside; a window over everything scales the learning rate.
+
+    ``f'(u) = a`` for low <= u <= high, else 1, and f its integral from 0. (``CIFAR/utils/engine.py``)
+
+    Args:
+        a: Slope in the window. Default 10 (figure 2 of the code's ``run.sh``).
+        low: Lower end of the window, normalised loss. Default 0.2 (same).
+        high: Upper end. Default 0.3 (same).
+
+    Raises:
+        InputError: If a or low is negative, or high is not above low.
+
+    Example:
+        >>> LinearWindow().slope(torch.tensor([0.1, 0.25, 0.5])).tolist()
+        [1.0, 10.0, 1.0]
+    """
+
+    a: float = 10.0
+    low: float = 0.2
+    high: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_number("a", self.a, low=0.0)
+        check_number("low", self.low, low=0.0)
+        if not self.high > self.low:  # infinity is fine: a window over everything above
+            raise InputError("high", f"must be above low={self.low:g}", self.high)
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return f(u); see `Reshaper.value`."""
+        return u + (self.a - 1) * (u.clamp(self.low, self.high) - self.low)
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Return f'(u); see `Reshaper.slope`."""
+        inside = (u >= self.low) & (u <= self.high)
+        return torch.where(inside, torch.full_like(u, self.a), torch.ones_like(u))
+
+
+@dataclass(frozen=True)
+class Cyclic(Reshaper):
+    """A reshaper whose width b grows in cycles of epochs: ``b(e) = b + rise (e mod period) / period``.
+
+    The original has four versions of this saw-tooth, which differ by one epoch and begin at its top or bottom; this one
+    begins at the bottom and repeats after exactly `period` epochs.
+
+    Args:
+        reshaper: One that has a width b: `Sech` or `ShiftedBump`.
+        rise: By how much b grows within a cycle, in normalised loss.
+        period: Epochs of a cycle.
+
+    Raises:
+        InputError: If the reshaper has no width, rise is negative or period is not a positive integer.
+
+    Example:
+        >>> cyclic = Cyclic(Sech(b=0.15), rise=0.3, period=3)
+        >>> [round(cyclic.at(epoch).b, 2) for epoch in range(4)]
+        [0.15, 0.25, 0.35, 0.15]
+    """
+
+    reshaper: Sech | ShiftedBump
+    rise: float
+    period: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reshaper, Sech | ShiftedBump):
+            raise InputError("reshaper", "must have a width b (Sech or ShiftedBump)", self.reshaper)
+        check_number("rise", self.rise, low=0.0)
+        if isinstance(self.period, bool) or not isinstance(self.period, int) or self.period < 1:
+            raise InputError("period", "must be a positive integer number of epochs", self.period)
+
+    def at(self, epoch: int) -> Sech | ShiftedBump:
+        """Return the reshaper with the width of an epoch; see `Reshaper.at`."""
+        width = self.reshaper.b + self.rise * (epoch % self.period) / self.period
+        return replace(self.reshaper, b=width)
+
+    def value(self, u: Tensor) -> Tensor:
+        """Return f(u) at the start of a cycle; see `Reshaper.value`."""
+        return self.reshaper.value(u)
+
+    def slope(self, u: Tensor) -> Tensor:
+        """Return f'(u) at the start of a cycle; see `Reshaper.slope`."""
+        return self.reshaper.slope(u)
+
+
+def _bowl(x: Tensor) -> Tensor:
+    # 1 - sech x = (1 - e)^2 / (1 + e^2) with e = exp(-x): no cancellation near 0, no overflow far out
+    return torch.expm1(-x).square() / (1 + torch.exp(-2 * x))
+
+
 def _bell(x: Tensor) -> Tensor:
-    """Return sech(x) tanh(x) for x >= 0 without overflow."""
+    # sech(x) tanh(x) for x >= 0 without overflow
     return 2 * torch.exp(-x) * -torch.expm1(-2 * x) / (1 + torch.exp(-2 * x)).square()
 
 
