@@ -63,7 +63,7 @@ def parse(spec: type[Spec], arguments: Sequence[str], program: str = "lowland", 
     try:
         found = parser.parse_args(list(arguments))
         values = {field.name: found[field.name] for field in dataclasses.fields(spec)}  # type: ignore[arg-type]
-        made = parser.instantiate_classes(found)
+        made = parser.instantiate(found)
     except InputError:
         raise
     except (argparse.ArgumentError, TypeError, ValueError, KeyError, yaml.YAMLError) as error:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+import xarray as xr
+
+from lowland import curvature, landscape, store
+from lowland.core.errors import InputError, StoreError
 from lowland.engine import Event
 from lowland.spec.build import build_data, build_loss, build_model, build_optimizer, build_schedule
 from lowland.spec.folder import RunFolder
-from lowland.spec.specs import FitSpec
+from lowland.spec.parse import to_yaml
+from lowland.spec.specs import CurvatureSpec, FitSpec, SurfaceSpec, TrajectorySpec
 from lowland.training import Hook, Run, Snapshots, fit
 
-__all__ = ["OnEvent", "fit_run"]
+__all__ = ["OnEvent", "curvature_run", "fit_run", "surface_run", "trajectory_run"]
 
 OnEvent: TypeAlias = Callable[[Event], None]
 
@@ -79,10 +87,80 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
         hooks.append(Snapshots(every_epochs=spec.snapshots_every_epochs, dtype=spec.snapshot_dtype))
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
     folder = RunFolder.create(spec)
-    fit(
+    with _threads(spec.threads):
+      fit(
         model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
         schedule=schedule, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
         checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision, accelerator=spec.accelerator,
         devices=spec.devices,
     )  # fmt: skip
     return folder
+
+
+def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
+    """Measure the curvature at the weights of a run; a result of the same spec is read back.
+
+    Args:
+        spec: What to measure.
+        on_event: Receives the progress, by products.
+
+    Returns:
+        The result, as stored, and where.
+    """
+    folder = RunFolder(spec.run)
+    path = folder.path / "curvature" / f"{spec.name}.zarr"
+    found = _stored(path, spec)
+    if found is not None:
+        return found, path
+    # the ends rarely need all their products, so that the total is an upper bound
+    total = spec.max_products + spec.trace_products + spec.directions
+    ticker = _Ticker(on_event, total)
+    with _threads(spec.threads):
+        result = curvature.survey(
+            folder.risk(spec.risk), trace_products=spec.trace_products, directions=spec.directions,
+            max_products=spec.max_products, rho=spec.rho, seed=spec.seed, on_product=ticker,
+        )  # fmt: skip
+    result.attrs["spec"] = to_yaml(spec)
+    store.save(result, path)
+    ticker.finish()
+    return result, path
+
+
+class _Ticker:
+    """Turns a count of products into events."""
+
+    def __init__(self, on_event: OnEvent | None, total: int) -> None:
+        self._receive, self._total, self._done = on_event or (lambda event: None), total, 0
+        self._started = time.monotonic()
+        self._receive(Event("started", 0, total))
+
+    def __call__(self, done: int) -> None:
+        self._done = done
+        elapsed = time.monotonic() - self._started
+        rate = done / elapsed if elapsed > 0 else 0.0
+        left = (self._total - done) / rate if rate > 0 else None
+        self._receive(Event("rows", done, max(done, self._total), elapsed, left, rate))
+
+    def finish(self) -> None:
+        self._receive(Event("done", self._done, self._done, time.monotonic() - self._started))
+
+
+def _stored(path: Path, spec: Any) -> xr.Dataset | None:
+    """Return the result of the same spec; refuse to overwrite one of another."""
+    if not path.exists():
+        return None
+    found = store.open(path)
+    if found.attrs.get("spec") != to_yaml(spec):
+        raise StoreError(f"{path} holds a result of another spec; choose another --name")
+    return found
+
+
+@contextmanager
+def _threads(count: int | None) -> Generator[None, None, None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

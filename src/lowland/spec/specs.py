@@ -158,6 +158,7 @@ class FitSpec:
         checkpoint_every_steps: Steps between checkpoints within an epoch (steps); none checkpoints epoch ends only.
         snapshots_every_epochs: Epochs between snapshots of the trajectory (epochs); none writes no snapshots.
         snapshot_dtype: Numbers of the snapshots: float32 or float16.
+        threads: Threads of torch (threads); none leaves torch's own number.
         version: Version of this spec.
     """
 
@@ -178,12 +179,13 @@ class FitSpec:
     checkpoint_every_steps: int | None = None
     snapshots_every_epochs: int | None = 1
     snapshot_dtype: Literal["float32", "float16"] = "float32"
+    threads: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         _version(self.version)
         _positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
-        _positive(snapshots_every_epochs=self.snapshots_every_epochs, checkpoint_every_steps=self.checkpoint_every_steps)
+        _positive(threads=self.threads, snapshots_every_epochs=self.snapshots_every_epochs, checkpoint_every_steps=self.checkpoint_every_steps)
 
 
 @dataclass(kw_only=True)
@@ -223,6 +225,7 @@ class SurfaceSpec:
         seed: Seed of the directions.
         normalization: filter, layer, weight or none.
         engine: Who computes: serial.
+        threads: Threads of torch (threads); none leaves torch's own number.
         version: Version of this spec.
     """
 
@@ -234,11 +237,12 @@ class SurfaceSpec:
     seed: int = 0
     normalization: Literal["filter", "layer", "weight", "none"] = "filter"
     engine: str = "serial"
+    threads: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         _version(self.version)
-        _positive(points=min(self.points), extent=self.extent)
+        _positive(points=min(self.points), extent=self.extent, threads=self.threads)
         check_name(self.name)
 
 
@@ -254,6 +258,7 @@ class TrajectorySpec:
         losses: Measure the true loss of every snapshot and the loss of its projection beside it.
         plane: Also survey the loss on the plane of the path.
         points: Points along x and along y of that plane.
+        threads: Threads of torch (threads); none leaves torch's own number.
         version: Version of this spec.
     """
 
@@ -264,11 +269,12 @@ class TrajectorySpec:
     losses: bool = True
     plane: bool = True
     points: tuple[int, int] = (25, 25)
+    threads: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         _version(self.version)
-        _positive(points=min(self.points))
+        _positive(points=min(self.points), threads=self.threads)
         check_name(self.name)
 
 
@@ -280,27 +286,30 @@ class CurvatureSpec:
         run: Folder of the run.
         name: Name of the result; it is written to RUN/curvature/NAME.zarr.
         risk: What is measured.
-        tolerance: Residual at which the upper end counts as converged (relative to the spectral scale).
         max_products: Most Hessian-vector products of the Krylov run (products).
-        probes: Random vectors of the traces (vectors).
+        trace_products: Products of the trace (products).
+        directions: Random filter-normalised directions of the filter-weighted trace (directions).
         rho: Radius of the SAM sharpness (weight units).
         seed: Seed of start vector and probes.
+        threads: Threads of torch (threads); none leaves torch's own number.
         version: Version of this spec.
     """
 
     run: str
     name: str = "hessian"
     risk: RiskSpec = field(default_factory=RiskSpec)
-    tolerance: float = 1e-3
-    max_products: int = 100
-    probes: int = 30
+    max_products: int = 80
+    trace_products: int = 30
+    directions: int = 32
     rho: float = 0.05
     seed: int = 0
+    threads: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         _version(self.version)
-        _positive(tolerance=self.tolerance, max_products=self.max_products, probes=self.probes, rho=self.rho)
+        _positive(max_products=self.max_products, trace_products=self.trace_products, directions=self.directions)
+        _positive(rho=self.rho, threads=self.threads)
         check_name(self.name)
 
 

@@ -1,0 +1,32 @@
+"""``lowland report``: one self-contained page about runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lowland.cli.output import Output, command_arguments
+from lowland.spec import ReportSpec, parse
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What stood after ``lowland report``; the words before the first flag are the runs.
+
+    Returns:
+        The exit code.
+    """
+    spec, flags = parse(ReportSpec, command_arguments(arguments, "runs"), "lowland report", quiet=False, json=False)
+    from lowland import report
+
+    runs = [report.read_run(folder) for folder in spec.runs]
+    page = Path(spec.output)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    report.write(report.build(runs, title=spec.title), page)
+    output = Output(quiet=flags["quiet"], as_json=flags["json"])
+    output.result({"report": str(page), "runs": len(runs)}, [f"Report: {page}"])
+    return 0
