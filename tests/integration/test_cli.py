@@ -30,7 +30,10 @@ def lowland(*arguments: str, cwd: Path | None = None, timeout: float = 200) -> s
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "sam"
-    assert main(["fit", str(folder), *SMALL, "--optimizer.method", "sam", "--optimizer.options.rho", "0.1", "--quiet"]) == 0
+    assert (
+        main(["fit", str(folder), *SMALL, "--optimizer.method", "sam", "--optimizer.options.rho", "0.1", "--quiet"])
+        == 0
+    )
     return folder
 
 

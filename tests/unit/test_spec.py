@@ -37,7 +37,9 @@ def test_help_shows_every_field_with_its_meaning(spec):
 
 def test_flags_win_over_the_file_before_them(tmp_path):
     (tmp_path / "a.yaml").write_text("epochs: 7\nseed: 3\noptimizer: {method: sam, options: {rho: 0.1}}\n")
-    made, flags = parse(FitSpec, ["--config", str(tmp_path / "a.yaml"), "--epochs", "9", "--quiet"], quiet=False, json=False)
+    made, flags = parse(
+        FitSpec, ["--config", str(tmp_path / "a.yaml"), "--epochs", "9", "--quiet"], quiet=False, json=False
+    )
     assert (made.epochs, made.seed, made.optimizer.options) == (9, 3, {"rho": 0.1})
     assert flags == {"quiet": True, "json": False}
 

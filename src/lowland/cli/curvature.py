@@ -37,9 +37,11 @@ def main(arguments: Sequence[str]) -> int:
         ("train accuracy", f"{100 * values['train_accuracy']:.2f} %"),
         ("norm of the weights", f"{values['weight_norm']:.4g}"),
     ]
-    facts = f"{found.attrs['samples']} samples, batch norm {found.attrs['batch_norm']}, {found.attrs['products']} products"
+    facts = (
+        f"{found.attrs['samples']} samples, batch norm {found.attrs['batch_norm']}, {found.attrs['products']} products"
+    )
     result = {"path": str(path), **values, "products": found.attrs["products"], "samples": found.attrs["samples"]}
-    output.result(result, [facts, f"Curvature: {path}"], [["measure", "value"], *map(list, shown)])
+    output.result(result, [said, f"Curvature: {path}"], [["measure", "value"], *map(list, shown)])
     return 0
 
 

@@ -28,8 +28,8 @@ def main(arguments: Sequence[str]) -> int:
 
     with output:
         result = demo(spec, output.progress)
-    table = [result.table.columns, *result.table.rows]
-    rows = [dict(zip(result.table.columns, row, strict=True)) for row in result.table.rows]
+    table = [result.table.header, *result.table.rows]
+    rows = [dict(zip(result.table.header, row, strict=True)) for row in result.table.rows]
     seconds = time.monotonic() - started
     output.result(
         {"report": str(result.report), "methods": rows, "seconds": round(seconds, 1)},

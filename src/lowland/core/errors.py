@@ -11,6 +11,7 @@ from types import ModuleType
 
 __all__ = [
     "CheckpointError",
+    "EngineError",
     "InputError",
     "LowlandError",
     "LowlandWarning",
@@ -71,6 +72,10 @@ class StoreError(LowlandError, RuntimeError):
 
 class CheckpointError(LowlandError, RuntimeError):
     """A checkpoint is truncated, foreign or does not fit the run; nothing was loaded."""
+
+
+class EngineError(LowlandError, RuntimeError):
+    """Workers or a cluster cannot be reached, do not start, or do not fit; finished points are kept."""
 
 
 class MissingExtra(LowlandError, ImportError):

@@ -58,8 +58,7 @@ def find(argument: str, name: str, registry: Mapping[str, T]) -> T | Any:
         return registry[name]
     if ":" in name:
         return import_path(argument, name)
-    error = unknown(argument, name, registry)
-    raise error
+    raise unknown(argument, name, registry)
 
 
 def import_path(argument: str, path: str) -> Any:

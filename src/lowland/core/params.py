@@ -255,5 +255,4 @@ def normalized_scale(norm: Tensor, radius: float | Tensor) -> Tensor:
         >>> normalized_scale(torch.tensor(0.0), 0.05).item(), normalized_scale(torch.tensor(2.0), 1.0).item()
         (0.0, 0.5)
     """
-    usable = torch.isfinite(norm) & (norm > 0)
-    return torch.where(usable, radius / torch.where(usable, norm, torch.ones_like(norm)), torch.zeros_like(norm))
+    return torch.nan_to_num(radius / norm, nan=0.0, posinf=0.0, neginf=0.0)

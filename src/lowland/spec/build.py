@@ -10,7 +10,7 @@ from torch import nn
 
 from lowland import data, losses, models, optim
 from lowland.core.errors import InputError
-from lowland.core.names import import_path, unknown
+from lowland.core.names import find, import_path, unknown
 from lowland.spec.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 from lowland.training import Schedule
 
@@ -59,10 +59,7 @@ def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Mo
         The network.
     """
     follows = {"classes": splits.classes, "channels": splits.shape[0] if splits.shape else None}
-    accepted = models.MODELS[spec.name] if spec.name in models.MODELS else import_path("model.name", spec.name) \
-        if ":" in spec.name else None  # fmt: skip
-    if accepted is None:
-        raise unknown("model.name", spec.name, models.MODELS)
+    accepted = find("model.name", spec.name, models.MODELS)
     try:
         known = inspect.signature(accepted).parameters
     except ValueError:
@@ -88,9 +85,7 @@ def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimi
     rate, decay = spec.learning_rate, spec.weight_decay
     base: torch.optim.Optimizer
     if spec.name == "sgd":
-        base = torch.optim.SGD(
-            parameters, lr=rate, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=decay
-        )
+        base = torch.optim.SGD(parameters, lr=rate, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=decay)
     else:
         kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
         base = kind(parameters, lr=rate, weight_decay=decay)

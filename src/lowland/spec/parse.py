@@ -37,7 +37,9 @@ def parser_of(spec: type[Any], program: str) -> ArgumentParser:
     return parser
 
 
-def parse(spec: type[Spec], arguments: Sequence[str], program: str = "lowland", **flags: bool) -> tuple[Spec, dict[str, bool]]:
+def parse(
+    spec: type[Spec], arguments: Sequence[str], program: str = "lowland", **flags: bool
+) -> tuple[Spec, dict[str, bool]]:
     """Turn flags and YAML into a spec.
 
     Args:

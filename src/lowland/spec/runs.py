@@ -12,12 +12,12 @@ import torch
 import xarray as xr
 
 from lowland import curvature, landscape, store
-from lowland.core.errors import InputError, StoreError
+from lowland.core.errors import StoreError
 from lowland.engine import Event
 from lowland.spec.build import build_data, build_loss, build_model, build_optimizer, build_schedule
 from lowland.spec.folder import RunFolder
 from lowland.spec.parse import to_yaml
-from lowland.spec.specs import CurvatureSpec, FitSpec, SurfaceSpec, TrajectorySpec
+from lowland.spec.specs import CurvatureSpec, FitSpec, SurfaceSpec
 from lowland.training import Hook, Run, Snapshots, fit
 
 __all__ = ["OnEvent", "curvature_run", "fit_run", "surface_run", "trajectory_run"]
@@ -88,13 +88,33 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
     folder = RunFolder.create(spec)
     with _threads(spec.threads):
-      fit(
-        model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
-        schedule=schedule, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
-        checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision, accelerator=spec.accelerator,
-        devices=spec.devices,
-    )  # fmt: skip
+        fit(
+            model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
+            schedule=schedule, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
+            checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision,
+            accelerator=spec.accelerator, devices=spec.devices,
+        )  # fmt: skip
     return folder
+
+
+def surface_run(spec: SurfaceSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
+    """Survey the loss on a random plane around the weights of a run; an interrupted survey goes on.
+
+    Args:
+        spec: What to survey.
+        on_event: Receives the progress, by points.
+
+    Returns:
+        The surface, and where it is stored.
+    """
+    folder = RunFolder(spec.run)
+    path = folder.path / "surfaces" / f"{spec.name}.zarr"
+    with _threads(spec.threads):
+        risk = folder.risk(spec.risk)
+        plane = landscape.random_plane(risk.model, spec.seed, normalization=spec.normalization)
+        grid = landscape.grid(*spec.points, extent=spec.extent)
+        surface = landscape.evaluate(risk, plane, grid, engine=spec.engine, store=path, on_event=on_event)
+    return surface, path
 
 
 def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:

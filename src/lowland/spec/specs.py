@@ -185,7 +185,11 @@ class FitSpec:
     def __post_init__(self) -> None:
         _version(self.version)
         _positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
-        _positive(threads=self.threads, snapshots_every_epochs=self.snapshots_every_epochs, checkpoint_every_steps=self.checkpoint_every_steps)
+        _positive(
+            threads=self.threads,
+            snapshots_every_epochs=self.snapshots_every_epochs,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+        )
 
 
 @dataclass(kw_only=True)

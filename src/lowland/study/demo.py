@@ -1,8 +1,9 @@
 """The demo: two methods from the same initial weights and order, on real images, with headroom.
 
-Few training images of the handwritten digits, so that a plain run errs on about a tenth of the test images (all 897 end
-near 99 % for every method and show nothing). The epoch is chosen on the validation part, the test part is looked at once. One
-seed of each method is surveyed: the same Gaussian directions, normalised to each network's own filters, on one scale.
+Few training images of the handwritten digits, so that a plain run errs on about a tenth of the test images (with all
+897 every method ends near 99 % and nothing is to be seen). The epoch is chosen on the validation part, the test part is
+looked at once. One seed of each method is surveyed: the same Gaussian directions, normalised to each network's own
+filters, on one scale.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 
 from lowland import report
 from lowland.engine import Event
+from lowland.report.comparison import comparison_table
 from lowland.spec import (
     CurvatureSpec,
     DataSpec,
@@ -35,7 +37,7 @@ _SURVEYED: Final = 0
 """The seed whose networks are surveyed."""
 
 _THREADS: Final = 1
-"""The networks are so small that a second thread costs more than it brings; one also makes numbers independent of cores."""
+"""The networks are so small that a second thread costs more than it brings; one makes numbers independent of cores."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
     page = folder / "report.html"
     built = report.build(found, title="Lowland demo: SGD and SAM on handwritten digits", lead=_lead(spec), date="")
     report.write(built, page)
-    return DemoResult(report.comparison_table(found), page)
+    return DemoResult(comparison_table(found), page)
 
 
 def _methods(spec: DemoSpec) -> dict[str, OptimizerSpec]:
