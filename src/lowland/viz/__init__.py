@@ -15,7 +15,38 @@ Example:
 from __future__ import annotations
 
 from lowland.viz.backends import BACKENDS, draw, save
+from lowland.viz.export import FigureOptions, export
+from lowland.viz.spec import Estimate
 from lowland.viz.surfaces import shared_scale
-from lowland.viz.verbs import animate, contour, heat_map, path, surface
+from lowland.viz.verbs import (
+    animate,
+    compare,
+    contour,
+    convexity_map,
+    cost,
+    density,
+    heat_map,
+    line,
+    path,
+    surface,
+)
 
-__all__ = ["BACKENDS", "animate", "contour", "draw", "heat_map", "path", "save", "shared_scale", "surface"]
+__all__ = [
+    "BACKENDS",
+    "Estimate",
+    "FigureOptions",
+    "animate",
+    "compare",
+    "contour",
+    "convexity_map",
+    "cost",
+    "density",
+    "draw",
+    "export",
+    "heat_map",
+    "line",
+    "path",
+    "save",
+    "shared_scale",
+    "surface",
+]

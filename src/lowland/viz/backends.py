@@ -14,6 +14,7 @@ __all__ = ["BACKENDS", "Backend", "backend_for", "draw", "load", "save"]
 BACKENDS: dict[str, tuple[str, ...]] = {
     "matplotlib": (".pdf", ".svg", ".png"),
     "plotly": (".html",),
+    "vtk": (".vts", ".vtp"),
 }
 """Backend -> suffixes of the files that it writes."""
 
@@ -88,7 +89,7 @@ def save(spec: Figure, path: str | Path, *, size: str | tuple[float, float] | No
 
     Args:
         spec: Any figure spec.
-        path: Ends in .pdf, .svg, .png or .html.
+        path: Ends in .pdf, .svg, .png, .html, .vts or .vtp.
         size: As in `draw`.
 
     Returns:

@@ -33,6 +33,7 @@ from lowland.viz.spec import (
     Single,
     Surface3D,
 )
+from lowland.viz.svg import embed_font
 
 __all__ = ["MatplotlibFigure", "draw", "save"]
 
@@ -71,7 +72,16 @@ class MatplotlibFigure(matplotlib.figure.Figure):
         if kind in ("pdf", "svg") and "metadata" not in options:
             options["metadata"] = {"CreationDate" if kind == "pdf" else "Date": None}
         with mpl.rc_context(_RC):
-            super().savefig(fname, transparent=transparent, **options)
+            if kind != "svg":
+                super().savefig(fname, transparent=transparent, **options)
+                return
+            stream = BytesIO()
+            super().savefig(stream, transparent=transparent, **{**options, "format": "svg"})
+        text = embed_font(stream.getvalue().decode("utf-8"), style.FONT).encode("utf-8")
+        if hasattr(fname, "write"):
+            fname.write(text)
+        else:
+            FilePath(fname).write_bytes(text)
 
     def _repr_png_(self) -> bytes:
         stream = BytesIO()
@@ -96,7 +106,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None, dpi: fl
     if isinstance(spec, Animation):
         raise InputError("backend", "cannot show an animation", "matplotlib", 'use backend="plotly"')
     with mpl.rc_context(_RC):
-        figure = MatplotlibFigure(figsize=_size(spec, size), dpi=dpi, layout="constrained")
+        figure = MatplotlibFigure(figsize=_size(spec, size), dpi=dpi, layout="compressed")
         FigureCanvasAgg(figure)
         if isinstance(spec, Panels):
             _draw_panels(figure, spec)
@@ -181,18 +191,15 @@ def _draw_one(axes: Axes, spec: Single) -> ScalarMappable | None:
 
 def _colour_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single, axes: Axes | list[Axes]) -> None:
     assert isinstance(spec, Contour | Surface3D | HeatMap)
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.12 if isinstance(spec, Surface3D) else 0.03)
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.16 if isinstance(spec, Surface3D) else 0.03)
     bar.set_label(spec.scale.label)
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    if isinstance(spec, HeatMap) and spec.categories:
-        bar.set_ticks(range(len(spec.categories)), labels=list(spec.categories))
-        return
     bar.ax.yaxis.set_major_locator(FixedLocator(spec.scale.ticks))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
 
 
 def _write_caption(figure: MatplotlibFigure, caption: str) -> None:
     if caption:
-        width = int(figure.get_figwidth() * 21)
+        width = int(figure.get_figwidth() * 20)
         text = "\n".join(textwrap.wrap(caption, width))
-        figure.supxlabel(text, fontsize=style.FONT_SIZE - 2.5, color="#555555", x=0.01, ha="left")
+        figure.supxlabel(text, fontsize=style.FONT_SIZE - 2, color="#555555", x=0.01, ha="left")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from lowland.viz import style
 from lowland.viz.scale import format_number
-from lowland.viz.spec import Line, Scatter
+from lowland.viz.spec import Curve, Line, Scatter
 
 __all__ = ["draw_line", "draw_scatter"]
 
@@ -20,31 +23,42 @@ def draw_line(axes: Axes, spec: Line) -> None:
         axes: Where to draw.
         spec: What to draw.
     """
+    entries: list[tuple[Any, str]] = []
     number = 0
     for curve in spec.curves:
-        if curve.reference:
-            axes.plot(curve.x, curve.y, ":", color=style.REFERENCE_COLOUR, linewidth=1.0, label=curve.name)
-            continue
         look = style.curve_style(number)
-        number += 1
-        marker = look.matplotlib_marker if curve.markers else ""
-        axes.plot(curve.x, curve.y, look.matplotlib_dash, color=look.colour, marker=marker, markersize=2.6,
-                  label=curve.name)  # fmt: skip
+        colour = style.REFERENCE_COLOUR if curve.reference else look.colour
+        dash = ":" if curve.reference else look.matplotlib_dash
+        number += not curve.reference
+        (drawn,) = axes.plot(
+            curve.x, curve.y, dash, color=colour, marker=look.matplotlib_marker if curve.markers else "",
+            markersize=2.6, markevery=max(1, curve.x.size // 15), label=curve.name,
+        )  # fmt: skip
+        handle: Any = drawn
         if curve.low is not None and curve.high is not None:
-            axes.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.2, linewidth=0,
-                              label=f"{curve.name}: {curve.band}" if curve.band else None)  # fmt: skip
-        for kind, x in curve.marks.items():
-            mark = style.MARKS[kind]
-            axes.plot(x, np.full(x.size, 0.98), mark.matplotlib_marker, color=mark.colour, linestyle="none",
-                      transform=axes.get_xaxis_transform(), label=f"{curve.name}: {mark.label} ({x.size})")  # fmt: skip
+            shade = axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+            handle = (shade, drawn)
+        entries.append((handle, f"{curve.name}, {curve.band}" if curve.band else curve.name))
+        entries.extend(_mark_gaps(axes, curve))
     if spec.rug:
-        axes.plot(spec.rug, np.full(len(spec.rug), 0.015), "|", color="black", markersize=7,
-                  transform=axes.get_xaxis_transform(), label="eigenvalues")  # fmt: skip
+        (ticks,) = axes.plot(spec.rug, np.full(len(spec.rug), 0.015), "|", color="black", markersize=7,
+                             transform=axes.get_xaxis_transform())  # fmt: skip
+        entries.append((ticks, "eigenvalues"))
     _scale_axes(axes, spec)
     if spec.equal:
         axes.set_aspect("equal", adjustable="datalim")
-    if len(spec.curves) > 1 or spec.rug or any(curve.band or curve.marks for curve in spec.curves):
-        axes.legend()
+    if len(entries) > 1 or any(curve.band for curve in spec.curves):
+        handles, labels = zip(*entries, strict=True)
+        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=1 if len(labels) < 3 else 2)
+
+
+def _mark_gaps(axes: Axes, curve: Curve) -> Iterator[tuple[Any, str]]:
+    # along the upper edge, since these points have no height
+    for kind, x in curve.marks.items():
+        mark = style.MARKS[kind]
+        (drawn,) = axes.plot(x, np.full(x.size, 0.98), mark.matplotlib_marker, color=mark.colour, linestyle="none",
+                             transform=axes.get_xaxis_transform())  # fmt: skip
+        yield drawn, f"{curve.name}: {mark.label} ({x.size})"
 
 
 def draw_scatter(axes: Axes, spec: Scatter) -> None:
@@ -65,7 +79,7 @@ def draw_scatter(axes: Axes, spec: Scatter) -> None:
         axes.errorbar([estimate.x], [estimate.y], yerr=error, fmt=look.matplotlib_marker, color=look.colour,
                       markersize=5, capsize=2.5, label=estimate.name)  # fmt: skip
     _scale_axes(axes, spec)
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3)
 
 
 def _scale_axes(axes: Axes, spec: Line | Scatter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import matplotlib as mpl
@@ -9,6 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from lowland.viz import style
 from lowland.viz.field import Field
@@ -48,9 +51,8 @@ def draw_contour(axes: Axes, spec: Contour) -> ScalarMappable:
     if drawable:
         ink: dict[str, Any] = {"colors": "white", "alpha": 0.75} if spec.filled else {"cmap": colours, "norm": norm}
         lines = axes.contour(field.x, field.y, shown, levels=list(scale.levels), linewidths=0.6, **ink)
-        labels = axes.clabel(lines, fmt=format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
-        for label in labels or ():
-            label.set_gid("level")
+        named = lines.levels[::2] if len(lines.levels) > 9 else lines.levels  # more would hide the lines
+        axes.clabel(lines, named, fmt=format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
     _frame_plane(axes, field, spec.x_axis, spec.y_axis)
     _mark_points(axes, field, spec.points)
     _draw_paths(axes, spec)
@@ -64,6 +66,8 @@ def _frame_plane(axes: Axes, field: Field, x_axis: Axis, y_axis: Axis) -> None:
     left, right, bottom, top = field.extent
     axes.set_xlim(*(x_axis.limits if x_axis.limits and left < right else (left - 0.5, right + 0.5)))
     axes.set_ylim(*(y_axis.limits if y_axis.limits and bottom < top else (bottom - 0.5, top + 0.5)))
+    for view in (axes.xaxis, axes.yaxis):
+        view.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     width, height = right - left, top - bottom
     if width > 0 and height > 0 and 1 / 3 <= width / height <= 3:
         axes.set_aspect("equal", adjustable="box")
@@ -78,7 +82,7 @@ def _mark_points(axes: Axes, field: Field, points: bool | None) -> None:
             linestyle="none", label=f"{look.label} ({x.size})", zorder=3, clip_on=False,
         )  # fmt: skip
     if marks:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, handletextpad=0.2)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2, handletextpad=0.2)
 
 
 def _draw_paths(axes: Axes, spec: Contour) -> None:
@@ -87,11 +91,11 @@ def _draw_paths(axes: Axes, spec: Contour) -> None:
         axes.plot(path.x, path.y, color="white", linewidth=2.2, zorder=3.5)
         axes.plot(
             path.x, path.y, look.matplotlib_dash, color=look.colour, linewidth=1.1, marker=look.matplotlib_marker,
-            markersize=2.2, zorder=3.6, label=path.name,
+            markersize=2.6, markevery=max(1, path.x.size // 15), zorder=3.6, label=path.name,
         )  # fmt: skip
         axes.plot(path.x[-1:], path.y[-1:], "*", color=look.colour, markeredgecolor="white", markersize=8, zorder=3.7)
     if spec.paths:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2)
 
 
 def draw_surface(axes: Any, spec: Surface3D) -> ScalarMappable:
@@ -120,18 +124,21 @@ def draw_surface(axes: Any, spec: Surface3D) -> ScalarMappable:
     ticks = scale.transform(np.array(scale.ticks))
     axes.set_zticks(ticks, labels=[format_number(tick) for tick in scale.ticks])
     axes.set_zlabel(scale.label)
+    for view in (axes.xaxis, axes.yaxis):
+        view.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.view_init(elev=32, azim=-58)
-    for kind, (px, py) in field.marks().items():
+    marks = {kind: place for kind, place in field.marks(points=False).items() if kind != "open"}  # holes say that
+    for kind, (px, py) in marks.items():
         look = style.MARKS[kind]
         height = high if kind != "-inf" else low
         axes.plot(px, py, np.full(px.size, height), look.matplotlib_marker, color=look.colour, markersize=look.size,
                   linestyle="none", label=f"{look.label} ({px.size})")  # fmt: skip
-    if field.marks():
+    if marks:
         axes.legend(loc="upper left")
     return ScalarMappable(norm_of(scale), scale.colour_map)
 
 
-def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable:
+def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable | None:
     """Draw one coloured cell per point.
 
     Args:
@@ -139,14 +146,20 @@ def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable:
         spec: What to draw.
 
     Returns:
-        What the colour bar shows.
+        What the colour bar shows; None for categories, which have a legend.
     """
     field = spec.field
     norm, colours = _heat_colours(spec)
     shown = np.ma.masked_invalid(field.shown.T)
     axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colours, shading="nearest")
-    if field.x.size > 1 and field.y.size > 1 and 1 / 3 <= np.ptp(field.x) / np.ptp(field.y) <= 3:
-        axes.set_aspect("equal", adjustable="box")
+    half_x, half_y = (0.5 * float(np.ptp(v)) / max(1, v.size - 1) or 0.5 for v in (field.x, field.y))
+    left, right, bottom, top = field.extent
+    x_axis = replace(spec.x_axis, limits=(left - half_x, right + half_x))
+    _frame_plane(axes, field, x_axis, replace(spec.y_axis, limits=(bottom - half_y, top + half_y)))
+    if spec.categories:
+        patches = [Patch(color=style.CATEGORY_COLOURS[k], label=name) for k, name in enumerate(spec.categories)]
+        axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, -0.17), title=spec.scale.label)
+        return None
     _mark_points(axes, field, None)
     return ScalarMappable(norm, colours)
 

@@ -34,6 +34,25 @@ from lowland.viz.spec import (
 
 __all__ = ["draw", "draw_into", "save"]
 
+# Turn one scene and the others follow; plotly puts the id of the plot in place of the braces.
+_FOLLOW = """
+(function () {
+  const plot = document.getElementById("{plot_id}");
+  const scenes = Object.keys(plot.layout).filter((key) => /^scene\\d*$/.test(key));
+  let following = false;
+  function turn(change) {
+    const source = scenes.find((scene) => change[scene + ".camera"]);
+    if (!source || following) return;
+    following = true;
+    const changes = {};
+    for (const scene of scenes) if (scene !== source) changes[scene + ".camera"] = change[source + ".camera"];
+    Plotly.relayout(plot, changes).then(() => { following = false; }, () => { following = false; });
+  }
+  plot.on("plotly_relayouting", turn);
+  plot.on("plotly_relayout", turn);
+})();
+"""
+
 
 def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.Figure:
     """Draw a spec.
@@ -81,7 +100,9 @@ def save(figure: go.Figure, path: str | FilePath) -> None:
     """
     if FilePath(path).suffix.lower() != ".html":
         raise InputError("path", "must end in .html for plotly", str(path))
-    figure.write_html(path, include_plotlyjs=True, full_html=True)
+    scenes = [key for key in figure.layout.to_plotly_json() if key.startswith("scene")]
+    script = [_FOLLOW] if len(scenes) > 1 else None
+    figure.write_html(path, include_plotlyjs=True, full_html=True, post_script=script)
 
 
 def draw_into(figure: go.Figure, spec: Single, place: Place | None = None, colours: str = "coloraxis") -> None:

@@ -163,6 +163,8 @@ def draw_surface(figure: go.Figure, spec: Surface3D, place: Place, colours: str)
         **place,
     )  # fmt: skip
     for kind, (x, y) in field.marks(points=False).items():
+        if kind == "open":
+            continue  # holes in the surface say so already, and markers would float above them
         look = style.MARKS[kind]
         symbol = look.plotly_symbol if look.plotly_symbol in ("x", "diamond", "circle", "square-open") else "cross"
         figure.add_trace(

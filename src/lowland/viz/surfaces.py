@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 
@@ -217,10 +217,10 @@ def build_convexity_map(
     """Make the spec of a three-valued convexity map (SCIENCE 4).
 
     A point is "negative beyond its residual" where ``lambda_min + residual < 0``, "none found" where
-    ``lambda_min - residual >= 0`` or the run converged to a value that is not negative, and "undecided" otherwise.
+    ``lambda_min - residual >= 0``, and "undecided" otherwise.
 
     Args:
-        surface: A surface with the metrics ``lambda_min`` and, where known, ``lambda_min_residual``.
+        surface: A surface with the metrics ``lambda_min`` and ``lambda_min_residual``.
         direction: As in `select`.
         title: Title of the figure.
         caption: Small print; None writes it from the attributes.
@@ -229,12 +229,10 @@ def build_convexity_map(
         A heat map whose values are the indices of `CONVEXITY`.
 
     Raises:
-        InputError: If the surface has no ``lambda_min``.
+        InputError: If one of the metrics is missing: a sign without its residual is no finding.
     """
     field = field_of(surface, "lambda_min", direction=direction)
-    residual = np.zeros_like(field.values)
-    if "lambda_min_residual" in surface:
-        residual = np.abs(field_of(surface, "lambda_min_residual", direction=direction).values)
+    residual = np.abs(field_of(surface, "lambda_min_residual", direction=direction).values)
     code = np.where(field.values + residual < 0, 0.0, np.where(field.values - residual >= 0, 2.0, 1.0))
     code = np.where(np.isfinite(field.values) & np.isfinite(residual), code, field.values)
     coded = replace(field, values=code, error=None)
@@ -242,6 +240,21 @@ def build_convexity_map(
     x_axis, y_axis = plane_axes(surface)
     text = caption_of(surface) if caption is None else caption
     return HeatMap(coded, scale, x_axis, y_axis, title, text, CONVEXITY)
+
+
+def by_name(results: xr.Dataset | Mapping[str, xr.Dataset], name: str) -> dict[str, xr.Dataset]:
+    """Return one result or several as a dictionary.
+
+    Args:
+        results: One result, or several by name.
+        name: Name of a single result.
+
+    Returns:
+        Results by name.
+    """
+    if hasattr(results, "data_vars"):
+        return {name: cast("xr.Dataset", results)}
+    return dict(results)
 
 
 def check_metric(surface: xr.Dataset, metric: str) -> None:

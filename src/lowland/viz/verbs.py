@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from lowland.viz.backends import draw
+from lowland.viz.curves import build_cost, build_density, build_line
+from lowland.viz.export import FigureOptions, build_figure
+from lowland.viz.field import FloatArray
 from lowland.viz.paths import build_animation, build_path
-from lowland.viz.spec import Contour, Scale
-from lowland.viz.surfaces import Choice, build_contour, build_heat_map, build_surface
+from lowland.viz.spec import Contour, Estimate, Scale
+from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["animate", "contour", "heat_map", "path", "surface"]
+__all__ = [
+    "animate",
+    "compare",
+    "contour",
+    "convexity_map",
+    "cost",
+    "density",
+    "heat_map",
+    "line",
+    "path",
+    "surface",
+]
 
 
 def contour(
@@ -136,7 +150,7 @@ def path(
     Returns:
         The backend's own figure.
     """
-    return draw(build_path(_named(trajectories), result, metric, scale=scale, title=title), backend, size=size)
+    return draw(build_path(by_name(trajectories, "path"), result, metric, scale=scale, title=title), backend, size=size)
 
 
 def animate(
@@ -163,12 +177,128 @@ def animate(
     Returns:
         A plotly figure.
     """
-    contour_spec = build_path(_named(trajectories), result, metric, scale=scale, title=title)
+    contour_spec = build_path(by_name(trajectories, "path"), result, metric, scale=scale, title=title)
     assert isinstance(contour_spec, Contour)
     return draw(build_animation(contour_spec, frames=frames), "plotly", size=size)
 
 
-def _named(trajectories: xr.Dataset | Mapping[str, xr.Dataset]) -> Mapping[str, xr.Dataset]:
-    if hasattr(trajectories, "data_vars"):
-        return {"path": cast("xr.Dataset", trajectories)}
-    return dict(trajectories)
+def line(
+    results: xr.Dataset | Mapping[str, xr.Dataset],
+    metric: str = "loss",
+    *,
+    backend: str = "matplotlib",
+    split: Choice = None,
+    log: bool | None = None,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw curves along one direction, with bands over directions or standard errors.
+
+    Args:
+        results: One line (a surface with the axis x only), or several by name.
+        metric: Metric to draw.
+        backend: One of `BACKENDS`.
+        split: Name or position along ``split``; None draws every split.
+        log: Logarithmic axis; None decides by the data.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    return draw(build_line(results, metric, split=split, log=log, title=title), backend, size=size)
+
+
+def density(
+    spectra: Mapping[str, tuple[FloatArray, FloatArray]],
+    *,
+    eigenvalues: Sequence[float] = (),
+    backend: str = "matplotlib",
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw spectral densities.
+
+    Args:
+        spectra: Name -> (eigenvalue grid, density), each of shape [n].
+        eigenvalues: Single eigenvalues to mark.
+        backend: One of `BACKENDS`.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    return draw(build_density(spectra, eigenvalues=eigenvalues, title=title), backend, size=size)
+
+
+def convexity_map(
+    result: xr.Dataset,
+    *,
+    backend: str = "matplotlib",
+    direction: Choice = None,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw where the lowest eigenvalue is negative, undecided, or not found to be negative.
+
+    Args:
+        result: A surface with ``lambda_min`` and its residuals.
+        backend: One of `BACKENDS`.
+        direction: Name or position along ``direction``; None for the first.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    return draw(build_convexity_map(result, direction=direction, title=title), backend, size=size)
+
+
+def cost(
+    estimates: Sequence[Estimate],
+    *,
+    backend: str = "matplotlib",
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw accuracy against cost.
+
+    Args:
+        estimates: One per method, with interval and single seeds.
+        backend: One of `BACKENDS`.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    return draw(build_cost(estimates, title=title), backend, size=size)
+
+
+def compare(
+    results: Mapping[str, xr.Dataset],
+    metric: str = "loss",
+    *,
+    kind: str = "contour",
+    backend: str = "matplotlib",
+    columns: int = 3,
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw any number of surfaces side by side on one scale; plotly's 3-D surfaces turn together once saved.
+
+    Args:
+        results: Surfaces by name.
+        metric: Metric to draw.
+        kind: "contour", "surface", "heat-map" or "convexity".
+        backend: One of `BACKENDS`.
+        columns: Panels in a row.
+        title: Title over all panels.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    options = FigureOptions(metric=metric, columns=columns, title=title)
+    return draw(build_figure(results, kind, options=options), backend, size=size)

@@ -1,0 +1,114 @@
+"""Draws every kind of figure and writes the images of the documentation: ``python examples/gallery.py docs/images``.
+
+The functions are made up, with known minima, so that a wrong axis or scale is seen at once; on your own results the
+calls are the same (``ll.store.open("surface.zarr")`` in place of ``surface_of``).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+import lowland as ll
+from lowland.core.schema import new_surface, new_trajectory
+from lowland.viz.curves import build_cost, build_density
+from lowland.viz.surfaces import build_convexity_map
+
+
+def surface_of(width: float, seed: int, points: int = 51) -> xr.Dataset:
+    """A bumpy bowl: narrow for a small width."""
+    axis = np.linspace(-1, 1, points)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    phase = np.random.default_rng(seed).uniform(0, 6, size=(4, 3))
+    bumps = sum(np.sin(3 * a * x + b) * np.cos(2 * c * y + a) for a, b, c in phase)
+    recipe = {"seed": seed, "normalize": "filter"}
+    attrs = {"batch_norm": "running", "samples": 1000, "recipe": recipe}
+    surface = new_surface(axis, axis, errors=["loss"], attrs=attrs)
+    surface["loss"][:] = 0.02 + (x**2 + 0.6 * y**2 + 0.5 * x * y) / width + 0.05 / width * bumps * (x**2 + y**2)
+    surface["loss_se"][:] = 0.01
+    surface["status"][:] = 1
+    return surface
+
+
+def descent(learning_rate: float, momentum: float, steps: int = 60) -> xr.Dataset:
+    """Gradient descent with momentum on a quadratic bowl."""
+    hessian = np.array([[2.0, 0.5], [0.5, 1.2]]) / 0.3
+    place, speed, path = np.array([-0.85, 0.8]), np.zeros(2), []
+    for _ in range(steps):
+        path.append(place)
+        speed = momentum * speed - learning_rate * hessian @ place
+        place = place + speed
+    return new_trajectory(path, steps=np.arange(steps), variables={
+        "variance_share": ("axis", [0.9, 0.1]), "null_share": ("axis", [0.61, 0.15]),
+        "distance": ("snapshot", np.zeros(steps))})  # fmt: skip
+
+
+def lines_of(width: float, directions: int = 5) -> xr.Dataset:
+    """The bowl along several directions."""
+    axis = np.linspace(-1, 1, 81)
+    line = new_surface(axis, directions=[str(k) for k in range(directions)])
+    for k in range(directions):
+        line["loss"][k] = 0.02 + (1 + 0.25 * k) * axis**2 / width + 0.03 * np.sin(5 * axis + k) ** 2
+    line["status"][:] = 1
+    return line
+
+
+def damaged() -> xr.Dataset:
+    """A survey that is not finished, with a failed point, a NaN and an infinite loss."""
+    surface = surface_of(0.3, 1, points=31)
+    surface["loss"][22:] = np.nan
+    surface["status"][22:] = 0
+    surface["loss"][4, 5], surface["status"][4, 5] = np.nan, 3
+    surface["loss"][8, 24], surface["loss"][15, 27] = np.inf, np.nan
+    return surface
+
+
+def convexity() -> xr.Dataset:
+    """Lowest eigenvalues that are positive inside, negative outside, and undecided between."""
+    axis = np.linspace(-1, 1, 25)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    result = new_surface(axis, axis, metrics=["lambda_min", "lambda_min_residual"])
+    result["lambda_min"][:] = 0.4 - (x - 0.1) ** 2 - 0.6 * y**2
+    result["lambda_min_residual"][:] = 0.08
+    result["status"][:] = 1
+    return result
+
+
+def draw_all(folder: Path) -> list[Path]:
+    """Write one image per kind of figure and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sharp, flat = surface_of(0.1, 0), surface_of(0.5, 0)
+    paths = {"SGD": descent(0.04, 0.0), "SGD with momentum": descent(0.02, 0.85)}
+    grid = np.linspace(-2, 30, 400)
+    bulk = np.exp(-0.5 * (grid / 0.8) ** 2) + sum(3e-4 * np.exp(-0.5 * ((grid - c) / 0.4) ** 2) for c in (9, 17, 26))
+    rng = np.random.default_rng(0)
+    methods = [("SGD", 30, 90.1), ("SAM", 60, 92.0), ("LookSAM", 40, 91.6)]
+    estimates = [ll.viz.Estimate(name, x, y, (y - 0.5, y + 0.5), tuple((x, y + d) for d in rng.normal(0, 0.4, 5)))
+                 for name, x, y in methods]  # fmt: skip
+    figures = {
+        "contour": ll.viz.contour(flat, title="Filled contours"),
+        "contour_lines": ll.viz.contour(flat, filled=False, title="Contour lines"),
+        "unfinished": ll.viz.contour(damaged(), title="A survey that is not finished"),
+        "heat_map": ll.viz.heat_map(damaged(), title="One cell per point"),
+        "surface": ll.viz.surface(flat, backend="matplotlib", title="A surface"),
+        "compare": ll.viz.compare({"sharp": sharp, "flat": flat}, columns=2),
+        "path": ll.viz.path(paths, surface_of(0.5, 0), title="Two optimizers on one plane"),
+        "path_alone": ll.viz.path(paths, title="The same paths alone"),
+        "line": ll.viz.line({"sharp": lines_of(0.1), "flat": lines_of(0.5)}, title="Along five directions"),
+        "density": ll.viz.draw(build_density({"Hessian": (grid, bulk)}, eigenvalues=[9.0, 17.0, 26.0])),
+        "convexity": ll.viz.draw(build_convexity_map(convexity(), title="Where the loss is convex")),
+        "cost": ll.viz.draw(build_cost(estimates, title="Accuracy against cost")),
+    }
+    written = []
+    for name, figure in figures.items():
+        written.append(folder / f"{name}.svg")
+        figure.savefig(written[-1])
+    return written
+
+
+if __name__ == "__main__":
+    for image in draw_all(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/images")):
+        print(image)

@@ -1,0 +1,184 @@
+"""From stored lines, spectra and runs to figure specs of curves and points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowland.core.errors import InputError
+from lowland.core.schema import STATUS_INTERPOLATED, STATUS_MEASURED, check
+from lowland.viz.caption import caption_of
+from lowland.viz.field import Field, FloatArray
+from lowland.viz.spec import Axis, Curve, Estimate, Line, Scatter
+from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, select
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["build_cost", "build_density", "build_line"]
+
+_LOG_FROM = 20.0  # a line is read off its axis; below this span a linear axis reads better
+_DENSITY_FLOOR = 1e-6  # of the highest density; a Gaussian-broadened spectrum has no true zeros to show below
+
+
+def build_line(
+    lines: xr.Dataset | Mapping[str, xr.Dataset],
+    metric: str = "loss",
+    *,
+    split: Choice = None,
+    log: bool | None = None,
+    title: str = "",
+    caption: str | None = None,
+) -> Line:
+    """Make the spec of curves along one direction, overlaid for several runs.
+
+    A line measured along several directions becomes its mean with the range over the directions as a band; one with
+    standard errors has a band of one standard error.
+
+    Args:
+        lines: One line (a surface of schema v1 with the axis x only), or several by name.
+        metric: Metric to draw.
+        split: Name or position along ``split``; None draws every split.
+        log: Logarithmic axis; None takes it where every value is positive and they span a factor 20.
+        title: Title of the figure.
+        caption: Small print; None writes it from the attributes of the first line.
+
+    Returns:
+        The spec.
+
+    Raises:
+        InputError: If nothing is given, a result has two axes, or no point is finished.
+    """
+    named = by_name(lines, "")
+    if not named:
+        raise InputError("lines", "must hold at least one line")
+    curves = [curve for name, line in named.items() for curve in _curves(name, line, metric, split)]
+    values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
+    if values.size == 0:
+        raise InputError("line", "has no finished point with a finite value, so there is nothing to draw")
+    if log is None:
+        log = bool(values.min() > 0 and values.max() >= _LOG_FROM * values.min())
+    elif log and values.min() <= 0:
+        raise InputError("log", "needs positive values only", float(values.min()), "use log=False")
+    first = next(iter(named.values()))
+    axis = metric_axis(first, metric)
+    x_axis = Axis(str(first["x"].attrs.get("long_name", "direction")), _range_unit(first))
+    text = caption_of(first) if caption is None else caption
+    return Line(tuple(curves), x_axis, Axis(axis.label, axis.unit, log), title, text)
+
+
+def build_density(
+    spectra: Mapping[str, tuple[FloatArray, FloatArray]],
+    *,
+    eigenvalues: Sequence[float] = (),
+    bands: Mapping[str, tuple[FloatArray, FloatArray]] | None = None,
+    title: str = "",
+    caption: str = "",
+) -> Line:
+    """Make the spec of a spectral density, on a logarithmic axis as in Ghorbani et al. (2019).
+
+    Args:
+        spectra: Name -> (eigenvalue grid, density), each of shape [n]; the density integrates to 1.
+        eigenvalues: Single eigenvalues to mark below the density.
+        bands: Name -> (low, high) over probes, each of shape [n].
+        title: Title of the figure.
+        caption: Small print.
+
+    Returns:
+        The spec.
+
+    Raises:
+        InputError: If nothing is given or shapes do not fit.
+    """
+    if not spectra:
+        raise InputError("spectra", "must hold at least one density")
+    curves = []
+    for name, (grid, density) in spectra.items():
+        if grid.shape != density.shape or grid.ndim != 1:
+            raise InputError(
+                "spectra", "must pair a grid with a density of the same length", (grid.shape, density.shape)
+            )
+        # Below the floor a density is numerical noise that would stretch the logarithmic axis over many decades.
+        floor = _DENSITY_FLOOR * float(np.nanmax(density))
+        shown = np.where(density > floor, density, np.nan)
+        low, high = (bands or {}).get(name, (None, None))
+        low = None if low is None else np.maximum(low, floor)
+        curves.append(Curve(name, grid, shown, low, high, "range over probes" if low is not None else ""))
+    axis = Axis("spectral density", log=True)
+    return Line(tuple(curves), Axis("eigenvalue"), axis, title, caption, rug=tuple(float(v) for v in eigenvalues))
+
+
+def build_cost(
+    estimates: Sequence[Estimate],
+    *,
+    cost: str = "passes over the data",
+    quality: str = "test accuracy",
+    unit: str = "%",
+    title: str = "",
+    caption: str = "",
+) -> Scatter:
+    """Make the spec of accuracy against cost.
+
+    Args:
+        estimates: One per method, with interval and single seeds.
+        cost: What the x axis shows.
+        quality: What the y axis shows.
+        unit: Unit of the y axis.
+        title: Title of the figure.
+        caption: Small print.
+
+    Returns:
+        The spec.
+
+    Raises:
+        InputError: If there is no estimate.
+    """
+    if not estimates:
+        raise InputError("estimates", "must hold at least one method")
+    return Scatter(tuple(estimates), Axis(cost), Axis(quality, unit), title, caption)
+
+
+def _curves(name: str, line: xr.Dataset, metric: str, split: Choice) -> list[Curve]:
+    check(line, "surface")
+    if "y" in line.dims:
+        raise InputError("line", "must have one axis; this result has two", advice="draw it with viz.contour")
+    check_metric(line, metric)
+    line = line.sortby("x")
+    if "split" not in line.dims or split is not None:
+        one = line if "split" not in line.dims else select(line, split=split)[0]
+        return [_curve(name or metric.replace("_", " "), one, metric)]
+    labels = [str(label) for label in line["split"].values]
+    prefix = f"{name}, " if name else ""
+    return [_curve(prefix + label, line.isel(split=k), metric) for k, label in enumerate(labels)]
+
+
+def _curve(name: str, line: xr.Dataset, metric: str) -> Curve:
+    x = np.asarray(line["x"].values, dtype=np.float64)
+    values = np.atleast_2d(line[metric].transpose(..., "x").values.astype(np.float64))
+    status = np.atleast_2d(line["status"].transpose(..., "x").values)
+    known = ((status == STATUS_MEASURED) | (status == STATUS_INTERPOLATED)) & np.isfinite(values)
+    whole = known.all(axis=0)  # a mean over some of the directions would jump where one is missing
+    y = np.where(whole, np.where(known, values, 0.0).mean(axis=0), np.nan)
+    marks = _marks(x, values, status)
+    count = values.shape[0]
+    if count > 1:
+        low, high = (np.where(whole, edge(np.where(known, values, 0.0), axis=0), np.nan) for edge in (np.min, np.max))
+        return Curve(name, x, y, low, high, f"range over {count} directions", marks=marks)
+    if f"{metric}_se" in line and count == 1:
+        error = np.asarray(line[f"{metric}_se"].values, dtype=np.float64).reshape(-1)
+        if np.isfinite(error).any() and np.nanmax(error) > 0:
+            return Curve(name, x, y, y - error, y + error, "± one standard error", marks=marks)
+    return Curve(name, x, y, marks=marks)
+
+
+def _marks(x: FloatArray, values: FloatArray, status: FloatArray) -> dict[str, FloatArray]:
+    rows = np.arange(values.shape[0], dtype=np.float64)
+    field = Field(rows, x, values, status.astype(np.uint8))
+    return {kind: np.unique(places) for kind, (_, places) in field.marks().items()}
+
+
+def _range_unit(line: xr.Dataset) -> str:
+    unit = str(line["x"].attrs.get("units", ""))
+    return "" if unit == "normalised direction" else unit

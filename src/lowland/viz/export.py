@@ -1,0 +1,195 @@
+"""One function for ``lowland figure``: draw stored results in any style and write the file, without recomputing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lowland.core.errors import InputError
+from lowland.viz.backends import backend_for, save
+from lowland.viz.curves import build_line
+from lowland.viz.paths import build_animation, build_path
+from lowland.viz.scale import scale_of
+from lowland.viz.spec import Contour, Figure, Panels, Scale, Single
+from lowland.viz.style import COLOUR_MAPS
+from lowland.viz.surfaces import (
+    build_contour,
+    build_convexity_map,
+    build_heat_map,
+    build_surface,
+    field_of,
+    metric_axis,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["KINDS", "FigureOptions", "build_figure", "export"]
+
+KINDS = ("contour", "surface", "heat-map", "convexity", "line", "path", "animation")
+"""Kinds of figure that can be made from stored surfaces, lines and trajectories."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureOptions:
+    """Everything that can be chosen about a figure of stored results.
+
+    Args:
+        metric: Metric to draw.
+        split: Name along ``split``; None for the first (lines: all).
+        direction: Name along ``direction``; None for the first (lines: mean and range).
+        log: Logarithmic scale; None decides by the data.
+        minimum: Low end of the scale; None takes the data's.
+        maximum: High end of the scale; None takes the data's.
+        levels: Least number of contour levels; None for 9.
+        colour_map: viridis, cividis, magma, inferno or plasma.
+        filled: Fill between contour lines.
+        points: Mark measured and interpolated points; None where both occur.
+        title: Title; with several results their names are the titles of the panels.
+        caption: Small print; None writes it from the results, "" leaves it out.
+        columns: Panels in a row.
+        size: column, text, slide, or width and height in inches.
+    """
+
+    metric: str = "loss"
+    split: str | int | None = None
+    direction: str | int | None = None
+    log: bool | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    levels: int | None = None
+    colour_map: str = "viridis"
+    filled: bool = True
+    points: bool | None = None
+    title: str = ""
+    caption: str | None = None
+    columns: int = 3
+    size: str | tuple[float, float] | None = None
+
+
+def export(
+    results: Mapping[str, xr.Dataset],
+    path: str | Path,
+    kind: str = "contour",
+    *,
+    trajectories: Mapping[str, xr.Dataset] | None = None,
+    options: FigureOptions | None = None,
+) -> Path:
+    """Draw stored results and write the file; the suffix chooses format and backend.
+
+    Args:
+        results: Surfaces or lines by name; several surfaces are drawn side by side on one scale.
+        path: Ends in .pdf, .svg, .png, .html, .vts or .vtp.
+        kind: One of `KINDS`.
+        trajectories: Training paths by name, for the kinds path and animation.
+        options: Everything else.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: If the folder is missing, or as in `build_figure`.
+    """
+    backend_for(path)  # an unknown suffix is refused before anything is drawn
+    if not Path(path).parent.is_dir():
+        raise InputError("path", "must lie in a folder that exists", str(Path(path).parent))
+    chosen = options or FigureOptions()
+    return save(build_figure(results, kind, trajectories=trajectories, options=chosen), path, size=chosen.size)
+
+
+def build_figure(
+    results: Mapping[str, xr.Dataset],
+    kind: str = "contour",
+    *,
+    trajectories: Mapping[str, xr.Dataset] | None = None,
+    options: FigureOptions | None = None,
+) -> Figure:
+    """Make the spec of a figure of stored results.
+
+    Args:
+        results: Surfaces or lines by name.
+        kind: One of `KINDS`.
+        trajectories: Training paths by name, for the kinds path and animation.
+        options: Everything else.
+
+    Returns:
+        The spec; `Panels` for several surfaces.
+
+    Raises:
+        InputError: If the kind is unknown or what it needs is missing.
+    """
+    chosen = options or FigureOptions()
+    if kind not in KINDS:
+        raise InputError("kind", f"must be one of {', '.join(KINDS)}", kind)
+    if chosen.colour_map not in COLOUR_MAPS:
+        raise InputError("colour_map", f"must be one of {', '.join(COLOUR_MAPS)}", chosen.colour_map)
+    if kind in ("path", "animation"):
+        return _paths(results, kind, trajectories or {}, chosen)
+    if not results:
+        raise InputError("results", "must name at least one stored result")
+    if kind == "line":
+        return build_line(
+            results, chosen.metric, split=chosen.split, log=chosen.log, title=chosen.title, caption=chosen.caption
+        )
+    panels = _panels(results, kind, chosen)
+    if len(panels) == 1:
+        return panels[0]
+    caption = panels[0].caption if chosen.caption is None else chosen.caption
+    return Panels(panels, chosen.columns, chosen.title, caption)
+
+
+def _scale(results: Mapping[str, xr.Dataset], chosen: FigureOptions) -> Scale:
+    listed = list(results.values())
+    fields = [field_of(r, chosen.metric, split=chosen.split, direction=chosen.direction) for r in listed]
+    return scale_of(
+        fields,
+        label=metric_axis(listed[0], chosen.metric).text,
+        log=chosen.log,
+        limits=(chosen.minimum, chosen.maximum),
+        levels=chosen.levels,
+        colour_map=chosen.colour_map,
+    )
+
+
+def _panels(results: Mapping[str, xr.Dataset], kind: str, chosen: FigureOptions) -> tuple[Single, ...]:
+    titles = {name: chosen.title or name if len(results) == 1 else name for name in results}
+    if kind == "convexity":
+        return tuple(
+            build_convexity_map(r, direction=chosen.direction, title=titles[n], caption=chosen.caption)
+            for n, r in results.items()
+        )
+    scale = _scale(results, chosen)
+    figures: list[Single] = []
+    for name, result in results.items():
+        title, caption, metric = titles[name], chosen.caption, chosen.metric
+        split, direction = chosen.split, chosen.direction
+        if kind == "contour":
+            figures.append(
+                build_contour(result, metric, scale=scale, split=split, direction=direction, filled=chosen.filled,
+                              points=chosen.points, title=title, caption=caption)
+            )  # fmt: skip
+        else:
+            build = build_surface if kind == "surface" else build_heat_map
+            figures.append(
+                build(result, metric, scale=scale, split=split, direction=direction, title=title, caption=caption)
+            )
+    return tuple(figures)
+
+
+def _paths(
+    results: Mapping[str, xr.Dataset], kind: str, trajectories: Mapping[str, xr.Dataset], chosen: FigureOptions
+) -> Figure:
+    if not trajectories:
+        raise InputError("trajectories", f"must name at least one trajectory for the kind {kind}")
+    if len(results) > 1:
+        raise InputError("results", f"must be one surface at most for the kind {kind}", list(results))
+    surface = next(iter(results.values()), None)
+    scale = _scale(results, chosen) if surface is not None else None
+    figure = build_path(trajectories, surface, chosen.metric, scale=scale, title=chosen.title, caption=chosen.caption)
+    if kind == "path":
+        return figure
+    if not isinstance(figure, Contour):
+        raise InputError("results", "must hold the surface over which the path is animated")
+    return build_animation(figure)
