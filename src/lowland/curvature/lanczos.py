@@ -1,0 +1,275 @@
+"""One Krylov run: Lanczos with full reorthogonalisation, from which extremes, top pairs and densities are read.
+
+Lanczos 1950; Paige 1972 and Golub and Van Loan, "Matrix Computations", section 10.3, for its behaviour in finite
+precision. After m products ``A V = V T + beta v_next e_m^T`` with orthonormal V and tridiagonal T: an eigenpair
+(theta, s) of T gives the Ritz pair (theta, V s) with the residual norm ``|beta s_m|``, known without a further product.
+
+Deviations from the textbook:
+1. Every new vector is orthogonalised twice against all before it, so that no ghost copies of eigenvalues appear; the
+   orthogonality reached is measured.
+2. At a breakdown (an invariant subspace is found) the run goes on with a fresh random vector, so that degenerate and
+   zero operators are served too.
+3. Residuals have a floor of the rounding error, so that none is claimed to be smaller than the arithmetic allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal
+from torch import Tensor
+
+from lowland.core.errors import InputError
+from lowland.core.seeds import normal
+from lowland.curvature.operator import AbstractOperator
+
+__all__ = ["Lanczos", "Ritz"]
+
+_BREAKDOWN: Final = 30.0
+"""A new direction below this many rounding units of the spectral scale is rounding noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ritz:
+    """Eigenpairs of the tridiagonal matrix of a run.
+
+    Args:
+        values: Ritz values, ascending, shape [m].
+        residuals: Norm of ``A x - theta x`` of each pair, shape [m].
+        weights: Squared first component of each eigenvector: the weights of Gauss quadrature; they sum to one.
+        coefficients: Eigenvectors of T in columns, shape [m, m].
+    """
+
+    values: NDArray[np.float64]
+    residuals: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    coefficients: NDArray[np.float64]
+
+    @property
+    def scale(self) -> float:
+        """Largest absolute Ritz value: what residuals are compared with."""
+        return float(np.abs(self.values).max())
+
+
+class Lanczos:
+    """A Krylov run on an operator; it can be extended at any time, and stored and resumed.
+
+    Args:
+        operator: The symmetric operator.
+        start: Start vector of shape [n], or several of shape [n, k] that are summed after normalising (warm start:
+            approximate eigenvectors); None starts from a random normal vector.
+        noise: Length of the random vector added to a given start, relative to it; without it, what is orthogonal to
+            the given vectors would never be seen. Default 0.1.
+        against: Orthonormal columns of shape [n, q] that the run stays orthogonal to (eigenvectors already known).
+        seed: Seed of the random vectors.
+
+    Raises:
+        InputError: If the start has another shape, is zero or not finite.
+
+    Example:
+        >>> from lowland.curvature.operator import MatrixOperator
+        >>> run = Lanczos(MatrixOperator(torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64))))
+        >>> run.extend(3)
+        3
+        >>> run.ritz().values.round(6).tolist()
+        [1.0, 2.0, 3.0]
+    """
+
+    def __init__(
+        self,
+        operator: AbstractOperator,
+        *,
+        start: Tensor | None = None,
+        noise: float = 0.1,
+        against: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.operator, self.seed = operator, seed
+        self._against = None if against is None else against.to(operator.device, operator.dtype)
+        self.epsilon = torch.finfo(operator.dtype).eps
+        self.randomness = 1.0
+        """Share of the start vector's length that is random: 1 for a cold start."""
+        self._basis = torch.empty(8, operator.size, dtype=operator.dtype, device=operator.device)
+        self._diagonal: list[float] = []
+        self._off_diagonal: list[float] = []
+        self._largest = 0.0
+        vector = self._random(0)
+        if start is not None:
+            vector = self._warm(start, vector, noise)
+        vector = self._outside(vector)
+        self._basis[0] = vector / torch.linalg.vector_norm(vector)
+
+    def _random(self, step: int) -> Tensor:
+        like = torch.empty(self.operator.size, dtype=self.operator.dtype, device=self.operator.device)
+        return normal(like, self.seed, "krylov", step)
+
+    def _outside(self, vector: Tensor) -> Tensor:
+        return vector if self._against is None else _orthogonalised(vector, self._against.T)[0]
+
+    def _warm(self, start: Tensor, random: Tensor, noise: float) -> Tensor:
+        columns = start.detach().to(random)
+        columns = columns[:, None] if columns.ndim == 1 else columns
+        if columns.ndim != 2 or columns.shape[0] != self.operator.size:
+            raise InputError(
+                "start", f"must have the shape [{self.operator.size}] or [{self.operator.size}, k]", tuple(start.shape)
+            )
+        norms = torch.linalg.vector_norm(columns, dim=0)
+        if not bool((torch.isfinite(norms) & (norms > 0)).all()):
+            raise InputError("start", "must hold finite vectors that are not zero", norms.tolist())
+        guess = (columns / norms).sum(1)
+        guess = guess / torch.linalg.vector_norm(guess)
+        self.randomness = noise / float(np.hypot(1.0, noise))
+        warm: Tensor = guess + noise * random / torch.linalg.vector_norm(random)
+        return warm
+
+    @property
+    def steps(self) -> int:
+        """Number of products taken."""
+        return len(self._diagonal)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the whole space is spanned."""
+        return self.steps >= self.size
+
+    @property
+    def size(self) -> int:
+        """Dimension of the space that the run lives in."""
+        return self.operator.size - (0 if self._against is None else self._against.shape[1])
+
+    def extend(self, steps: int = 1) -> int:
+        """Take further steps, one product each; stops when the space is exhausted.
+
+        Args:
+            steps: How many.
+
+        Returns:
+            Number of steps of the whole run.
+        """
+        with self.operator:
+            for _ in range(steps):
+                if self.exhausted:
+                    break
+                self._step()
+        return self.steps
+
+    def _step(self) -> None:
+        step = self.steps
+        basis = self._basis[: step + 1]
+        image = self._outside(self.operator.apply([basis[step]])[0])
+        self._largest = max(self._largest, float(torch.linalg.vector_norm(image)))
+        image, overlap = _orthogonalised(image, basis)
+        length = float(torch.linalg.vector_norm(image))
+        alpha = float(overlap[step])
+        if not np.isfinite(alpha) or not np.isfinite(length):
+            raise InputError("operator", "must give finite products", "nan or inf")
+        self._diagonal.append(alpha)
+        if self.exhausted:
+            self._off_diagonal.append(0.0)
+            return
+        if length <= _BREAKDOWN * self.epsilon * self._largest:
+            self._off_diagonal.append(0.0)
+            image, _ = _orthogonalised(self._outside(self._random(step + 1)), basis)
+            length = float(torch.linalg.vector_norm(image))
+        else:
+            self._off_diagonal.append(length)
+        self._append(image / length)
+
+    def _append(self, vector: Tensor) -> None:
+        step = self.steps
+        if step >= self._basis.shape[0]:
+            room = min(2 * self._basis.shape[0], self.operator.size)
+            grown = torch.empty(max(room, step + 1), self.operator.size, dtype=vector.dtype, device=vector.device)
+            grown[:step] = self._basis[:step]
+            self._basis = grown
+        self._basis[step] = vector
+
+    def ritz(self) -> Ritz:
+        """Return the Ritz pairs of the run so far.
+
+        Returns:
+            Values, residuals and quadrature weights.
+
+        Raises:
+            InputError: If no step was taken.
+        """
+        if self.steps == 0:
+            raise InputError("steps", "must be at least 1 before Ritz pairs exist", 0)
+        diagonal, beside = np.asarray(self._diagonal), np.asarray(self._off_diagonal)
+        values, vectors = (np.asarray(part, dtype=np.float64) for part in eigh_tridiagonal(diagonal, beside[:-1]))
+        floor = self.epsilon * float(np.abs(values).max())
+        residuals = np.hypot(np.abs(beside[-1] * vectors[-1]), floor)
+        return Ritz(values, residuals, vectors[0] ** 2, vectors)
+
+    def vectors(self, ritz: Ritz, which: list[int]) -> Tensor:
+        """Return Ritz vectors.
+
+        Args:
+            ritz: What `ritz` returned at the present length.
+            which: Numbers of the pairs.
+
+        Returns:
+            Shape [n, len(which)], columns of length one.
+        """
+        chosen = torch.as_tensor(ritz.coefficients[:, which]).to(self._basis)
+        return self._basis[: len(ritz.values)].T @ chosen
+
+    def orthogonality(self) -> float:
+        """Return the largest entry of ``|V^T V - 1|``: a value far above the rounding error would mean ghosts.
+
+        Returns:
+            The deviation.
+        """
+        basis = self._basis[: self.steps]
+        gram = basis @ basis.T
+        return float((gram - torch.eye(self.steps, dtype=gram.dtype, device=gram.device)).abs().max())
+
+    def state(self) -> dict[str, Any]:
+        """Return what is needed to go on later.
+
+        Returns:
+            Tensors and numbers that ``torch.save(..., weights_only)`` can hold.
+        """
+        filled = min(self.steps + 1, self.operator.size)
+        return {
+            "basis": self._basis[:filled].clone(),
+            "diagonal": list(self._diagonal),
+            "off_diagonal": list(self._off_diagonal),
+            "largest": self._largest,
+            "randomness": self.randomness,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def resume(cls, operator: AbstractOperator, state: dict[str, Any]) -> Lanczos:
+        """Go on with a stored run: the same bits as if it had never stopped.
+
+        Args:
+            operator: The same operator.
+            state: From `state`.
+
+        Returns:
+            The run.
+
+        Raises:
+            InputError: If the state belongs to an operator of another size.
+        """
+        if state["basis"].shape[1] != operator.size:
+            raise InputError("state", f"must belong to an operator of size {operator.size}", state["basis"].shape[1])
+        run = cls(operator, seed=state["seed"])
+        run._basis = state["basis"].to(run._basis).clone()
+        run._diagonal, run._off_diagonal = list(state["diagonal"]), list(state["off_diagonal"])
+        run._largest, run.randomness = state["largest"], state["randomness"]
+        return run
+
+
+def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a vector without its part in a basis (two classical Gram-Schmidt passes), and what was removed in all."""
+    overlap = basis @ vector
+    vector = vector - basis.T @ overlap
+    again = basis @ vector
+    return vector - basis.T @ again, overlap + again

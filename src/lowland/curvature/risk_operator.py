@@ -1,0 +1,249 @@
+"""What the operators of a risk share: the model's state, graphs kept between products, exact weights, memory.
+
+The risk is ``sum_b L_b / sum_b W_b`` over its batches b, so that an operator of it is ``sum_b A_b / sum_b W_b``: the
+same for every batching. The first-order graph of a batch is built once and kept for all products at the same weights;
+batches beyond the memory allowed are built anew for each call, and shared by all vectors of that call.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lowland.core.errors import InputError, LowlandWarning
+from lowland.core.modes import differentiable_kernels
+from lowland.core.params import ParameterSpace
+from lowland.core.risk import EmpiricalRisk
+from lowland.core.types import Batch
+from lowland.curvature.graph import graph_bytes
+from lowland.curvature.memory import halves, out_of_memory
+from lowland.curvature.operator import AbstractOperator
+
+__all__ = ["AbstractRiskOperator", "BatchGraph"]
+
+_KEPT_BYTES: Final = 2 << 30
+"""Memory of kept graphs by default; a fixed number, so that results do not depend on what else runs."""
+
+
+class BatchGraph(Protocol):
+    """The graph of one batch, ready for products."""
+
+    weight: Tensor
+    """Total of the denominators of the batch, a scalar."""
+
+    roots: Sequence[Tensor]
+    """What the graph hangs on."""
+
+    def products(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Multiply one vector, given and returned as one tensor per parameter; the graph stays usable."""
+
+
+class AbstractRiskOperator(AbstractOperator):
+    """An operator of an empirical risk at the model's present weights.
+
+    Inside ``with operator:`` the model is in the state that is measured (evaluation mode, the risk's batch-norm mode,
+    kernels with second derivatives); at the end it is restored bit for bit. Weights may be changed inside: the graphs
+    are then built anew. Do not train inside.
+
+    Args:
+        risk: What is differentiated.
+        modules: Only the block of these submodules' parameters; None takes the whole model.
+        trainable: Leave frozen parameters out (default); False includes them, with zeros.
+        dtype: Type of vectors and sums over batches; default the parameters' own, at least float32. ``torch.float64``
+            sums float32 products of batches in float64.
+        memory: Bytes of graphs to keep between products. Default 2 GiB.
+        check: Measure the first batch twice and demand the same bits. Default True.
+        on_product: See `AbstractOperator`.
+
+    Raises:
+        NotDeterministic: If two passes over the same batch differ.
+        InputError: If a module is unknown or nothing is trainable.
+    """
+
+    def __init__(
+        self,
+        risk: EmpiricalRisk,
+        *,
+        modules: Sequence[str] | None = None,
+        trainable: bool = True,
+        dtype: torch.dtype | None = None,
+        memory: int = _KEPT_BYTES,
+        check: bool = True,
+        on_product: Callable[[int], None] | None = None,
+    ) -> None:
+        if not isinstance(risk, EmpiricalRisk):
+            raise InputError("risk", "must be an EmpiricalRisk", type(risk).__name__)
+        if check:
+            risk.check_deterministic()
+        self.risk, self.modules, self.trainable, self.memory = risk, modules, trainable, memory
+        with risk.prepared():
+            space = ParameterSpace(risk.model, modules=modules, trainable=trainable)
+        self.rules = dict(zip(space.names, space.rules, strict=True))
+        super().__init__(
+            space.numel,
+            dtype=dtype or _working_type(space),
+            device=space.tensors[0].device,
+            shapes={name: parameter.shape for name, parameter, _ in space},
+            on_product=on_product,
+        )
+        self._stack = ExitStack()
+        self._space = space
+        self._graphs: dict[int, BatchGraph] = {}
+        self._complete = False
+        self.built = 0
+        """Number of graphs built so far."""
+        self._state: tuple[tuple[int, int], ...] = ()
+        self._splits, self._kept_bytes = 0, 0
+
+    @property
+    def space(self) -> ParameterSpace:
+        """The parameters, as the layers use them; valid inside a ``with`` block."""
+        return self._space
+
+    @abstractmethod
+    def build(self, batch: Batch, space: ParameterSpace) -> BatchGraph:
+        """Build the graph of one batch at the present weights.
+
+        Args:
+            batch: One batch or a part of it.
+            space: The parameters to differentiate by.
+
+        Returns:
+            The graph.
+        """
+
+    @override
+    def open(self) -> None:
+        with ExitStack() as stack:
+            stack.enter_context(self.risk.prepared())
+            stack.enter_context(differentiable_kernels(self.risk.model))
+            self._space = ParameterSpace(self.risk.model, modules=self.modules, trainable=self.trainable)
+            chosen = {id(parameter) for parameter in self._space.tensors}
+            for parameter in self.risk.model.parameters():  # shorter graphs; `prepared` restores the flags
+                if id(parameter) not in chosen:
+                    parameter.requires_grad_(False)
+            self._state = ()
+            self._stack = stack.pop_all()
+
+    @override
+    def close(self) -> None:
+        self._drop()
+        self._stack.close()
+
+    @override
+    def multiply(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        while True:
+            self._refresh()
+            try:
+                return self._multiply(vectors)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    _explain(error)
+                    raise
+                reason = f"{error}".partition("\n")[0]
+            self._shrink(reason)
+
+    def _multiply(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        parts = [self._cut(vector) for vector in vectors]
+        sums = [torch.zeros(self.size, dtype=self.dtype, device=self.device) for _ in vectors]
+        weight = torch.zeros(
+            (), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
+        )
+        for graph in self._all_graphs():
+            weight = weight + graph.weight
+            for total, part in zip(sums, parts, strict=True):
+                total.add_(torch.cat([piece.reshape(-1).to(self.dtype) for piece in graph.products(part)]))
+            del graph  # a graph that is not kept must be gone before the next one is built
+        return [total / weight.to(self.dtype) for total in sums]
+
+    def _cut(self, vector: Tensor) -> list[Tensor]:
+        pieces = torch.split(vector, list(self._space.sizes))
+        return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self._space.tensors, strict=True)]
+
+    def _all_graphs(self) -> Iterator[BatchGraph]:
+        if self._complete:
+            yield from self._graphs.values()
+            return
+        pieces = (piece for batch in self.risk.batches() for piece in halves(batch, self._splits))
+        count = 0
+        for index, piece in enumerate(pieces):
+            count += 1
+            if index in self._graphs:
+                yield self._graphs[index]
+            else:
+                graph = self.build(piece, self._space)
+                self.built += 1
+                yield self._keep(index, graph)
+                del graph
+        self._complete = len(self._graphs) == count
+
+    def _keep(self, index: int, graph: BatchGraph) -> BatchGraph:
+        """Return a graph, kept if the memory allowed holds it."""
+        size = graph_bytes(graph.roots, self._space.tensors) if self.memory > 0 else 1
+        if self._kept_bytes + size <= self.memory:
+            self._graphs[index] = graph
+            self._kept_bytes += size
+        return graph
+
+    def _refresh(self) -> None:
+        """Drop the graphs if weights or statistics have changed since they were built."""
+        if not self._state or self._state != self._versions():
+            self._drop()
+            self.risk.recalibrate()
+            self._state = self._versions()
+
+    def _versions(self) -> tuple[tuple[int, int], ...]:
+        model = self.risk.model
+        tensors = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
+        return tuple((id(tensor), tensor._version) for tensor in tensors)
+
+    def _drop(self) -> None:
+        self._graphs, self._kept_bytes, self._complete = {}, 0, False
+
+    def _shrink(self, reason: str) -> None:
+        """After running out of memory: keep nothing, and from the second time on halve the batches."""
+        kept_something = bool(self._graphs)
+        self._drop()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if kept_something and self.memory > 0:
+            self.memory = 0
+            done = "graphs are no longer kept between products"
+        else:
+            self._halve(reason)
+            done = f"batches are cut into {2**self._splits} parts"
+        warnings.warn(f"out of memory in a product ({reason}): {done}", LowlandWarning, stacklevel=4)
+
+    def _halve(self, reason: str) -> None:
+        if self.risk.batch_norm == "batch":
+            raise InputError(
+                "batches",
+                f"must fit into memory one by one with batch statistics ({reason})",
+                advice="use smaller batches",
+            )
+        if 2**self._splits >= max(batch.size for batch in self.risk.batches()):
+            raise InputError("batches", f"do not fit into memory one sample at a time ({reason})")
+        self._splits += 1
+
+
+def _working_type(space: ParameterSpace) -> torch.dtype:
+    return max((torch.promote_types(p.dtype, torch.float32) for p in space.tensors), key=lambda kind: kind.itemsize)
+
+
+def _explain(error: BaseException) -> None:
+    """Turn torch's ways of saying that a second derivative is missing into one error."""
+    text = f"{error}".partition("\n")[0]
+    signs = ("once_differentiable", "is not implemented", "not twice differentiable", "double backward")
+    if any(sign in text for sign in signs):
+        raise InputError(
+            "risk", f"must have a second derivative ({text})", advice="replace the operation that has none"
+        ) from error

@@ -1,0 +1,170 @@
+"""Krylov runs on planted spectra: right to the stated residual, and nothing claimed that is not so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lowland.core.errors import InputError
+from lowland.curvature import Lanczos, MatrixOperator, extreme_eigenvalues, top_eigenvalues
+from lowland.curvature.eigenvalues import lower_reach
+
+SPECTRA: dict[str, Tensor] = {
+    "positive": torch.linspace(0.5, 9.0, 60),
+    "negative": torch.linspace(-9.0, -0.5, 60),
+    "pairs": torch.cat([torch.linspace(1, 5, 20), -torch.linspace(1, 5, 20)]),
+    "degenerate": torch.tensor([5.0] * 4 + [2.0] * 30 + [-1.0] * 3),
+    "low rank": torch.cat([torch.tensor([7.0, 3.0, -2.0]), torch.zeros(80)]),
+    "zero": torch.zeros(30),
+    "one dimension": torch.tensor([-3.0]),
+    "fewer dimensions than steps": torch.tensor([4.0, 1.0, -0.5]),
+    "clustered near zero": torch.cat([torch.tensor([10.0, 4.0]), 1e-3 * torch.linspace(-1, 1, 200)]),
+    "trained net": torch.cat([torch.tensor([8.0, 5.0, 3.0, 1.0]), torch.linspace(-0.08, 0.3, 400)]),
+}
+
+
+def planted(values: Tensor, seed: int = 0) -> MatrixOperator:
+    generator = torch.Generator().manual_seed(seed)
+    values = values.double()
+    basis, _ = torch.linalg.qr(torch.randn(len(values), len(values), dtype=torch.float64, generator=generator))
+    matrix = basis @ torch.diag(values) @ basis.T
+    return MatrixOperator((matrix + matrix.T) / 2)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("seed", range(4))
+def test_both_ends_of_planted_spectra(name: str, seed: int) -> None:
+    values = SPECTRA[name].double()
+    operator = planted(values)
+    ends = extreme_eigenvalues(operator, seed=seed)
+    assert ends.products == operator.products <= 80
+    for vector, value, residual in zip(
+        ends.vectors.T, (ends.lambda_max, ends.lambda_min), (ends.residual_max, ends.residual_min), strict=True
+    ):
+        assert float((operator @ vector - value * vector).norm()) <= residual * (1 + 1e-6) + 1e-12
+    rounding = 1e-12 * (1 + ends.scale)
+    assert ends.lambda_max <= float(values.max()) + rounding and ends.lambda_min >= float(values.min()) - rounding
+    assert abs(float(values.min())) <= ends.bound_min + rounding
+    if ends.converged_max:
+        assert float(values.max()) - ends.lambda_max <= 1e-3 * ends.scale + rounding
+    if ends.converged_min:
+        allowed = max(0.1 * abs(ends.lambda_min), 1e-4 * ends.scale)
+        assert ends.lambda_min - float(values.min()) <= allowed + rounding
+    assert name in ("clustered near zero",) or (ends.converged_max and ends.converged_min)
+    assert ends.orthogonality < 1e-10
+
+
+def test_what_has_not_converged_says_so_and_its_bound_holds() -> None:
+    values = torch.cat([torch.tensor([100.0]), torch.linspace(-1.0, 0.0, 2000)])
+    operator = MatrixOperator(torch.diag(values.double()))
+    inside = [extreme_eigenvalues(operator, min_products=4, max_products=4, seed=seed) for seed in range(40)]
+    assert not any(ends.converged_min for ends in inside)
+    assert all(ends.bound_min >= 1.0 for ends in inside)
+    later = extreme_eigenvalues(operator, min_products=12, max_products=12)
+    assert 1.0 <= later.bound_min < 2.0  # the outlier at 100 is no width of the rest
+    assert all(ends.negative in ("undecided", "negative") for ends in inside)
+
+
+def test_three_values_of_negativity() -> None:
+    assert extreme_eigenvalues(planted(SPECTRA["pairs"])).negative == "negative"
+    assert extreme_eigenvalues(planted(SPECTRA["positive"])).negative == "none found"
+    flat = torch.cat([torch.tensor([100.0]), torch.linspace(0.0, 1.0, 2000)]).double()
+    assert extreme_eigenvalues(MatrixOperator(torch.diag(flat)), max_products=6).negative == "undecided"
+
+
+def test_float32_residuals_do_not_claim_more_than_the_arithmetic() -> None:
+    operator = MatrixOperator(planted(SPECTRA["positive"]).matrix.float())
+    ends = extreme_eigenvalues(operator, min_products=60)
+    true = float((operator.matrix.double() @ ends.vectors[:, 0].double() - ends.lambda_max * ends.vectors[:, 0]).norm())
+    assert ends.residual_max >= torch.finfo(torch.float32).eps * ends.scale
+    assert true <= 20 * ends.residual_max
+
+
+@pytest.mark.parametrize("name", [name for name in SPECTRA if name not in ("one dimension",)])
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_top_pairs_with_their_multiplicity(name: str, which: str) -> None:
+    values = SPECTRA[name].double()
+    k = min(5, len(values))
+    operator = planted(values)
+    top = top_eigenvalues(operator, k, which=which, tolerance=1e-6)  # type: ignore[arg-type]
+    expected = values.sort(descending=which == "largest")[0][:k].numpy()
+    assert top.products == operator.products
+    true = (operator.matrix @ top.vectors - top.vectors * torch.as_tensor(top.values)).norm(dim=0).numpy()
+    assert np.all(true <= top.residuals * (1 + 1e-6) + 1e-10 * (1 + top.scale))
+    if top.converged.all():
+        assert np.allclose(top.values, expected, rtol=0, atol=1e-5 * (1 + top.scale))
+    assert name == "clustered near zero" or (top.converged.all() and top.checked)
+
+
+def test_more_pairs_than_dimensions_are_refused() -> None:
+    with pytest.raises(InputError, match="dimension 3"):
+        top_eigenvalues(planted(torch.ones(3)), 4)
+
+
+def test_a_warm_start_from_the_answer_needs_few_products_and_its_noise_finds_what_it_does_not_hold() -> None:
+    operator = planted(SPECTRA["trained net"])
+    cold = extreme_eigenvalues(operator)
+    warm = extreme_eigenvalues(operator, start=cold.vectors)
+    assert warm.converged_min and warm.products < 0.7 * cold.products
+    assert warm.lambda_min == pytest.approx(cold.lambda_min, rel=0.02)
+    values, basis = torch.linalg.eigh(operator.matrix)
+    inner = extreme_eigenvalues(operator, start=basis[:, [200, -1]])
+    assert inner.lambda_min == pytest.approx(float(values[0]), rel=0.1)
+
+
+def test_a_run_is_reproducible_and_resumes_to_the_same_bits() -> None:
+    operator = planted(SPECTRA["trained net"])
+    whole = Lanczos(operator, seed=3)
+    whole.extend(30)
+    part = Lanczos(operator, seed=3)
+    part.extend(11)
+    again = Lanczos.resume(operator, part.state())
+    again.extend(19)
+    assert np.array_equal(whole.ritz().values, again.ritz().values)
+    assert np.array_equal(whole.ritz().weights, again.ritz().weights)
+    other = Lanczos(operator, seed=4)
+    other.extend(30)
+    assert not np.array_equal(whole.ritz().values, other.ritz().values)
+
+
+def test_no_ghosts_in_a_long_run() -> None:
+    values = torch.cat([torch.tensor([100.0]), torch.linspace(0, 1, 150)]).double()
+    run = Lanczos(MatrixOperator(torch.diag(values)))
+    run.extend(151)
+    assert run.exhausted and run.extend(5) == 151
+    np.testing.assert_allclose(run.ritz().values, np.sort(values.numpy()), atol=1e-9)
+
+
+def test_the_bound_is_a_probability_statement_that_holds() -> None:
+    values = torch.cat([torch.tensor([-1.0]), torch.linspace(0, 1, 500)]).double()
+    operator, misses = MatrixOperator(torch.diag(values)), 0
+    for seed in range(100):
+        run = Lanczos(operator, seed=seed)
+        run.extend(16)
+        ritz = run.ritz()
+        misses += float(values.min()) < ritz.values[0] - lower_reach(run, ritz, risk=0.2)
+        assert lower_reach(run, ritz, risk=0.2) < 1.0
+    assert misses <= 20
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"tolerance": 0.0}, "tolerance"),
+        ({"lower_tolerance": 0.5}, "lower_tolerance"),
+        ({"max_products": 3}, "max_products"),
+        ({"start": torch.ones(3)}, "start"),
+        ({"start": torch.zeros(60)}, "start"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, object], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        extreme_eigenvalues(planted(SPECTRA["positive"]), **options)  # type: ignore[arg-type]
+
+
+def test_a_foreign_source_is_refused() -> None:
+    with pytest.raises(InputError, match="MatrixOperator"):
+        extreme_eigenvalues(torch.eye(3))  # type: ignore[arg-type]
