@@ -26,7 +26,7 @@ def graph_bytes(roots: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> i
     Example:
         >>> import torch
         >>> x = torch.ones(1000, requires_grad=True)
-        >>> graph_bytes([(x.exp() * 2).sum()], [x])
+        >>> graph_bytes([x.exp().sum()], [x])
         4000
     """
     storages: dict[int, int] = {}

@@ -208,7 +208,7 @@ def filter_weighted_trace(
         >>> layer = torch.nn.Linear(1, 1, bias=False)
         >>> _ = torch.nn.init.constant_(layer.weight, 3.0)
         >>> risk = EmpiricalRisk(layer, torch.nn.MSELoss(), [(torch.ones(4, 1), torch.zeros(4, 1))])
-        >>> filter_weighted_trace(risk, directions=2).value  # ||w||^2 * d^2/dw^2 w^2 = 9 * 2
+        >>> round(filter_weighted_trace(risk, directions=2).value, 4)  # ||w||^2 * d^2/dw^2 w^2 = 9 * 2
         18.0
     """
     operator = as_operator(source)
