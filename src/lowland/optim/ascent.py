@@ -1,0 +1,522 @@
+"""The two-pass step: gradients at the weights, a move uphill, gradients there, and an exact return.
+
+Shared by every method that asks for a second forward and backward pass at perturbed weights.
+
+Deviations from the papers:
+
+1. The ascent is rho g / ||g|| without an added constant, and 0 where the norm is 0 or not finite, so that the scale of
+   the loss (GradScaler's included) does not change a bit.
+2. The weights come back from a saved copy; subtracting the move would drift and would keep an infinity for ever.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError, LowlandWarning, MissingPass
+from lowland.core.modes import held_interrupts, perturbed_pass
+from lowland.optim.buffers import buffers_kept
+from lowland.optim.moves import ascend, copy_all, empty_twin, joint_norm, lost_share
+from lowland.optim.wrapper import Base, Wrapper
+
+__all__ = ["Ascent", "AscentKeywords", "AscentOptions", "check_rho"]
+
+
+class AscentKeywords(TypedDict, total=False):
+    """The fields of `AscentOptions`, as the methods take them by keyword."""
+
+    ascent: Literal["step", "micro-batch"]
+    distributed: Literal["synced", "local"]
+    batch_norm: Literal["first", "both"]
+    rng: Literal["fresh", "replay"]
+    norm: Literal["global", "group", "tensor"]
+    weight_decay: Literal["excluded", "included"]
+    start: int
+    stop: int | None
+    interval: int
+    schedule: Callable[[int], float] | None
+    allow_plain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AscentOptions:
+    """How the two-pass step behaves; the same keywords on every method with an ascent.
+
+    Args:
+        ascent: ``"step"``: one ascent for all micro-batches of a step. ``"micro-batch"``: each micro-batch has its own
+            (m-sharpness, Foret et al. 2021, section 3). Two different algorithms; default ``"step"``.
+        distributed: ``"synced"``: the same ascent on all ranks. ``"local"``: each rank ascends along its own gradient,
+            with the first pass inside ``first_pass(model)``; not under FSDP2. Default ``"synced"``.
+        batch_norm: ``"first"``: buffers after the step are those of the first pass, as in plain training.
+            ``"both"``: both passes update them, as in ports without protection. Default ``"first"``.
+        rng: ``"fresh"``: the passes draw different dropout masks. ``"replay"``: the second pass repeats the first's
+            random numbers; a hand-written loop marks the first pass by ``first_pass()``. Default ``"fresh"``.
+        norm: Over what the gradient is normalised: ``"global"`` (Foret et al., equation 2), ``"group"`` (official
+            SALA), ``"tensor"`` (some ports). Default ``"global"``.
+        weight_decay: ``"excluded"`` from the ascent, or ``"included"`` (the official JAX code has it in the loss).
+        start: First step with an ascent, counted from 0; steps before it are plain. Default 0.
+        stop: First step without one again; None: never.
+        interval: An ascent every so many steps. Default 1.
+        schedule: Factor on every group's ``rho`` as a function of the step; None: 1.
+        allow_plain: Let ``step()`` without the wanted second pass be a plain step. Default False: it raises.
+
+    Raises:
+        InputError: If an option is not one of its values.
+    """
+
+    ascent: Literal["step", "micro-batch"] = "step"
+    distributed: Literal["synced", "local"] = "synced"
+    batch_norm: Literal["first", "both"] = "first"
+    rng: Literal["fresh", "replay"] = "fresh"
+    norm: Literal["global", "group", "tensor"] = "global"
+    weight_decay: Literal["excluded", "included"] = "excluded"
+    start: int = 0
+    stop: int | None = None
+    interval: int = 1
+    schedule: Callable[[int], float] | None = None
+    allow_plain: bool = False
+
+    def __post_init__(self) -> None:
+        choices: dict[str, tuple[str, ...]] = {
+            "ascent": ("step", "micro-batch"),
+            "distributed": ("synced", "local"),
+            "batch_norm": ("first", "both"),
+            "rng": ("fresh", "replay"),
+            "norm": ("global", "group", "tensor"),
+            "weight_decay": ("excluded", "included"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(name, f"must be one of {', '.join(map(repr, allowed))}", getattr(self, name))
+        if self.start < 0:
+            raise InputError("start", "must not be negative", self.start)
+        if self.stop is not None and self.stop < self.start:
+            raise InputError("stop", "must not come before `start`", self.stop)
+        if self.interval < 1:
+            raise InputError("interval", "must be at least 1", self.interval)
+
+
+@dataclass(slots=True)
+class _Entry:
+    parameter: Tensor
+    gradient: Tensor
+    rho: float
+    group: int
+    decay: float
+
+
+class Ascent(Wrapper):
+    """Base of the methods with a second pass at perturbed weights.
+
+    Args:
+        base: An optimizer instance, or several under one norm.
+        rho: Length of the ascent; also ``rho`` in a parameter group, where 0 leaves the group out of it.
+        model: The model whose buffers are protected; None finds it by its parameters.
+        **options: How the step behaves, see `AscentOptions`.
+
+    Raises:
+        InputError: If ``rho`` is negative, or local ascent is asked for sharded parameters.
+    """
+
+    keeps_first: ClassVar[bool] = False
+    """Whether the method uses the first pass's gradients again after the second pass."""
+
+    def __init__(
+        self, base: Base, rho: float, *, model: nn.Module | None = None, **options: Unpack[AscentKeywords]
+    ) -> None:
+        self.rho = check_rho(rho)
+        self.options = AscentOptions(**options)
+        super().__init__(base, model=model)
+
+    def _check_group(self, group: Any) -> None:
+        super()._check_group(group)
+        check_rho(group.get("rho", 0.0))
+        listed = group["params"]
+        if self.options.distributed == "local" and any(
+            hasattr(p, "device_mesh") for p in ([listed] if isinstance(listed, Tensor) else list(listed))
+        ):
+            raise InputError(
+                "distributed", "must be \"synced\" for sharded (FSDP2) parameters", "local",
+                "no rank holds a whole gradient of its own there",
+            )  # fmt: skip
+
+    def _adopt_group(self, group: dict[str, Any]) -> None:
+        super()._adopt_group(group)
+        group.setdefault("rho", self.rho)
+
+    # Which step wants a second pass.
+
+    def _factor(self) -> float:
+        schedule = self.options.schedule
+        return 1.0 if schedule is None else float(schedule(self.steps))
+
+    def _radius(self, group: dict[str, Any]) -> float:
+        return float(group.get("rho", self.rho)) * self._factor()
+
+    def needs_perturbation(self) -> bool:
+        """Tell whether the coming step wants a second pass at perturbed weights.
+
+        Returns:
+            True if ``perturb()`` has to be entered before ``step()``; without a closure.
+        """
+        options, step = self.options, self.steps
+        if step < options.start or (options.stop is not None and step >= options.stop):
+            return False
+        if (step - options.start) % options.interval:
+            return False
+        return any(self._radius(group) > 0 for group in self.param_groups) and self._wants_pass()
+
+    def _wants_pass(self) -> bool:
+        """Tell whether the method itself wants a second pass in a step that may have one."""
+        return True
+
+    # The passes.
+
+    @contextmanager
+    def first_pass(self, model: nn.Module | None = None) -> Iterator[None]:
+        """Mark a first forward and backward pass.
+
+        Needed with several micro-batches under ``ascent="micro-batch"`` (earlier gradients are held aside), under
+        ``distributed="local"`` (the pass runs in the model's ``no_sync()``) and with ``rng="replay"``; allowed always.
+
+        Args:
+            model: The DDP model, for local ascent; None takes the one given to the constructor.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InputError: Inside ``perturb()``, after it under ``ascent="step"``, or for local ascent without the model.
+        """
+        scratch = self._held.scratch
+        if scratch.inside:
+            raise InputError("first_pass()", "must not be entered inside perturb()")
+        if not self.needs_perturbation():
+            yield
+            return
+        with ExitStack() as stack:
+            if self.options.distributed == "local" and _world_size() > 1:
+                stack.enter_context(_no_sync(self._model if model is None else model))
+            self._hold_aside()
+            if self.options.rng == "replay" and not (self.options.ascent == "step" and scratch.random):
+                scratch.random = _random_state(self._held.parameters())
+            scratch.marked = True
+            yield
+
+    def _hold_aside(self) -> None:
+        scratch = self._held.scratch
+        if not scratch.ready:
+            return
+        if not self._second_gradients_present():
+            scratch.forget()  # the step was skipped, and its gradients cleared
+            return
+        if self.options.ascent == "step":
+            raise InputError(
+                "first_pass()", "must come before perturb() under ascent=\"step\"",
+                advice="accumulate all first passes, then all second passes; or pass ascent=\"micro-batch\"",
+            )  # fmt: skip
+        for parameter in self._held.parameters():
+            if parameter.grad is not None:
+                scratch.aside[parameter] = _unshared(parameter.grad)
+                parameter.grad = None
+        scratch.ready = False
+
+    def _second_gradients_present(self) -> bool:
+        witness = self._held.scratch.witness
+        return witness is not None and witness[1] is not None and witness[0].grad is witness[1]
+
+    @contextmanager
+    def perturb(self) -> Iterator[None]:
+        """Move the weights uphill along the present gradients, and bring them back bit for bit at the end.
+
+        Inside, gradients are clear (or hold earlier micro-batches'), and the second forward and backward pass runs as
+        the first did: under the same autocast, scaler and accumulation.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            InputError: If no second pass is wanted, ``perturb()`` is open already, or the step is not at that point;
+                nothing was changed.
+        """
+        self._check_may_perturb()
+        held, scratch = self._held, self._held.scratch
+        entries = self._entries()
+        scratch.inside = True
+        try:
+            with ExitStack() as stack:
+                if self.options.batch_norm == "first":
+                    stack.enter_context(buffers_kept(self._modules(), scratch.buffers))
+                stack.callback(self._come_back)
+                self._go_up(entries)
+                if self.options.rng == "replay":
+                    stack.enter_context(_replayed(scratch.random))
+                stack.enter_context(perturbed_pass())
+                yield
+            with torch.no_grad():
+                self._after_second()
+        except BaseException:
+            scratch.inside = False
+            self.zero_grad()
+            raise
+        scratch.inside = False
+        scratch.ready, scratch.marked = True, False
+        last = next((p for p in held.parameters() if p.grad is not None), None)
+        scratch.witness = None if last is None else (last, last.grad)
+
+    def _check_may_perturb(self) -> None:
+        held, scratch = self._held, self._held.scratch
+        rule = "must not be entered"
+        if scratch.inside:
+            raise InputError("perturb()", f"{rule} while it is open", advice="do not mix it with first_step()")
+        if held.evaluating:
+            raise InputError("perturb()", f"{rule} in evaluation mode", advice="call optimizer.train() first")
+        if not self.needs_perturbation():
+            raise InputError(
+                "perturb()", f"{rule} when the step wants no second pass", self.steps, "ask needs_perturbation() first"
+            )
+        if scratch.ready and self._second_gradients_present():
+            raise InputError(
+                "perturb()", f"{rule} twice in a step as it stands",
+                advice="with several micro-batches pass ascent=\"micro-batch\" and run each first pass inside "
+                "first_pass(); else clear gradients by optimizer.zero_grad()",
+            )  # fmt: skip
+        if scratch.ready:
+            scratch.forget()
+        if self.options.rng == "replay" and not scratch.marked:
+            raise InputError("rng", '"replay" needs the first pass inside first_pass()', "replay")
+        if self.options.distributed == "local" and _world_size() > 1 and not scratch.marked:
+            raise InputError("distributed", '"local" needs the first pass inside first_pass(model)', "local")
+
+    def _entries(self) -> list[_Entry]:
+        found = []
+        for index, group in enumerate(self.param_groups):
+            rho = self._radius(group)
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is None or rho <= 0:
+                    continue
+                if gradient.layout != torch.strided:
+                    raise InputError(
+                        "params", "must have dense gradients for an ascent", str(gradient.layout),
+                        "use sparse=False, or rho=0 in that group",
+                    )  # fmt: skip
+                found.append(_Entry(parameter, gradient, rho, index, float(group.get("weight_decay", 0.0))))
+        return found
+
+    @torch.no_grad()
+    def _go_up(self, entries: list[_Entry]) -> None:
+        scratch = self._held.scratch
+        parameters = [entry.parameter for entry in entries]
+        for parameter in parameters:
+            if parameter not in scratch.backup:
+                scratch.backup[parameter] = empty_twin(parameter)
+        copies = [scratch.backup[parameter] for parameter in parameters]
+        with held_interrupts():
+            copy_all(copies, parameters)
+            scratch.moved = parameters
+            self._move(entries)
+            if self.keeps_first:
+                scratch.first = {p: p.grad for p in self._held.parameters() if p.grad is not None}
+            else:
+                self._warn_of_rounding(entries, copies)
+            for parameter in self._held.parameters():
+                parameter.grad = None if self.keeps_first else scratch.aside.get(parameter)
+
+    def _move(self, entries: list[_Entry]) -> None:
+        for part in _parts(entries, self.options.norm):
+            gradients = [entry.gradient for entry in part]
+            parameters = [entry.parameter for entry in part]
+            if self.options.weight_decay == "included":
+                gradients = [g.add(p, alpha=e.decay) for g, p, e in zip(gradients, parameters, part, strict=True)]
+            directions, measured = self._direction(parameters, gradients)
+            norm = joint_norm(measured)
+            for rho in dict.fromkeys(entry.rho for entry in part):
+                chosen = [i for i, entry in enumerate(part) if entry.rho == rho]
+                ascend(
+                    [parameters[i] for i in chosen], [directions[i] for i in chosen], norm, rho,
+                    consume=not self.keeps_first and not self._may_warn(part),
+                )  # fmt: skip
+
+    def _direction(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the direction of the ascent, and the tensors whose norm it is divided by."""
+        return gradients, gradients
+
+    def _may_warn(self, entries: list[_Entry]) -> bool:
+        low = (torch.bfloat16, torch.float16)
+        return not self._held.scratch.warned and any(entry.parameter.dtype in low for entry in entries)
+
+    def _warn_of_rounding(self, entries: list[_Entry], copies: list[Tensor]) -> None:
+        if not self._may_warn(entries):
+            return
+        self._held.scratch.warned = True
+        share = lost_share(copies, [e.parameter for e in entries], [e.gradient for e in entries])
+        if share > 0.5:
+            warnings.warn(
+                f"rounding swallows {share:.0%} of the ascent in {entries[0].parameter.dtype} weights; keep float32 "
+                f"weights and use autocast, or raise rho",
+                LowlandWarning,
+                stacklevel=4,
+            )
+
+    def _come_back(self) -> None:
+        scratch = self._held.scratch
+        with held_interrupts():
+            copy_all(scratch.moved, [scratch.backup[parameter] for parameter in scratch.moved])
+            scratch.moved = []
+
+    def _after_second(self) -> None:
+        """Combine the gradients of both passes, for methods that keep the first's."""
+
+    # The closure.
+
+    def _run_closure(self, closure: Callable[[], Any]) -> Any:
+        if not self.needs_perturbation():
+            return super()._run_closure(closure)
+        scratch = self._held.scratch
+        before = [(p, p.grad) for p in self._held.parameters() if p.grad is not None]
+        zeroings = scratch.zeroings
+        with self.first_pass():
+            set_aside = bool(scratch.aside)
+            loss = super()._run_closure(closure)
+        if scratch.ready:  # the closure ran both passes
+            return loss
+        kept = zeroings == scratch.zeroings and any(p.grad is gradient for p, gradient in before)
+        if kept and not set_aside:
+            raise InputError(
+                "step(closure)", "must not find gradients of earlier micro-batches: the second pass would lose them",
+                advice="clear gradients by optimizer.zero_grad() in the closure, or run the passes of each micro-batch "
+                "inside first_pass() and perturb()",
+            )  # fmt: skip
+        with self.perturb():
+            super()._run_closure(closure)
+        return loss
+
+    def _check_passes(self) -> None:
+        scratch = self._held.scratch
+        if scratch.ready or self.options.allow_plain or not self.needs_perturbation():
+            return
+        raise MissingPass(
+            f"step {self.steps} of {type(self).__name__} wanted a second pass and got none; nothing was changed: run "
+            f"the second forward and backward pass inside `with optimizer.perturb():` when needs_perturbation() is "
+            f"True, or call step(closure)"
+        )
+
+    # The names of the common SAM port.
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Open ``perturb()`` without a with block; for loops written for the common SAM port.
+
+        Args:
+            zero_grad: Taken for compatibility; gradients are clear in any case.
+        """
+        del zero_grad
+        stack = ExitStack()
+        stack.enter_context(self.perturb())
+        self._held.scratch.steps_inside = stack
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Close what ``first_step()`` opened, and step.
+
+        Args:
+            zero_grad: Clear the gradients afterwards.
+
+        Raises:
+            InputError: If ``first_step()`` did not come before.
+        """
+        stack = self._held.scratch.steps_inside
+        if stack is None:
+            raise InputError("second_step()", "must follow first_step()", advice="do not mix it with perturb()")
+        self._held.scratch.steps_inside = None
+        stack.close()
+        self.step()
+        if zero_grad:
+            self.zero_grad()
+
+
+def check_rho(rho: float) -> float:
+    """Return a radius, or refuse it.
+
+    Args:
+        rho: The radius.
+
+    Returns:
+        The same number.
+
+    Raises:
+        InputError: If it is negative or not finite.
+    """
+    if not 0.0 <= float(rho) < float("inf"):
+        raise InputError("rho", "must be finite and not negative", rho, "use rho=0 to leave a group out")
+    return float(rho)
+
+
+def _parts(entries: list[_Entry], norm: str) -> list[list[_Entry]]:
+    if norm == "global":
+        return [entries] if entries else []
+    if norm == "tensor":
+        return [[entry] for entry in entries]
+    groups: dict[int, list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.group, []).append(entry)
+    return list(groups.values())
+
+
+def _unshared(gradient: Tensor) -> Tensor:
+    """Return the gradient itself, or a copy where DDP keeps it as a view of a communication bucket."""
+    local = getattr(gradient, "_local_tensor", gradient)
+    owns = local.untyped_storage().nbytes() == local.numel() * local.element_size()
+    return gradient if owns else gradient.clone()
+
+
+def _world_size() -> int:
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 1
+    return torch.distributed.get_world_size()
+
+
+def _no_sync(model: nn.Module | None) -> Any:
+    if model is None:
+        raise InputError(
+            "distributed", '"local" needs the distributed model', None, "use `with optimizer.first_pass(ddp_model):`"
+        )
+    silent = getattr(model, "no_sync", None)
+    if silent is None:
+        raise InputError(
+            "distributed", "\"local\" needs a model with no_sync(), such as DistributedDataParallel",
+            type(model).__name__,
+        )  # fmt: skip
+    return silent()
+
+
+def _random_state(parameters: Iterator[Tensor]) -> dict[torch.device | None, Tensor]:
+    states: dict[torch.device | None, Tensor] = {None: torch.get_rng_state()}
+    for device in dict.fromkeys(p.device for p in parameters):
+        if device.type == "cuda":
+            states[device] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_state(states: dict[torch.device | None, Tensor]) -> None:
+    for device, state in states.items():
+        if device is None:
+            torch.set_rng_state(state)
+        else:
+            torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def _replayed(states: dict[torch.device | None, Tensor]) -> Iterator[None]:
+    now = {None: torch.get_rng_state()} | {d: torch.cuda.get_rng_state(d) for d in states if d is not None}
+    _set_random_state(states)
+    try:
+        yield
+    finally:
+        _set_random_state(now)

@@ -1,0 +1,215 @@
+"""Batched moves over many tensors: copy, ascend, interpolate, swap, and one norm over all of them.
+
+Sharded tensors (DTensor) are moved shard by shard, in place; nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lowland.core.params import global_norm, normalized_scale
+
+__all__ = ["ascend", "copy_all", "dots", "empty_twin", "interpolate", "joint_norm", "lost_share", "shards", "swap"]
+
+
+def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Return the local part of every tensor; it shares its storage.
+
+    Args:
+        tensors: Plain or sharded tensors.
+
+    Returns:
+        Plain tensors.
+    """
+    found = []
+    for tensor in tensors:
+        local = getattr(tensor, "_local_tensor", None)
+        found.append(tensor if local is None else local)
+    return found
+
+
+def empty_twin(tensor: Tensor) -> Tensor:
+    """Return an uninitialised tensor with the shape, type, layout and sharding of another.
+
+    Args:
+        tensor: The tensor to imitate.
+
+    Returns:
+        A new tensor that needs no gradient.
+    """
+    return torch.empty_like(tensor, requires_grad=False, memory_format=torch.preserve_format)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
+    keys: dict[Hashable, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        keys.setdefault((tensor.device, tensor.dtype), []).append(index)
+    return list(keys.values())
+
+
+@torch.no_grad()
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others of the same shapes, bit for bit.
+
+    Args:
+        targets: Written in place.
+        sources: One per target.
+    """
+    into, values = shards(targets), shards(sources)
+    for bucket in _buckets(into):
+        torch._foreach_copy_([into[i] for i in bucket], [values[i] for i in bucket])
+
+
+@torch.no_grad()
+def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float | Tensor) -> None:
+    """Move targets by ``weight (end - target)``; exact at the weights 0 and 1.
+
+    Args:
+        targets: Written in place.
+        ends: One per target.
+        weight: A number, or a scalar tensor so that the device decides without the host.
+    """
+    into, values = shards(targets), shards(ends)
+    for bucket in _buckets(into):
+        parts, others = [into[i] for i in bucket], [values[i] for i in bucket]
+        if isinstance(weight, Tensor):
+            local = weight.to(parts[0].device, parts[0].dtype)
+            torch._foreach_lerp_(parts, others, [local.expand_as(part) for part in parts])
+        else:
+            torch._foreach_lerp_(parts, others, weight)
+
+
+@torch.no_grad()
+def swap(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+    """Exchange the contents of two lists of tensors, bit for bit.
+
+    Args:
+        first: Written in place.
+        second: Written in place.
+    """
+    held = [tensor.clone() for tensor in shards(first)]
+    copy_all(first, second)
+    copy_all(second, held)
+
+
+@torch.no_grad()
+def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the Euclidean norm over tensors on any devices, sharded or not.
+
+    Args:
+        tensors: Any number of tensors.
+
+    Returns:
+        A scalar on the first tensor's device, in at least float32; 0 for no tensors.
+    """
+    kinds: dict[Hashable, list[Tensor]] = {}
+    for tensor in tensors:
+        mesh = getattr(tensor, "device_mesh", None)
+        kinds.setdefault((tensor.device, mesh), []).append(tensor)
+    norms = [global_norm(part) for part in kinds.values()]
+    if len(norms) <= 1:
+        return norms[0] if norms else torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+@torch.no_grad()
+def dots(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Return the inner product of two lists of tensors as one scalar.
+
+    Args:
+        first: Tensors.
+        second: One per tensor of ``first``.
+
+    Returns:
+        A scalar on the first tensor's device, in at least float32; 0 for no tensors.
+    """
+    if not first:
+        return torch.zeros(())
+    wide = torch.float64 if first[0].dtype == torch.float64 else torch.float32
+    products = torch._foreach_mul([t.to(wide) for t in first], [t.to(wide) for t in second])
+    sums = [product.sum() for product in products]
+    full = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in sums]
+    total: Tensor = torch.stack([part.to(full[0].device) for part in full]).sum()
+    return total
+
+
+@torch.no_grad()
+def ascend(
+    targets: Sequence[Tensor], directions: Sequence[Tensor], norm: Tensor, radius: float, *, consume: bool = False
+) -> None:
+    """Add ``radius * direction / norm``, and nothing at all where the norm is 0 or not finite.
+
+    Where torch's fused kernel can do it, one launch per device adds and skips, and the host never learns which: a
+    product with 0 would turn an infinite entry into NaN, a test on the host would wait for the device.
+
+    Args:
+        targets: Written in place.
+        directions: One per target.
+        norm: Length of the direction, a scalar.
+        radius: Length that the move shall have.
+        consume: The directions may be overwritten; saves a launch.
+    """
+    into, along = shards(targets), shards(directions)
+    for bucket in _buckets(into):
+        parts, steps = [into[i] for i in bucket], [along[i] for i in bucket]
+        length = norm.to(parts[0].device)
+        if all(map(_fusable, parts, steps)):
+            _fused_add(parts, steps, length, radius, consume)
+            continue
+        scale = normalized_scale(length, radius)
+        for part, step in zip(parts, steps, strict=True):
+            part.add_(torch.where(scale > 0, step * scale, 0.0))
+
+
+def _fusable(target: Tensor, direction: Tensor) -> bool:
+    kinds = {("cpu", torch.float32), ("cpu", torch.float64), ("cuda", torch.float32)}
+    return (
+        (target.device.type, target.dtype) in kinds
+        and direction.dtype == target.dtype
+        and direction.device == target.device
+        and direction.stride() == target.stride()
+        and (target.is_contiguous() or target.is_contiguous(memory_format=torch.channels_last))
+    )
+
+
+def _fused_add(parts: list[Tensor], steps: list[Tensor], norm: Tensor, radius: float, consume: bool) -> None:
+    skip = torch.nan_to_num(norm, nan=0.0, posinf=0.0).eq_(0).float()
+    divided = consume and norm.dtype == torch.float32
+    torch._fused_sgd_(
+        parts,
+        steps,
+        [],
+        weight_decay=0.0,
+        momentum=0.0,
+        lr=radius if divided else torch.full_like(norm, radius).div_(norm),
+        dampening=0.0,
+        nesterov=False,
+        maximize=True,
+        is_first_step=False,
+        grad_scale=norm if divided else None,
+        found_inf=skip,
+    )
+    torch.autograd.graph.increment_version(parts)  # the kernel writes without telling autograd
+
+
+@torch.no_grad()
+def lost_share(before: Sequence[Tensor], after: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
+    """Return the share of a move (in squared length) that rounding has swallowed.
+
+    Args:
+        before: Tensors before the move.
+        after: The same tensors after it.
+        directions: Where they should have gone, at any length.
+
+    Returns:
+        A number in [0, 1]; 0 where nothing was to be moved. Waits for the device.
+    """
+    lost, total = 0.0, 0.0
+    for old, new, direction in zip(shards(before), shards(after), shards(directions), strict=True):
+        squares = direction.double().square()
+        total += float(squares.sum())
+        lost += float(squares[old == new].sum())
+    return lost / total if total > 0 else 0.0

@@ -1,0 +1,49 @@
+"""Sharpness-aware minimization (SAM)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Unpack
+
+from torch import nn
+
+from lowland.optim.ascent import Ascent, AscentKeywords
+from lowland.optim.wrapper import Base
+
+__all__ = ["SAM"]
+
+
+class SAM(Ascent):
+    r"""Step with the gradient found at the worst point nearby.
+
+    .. math:: w \leftarrow \text{base}(w, \nabla L(w + \epsilon)), \qquad \epsilon = \rho\, g / \lVert g \rVert_2,
+        \quad g = \nabla L(w)
+
+    Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
+    ICLR 2021, equation 2 with p = 2 and algorithm 1.
+
+    Args:
+        base: An optimizer instance, or several under one norm.
+        rho: Length of the ascent; also per parameter group. Default 0.05, the paper's section 3.
+        model: The model whose buffers are protected; None finds it by its parameters.
+        **options: How the step behaves, see `AscentOptions`.
+
+    Raises:
+        InputError: If an argument breaks a rule.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = SAM(torch.optim.SGD(layer.parameters(), lr=0.1), rho=0.05)
+        >>> data = torch.ones(4, 2)
+        >>> layer(data).square().mean().backward()
+        >>> with optimizer.perturb():
+        ...     layer(data).square().mean().backward()
+        >>> optimizer.step()
+    """
+
+    method: ClassVar[str] = "SAM"
+
+    def __init__(
+        self, base: Base, rho: float = 0.05, *, model: nn.Module | None = None, **options: Unpack[AscentKeywords]
+    ) -> None:
+        super().__init__(base, rho, model=model, **options)
