@@ -94,6 +94,9 @@ class Remembering(TrainingLoss):
         self.weight = 1.0
         self.seen: list[int] = []
 
+    def _settings(self) -> dict[str, Any]:
+        return {}
+
     def _training(self, output: Tensor, batch: Batch) -> Tensor:
         self.seen.append(self.epoch)
         assert batch.index is not None
@@ -148,9 +151,9 @@ class KillAt(Hook):
             raise Killed
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adam", "two-pass"])
 @pytest.mark.parametrize("loader", [False, True], ids=["resident", "loader"])
-@pytest.mark.parametrize(("kill", "every"), [(12, None), (3, None), (13, 3), (10, 3), (20, 1)])
+@pytest.mark.parametrize(("kill", "every"), [(12, None), (3, None), (13, 3), (6, 1)])
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     tmp_path: Path, optimizer: str, loader: bool, kill: int, every: int | None
 ) -> None:
@@ -377,7 +380,7 @@ def test_sigkill_at_any_moment_loses_little_and_the_same_command_ends_the_same(t
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     command = [sys.executable, "-c", SCRIPT.format(root=root), str(folder)]
     kills = 0
-    for progress in (1, 4):  # kill when so many epochs are in the table
+    for progress in (3,):  # kill when so many epochs are in the table
         process = subprocess.Popen(command, env=environment)
         while process.poll() is None:
             table = folder / "metrics.csv"

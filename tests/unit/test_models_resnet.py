@@ -44,7 +44,7 @@ def test_without_skip_no_shortcut_exists_and_with_it_the_input_passes_through() 
 
 
 def test_output_sizes_of_the_stages_are_those_of_the_paper() -> None:
-    model = models.resnet(20)
+    model = models.resnet(20).eval()
     x = model.layer1(torch.relu(model.conv1(torch.zeros(1, 3, 32, 32))))
     shapes = [tuple(x.shape), tuple((x := model.layer2(x)).shape), tuple(model.layer3(x).shape)]
     assert shapes == [(1, 16, 32, 32), (1, 32, 16, 16), (1, 64, 8, 8)]

@@ -2,38 +2,91 @@
 
 He et al., "Deep Residual Learning", 2016, section 4.2: a 3x3 convolution, then three stages of n blocks
 with widths w, 2w, 4w (w = 16) and strides 1, 2, 2, global average pooling and one linear layer. Shortcuts
-are parameter-free (option A): spatial subsampling and zero-padded channels. Li et al., 2018, train the same
-networks with the shortcuts removed (``skip=False``) and with k times the filters (``width=16 * k``).
+are parameter-free there (option A): spatial subsampling and zero-padded channels. Li et al., 2018, train the same
+networks with the shortcuts removed (``skip=False``) and with k times the filters (``width=16 * k``); their tool
+projects where a stage begins (``shortcut="projection"``, option B), and its state dicts load into these classes.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
+from lowland.core.names import unknown
 
-__all__ = ["BasicBlock", "CifarResNet", "resnet"]
+__all__ = ["BasicBlock", "CifarResNet", "Shortcut", "resnet"]
+
+Shortcut = Literal["padding", "projection"]
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a parameter-free shortcut unless it is left out.
+class PaddedShortcut(nn.Module):
+    """Every `stride`-th pixel, and new channels that are zero (option A); it has no parameters.
+
+    Args:
+        extra: Channels to add.
+        stride: Spatial stride.
+    """
+
+    def __init__(self, extra: int, stride: int) -> None:
+        super().__init__()
+        self.extra, self.stride = extra, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input at the block's output shape.
+
+        Args:
+            x: Shape [n, c, h, w].
+
+        Returns:
+            Shape [n, c + extra, ceil(h / stride), ceil(w / stride)].
+        """
+        x = x[:, :, :: self.stride, :: self.stride]
+        return F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+
+
+def make_shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Module:
+    """Build a block's shortcut.
 
     Args:
         inputs: Channels that come in.
-        outputs: Channels that go out, at least ``inputs``.
+        outputs: Channels that go out.
+        stride: Spatial stride.
+        kind: ``"padding"`` (option A) or ``"projection"`` (option B).
+
+    Returns:
+        An identity where the shape does not change.
+    """
+    if stride == 1 and inputs == outputs:
+        return nn.Sequential()
+    if kind == "padding":
+        return PaddedShortcut(outputs - inputs, stride)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm, and a shortcut unless it is left out.
+
+    Args:
+        inputs: Channels that come in.
+        outputs: Channels that go out.
         stride: Stride of the first convolution.
         skip: Whether the shortcut exists.
+        shortcut: Its kind where the shape changes.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, skip: bool) -> None:
+    expansion = 1
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, skip: bool, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.extra, self.skip = stride, outputs - inputs, skip
+        self.shortcut = make_shortcut(inputs, outputs, stride, shortcut) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the activations after the block.
@@ -44,24 +97,8 @@ class BasicBlock(nn.Module):
         Returns:
             Shape [n, outputs, ceil(h / stride), ceil(w / stride)].
         """
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x) if self.skip else out)
-
-    def shortcut(self, x: Tensor) -> Tensor:
-        """Return the input at the output's shape: every ``stride``-th pixel, new channels zero.
-
-        Args:
-            x: Shape [n, inputs, h, w].
-
-        Returns:
-            Shape [n, outputs, ceil(h / stride), ceil(w / stride)].
-        """
-        if self.stride > 1:
-            x = x[:, :, :: self.stride, :: self.stride]
-        if self.extra:
-            x = F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-        return x
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out if self.shortcut is None else out + self.shortcut(x))
 
 
 class CifarResNet(nn.Module):
@@ -70,23 +107,27 @@ class CifarResNet(nn.Module):
     Args:
         blocks: Blocks per stage (n in 6n+2).
         skip: Whether shortcuts exist.
+        shortcut: Their kind where the shape changes.
         width: Channels of the first stage.
         classes: Number of outputs.
         channels: Channels of the images.
     """
 
-    def __init__(self, blocks: int, *, skip: bool, width: int, classes: int, channels: int) -> None:
+    def __init__(self, blocks: int, *, skip: bool, shortcut: Shortcut, width: int, classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        widths = (width, 2 * width, 4 * width)
-        self.layer1 = _stage(width, widths[0], blocks, 1, skip=skip)
-        self.layer2 = _stage(widths[0], widths[1], blocks, 2, skip=skip)
-        self.layer3 = _stage(widths[1], widths[2], blocks, 2, skip=skip)
-        self.linear = nn.Linear(widths[2], classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+        def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+            first = BasicBlock(inputs, outputs, stride, skip=skip, shortcut=shortcut)
+            rest = [BasicBlock(outputs, outputs, 1, skip=skip, shortcut=shortcut) for _ in range(blocks - 1)]
+            return nn.Sequential(first, *rest)
+
+        self.layer1 = stage(width, width, 1)
+        self.layer2 = stage(width, 2 * width, 2)
+        self.layer3 = stage(2 * width, 4 * width, 2)
+        self.linear = nn.Linear(4 * width, classes)
+        initialise_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores.
@@ -103,18 +144,42 @@ class CifarResNet(nn.Module):
         return scores
 
 
-def _stage(inputs: int, outputs: int, blocks: int, stride: int, *, skip: bool) -> nn.Sequential:
-    first = BasicBlock(inputs, outputs, stride, skip=skip)
-    rest = [BasicBlock(outputs, outputs, 1, skip=skip) for _ in range(blocks - 1)]
-    return nn.Sequential(first, *rest)
+def initialise_convolutions(model: nn.Module) -> None:
+    """Draw the weights of all convolutions from a normal of variance 2 / fan-out (He et al. 2015).
+
+    Args:
+        model: The model, changed in place.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def resnet(depth: int = 20, *, skip: bool = True, width: int = 16, classes: int = 10, channels: int = 3) -> CifarResNet:
+def check_sizes(**sizes: int) -> None:
+    """Check that sizes are positive integers.
+
+    Args:
+        **sizes: Values by name.
+
+    Raises:
+        InputError: If one is not.
+    """
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(name, "must be a positive integer", value)
+
+
+def resnet(
+    depth: int = 20, *, skip: bool = True, shortcut: Shortcut = "padding", width: int = 16, classes: int = 10,
+    channels: int = 3,
+) -> CifarResNet:  # fmt: skip
     """Build the CIFAR residual network of a depth 6n+2 (He et al. 2016, section 4.2).
 
     Args:
         depth: Layers with weights: 8, 14, 20, 32, 44, 56, 110, ...; 20 is the paper's smallest.
         skip: False removes every shortcut (Li et al. 2018).
+        shortcut: Where the shape changes: ``"padding"`` (option A, the paper's) or ``"projection"`` (option B, that of
+            Li et al.'s tool).
         width: Channels of the first stage; 16 in the paper, 16 k for Li et al.'s wide networks.
         classes: Number of outputs.
         channels: Channels of the images.
@@ -129,9 +194,9 @@ def resnet(depth: int = 20, *, skip: bool = True, width: int = 16, classes: int 
         >>> sum(p.numel() for p in resnet(20).parameters())
         269722
     """
+    check_sizes(depth=depth, width=width, classes=classes, channels=channels)
     if depth < 8 or (depth - 2) % 6:
         raise InputError("depth", "must be 6n+2 with n >= 1 (8, 14, 20, 32, 56, ...)", depth)
-    for name, value in (("width", width), ("classes", classes), ("channels", channels)):
-        if value < 1:
-            raise InputError(name, "must be positive", value)
-    return CifarResNet((depth - 2) // 6, skip=skip, width=width, classes=classes, channels=channels)
+    if shortcut not in ("padding", "projection"):
+        raise unknown("shortcut", shortcut, ("padding", "projection"))
+    return CifarResNet((depth - 2) // 6, skip=skip, shortcut=shortcut, width=width, classes=classes, channels=channels)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from lowland import models
 from lowland.core.errors import CheckpointError
+from lowland.models.weights import decode_pickle, decode_safetensors
 from lowland.training.files import checksum, write_atomic
 
 __all__ = [
@@ -91,9 +91,9 @@ class CheckpointFolder:
         if not (self.path / "index.json").exists():
             return None
         files = self._index()["files"]
-        weights = from_safetensors(self._verified(files, "weights"), self.path)
+        weights = decode_safetensors(self._verified(files, "weights"), self.path)
         state = _from_state(self._verified(files, "state"), self.path)
-        best = from_safetensors(self._verified(files, "best"), self.path) if "best" in files else None
+        best = decode_safetensors(self._verified(files, "best"), self.path) if "best" in files else None
         return weights, state, best
 
     def _index(self) -> dict[str, Any]:
@@ -125,36 +125,24 @@ class CheckpointFolder:
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a model from a file without executing code from it.
+    """Read the weights of a model from a file, or those that a run found best.
 
     Args:
-        path: A ``.safetensors`` file, a ``.pt``/``.pth`` file of tensors, or the folder of a run (its best weights).
+        path: A file for `lowland.models.read_weights`, or the folder of a run.
 
     Returns:
         Name -> tensor, on the CPU.
 
     Raises:
-        CheckpointError: If the file is absent, truncated, foreign, or holds objects that need code to load.
+        CheckpointError: If there are none, or they are truncated, foreign, or need code to load.
     """
     path = Path(path)
-    if path.is_dir():
-        loaded = CheckpointFolder(path).load()
-        if loaded is None:
-            raise CheckpointError(f"no checkpoint in the run's folder {path}")
-        return loaded[2] or loaded[0]
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path} ({error.strerror})") from error
-    if path.suffix == ".safetensors":
-        return from_safetensors(data, path)
-    content: Any = _from_pickle(data, path)
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(entry, Tensor) for entry in content.values()):
-        raise CheckpointError(f"the checkpoint {path} holds no mapping of names to tensors")
-    return dict(content)
+    if not path.is_dir():
+        return models.read_weights(path)
+    loaded = CheckpointFolder(path).load()
+    if loaded is None:
+        raise CheckpointError(f"no checkpoint in the run's folder {path}")
+    return loaded[2] or loaded[0]
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -243,25 +231,6 @@ def to_safetensors(weights: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save(apart, metadata={"format": "pt"})
 
 
-def from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
-    """Decode a safetensors file.
-
-    Args:
-        data: The file's bytes.
-        path: Where it came from, for messages.
-
-    Returns:
-        Name -> tensor.
-
-    Raises:
-        CheckpointError: If it is truncated or something else.
-    """
-    try:
-        return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"truncated or not a safetensors file: {path} ({error})") from error
-
-
 def _to_state(state: Mapping[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -269,20 +238,10 @@ def _to_state(state: Mapping[str, Any]) -> bytes:
 
 
 def _from_state(data: bytes, path: Path) -> dict[str, Any]:
-    state = _from_pickle(data, path)
+    state = decode_pickle(data, path)
     if not isinstance(state, dict) or state.get("schema") != _SCHEMA:
         raise CheckpointError(f"not the state of a checkpoint of Lowland: {path}")
     return state
-
-
-def _from_pickle(data: bytes, path: Path) -> Any:
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f"truncated, foreign, or it holds objects that need code to load: {path} ({first})"
-        ) from error
 
 
 def _short(value: object) -> str:

@@ -1,0 +1,100 @@
+"""The pre-norm transformer block that the ViT and the language model share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError
+
+__all__ = ["Attention", "TransformerBlock", "initialise_linear"]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one packed projection for queries, keys and values (Vaswani et al. 2017).
+
+    Args:
+        width: Channels of a token.
+        heads: Number of heads; divides the width.
+        causal: Whether a token sees only itself and earlier ones.
+
+    Raises:
+        InputError: If the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool) -> None:
+        super().__init__()
+        if width % heads:
+            raise InputError("heads", f"must divide the width {width}", heads)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.heads, self.causal = heads, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mixed tokens.
+
+        Args:
+            x: Shape [n, length, width].
+
+        Returns:
+            The same shape.
+        """
+        n, length, width = x.shape
+        parts = self.qkv(x).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=self.causal)
+        result: Tensor = self.out(mixed.transpose(1, 2).reshape(n, length, width))
+        return result
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a two-layer network, each behind a layer norm and beside a shortcut.
+
+    Args:
+        width: Channels of a token.
+        heads: Number of heads.
+        causal: Whether a token sees only itself and earlier ones.
+        expansion: Hidden channels of the two-layer network per channel.
+        dropout: Probability on both branches.
+        epsilon: Added to the variance in the layer norms.
+        approximate: The GELU's form: ``"none"`` or ``"tanh"``.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool, expansion: int = 4, dropout: float = 0.0,
+                 epsilon: float = 1e-5, approximate: str = "none") -> None:  # fmt: skip
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=epsilon)
+        self.attention = Attention(width, heads, causal=causal)
+        self.norm2 = nn.LayerNorm(width, eps=epsilon)
+        self.hidden = nn.Linear(width, expansion * width)
+        self.output = nn.Linear(expansion * width, width)
+        self.activation = nn.GELU(approximate)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens after the block.
+
+        Args:
+            x: Shape [n, length, width].
+
+        Returns:
+            The same shape.
+        """
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        result: Tensor = x + self.dropout(self.output(self.activation(self.hidden(self.norm2(x)))))
+        return result
+
+
+@torch.no_grad()
+def initialise_linear(model: nn.Module, *, std: float = 0.02) -> None:
+    """Draw the weights of linear and embedding layers from a normal of the given deviation, biases 0.
+
+    Args:
+        model: The model, changed in place.
+        std: Standard deviation. Default 0.02 (Radford et al. 2019; Dosovitskiy et al. 2021 in most code).
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

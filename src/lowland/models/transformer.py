@@ -1,0 +1,88 @@
+"""A decoder-only transformer language model of GPT-2's form (Radford et al. 2019, section 2.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError
+from lowland.models.attention import TransformerBlock, initialise_linear
+from lowland.models.resnet import check_sizes
+
+__all__ = ["LanguageModel", "transformer"]
+
+
+class LanguageModel(nn.Module):
+    """Token and position tables, pre-norm blocks, and a head tied to the token table; build it by `transformer`.
+
+    Args:
+        vocabulary: Number of tokens.
+        context: Longest input in tokens.
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Heads per block.
+        dropout: Probability on every branch and on the embeddings.
+    """
+
+    def __init__(self, *, vocabulary: int, context: int, width: int, depth: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(context, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(
+            *(TransformerBlock(width, heads, causal=True, dropout=dropout, approximate="tanh") for _ in range(depth))
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.token.weight
+        self.context = context
+        initialise_linear(self)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("attention.out.weight", "output.weight")):  # one over the root of the residual branches
+                nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return scores of the next token at every place.
+
+        Args:
+            tokens: Token numbers, int64, shape [n, length], length at most the context.
+
+        Returns:
+            Logits, shape [n, vocabulary, length]: classes stand in axis 1, as torch's cross entropy takes them.
+
+        Raises:
+            InputError: If the input is longer than the context.
+        """
+        length = tokens.shape[1]
+        if length > self.context:
+            raise InputError("tokens", f"must be at most {self.context} long", length)
+        x = self.token(tokens) + self.position(torch.arange(length, device=tokens.device))
+        scores: Tensor = self.head(self.norm(self.blocks(self.dropout(x))))
+        return scores.transpose(1, 2)
+
+
+def transformer(
+    *, classes: int = 256, context: int = 128, width: int = 128, depth: int = 4, heads: int = 4, dropout: float = 0.0
+) -> LanguageModel:
+    """Build a decoder-only language model.
+
+    Args:
+        classes: Number of tokens in the vocabulary; 256 for bytes.
+        context: Longest input in tokens.
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Heads per block.
+        dropout: Probability on every branch; 0.1 in GPT-2.
+
+    Returns:
+        The network, weights drawn from torch's global generator.
+
+    Raises:
+        InputError: If a size is not positive or the heads do not divide the width.
+
+    Example:
+        >>> transformer(width=16, depth=1)(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 256, 5])
+    """
+    check_sizes(classes=classes, context=context, width=width, depth=depth, heads=heads)
+    return LanguageModel(vocabulary=classes, context=context, width=width, depth=depth, heads=heads, dropout=dropout)

@@ -1,0 +1,183 @@
+"""Weights from files of any common make, read without executing code from them.
+
+The trained networks of Li et al.'s tool are ``.t7`` files that torch's older pickle format hides behind a Lua name;
+`tool_model` builds the network that belongs to one of that tool's model names.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lowland.core.errors import CheckpointError, InputError
+from lowland.models.imagenet_resnet import imagenet_resnet
+from lowland.models.registry import create
+
+__all__ = ["decode_pickle", "decode_safetensors", "load_weights", "read_weights", "tool_model"]
+
+_WRAPPERS = ("module.", "_orig_mod.", "_forward_module.")
+_NESTED = ("state_dict", "model_state_dict", "model", "net")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a model from a file.
+
+    Args:
+        path: ``.safetensors``, or torch's pickle under any name (``.pt``, ``.pth``, ``.bin``, ``.t7``), holding the
+            tensors by name or under ``state_dict`` or ``model``.
+
+    Returns:
+        Name -> tensor, on the CPU, names without the prefixes of DDP and compile wrappers.
+
+    Raises:
+        CheckpointError: If the file is absent, truncated, foreign, or holds objects that need code to load.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read the weights {path} ({error.strerror})") from error
+    if path.suffix == ".safetensors":
+        return _unwrapped(decode_safetensors(data, path))
+    content: Any = decode_pickle(data, path)
+    for key in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(entry, Tensor) for entry in content.values())
+    ):
+        raise CheckpointError(f"the file {path} holds no mapping of names to tensors")
+    return _unwrapped(content)
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor] | str | Path) -> None:
+    """Put weights into a model, all or none.
+
+    Args:
+        model: The model.
+        weights: Tensors by name, or a file for `read_weights`. Missing counters of batch norm (files of torch before
+            0.4.1 have none) are left at their values.
+
+    Raises:
+        CheckpointError: If a name is missing, left over, or has another shape; nothing was loaded then.
+
+    Example:
+        >>> model = create("resnet8", width=4, seed=0)
+        >>> load_weights(model, {f"module.{name}": t for name, t in model.state_dict().items()})
+    """
+    found = read_weights(weights) if isinstance(weights, str | Path) else _unwrapped(weights)
+    own = {name: entry for name, entry in model.state_dict().items() if isinstance(entry, Tensor)}
+    missing = sorted(name for name in own if name not in found and not name.endswith("num_batches_tracked"))
+    extra = sorted(set(found) - set(own))
+    shapes = sorted(name for name in own if name in found and own[name].shape != found[name].shape)
+    if missing or extra or shapes:
+        parts = [
+            f"{len(names)} {what} (first {names[0]!r})"
+            for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
+            if names
+        ]
+        raise CheckpointError(f"the weights do not fit the model: {', '.join(parts)}; nothing was loaded")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            if name in found:
+                tensor.copy_(found[name])
+
+
+def tool_model(name: str, *, classes: int = 10) -> nn.Module:
+    """Build a network by its name in the tool of Li et al. 2018, such as ``"resnet56_noshort"`` or ``"wrn56_4"``.
+
+    Args:
+        name: ``vgg9``, ``densenet121``, or ``resnetDEPTH`` and ``wrnDEPTH_K``, with or without ``_noshort``.
+        classes: Number of outputs.
+
+    Returns:
+        The network whose parameters have the names and shapes that the tool stores.
+
+    Raises:
+        InputError: If the name is none of these.
+
+    Example:
+        >>> tool_model("wrn56_2_noshort").conv1.out_channels
+        32
+    """
+    if name in ("vgg9", "densenet121"):
+        return create(name, classes=classes)
+    match = re.fullmatch(r"(?:resnet(\d+)(_16)?|wrn(\d+)_(\d+))(_noshort)?", name)
+    if match is None:
+        raise InputError(
+            "name", "must be a model name of Li et al.'s tool", name, "such as resnet56_noshort, wrn56_4 or vgg9"
+        )
+    depth, skip = int(match[1] or match[3]), match[5] is None
+    if match[1] and not match[2] and depth in (18, 34, 50, 101, 152):
+        return imagenet_resnet(depth, skip=skip, classes=classes)
+    width = 16 * int(match[4] or 1)
+    return create("resnet", depth=depth, skip=skip, shortcut="projection", width=width, classes=classes)
+
+
+def decode_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Decode a safetensors file.
+
+    Args:
+        data: The file's bytes.
+        path: Where it came from, for messages.
+
+    Returns:
+        Name -> tensor.
+
+    Raises:
+        CheckpointError: If it is truncated or something else.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"truncated or not a safetensors file: {path} ({error})") from error
+
+
+def decode_pickle(data: bytes, path: Path) -> Any:
+    """Decode a file of `torch.save`, old or new, by torch's restricted unpickler.
+
+    Args:
+        data: The file's bytes.
+        path: Where it came from, for messages.
+
+    Returns:
+        Its content: tensors, numbers, strings and containers of them.
+
+    Raises:
+        CheckpointError: If it is truncated, something else, or holds objects that need code to load.
+    """
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        AttributeError,
+        ValueError,
+        TypeError,
+    ) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"truncated, foreign, or it holds objects that need code to load: {path} ({first})"
+        ) from error
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    result = {}
+    for name, tensor in weights.items():
+        while name.startswith(_WRAPPERS):
+            name = name.split(".", 1)[1]
+        result[name] = tensor
+    return result

@@ -1,0 +1,132 @@
+"""Wide residual networks: pre-activation blocks, few layers, many filters.
+
+Zagoruyko and Komodakis, "Wide Residual Networks", 2016, Table 1: depth 6n+4, three stages of n blocks with widths
+16k, 32k, 64k; WRN-28-10 has 36.5 million parameters. (Li et al.'s "WRN-56-k" is another network: their ResNet-56 with
+k times the filters, `resnet(56, width=16 * k)`.)
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError
+from lowland.models.resnet import check_sizes, initialise_convolutions
+
+__all__ = ["WideBlock", "WideResNet", "wide_resnet"]
+
+
+class WideBlock(nn.Module):
+    """Batch norm, ReLU and convolution twice; a 1x1 convolution as shortcut where the width changes.
+
+    Args:
+        inputs: Channels that come in.
+        outputs: Channels that go out.
+        stride: Stride of the first convolution.
+        dropout: Probability between the convolutions.
+        skip: Whether the shortcut exists.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, dropout: float, skip: bool) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.skip = skip
+        changes = skip and (inputs != outputs or stride != 1)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the activations after the block.
+
+        Args:
+            x: Shape [n, inputs, h, w].
+
+        Returns:
+            Shape [n, outputs, ceil(h / stride), ceil(w / stride)].
+        """
+        active = F.relu(self.bn1(x))
+        out: Tensor = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
+        if not self.skip:
+            return out
+        # where the shape changes, the shortcut starts behind the first activation, as in the authors' code
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """A wide residual network; build it by `wide_resnet`.
+
+    Args:
+        blocks: Blocks per stage (n in 6n+4).
+        factor: Widening factor k.
+        dropout: Probability inside blocks.
+        skip: Whether shortcuts exist.
+        classes: Number of outputs.
+        channels: Channels of the images.
+    """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
+    def __init__(self, blocks: int, factor: int, *, dropout: float, skip: bool, classes: int, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        widths = (16, 16 * factor, 32 * factor, 64 * factor)
+        for stage in (1, 2, 3):
+            sizes = [widths[stage - 1]] + [widths[stage]] * blocks
+            layers = [
+                WideBlock(sizes[i], sizes[i + 1], 2 if stage > 1 and not i else 1, dropout=dropout, skip=skip)
+                for i in range(blocks)
+            ]
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        self.bn = nn.BatchNorm2d(widths[3])
+        self.linear = nn.Linear(widths[3], classes)
+        initialise_convolutions(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return class scores.
+
+        Args:
+            x: Images, shape [n, channels, h, w].
+
+        Returns:
+            Logits, shape [n, classes].
+        """
+        out = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        scores: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(F.relu(self.bn(out)), 1), 1))
+        return scores
+
+
+def wide_resnet(
+    depth: int = 28, factor: int = 10, *, dropout: float = 0.0, skip: bool = True, classes: int = 10, channels: int = 3
+) -> WideResNet:
+    """Build a wide residual network (Zagoruyko and Komodakis 2016).
+
+    Args:
+        depth: Layers with weights, 6n+4: 16, 22, 28, 40, ...
+        factor: Widening factor k; 10 is the paper's WRN-28-10.
+        dropout: Probability between a block's convolutions; 0 in most of the paper, 0.3 in its best runs.
+        skip: False removes every shortcut.
+        classes: Number of outputs.
+        channels: Channels of the images.
+
+    Returns:
+        The network, weights drawn from torch's global generator.
+
+    Raises:
+        InputError: If the depth is not 6n+4, a size not positive, or the probability not in [0, 1).
+
+    Example:
+        >>> sum(p.numel() for p in wide_resnet(16, 4).parameters())
+        2748890
+    """
+    check_sizes(depth=depth, factor=factor, classes=classes, channels=channels)
+    if depth < 10 or (depth - 4) % 6:
+        raise InputError("depth", "must be 6n+4 with n >= 1 (10, 16, 22, 28, 40, ...)", depth)
+    if not 0.0 <= dropout < 1.0:
+        raise InputError("dropout", "must be a probability in [0, 1)", dropout)
+    return WideResNet((depth - 4) // 6, factor, dropout=dropout, skip=skip, classes=classes, channels=channels)
