@@ -24,7 +24,7 @@ def surface_of(width: float, seed: int, points: int = 51) -> xr.Dataset:
     x, y = np.meshgrid(axis, axis, indexing="ij")
     phase = np.random.default_rng(seed).uniform(0, 6, size=(4, 3))
     bumps = sum(np.sin(3 * a * x + b) * np.cos(2 * c * y + a) for a, b, c in phase)
-    recipe = {"seed": seed, "normalize": "filter"}
+    recipe = {"planes": [{"kind": "test function", "arguments": {"seed": seed}}]}
     attrs = {"batch_norm": "running", "samples": 1000, "recipe": recipe}
     surface = new_surface(axis, axis, errors=["loss"], attrs=attrs)
     surface["loss"][:] = 0.02 + (x**2 + 0.6 * y**2 + 0.5 * x * y) / width + 0.05 / width * bumps * (x**2 + y**2)

@@ -21,7 +21,16 @@ def plane(nx: int = 9, ny: int = 6, *, scale: float = 1.0, **attrs: object) -> x
         x,
         y,
         errors=["loss"],
-        attrs={"batch_norm": "running", "samples": 200, "recipe": {"seed": 3, "normalize": "filter"}, **attrs},
+        attrs={
+            "batch_norm": "running",
+            "samples": 200,
+            "recipe": {
+                "planes": [
+                    {"kind": "random_plane", "arguments": {"seed": 3, "normalization": "filter"}, "cosine": 0.003}
+                ]
+            },
+            **attrs,
+        },
     )
     surface["loss"][:] = scale * asymmetric(x, y)
     surface["loss_se"][:] = 0.01

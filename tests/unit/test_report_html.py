@@ -199,11 +199,12 @@ def test_the_lowest_eigenvalue_has_three_forms(variables: dict[str, float], expe
 
 def test_the_trust_box_shows_what_is_stored_and_nothing_else() -> None:
     names = {name for name, _, _ in trust_box(plane(), "random").checks}
-    assert names == {"points", "batch norm", "samples", "largest standard error of loss"}
-    full = trust_box(plane(axes_cosine=0.003, filter_trace=0.12, filter_trace_se=0.0005), "random")
+    assert names == {"points", "cosine between the axes", "batch norm", "samples", "largest standard error of loss"}
+    full = trust_box(plane(interpolation_error=0.02), "random", curvature=curvature(0.1))
     values = {name: value for name, value, _ in full.checks}
-    assert values["cosine between the axes"] == "0.00300"
-    assert values["mean curvature over all directions"] == "0.120 ± 5.0e−4"
+    assert values["cosine between the axes"] == "0.0030"
+    assert values["interpolation error"] == "0.0200"
+    assert values["mean curvature over all directions"] == "4.00 ± 0.10"
 
 
 def test_a_walk_is_called_a_walk(runs: list[Run]) -> None:

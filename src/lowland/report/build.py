@@ -65,7 +65,8 @@ def build(
     sections += [*extra, _limits_section(runs, mixed), settings_section(runs)]
     day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
     footer = f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."
-    return Report(title, tuple(lead), tuple(sections), tuple(names) if len(names) > 1 else (), footer)
+    surveyed = tuple(run.name for run in runs if run.surfaces or run.curvature or run.trajectory is not None)
+    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer)
 
 
 def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
@@ -114,7 +115,7 @@ def settings_section(runs: Sequence[Run]) -> Section:
             inner.append(Listing(run.spec))
         for kind, results in (("Surface", run.surfaces), ("Curvature", run.curvature)):
             for name, result in results.items():
-                lines = [f"{key}: {value}" for key, value in sorted(result.attrs.items())]
+                lines = [f"{key}: {value}" for key, value in sorted(result.attrs.items()) if "\n" not in str(value)]
                 inner += [Paragraph(f"{kind} {name}"), Listing("\n".join(lines))]
         if inner:
             blocks.append(Details(run.name, tuple(inner)))

@@ -14,8 +14,10 @@ from lowland.report.curvature import (
     with_error,
 )
 from lowland.report.runs import Run, final_curvature
-from lowland.report.sections import Section, Table
-from lowland.report.statistics import Interval, paired_interval, show, show_interval, t_interval
+from lowland.report.sections import Block, Figure, Section, Table
+from lowland.report.statistics import LEAST_SEEDS, Interval, paired_interval, show, show_interval, t_interval
+from lowland.viz.curves import build_cost
+from lowland.viz.spec import Estimate
 
 __all__ = ["comparison_section", "comparison_table", "methods_of"]
 
@@ -73,7 +75,22 @@ def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> S
     """
     if not any(run.result or run.metrics for run in runs):
         return None
-    return Section("Comparison", (comparison_table(runs, baseline=baseline),))
+    blocks: list[Block] = [comparison_table(runs, baseline=baseline)]
+    estimates = [e for name, members in methods_of(runs).items() if (e := _estimate(name, members)) is not None]
+    if len(estimates) > 1:
+        caption = "Large: mean over seeds with its 95 % t interval (from four seeds on); small: single seeds."
+        blocks.append(Figure(build_cost(estimates, title="Accuracy against cost", caption=caption), height=380))
+    return Section("Comparison", tuple(blocks))
+
+
+def _estimate(name: str, members: Sequence[Run]) -> Estimate | None:
+    pairs = [(_number(run, "passes"), _number(run, "test_accuracy")) for run in members]
+    seeds = [(passes, 100 * accuracy) for passes, accuracy in pairs if passes is not None and accuracy is not None]
+    if not seeds:
+        return None
+    interval = t_interval([accuracy for _, accuracy in seeds])
+    bounds = (interval.low, interval.high) if len(seeds) >= LEAST_SEEDS else None
+    return Estimate(name, sum(passes for passes, _ in seeds) / len(seeds), interval.mean, bounds, tuple(seeds))
 
 
 def _each(groups: Mapping[str, list[Run]], cell: Callable[[list[Run]], str]) -> dict[str, str]:
@@ -91,7 +108,8 @@ def _over(members: Sequence[Run], name: str) -> Interval | None:
 
 
 def _train_loss(run: Run) -> float | None:
-    return run.last("train_loss")
+    chosen = _number(run, "train_loss")
+    return run.last("train_loss") if chosen is None else chosen
 
 
 def _mean(members: Sequence[Run], value: Callable[[Run], float | None]) -> str:

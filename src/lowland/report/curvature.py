@@ -21,9 +21,13 @@ LOSS_RATIO = 1.5
 """Train losses that differ by more make curvatures incomparable at the end of training (SCIENCE 1)."""
 
 _HEADER = (
-    "run", "train loss", "train accuracy", "weight norm", "λ max", "λ min", "trace", "filter-weighted trace",
-    "SAM sharpness", "batch norm", "samples", "products",
+    "run", "train loss", "train accuracy", "weight norm", "λ max", "η λ max / 2(1+β)", "λ min", "trace",
+    "filter-weighted trace", "SAM sharpness", "batch norm", "samples", "products",
 )  # fmt: skip
+
+_SHOWN = frozenset({"train_loss", "train_accuracy", "weight_norm", "lambda_max", "lambda_min", "trace", "filter_trace",
+                    "sam_sharpness"})  # fmt: skip
+_MINOR = ("_se", "_converged", "_bound", "_residual", "_spread")
 
 
 def scalar(result: xr.Dataset | None, name: str) -> float | None:
@@ -136,10 +140,13 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
         "λ max and λ min are the ends of the Hessian's spectrum, each with the norm of its residual H v − λ v; a "
         "Krylov method cannot promise that nothing was missed.",
         "Filter-weighted trace: mean curvature over all filter-normalised directions, with its standard error.",
+        "η λ max / 2(1+β), with step size η of the chosen epoch and momentum β: training pushes it towards 1.",
     ]
     blocks: list[Block] = [Table(_HEADER, tuple(_row(run, result) for run, result in measured),
                                  "Curvature at the end of training, on the data and in the mode stated",
                                  tuple(notes))]  # fmt: skip
+    further = _further(measured)
+    blocks += [further] if further is not None else []
     modes = {str(result.attrs.get("batch_norm", "not stored")) for _, result in measured}
     if len(modes) > 1:
         blocks.append(Paragraph(f"Not comparable: the batch-norm modes differ ({', '.join(sorted(modes))})."))
@@ -155,6 +162,15 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
     return Section("Curvature", tuple(blocks))
 
 
+def _edge(run: Run, result: xr.Dataset) -> str:
+    # where lambda_max lies against the edge of stability of SGD with momentum, 1 being the edge
+    values = [run.result.get("learning_rate"), run.result.get("momentum"), scalar(result, "lambda_max")]
+    if not all(isinstance(value, int | float) for value in values):
+        return "–"
+    rate, momentum, top = (float(value) for value in values if value is not None)
+    return show(rate * top / (2 * (1 + momentum)), 2)
+
+
 def _row(run: Run, result: xr.Dataset) -> tuple[str, ...]:
     attrs = result.attrs
     return (
@@ -163,6 +179,7 @@ def _row(run: Run, result: xr.Dataset) -> tuple[str, ...]:
         show(scalar(result, "train_accuracy")),
         show(scalar(result, "weight_norm")),
         highest_eigenvalue(result),
+        _edge(run, result),
         lowest_eigenvalue(result),
         with_error(result, "trace"),
         with_error(result, "filter_trace"),
@@ -171,6 +188,18 @@ def _row(run: Run, result: xr.Dataset) -> tuple[str, ...]:
         str(attrs.get("samples", "–")),
         str(attrs.get("products", "–")),
     )
+
+
+def _further(measured: Sequence[tuple[Run, xr.Dataset]]) -> Table | None:
+    # every other stored scalar: further sharpness measures, logit-normalised ones ...
+    names: list[str] = []
+    for _, result in measured:
+        scalars = [str(name) for name, values in result.data_vars.items() if values.ndim == 0]
+        names += [name for name in scalars if name not in names and name not in _SHOWN and not name.endswith(_MINOR)]
+    if not names:
+        return None
+    rows = tuple((run.name, *(with_error(result, name) for name in names)) for run, result in measured)
+    return Table(("run", *(name.replace("_", " ") for name in names)), rows, "Further measures at the end of training")
 
 
 def _matched(measured: Sequence[tuple[Run, xr.Dataset]]) -> Block:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowland.report.runs import Run
-from lowland.report.sections import Block, Figure, Gallery, Paragraph, Section, Table
-from lowland.viz.paths import build_animation, build_path, two_axes
+from lowland.report.comparison import methods_of
+from lowland.report.landscapes import trust_box
+from lowland.report.runs import Run, path_plane
+from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section, Table
+from lowland.report.statistics import show
+from lowland.viz.paths import build_animation, build_path, is_walk, two_axes
 from lowland.viz.spec import Axis, Contour, Curve, Line
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["training_section", "trajectories_section"]
 
@@ -22,7 +29,7 @@ _CURVES = (
 
 
 def training_section(runs: Sequence[Run]) -> Section | None:
-    """Build the section with the training curves of all runs.
+    """Build the section with the training curves: one per method, with the range over its seeds.
 
     Args:
         runs: Runs; those without metrics are left out.
@@ -32,21 +39,29 @@ def training_section(runs: Sequence[Run]) -> Section | None:
     """
     figures = []
     for column, title, unit in _CURVES:
-        curves = tuple(curve for run in runs if (curve := _curve(run, column)) is not None)
+        curves = tuple(c for name, group in methods_of(runs).items() if (c := _curve(name, group, column)) is not None)
         if curves:
             values = np.concatenate([curve.y for curve in curves])
             positive = unit == "loss" and bool((values[np.isfinite(values)] > 0).all())
             axis = Axis(title, "" if unit == "loss" else unit, log=positive)
-            figures.append(Figure(Line(curves, Axis("epoch"), axis, title), height=360))
+            figures.append(Figure(Line(curves, Axis("epoch"), axis, title), height=340))
     return Section("Training", (Gallery(tuple(figures)),)) if figures else None
 
 
-def _curve(run: Run, column: str) -> Curve | None:
-    rows = [row for row in run.metrics if isinstance(row.get(column), float)]
-    if not rows:
+def _curve(name: str, runs: Sequence[Run], column: str) -> Curve | None:
+    series = []
+    for run in runs:
+        rows = [row for row in run.metrics if isinstance(row.get(column), float)]
+        if rows:
+            series.append({float(row.get("epoch", k)): float(row[column]) for k, row in enumerate(rows)})
+    shared = sorted(set.intersection(*(set(one) for one in series))) if series else []
+    if not shared:
         return None
-    x = [row["epoch"] if isinstance(row.get("epoch"), float) else float(k) for k, row in enumerate(rows)]
-    return Curve(run.name, np.array(x), np.array([row[column] for row in rows]))
+    values = np.array([[one[epoch] for epoch in shared] for one in series])
+    x = np.array(shared)
+    if len(series) == 1:
+        return Curve(name, x, values[0])
+    return Curve(name, x, values.mean(0), values.min(0), values.max(0), f"range over {len(series)} seeds")
 
 
 def trajectories_section(runs: Sequence[Run]) -> Section | None:
@@ -58,46 +73,92 @@ def trajectories_section(runs: Sequence[Run]) -> Section | None:
     Returns:
         The section, or None where no run has a trajectory.
     """
-    walked = [run for run in runs if run.trajectory is not None]
+    walked = [(run, run.trajectory) for run in runs if run.trajectory is not None]
     if not walked:
         return None
-    figures = []
-    for run in walked:
-        assert run.trajectory is not None
-        plane = next((s for name, s in run.surfaces.items() if "trajectory" in name and "y" in s.dims), None)
-        figure = build_path({run.name: run.trajectory}, plane, title=run.name)
-        if isinstance(figure, Contour):
-            figures.append(Figure(build_animation(figure), run.name, height=520))
-        else:
-            figures.append(Figure(figure, run.name))
     text = (
-        "Each path is projected on its own two principal directions. A random walk with the same step lengths also "
-        "puts most of its variance on two directions, so a share counts only as far as it exceeds the null."
+        "Each path is projected on its own two principal directions, so two pictures cannot be laid over each other. A "
+        "random walk with the same step lengths also puts most of its variance on two directions: a share counts only "
+        "as far as it exceeds the null. The small boxes say how far the plane is from the path."
     )
+    figures = [_path_figure(run, path) for run, path in walked]
+    losses = [figure for run, path in walked if (figure := _loss_figure(run, path)) is not None]
+    boxes = [_path_box(run, path) for run, path in walked]
     blocks: list[Block] = [Paragraph(text), _null_table(walked), Gallery(tuple(figures))]
-    return Section("Trajectories", tuple(blocks))
+    blocks += [Gallery(tuple(losses))] if losses else []
+    return Section("Trajectories", (*blocks, Gallery(tuple(boxes))))
 
 
-def _null_table(runs: Sequence[Run]) -> Table:
+def _path_figure(run: Run, path: xr.Dataset) -> Figure:
+    plane = path_plane(run)
+    surface = None if plane is None else run.surfaces[plane]
+    figure = build_path({run.name: path}, surface, title=run.name)
+    if isinstance(figure, Contour):
+        return Figure(build_animation(figure), run.name, height=500)
+    return Figure(figure, run.name)
+
+
+def _loss_figure(run: Run, path: xr.Dataset) -> Figure | None:
+    # how much of the loss the plane misses
+    if "loss" not in path or "plane_loss" not in path:
+        return None
+    x = np.asarray(path["step"].values, dtype=np.float64)
+    pairs = (("at the weights", "loss"), ("at their projection", "plane_loss"))
+    curves = tuple(Curve(label, x, np.asarray(path[name].values, dtype=np.float64)) for label, name in pairs)
+    values = np.concatenate([curve.y for curve in curves])
+    positive = bool((values[np.isfinite(values)] > 0).all())
+    line = Line(curves, Axis("optimizer step"), Axis("loss", log=positive), f"{run.name}: loss on and off the plane")
+    return Figure(line, run.name, height=340)
+
+
+def _path_box(run: Run, path: xr.Dataset) -> Box:
+    checks: list[tuple[str, str, str]] = []
+    if "distance" in path:
+        largest = float(np.nanmax(path["distance"].values))
+        text = show(largest)
+        if "distance_to_origin" in path:
+            place = int(np.nanargmax(path["distance"].values))
+            whole = float(path["distance_to_origin"].values[place])
+            text += f" of {show(whole)}" if whole > 0 else ""
+        checks.append(("largest distance from the plane", text, "of the distance to the end of the path"))
+    if "loss" in path and "plane_loss" in path:
+        ratio = np.abs(path["plane_loss"].values - path["loss"].values)
+        checks.append(("largest error of the loss on the plane", show(float(np.nanmax(ratio))), "over the snapshots"))
+    if "cosine" in path and np.isfinite(path["cosine"].values).any():
+        mean = float(np.nanmean(path["cosine"].values))
+        checks.append(("mean cosine of consecutive steps", show(mean), "0 for a random walk"))
+    rounding = path.attrs.get("rounding_over_smallest_step")
+    if isinstance(rounding, int | float) and np.isfinite(rounding):
+        checks.append(("rounding of stored weights", show(float(rounding), 2), "times the smallest step"))
+    plane = path_plane(run)
+    if plane is not None:
+        checks += trust_box(run.surfaces[plane], plane).checks
+    return Box(f"Can I trust this figure? {run.name}, path", tuple(checks), run.name)
+
+
+def _null_table(walked: Sequence[tuple[Run, xr.Dataset]]) -> Table:
     rows = []
-    for run in runs:
-        assert run.trajectory is not None
-        share, null = two_axes(run.trajectory, "variance_share"), two_axes(run.trajectory, "null_share")
+    for run, path in walked:
+        share, null = two_axes(path, "variance_share"), two_axes(path, "null_share")
         above = "–" if share is None or null is None else f"{100 * (share - null):+.1f} points".replace("-", "−")
-        if share is not None and null is not None and share <= null:
-            above += ": no more than a walk"
-        distance = run.trajectory["distance"].values if "distance" in run.trajectory else None
+        if is_walk(path):
+            above += ", no more than a walk"
+        anchored = path.attrs.get("anchored")
         rows.append(
             (
                 run.name,
-                str(run.trajectory.sizes["snapshot"]),
+                str(path.sizes["snapshot"]),
                 "–" if share is None else f"{share:.1%}",
-                "not stored" if null is None else f"{null:.1%}",
+                "not stored" if null is None else f"{null:.1%}{_spread(path)}",
                 above,
-                "–" if distance is None else f"{float(np.nanmax(distance)):.3g}",
-                str(run.trajectory.attrs.get("anchored", "–")),
+                "–" if anchored is None else "end of the path" if anchored else "mean of the path",
             )
         )
-    header = ("run", "snapshots", "variance on two axes", "random-walk null", "above the null",
-              "largest distance from the plane", "anchored")  # fmt: skip
-    return Table(header, tuple(rows), "How much of each path its plane shows")
+    header = ("run", "snapshots", "share on two axes", "random-walk null", "above the null", "anchored at")
+    return Table(header, tuple(rows), "How much of each path (squared distance) its plane shows")
+
+
+def _spread(path: xr.Dataset) -> str:
+    if "null_share_sd" not in path:
+        return ""
+    return f" ± {float(np.linalg.norm(path['null_share_sd'].values[:2])):.1%}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from html import escape
 from importlib import resources
@@ -145,7 +146,7 @@ def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.header)
     rows = "".join(
         f'<tr data-run="{escape(row[0])}"><th scope="row">{escape(row[0])}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "".join(f"<td>{_two_lines(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in table.rows
     )
@@ -155,6 +156,18 @@ def _table(table: Table) -> str:
         f'<div class="table" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         f"</div>{f'<ul class=notes>{notes}</ul>' if notes else ''}"
     )
+
+
+def _two_lines(cell: str) -> str:
+    """Escape a cell and put the uncertainty in brackets on a second line, which keeps wide tables narrow.
+
+    Args:
+        cell: Plain text.
+
+    Returns:
+        HTML.
+    """
+    return re.sub(r" (?=[\[(])", "<br>", escape(cell))
 
 
 def _box(box: Box) -> str:

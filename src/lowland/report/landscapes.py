@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED, STATUS_OPEN
-from lowland.report.runs import Run
+from lowland.report.curvature import scalar, with_error
+from lowland.report.runs import Run, final_curvature, path_plane
 from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section
 from lowland.report.statistics import show
+from lowland.viz.caption import planes_of, recipe_of
 from lowland.viz.spec import Scale
 from lowland.viz.surfaces import build_contour, build_surface, field_of, shared_scale
 
@@ -20,13 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["landscapes_section", "trust_box"]
 
 _CHECKS: tuple[tuple[str, str, str], ...] = (
-    ("axes_cosine", "cosine between the axes", "0 means that they are orthogonal"),
     ("precision_error", "precision error", "largest difference to the same points in double precision"),
     ("interpolation_error", "interpolation error", "on random held-out points"),
     ("interpolation_statement", "interpolated pixels", ""),
     ("direction_spread", "spread over directions", "of the central curvature; one picture is one draw"),
-    ("variance_share", "variance explained", "share of the path's variance in this plane"),
-    ("path_distance", "distance of the path from the plane", "largest over the snapshots"),
     ("filter_trace", "mean curvature over all directions", "filter-weighted trace"),
     ("basin_width", "basin width", ""),
     ("barrier", "barrier height", ""),
@@ -38,18 +37,19 @@ _CHECKS: tuple[tuple[str, str, str], ...] = (
 """Attribute of a surface -> what the box calls it; a check appears only where the attribute is there."""
 
 
-def trust_box(surface: xr.Dataset, name: str, *, run: str = "") -> Box:
+def trust_box(surface: xr.Dataset, name: str, *, run: str = "", curvature: xr.Dataset | None = None) -> Box:
     """Build the box "Can I trust this figure?" of a surface.
 
     Args:
         surface: A surface of schema v1.
         name: Name of the surface for the title.
         run: Name of the run it belongs to.
+        curvature: Curvature at the centre of the surface, for the mean over all directions.
 
     Returns:
         The box; it holds only checks for which the surface stores a value.
     """
-    checks = [_points(surface)]
+    checks = [_points(surface), *_axes(surface), *_mean_curvature(curvature)]
     for key, title, meaning in _CHECKS:
         value = surface.attrs.get(key)
         if value is None or value == "null" or isinstance(value, bool):
@@ -66,6 +66,24 @@ def trust_box(surface: xr.Dataset, name: str, *, run: str = "") -> Box:
             label = f"largest standard error of {variable.removesuffix('_se')}"
             checks.append((label, show(largest, 2), "over the points of the figure"))
     return Box(f"Can I trust this figure? {name}", tuple(checks), run)
+
+
+def _axes(surface: xr.Dataset) -> list[tuple[str, str, str]]:
+    planes = planes_of(recipe_of(surface))
+    cosines = [plane["cosine"] for plane in planes if isinstance(plane.get("cosine"), int | float)]
+    if not cosines:
+        return []
+    widest = max(cosines, key=abs)
+    return [("cosine between the axes", show(float(widest), 2), "0 means that they are orthogonal")]
+
+
+def _mean_curvature(curvature: xr.Dataset | None) -> list[tuple[str, str, str]]:
+    if scalar(curvature, "filter_trace") is None:
+        return []
+    text = with_error(curvature, "filter_trace")
+    spread = scalar(curvature, "filter_trace_spread")
+    meaning = "filter-weighted trace" + ("" if spread is None else f"; single directions vary by {show(spread, 2)}")
+    return [("mean curvature over all directions", text, meaning)]
 
 
 def _points(surface: xr.Dataset) -> tuple[str, str, str]:
@@ -89,7 +107,13 @@ def landscapes_section(runs: Sequence[Run], metric: str = "loss") -> Section | N
     Returns:
         The section, or None where no run has a surface with two axes.
     """
-    planes = [(run, name, surface) for run in runs for name, surface in run.surfaces.items() if "y" in surface.dims]
+    # Surfaces over the plane of a path have their own units and stand with the path.
+    planes = [
+        (run, name, surface)
+        for run in runs
+        for name, surface in run.surfaces.items()
+        if "y" in surface.dims and name != path_plane(run)
+    ]
     drawable = [entry for entry in planes if metric in entry[2] and field_of(entry[2], metric).known.any()]
     if not planes:
         return None
@@ -122,9 +146,10 @@ def _introduction(drawable: Sequence[tuple[Run, str, Any]], scale: Scale) -> str
 def _galleries(drawable: Sequence[tuple[Run, str, Any]], metric: str, scale: Scale) -> list[Block]:
     contours, surfaces, boxes = [], [], []
     for run, name, surface in drawable:
-        title = run.name if len(run.surfaces) == 1 else f"{run.name}: {name}"
-        contours.append(Figure(build_contour(surface, metric, scale=scale, title=title), run.name))
+        single = sum(entry[0] is run for entry in drawable) == 1
+        title = run.name if single else f"{run.name}: {name}"
+        contours.append(Figure(build_contour(surface, metric, scale=scale, title=title), run.name, height=360))
         solid = build_surface(surface, metric, scale=scale, title=title, caption="")
-        surfaces.append(Figure(solid, run.name, link="surfaces", height=400))
-        boxes.append(trust_box(surface, title, run=run.name))
+        surfaces.append(Figure(solid, run.name, link="surfaces", height=380))
+        boxes.append(trust_box(surface, title, run=run.name, curvature=final_curvature(run)))
     return [Gallery(tuple(contours)), Gallery(tuple(surfaces)), Gallery(tuple(boxes))]

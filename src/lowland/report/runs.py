@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from lowland.core.errors import InputError
 from lowland.core.schema import check
+from lowland.viz.caption import axes_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Run", "final_curvature", "read_run"]
+__all__ = ["Run", "final_curvature", "path_plane", "read_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class Run:
         method: Runs of one method with several seeds form a row of the comparison; "" takes the name.
         seed: Seed that pairs runs of different methods; None where unknown.
         metrics: Rows of ``metrics.csv``, numbers where they are numbers.
-        result: Contents of ``result.json``: test_accuracy, test_loss, passes, seconds ...
+        result: Outcome of training: test_accuracy, test_loss, train_loss and learning_rate of the chosen epoch, passes,
+            seconds, steps, momentum; absent where unknown.
         surfaces: Surfaces and lines by name.
         curvature: Curvature results by name, the one at the end of training last.
         trajectory: The projected path, or None.
@@ -70,6 +74,25 @@ class Run:
         return None
 
 
+def path_plane(run: Run) -> str | None:
+    """Return the name of the surface over the plane of the run's path.
+
+    Args:
+        run: A run.
+
+    Returns:
+        The first surface with two axes on the axes of the trajectory, else one that is named after it, else None.
+    """
+    planes = {name: surface for name, surface in run.surfaces.items() if "y" in surface.dims}
+    if run.trajectory is None:
+        return None
+    axes = axes_of(run.trajectory)
+    for name, surface in planes.items():
+        if axes and axes_of(surface) == axes:
+            return name
+    return next((name for name, s in planes.items() if "trajectory" in name and not (axes and axes_of(s))), None)
+
+
 def final_curvature(run: Run) -> xr.Dataset | None:
     """Return the curvature at the end of training.
 
@@ -98,8 +121,8 @@ def read_run(
         name: Name to show; None takes the folder's.
         method: As in `Run`.
         seed: As in `Run`.
-        data: As in `Run`.
-        loss: As in `Run`.
+        data: As in `Run`; "" reads it from the spec.
+        loss: As in `Run`; "" reads the plain loss from the spec, without the method around it.
 
     Returns:
         The run.
@@ -115,6 +138,7 @@ def read_run(
     stores = {part: _open_all(root / part, part) for part in ("surfaces", "curvature")}
     trajectory = _open(root / "trajectory.zarr", "trajectory") if (root / "trajectory.zarr").exists() else None
     spec = (root / "spec.yaml").read_text(encoding="utf-8") if (root / "spec.yaml").is_file() else ""
+    known_data, known_loss = _identity(spec)
     if not (metrics or result or spec or trajectory is not None or any(stores.values())):
         raise InputError("run", "must be a folder that a run has written", str(folder), "it holds no results")
     return Run(
@@ -122,13 +146,13 @@ def read_run(
         method=method,
         seed=seed,
         metrics=metrics,
-        result=result,
+        result=_outcome(result),
         surfaces=stores["surfaces"],
         curvature=stores["curvature"],
         trajectory=trajectory,
         spec=spec,
-        data=data,
-        loss=loss,
+        data=data or known_data,
+        loss=loss or known_loss,
         folder=str(folder),
     )
 
@@ -147,6 +171,32 @@ def _open_all(folder: Path, part: str) -> dict[str, xr.Dataset]:
     if kind == "curvature":  # the end of training last; a result without a step is the end
         return dict(sorted(found.items(), key=lambda item: float(item[1].attrs.get("step", float("inf")))))
     return found
+
+
+def _outcome(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``result.json`` holds as one flat dictionary: the test part, the chosen epoch, costs, momentum."""
+    flat = {key: value for key, value in content.items() if isinstance(value, int | float | str)}
+    for key, value in dict(content.get("test") or {}).items():
+        flat[f"test_{key}"] = value
+    for key, value in dict(content.get("chosen") or {}).items():
+        flat.setdefault(key, value)
+    groups = dict(content.get("recipe") or {}).get("optimizer settings") or [{}]
+    if "momentum" in groups[0]:
+        flat.setdefault("momentum", groups[0]["momentum"])
+    return flat
+
+
+def _identity(spec: str) -> tuple[str, str]:
+    """Return what identifies data and plain loss in a spec; "" where it does not say."""
+    try:
+        content = yaml.safe_load(spec)
+    except yaml.YAMLError:
+        return "", ""
+    if not isinstance(content, dict):
+        return "", ""
+    data, loss = content.get("data") or {}, content.get("loss") or {}
+    plain = {key: value for key, value in loss.items() if key not in ("method", "options")} if loss else {}
+    return tuple(json.dumps(part, sort_keys=True) if part else "" for part in (data, plain))  # type: ignore[return-value]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-__all__ = ["Interval", "paired_interval", "show", "show_interval", "t_interval"]
+__all__ = ["LEAST_SEEDS", "Interval", "paired_interval", "show", "show_interval", "t_interval"]
 
-_LEAST_SEEDS = 4  # three seeds are shown as three points, not as an interval (SCIENCE 20)
+LEAST_SEEDS = 4
+"""Below that, seeds are shown one by one: an interval from three points would say more than they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,6 @@ def show_interval(interval: Interval | None, *, factor: float = 1.0, sign: bool 
     def one(value: float) -> str:
         return f"{factor * value:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
 
-    if len(interval.values) < _LEAST_SEEDS:
+    if len(interval.values) < LEAST_SEEDS:
         return ", ".join(one(value) for value in interval.values) or "–"
     return f"{one(interval.mean)} [{one(interval.low)}, {one(interval.high)}]"

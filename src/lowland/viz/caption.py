@@ -13,9 +13,9 @@ from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_OPEN
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["caption_of", "recipe_of"]
+__all__ = ["axes_of", "caption_of", "planes_of", "recipe_of"]
 
-_SHOWN = ("normalize", "normalisation", "normalization", "direction", "directions", "kind", "seed", "kernel")
+_SHOWN = ("seed", "normalization", "anchored")
 _ATTRIBUTES = ("batch_norm", "samples", "precision")
 
 
@@ -35,6 +35,38 @@ def recipe_of(result: xr.Dataset) -> dict[str, Any]:
         except json.JSONDecodeError:
             return {}
     return dict(recipe) if isinstance(recipe, Mapping) else {}
+
+
+def planes_of(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the descriptions of the planes in a recipe.
+
+    Args:
+        recipe: A surface's recipe, or a trajectory's.
+
+    Returns:
+        One description per plane: kind, arguments, axes, cosine, norms.
+    """
+    planes = recipe.get("planes", [])
+    return [plane for plane in planes if isinstance(plane, Mapping)] if isinstance(planes, list) else []
+
+
+def axes_of(result: xr.Dataset) -> tuple[str, ...]:
+    """Return the fingerprints of the axes that a surface or trajectory stands on.
+
+    Args:
+        result: A surface or a trajectory.
+
+    Returns:
+        One fingerprint per axis; empty where they are not stored.
+    """
+    stored = result.attrs.get("plane")
+    try:
+        planes = [json.loads(stored)] if isinstance(stored, str) else planes_of(recipe_of(result))
+    except json.JSONDecodeError:
+        return ()
+    axes = planes[0].get("axes", []) if planes and isinstance(planes[0], Mapping) else []
+    found = [str(axis.get("fingerprint", "")) for axis in axes if isinstance(axis, Mapping)]
+    return tuple(found) if all(found) else ()
 
 
 def caption_of(result: xr.Dataset, *, note: str = "") -> str:
@@ -79,13 +111,7 @@ def _plain(value: object) -> bool:
 
 
 def _chosen(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    seen: set[str] = set()
-    stack: list[Mapping[str, Any]] = [recipe]
-    while stack:
-        level = stack.pop(0)
-        for key, value in level.items():
-            if isinstance(value, Mapping):
-                stack.append(value)
-            elif key in _SHOWN and key not in seen and _plain(value):
-                seen.add(key)
-                yield key, value
+    for plane in planes_of(recipe)[:1]:
+        yield "plane", plane.get("kind", "given")
+        arguments = plane.get("arguments", {})
+        yield from ((key, arguments[key]) for key in _SHOWN if _plain(arguments.get(key)))

@@ -51,7 +51,7 @@ def draw_contour(axes: Axes, spec: Contour) -> ScalarMappable:
     if drawable:
         ink: dict[str, Any] = {"colors": "white", "alpha": 0.75} if spec.filled else {"cmap": colours, "norm": norm}
         lines = axes.contour(field.x, field.y, shown, levels=list(scale.levels), linewidths=0.6, **ink)
-        named = lines.levels[::2] if len(lines.levels) > 9 else lines.levels  # more would hide the lines
+        named = scale.levels[::2] if len(scale.levels) > 9 else scale.levels  # more would hide the lines
         axes.clabel(lines, named, fmt=format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
     _frame_plane(axes, field, spec.x_axis, spec.y_axis)
     _mark_points(axes, field, spec.points)

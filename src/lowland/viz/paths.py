@@ -9,7 +9,7 @@ import numpy as np
 
 from lowland.core.errors import InputError
 from lowland.core.schema import check
-from lowland.viz.caption import caption_of
+from lowland.viz.caption import axes_of, caption_of
 from lowland.viz.field import FloatArray
 from lowland.viz.spec import Animation, Axis, Contour, Curve, Line, Path, Scale
 from lowland.viz.surfaces import build_contour
@@ -17,7 +17,7 @@ from lowland.viz.surfaces import build_contour
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["build_animation", "build_path", "path_of", "walk_note"]
+__all__ = ["build_animation", "build_path", "is_walk", "path_of", "two_axes", "walk_note"]
 
 _FRAMES = 60  # a slider has about that many distinguishable positions, and the file stays small
 
@@ -69,7 +69,7 @@ def build_path(
         A contour with paths, or curves in the plane.
 
     Raises:
-        InputError: If there is no trajectory.
+        InputError: If there is no trajectory, or the surface stands on another plane.
     """
     if not trajectories:
         raise InputError("trajectories", "must hold at least one trajectory")
@@ -80,6 +80,9 @@ def build_path(
     if surface is None:
         curves = tuple(Curve(path.name, path.x, path.y, markers=True) for path in paths)
         return Line(curves, x_axis, y_axis, title, note if caption is None else caption, equal=True)
+    for name, trajectory in trajectories.items():
+        if axes_of(trajectory) and axes_of(surface) and axes_of(trajectory) != axes_of(surface):
+            raise InputError("surface", "must be over the plane of the path", name)
     text = caption_of(surface, note=note) if caption is None else caption
     contour = build_contour(surface, metric, scale=scale, paths=paths, title=title, caption=text)
     left, right, bottom, top = _around(contour, paths)
@@ -135,9 +138,25 @@ def walk_note(trajectory: xr.Dataset) -> str:
     if null is None:
         return text + " (random-walk null not stored)"
     text += f", a random walk with the same step lengths {null:.0%}"
-    if share <= null:
-        text += ": no more than a random walk"
-    return text
+    return text + ": no more than a random walk" if is_walk(trajectory) else text
+
+
+def is_walk(trajectory: xr.Dataset) -> bool:
+    """Return whether two axes show no more of a path than they would of a random walk.
+
+    Args:
+        trajectory: A trajectory of schema v1.
+
+    Returns:
+        True where the share is at most two standard deviations above the null; False also where one is not stored.
+    """
+    share, null = two_axes(trajectory, "variance_share"), two_axes(trajectory, "null_share")
+    if share is None or null is None:
+        return False
+    spread = 0.0
+    if "null_share_sd" in trajectory:
+        spread = float(np.linalg.norm(trajectory["null_share_sd"].values[:2]))
+    return share <= null + 2 * spread
 
 
 def two_axes(trajectory: xr.Dataset, name: str) -> float | None:

@@ -75,9 +75,9 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
         font={"family": f"{style.FONT}, Verdana, sans-serif", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 60, "r": 20, "t": 48, "b": 56},
+        margin={"l": 56, "r": 12, "t": 40, "b": 48},
         hoverlabel={"namelength": -1},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "xanchor": "right", "x": 1},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "xanchor": "left", "x": 0},
         meta={"caption": escape(spec.caption)},
     )
     if not isinstance(spec, Panels):
