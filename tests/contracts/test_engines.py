@@ -1,4 +1,4 @@
-"""What every engine must do; a new engine joins by one line."""
+"""What every engine must do; a new engine joins by one line. Workers of engines that have any share their computer."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 
 from lowland.core.errors import InputError
-from lowland.engine import Point, Row, select
+from lowland.engine import Point, Processes, Row, Serial, select
 
-ENGINES = ["serial"]
+ENGINES = {
+    "serial": lambda: Serial(),
+    "processes:2": lambda: Processes(2, threads=1),
+}
 pytestmark = pytest.mark.parametrize("name", ENGINES)
 
 
@@ -48,12 +51,30 @@ class Square:
         return rows
 
 
+@dataclass(frozen=True)
+class Broken:
+    """Cannot be set up."""
+
+    @contextmanager
+    def placed(self):
+        yield {}[0] if 1 // 0 else None
+
+    def __call__(self, context, points, parents):
+        raise AssertionError("never reached")
+
+
 def points(n):
     return [Point(i, (float(i), 0.0)) for i in range(n)]
 
 
 def collect(name, task, todo, **options):
-    return {row.index: row for rows in select(name).run(task, todo, **options) for row in rows}
+    return {row.index: row for rows in ENGINES[name]().run(task, todo, **options) for row in rows}
+
+
+def balanced(log):
+    """Every worker that entered the task's context has left it."""
+    words = log.read_text().split()
+    return words.count("in") == words.count("out") > 0
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -67,6 +88,7 @@ def test_a_failing_point_costs_only_itself(name, chunk):
     rows = collect(name, Square(failing=(2, 5)), points(8), chunk=chunk)
     assert sorted(i for i, row in rows.items() if row.failed) == [2, 5]
     assert rows[2].error == "ValueError: no value at 2" and dict(rows[2].values) == {}
+    assert "second line" in rows[2].traceback and "__call__" in rows[2].traceback and rows[3].traceback == ""
     assert rows[3].values["value"] == 10.0
 
 
@@ -88,25 +110,41 @@ def test_interrupt_passes_through_and_the_task_puts_things_back(name, tmp_path):
     task = Square(interrupt=3, log=str(tmp_path / "log"))
     rows = []
     with pytest.raises(KeyboardInterrupt):
-        for part in select(name).run(task, points(6)):
+        for part in ENGINES[name]().run(task, points(6)):
             rows += part
-    assert [row.index for row in rows] == [0, 1, 2]
-    assert (tmp_path / "log").read_text().split() == ["in", "out"]
+    indices = [row.index for row in rows]
+    assert 3 not in indices and len(set(indices)) == len(indices)
+    assert name != "serial" or indices == [0, 1, 2]
+    assert balanced(tmp_path / "log")
 
 
 def test_a_reader_that_stops_makes_the_task_put_things_back(name, tmp_path):
     task = Square(log=str(tmp_path / "log"))
-    run = select(name).run(task, points(6))
+    run = ENGINES[name]().run(task, points(6))
     next(run)
     run.close()
-    assert (tmp_path / "log").read_text().split() == ["in", "out"]
+    assert balanced(tmp_path / "log")
+
+
+def test_what_goes_wrong_before_the_first_point_is_raised_as_it_is(name):
+    with pytest.raises(ZeroDivisionError) as caught:
+        collect(name, Broken(), points(3))
+    text = "".join([str(note) for note in getattr(caught.value, "__notes__", [])]) or str(caught.traceback[-1])
+    assert "placed" in text or "Broken" in text
+
+
+def test_an_error_of_a_reader_passes_and_the_task_puts_things_back(name, tmp_path):
+    with pytest.raises(OSError, match="full"):
+        for _ in ENGINES[name]().run(Square(log=str(tmp_path / "log")), points(6)):
+            raise OSError("disk full")
+    assert balanced(tmp_path / "log")
 
 
 def test_events_count_and_estimate(name):
     events = []
     known = {100: Row(100, {"value": 0.0})}
     collect(name, Square(failing=(1,)), points(4), known=known, seconds_per_point=2.0, on_event=events.append)
-    assert events[0].kind == "started" and events[0].remaining == 8.0
+    assert events[0].kind == "started" and events[0].remaining == 8.0 / ENGINES[name]().workers
     assert (events[0].done, events[0].total) == (1, 5)
     assert events[-1].kind == "done" and (events[-1].done, events[-1].remaining) == (5, 0.0)
     assert [event.message for event in events if event.kind == "failed"] == ["ValueError: no value at 1"]
@@ -122,5 +160,7 @@ def test_bad_input(name):
         collect(name, Square(), [Point(0, (0.0,)), Point(0, (0.0,))])
     with pytest.raises(InputError, match="serial"):
         select(name + "s")
+    with pytest.raises(InputError, match="serial"):
+        select("threads")
     with pytest.raises(InputError, match="engine"):
         select(3)

@@ -12,11 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from traceback import format_exception
 from typing import Any, Literal, Protocol, TypeAlias
 
 from lowland.core.errors import InputError
 
-__all__ = ["Engine", "Event", "OnEvent", "Point", "Row", "Task", "run_chunk"]
+__all__ = ["Engine", "Event", "OnEvent", "Point", "Row", "Task", "failed_row", "run_chunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,14 @@ class Row:
         values: Measured numbers by name.
         carry: Arrays by name that its children get as a warm start.
         error: Why it failed, or ``""``; values are empty then.
+        traceback: Where it failed, as Python prints it, or ``""``.
     """
 
     index: int
     values: Mapping[str, float]
     carry: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+    traceback: str = ""
 
     @property
     def failed(self) -> bool:
@@ -90,6 +93,7 @@ class Event:
         remaining: Estimated seconds left; None while nothing is known.
         rate: Points per second of this run; 0 before the first.
         message: Why a point failed, or ``""``.
+        traceback: Where it failed, as Python prints it, or ``""``.
 
     Example:
         >>> Event("rows", done=5, total=10, elapsed=2.0, remaining=2.0, rate=2.5).total
@@ -103,6 +107,7 @@ class Event:
     remaining: float | None = None
     rate: float = 0.0
     message: str = ""
+    traceback: str = ""
 
 
 OnEvent: TypeAlias = Callable[[Event], None]
@@ -114,6 +119,9 @@ class Engine(ABC):
 
     name: str
     """As the user typed it, such as ``"serial"``."""
+
+    workers: int = 1
+    """How many points are computed at the same time."""
 
     def run(
         self,
@@ -148,7 +156,7 @@ class Engine(ABC):
         _check(points, chunk, known)
         tell = on_event or (lambda event: None)
         start, finished, before, total = time.monotonic(), 0, len(known), len(points) + len(known)
-        guess = None if seconds_per_point is None else seconds_per_point * len(points)
+        guess = None if seconds_per_point is None else seconds_per_point * len(points) / self.workers
         tell(Event("started", before, total, 0.0, guess))
         for rows in self._rows(task, points, chunk, known):
             yield rows  # the reader has stored them before they are announced
@@ -158,7 +166,7 @@ class Engine(ABC):
             state = (before + finished, total, elapsed, (len(points) - finished) / rate, rate)
             for row in rows:
                 if row.failed:
-                    tell(Event("failed", *state, row.error))
+                    tell(Event("failed", *state, row.error, row.traceback))
             tell(Event("rows", *state))
         elapsed = max(time.monotonic() - start, 1e-9)
         tell(Event("done", before + finished, total, elapsed, 0.0, finished / elapsed))
@@ -185,19 +193,28 @@ def run_chunk(task: Task, context: Any, points: Sequence[Point], known: Mapping[
         return list(task(context, points, parents))
     except Exception as error:  # whatever the user's own metric raises: it belongs to the point, not to the survey
         if len(points) == 1:
-            return [Row(points[0].index, {}, error=_text(error))]
+            return [failed_row(points[0], error)]
     return [row for point in points for row in run_chunk(task, context, [point], known)]
+
+
+def failed_row(point: Point, error: BaseException) -> Row:
+    """Return the row of a point that failed.
+
+    Args:
+        point: The point.
+        error: What it raised.
+
+    Returns:
+        A row with the first line of the error and its traceback.
+    """
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return Row(point.index, {}, error=text[:200], traceback="".join(format_exception(error)))
 
 
 def _parent(point: Point, known: Mapping[int, Row]) -> Row | None:
     row = None if point.parent is None else known.get(point.parent)
     return None if row is None or row.failed else row
-
-
-def _text(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text[:200]
 
 
 def _check(points: Sequence[Point], chunk: int, known: Mapping[int, Row]) -> None:

@@ -1,0 +1,92 @@
+"""How many cores and accelerators this process may use, and how workers share them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from lowland.core.errors import InputError
+
+__all__ = ["accelerator", "available_cores", "check_workers", "thread_variables", "threads_per_worker"]
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use: those it may run on, or fewer where a container has a quota.
+
+    Returns:
+        At least 1.
+    """
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _QUOTA.read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no control groups, or "max": no quota
+        pass
+    return max(1, cores)
+
+
+def threads_per_worker(workers: int) -> int:
+    """Return how many threads each worker gets: its share of the cores, never more than the driver itself uses.
+
+    Args:
+        workers: Number of workers on this machine.
+
+    Returns:
+        At least 1.
+    """
+    import torch
+
+    return max(1, min(torch.get_num_threads(), available_cores() // workers))
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return the environment of a worker; it must stand before torch is imported.
+
+    Args:
+        threads: Threads of the worker.
+
+    Returns:
+        Variables by name. Waiting threads sleep instead of spinning, which would slow other workers down many times.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**dict.fromkeys(names, str(threads)), "OMP_WAIT_POLICY": "passive"}
+
+
+def accelerator(task: Any) -> int | None:
+    """Return the number of the accelerator that a task computes on.
+
+    Args:
+        task: The task; one with an attribute ``device`` says where it computes.
+
+    Returns:
+        The number as the driver counts them; None for the CPU.
+    """
+    kind, _, number = str(getattr(task, "device", "cpu")).partition(":")
+    return None if kind == "cpu" else int(number or 0)
+
+
+def check_workers(workers: int, threads: int | None, device: int | None) -> None:
+    """Check a number of workers on this machine.
+
+    Args:
+        workers: The number.
+        threads: Threads of each as asked for by the user; None if they did not say.
+        device: Number of the accelerator that the task uses, or None.
+
+    Raises:
+        InputError: If there are more workers than accelerators, or than cores and nobody said how many threads each
+            shall have.
+    """
+    if device is not None:
+        import torch
+
+        found = torch.cuda.device_count()
+        if workers > found:
+            raise InputError("engine", f"must not have more workers than the {found} accelerators there are", workers)
+    elif threads is None and workers > available_cores():
+        rule = f"must not have more workers than the {available_cores()} cores there are"
+        raise InputError("engine", rule, workers, "use fewer, or Processes(N, threads=1) if you mean it")

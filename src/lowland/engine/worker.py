@@ -1,0 +1,83 @@
+"""The process on the other side: started by `lowland.engine.processes`, computes chunks until it is told to stop.
+
+It is a fresh interpreter that never imports the driver's script, so that scripts need no ``__main__`` guard. What it
+reads comes from its driver alone, over a socket that both inherited.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import signal
+import sys
+import threading
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main(arguments: list[str]) -> None:
+    """Serve one driver.
+
+    Args:
+        arguments: Numbers of the socket and of the file for the traceback of a crash.
+    """
+    socket, crash = (int(argument) for argument in arguments)
+    faulthandler.enable(os.fdopen(crash, "w"))
+    signal.signal(signal.SIGTERM, _leave)
+    connection = Connection(socket)
+    requests: SimpleQueue[bytes] = SimpleQueue()
+    # read all the time: if both sides were busy sending large rows, neither would ever read
+    threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
+    try:
+        _serve(connection, requests)
+    except KeyboardInterrupt:
+        _send(connection, "interrupted", None)
+    except Exception as error:  # setting up failed: the same would happen in every worker
+        from lowland.engine.packing import pack, portable
+
+        _send(connection, "broken", pack(portable(error)))
+
+
+def _read(connection: Connection, requests: SimpleQueue[bytes]) -> None:
+    try:
+        while True:
+            requests.put(connection.recv_bytes())
+    except (EOFError, OSError):
+        os._exit(1)  # the driver has gone: nobody wants the rest
+
+
+def _serve(connection: Connection, requests: SimpleQueue[bytes]) -> None:
+    import torch
+
+    from lowland.engine.base import failed_row, run_chunk
+    from lowland.engine.packing import unpack
+
+    threads, content = pickle.loads(requests.get())
+    torch.set_num_threads(threads)
+    task = unpack(content)
+    with task.placed() as context:
+        _send(connection, "ready", None)
+        while request := requests.get():
+            points, parents = pickle.loads(request)
+            rows = run_chunk(task, context, points, parents)
+            try:
+                _send(connection, "rows", rows)
+            except (pickle.PicklingError, TypeError, AttributeError) as error:  # rows of a user's own task
+                _send(connection, "rows", [failed_row(point, error) for point in points])
+
+
+def _send(connection: Connection, kind: str, content: Any) -> None:
+    connection.send_bytes(pickle.dumps((kind, content)))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)  # leaves the task's context
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,167 @@
+"""What goes out next, and what happens to chunks whose worker died."""
+
+import threading
+
+import numpy as np
+import pytest
+from torch import nn
+
+from lowland.core.errors import EngineError, InputError
+from lowland.engine.base import Point, Row
+from lowland.engine.cores import available_cores, check_workers, thread_variables, threads_per_worker
+from lowland.engine.handout import AHEAD, RETRIES, Handout
+from lowland.engine.packing import pack, portable, unpack
+
+
+def points(n, parents=None):
+    return [Point(i, (float(i),), parent=(parents or {}).get(i)) for i in range(n)]
+
+
+def indices(chunk):
+    return [point.index for point in chunk]
+
+
+def rows(chunk):
+    return [Row(point.index, {"value": 1.0}) for point in chunk]
+
+
+def test_points_go_out_in_order_and_in_chunks():
+    handout = Handout(points(5), {}, 2)
+    assert [indices(handout.take()) for _ in range(4)] == [[0, 1], [2, 3], [4], []]
+    assert not handout.ready and handout.unfinished == 5
+
+
+def test_the_last_chunks_are_small_so_that_all_workers_end_together():
+    handout = Handout(points(100), {}, 10)
+    sizes = []
+    while chunk := handout.take(workers=4):
+        sizes.append(len(chunk))
+    assert sizes[0] == 10 and sizes[-1] == 1 and sum(sizes) == 100 and sizes == sorted(sizes, reverse=True)
+
+
+def test_children_wait_and_parents_are_forgotten_after_their_last_child():
+    handout = Handout(points(4, {1: 0, 2: 0, 3: 2}), {}, 10)
+    first = handout.take()
+    assert indices(first) == [0] and not handout.ready
+    handout.finished(rows(first))
+    second = handout.take()
+    assert indices(second) == [1, 2] and set(handout.parents(second)) == {0}
+    handout.finished(rows(second[:1]))
+    assert 0 in handout.known
+    handout.finished(rows(second[1:]))
+    assert set(handout.known) == {2}
+    handout.finished(rows(handout.take()))
+    assert handout.known == {} and handout.unfinished == 0
+
+
+def test_parents_of_an_earlier_run_are_known():
+    handout = Handout([Point(5, (0.0,), parent=3)], {3: Row(3, {"value": 2.0})}, 1)
+    assert handout.parents(handout.take())[3].values["value"] == 2.0
+
+
+def test_a_lost_chunk_goes_out_again_point_by_point_and_before_later_points():
+    handout = Handout(points(6), {}, 3)
+    assert handout.lost(handout.take(), "was killed") == []
+    assert [indices(handout.take()) for _ in range(4)] == [[0], [1], [2], [3, 4, 5]]
+
+
+def test_a_point_that_kills_is_given_up_and_the_others_of_its_chunk_are_not():
+    handout = Handout(points(3), {}, 3)
+    handout.lost(handout.take(), "died")
+    done, given_up = [], []
+    while handout.unfinished:
+        chunk = handout.take()
+        found = handout.lost(chunk, "was killed by SIGSEGV", "frames") if indices(chunk) == [1] else rows(chunk)
+        handout.finished(found)
+        given_up += [row for row in found if row.failed]
+        done += [row.index for row in found if not row.failed]
+    assert done == [0, 2] and [row.index for row in given_up] == [1]
+    assert given_up[0].error == f"its worker was killed by SIGSEGV, {RETRIES + 1} times"
+    assert given_up[0].traceback == "frames"
+
+
+def test_a_chunk_that_nobody_began_costs_no_retry():
+    handout = Handout(points(4), {}, 2)
+    for _ in range(RETRIES + 2):
+        handout.returned(handout.take())
+    assert indices(handout.take()) == [0, 1] and AHEAD == 2
+
+
+def test_scripts_functions_travel_by_value():
+    offset = 3
+    assert unpack(pack(lambda x: x + offset))(1) == 4
+
+
+class Holder:
+    def __init__(self, part):
+        self.part = part
+
+
+@pytest.mark.parametrize(
+    ("task", "path"),
+    [
+        (Holder(Holder(threading.Lock())), "`task.part.part`"),
+        (Holder({"a": [1, threading.Lock()]}), "`task.part['a'][1]`"),
+        (Holder(nn.Sequential(nn.Linear(1, 1), nn.ReLU())), "`task.part.1.lock`"),
+    ],
+)
+def test_what_cannot_be_packed_is_named(task, path):
+    if isinstance(task.part, nn.Module):
+        task.part[1].lock = threading.Lock()
+    with pytest.raises(InputError, match="serial") as caught:
+        pack(task)
+    assert path in str(caught.value) and "lock" in str(caught.value)
+
+
+def test_a_variable_of_a_function_is_named():
+    lock = threading.Lock()
+    with pytest.raises(InputError, match="task.part's variable lock"):
+        pack(Holder(lambda: lock))
+
+
+class Odd(Exception):
+    def __init__(self, one, two):
+        super().__init__("odd")
+
+
+def test_errors_travel_with_their_traceback():
+    try:
+        raise ValueError("here")
+    except ValueError as error:
+        found = portable(error)
+    assert type(found) is ValueError and "test_errors_travel" in found.__notes__[0]
+    assert type(portable(Odd(1, 2))) is EngineError and "odd" in str(portable(Odd(1, 2)))
+
+
+def test_cores_and_threads(monkeypatch):
+    cores = available_cores()
+    assert cores >= 1 and threads_per_worker(1) == 1  # this process itself uses one
+    monkeypatch.setattr("torch.get_num_threads", lambda: 64)
+    assert threads_per_worker(1) == cores and threads_per_worker(10 * cores) == 1
+    assert thread_variables(3)["OMP_NUM_THREADS"] == "3" and thread_variables(3)["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_a_container_s_quota_counts(monkeypatch, tmp_path):
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    monkeypatch.setattr("lowland.engine.cores._QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+    assert available_cores() == 2
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert available_cores() == 64
+
+
+def test_more_workers_than_there_are_devices(monkeypatch):
+    with pytest.raises(InputError, match=r"cores there are .got 10000.; use fewer"):
+        check_workers(10_000, None, None)
+    check_workers(10_000, 1, None)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(InputError, match="2 accelerators"):
+        check_workers(3, 1, 0)
+    check_workers(2, None, 1)
+
+
+def test_rows_of_arrays_are_kept_for_children():
+    handout = Handout(points(2, {1: 0}), {}, 1)
+    handout.take()
+    handout.finished([Row(0, {}, {"v": np.ones(3)})])
+    assert handout.parents(handout.take())[0].carry["v"].sum() == 3.0

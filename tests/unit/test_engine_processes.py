@@ -1,0 +1,246 @@
+"""Processes that die, that are stopped, and that compute the same bits as one process alone."""
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from lowland.core.errors import EngineError, InputError
+from lowland.engine import Point, Processes, Row, Serial
+
+
+@dataclass(frozen=True)
+class Network:
+    """A small network whose products depend on the number of threads and whose points depend on their parents."""
+
+    seconds: float = 0.0
+    kills: tuple[int, ...] = ()
+    crashes: tuple[int, ...] = ()
+    pids: str = ""
+    carry: int = 0
+
+    @contextmanager
+    def placed(self):
+        if self.pids:
+            with open(self.pids, "a") as file:
+                file.write(f"{os.getpid()}\n")
+        generator = torch.Generator().manual_seed(0)
+        yield torch.randn(64, 64, generator=generator), torch.randn(50, 64, generator=generator)
+
+    def __call__(self, context, points, parents):
+        weights, data = context
+        result = []
+        for point, parent in zip(points, parents, strict=True):
+            if point.index in self.kills:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if point.index in self.crashes:
+                ctypes.string_at(0)
+            time.sleep(self.seconds)
+            start = 0.0 if parent is None else float(parent.carry["hidden"][0])
+            hidden = torch.tanh(data @ (weights * point.coordinates[0]) + start).mean(0)
+            value = float(hidden.square().sum())
+            carried = np.resize(hidden.numpy(), self.carry or hidden.numel())
+            values = {"value": value, "threads": float(torch.get_num_threads())}
+            result.append(Row(point.index, values, {"hidden": carried}))
+        return result
+
+
+def grid(n):
+    """A chain for every remainder by 5: each point is warm-started from the one five before it."""
+    return [Point(i, (0.1 + i / n,), parent=i - 5 if i >= 5 else None) for i in range(n)]
+
+
+def values(engine, task, todo, **options):
+    return {row.index: row for rows in engine.run(task, todo, **options) for row in rows}
+
+
+def bits(rows):
+    return {i: (row.values["value"].hex(), row.carry["hidden"].tobytes()) for i, row in rows.items()}
+
+
+def children(pid):
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in found.split()]
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "workers", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_the_same_bits_as_one_process_alone(workers, chunk):
+    alone = values(Serial(), Network(), grid(40))
+    found = values(Processes(workers, threads=1), Network(), grid(40), chunk=chunk)
+    assert bits(found) == bits(alone)
+    assert {row.values["threads"] for row in found.values()} == {1.0}
+
+
+def test_large_rows_go_both_ways_without_a_deadlock():
+    task = Network(carry=1_000_000)  # 4 MB, more than a socket's buffer
+    found = values(Processes(2, threads=1), task, grid(20))
+    assert len(found) == 20 and not any(row.failed for row in found.values())
+
+
+def test_workers_have_gone_at_the_end_and_the_driver_keeps_no_children(tmp_path):
+    log = tmp_path / "pids"
+    assert len(values(Processes(2, threads=1), Network(pids=str(log)), grid(6))) == 6
+    assert not any(alive(int(pid)) for pid in log.read_text().split())
+    assert not set(children(os.getpid())) & {int(pid) for pid in log.read_text().split()}
+
+
+def test_a_point_that_kills_its_worker_is_given_up_alone():
+    found = values(Processes(2, threads=1), Network(kills=(7,)), grid(16), chunk=4)
+    alone = values(Serial(), Network(), grid(16))
+    assert [i for i, row in found.items() if row.failed] == [7]
+    assert found[7].error == "its worker was killed by SIGKILL (out of memory?), 4 times"
+    untouched = [i for i in range(16) if i not in (7, 12)]  # 12 lost its warm start
+    assert all(found[i].values["value"] == alone[i].values["value"] for i in untouched)
+    assert found[12].values["value"] != alone[12].values["value"]
+
+
+@pytest.mark.slow
+def test_a_crash_leaves_its_traceback():
+    events = []
+    found = values(Processes(1), Network(crashes=(2,)), grid(4), on_event=events.append)
+    assert "SIGSEGV" in found[2].error and "string_at" in found[2].traceback and "__call__" in found[2].traceback
+    assert [event.traceback for event in events if event.kind == "failed"] == [found[2].traceback]
+
+
+@pytest.mark.slow
+def test_twenty_workers_killed_at_random_in_one_survey(tmp_path):
+    log, todo, rng = tmp_path / "pids", grid(400), random.Random(0)
+    killed, done, stop = [], {}, threading.Event()
+
+    def kill():
+        while len(killed) < 20 and not stop.wait(rng.uniform(0.1, 0.6)):
+            living = [int(pid) for pid in log.read_text().split() if alive(int(pid))] if log.exists() else []
+            if living:
+                killed.append(rng.choice(living))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    task = Network(seconds=0.05, pids=str(log))
+    try:
+        for rows in Processes(2, threads=1).run(task, todo, chunk=3):
+            for row in rows:
+                assert row.index not in done
+                done[row.index] = row
+    finally:
+        stop.set()
+        thread.join()
+    assert len(killed) == 20 and len(set(killed)) == 20
+    assert bits(done) == bits(values(Serial(), Network(), todo))
+
+
+_DRIVER = """
+    import sys, time
+    from contextlib import contextmanager
+    from lowland.engine import Point, Processes, Row
+
+    class Slow:
+        @contextmanager
+        def placed(self):
+            import os
+            print(os.getpid(), file=open(sys.argv[1], "a"), flush=True) if len(sys.argv) > 1 else None
+            yield
+
+        def __call__(self, context, points, parents):
+            time.sleep(SECONDS)
+            return [Row(point.index, {"value": point.coordinates[0]}) for point in points]
+
+    for rows in Processes(2, threads=1).run(Slow(), [Point(i, (float(i),)) for i in range(COUNT)]):
+        print(*[row.values["value"] for row in rows], flush=True)
+"""
+
+
+def start_driver(tmp_path, seconds, count):
+    script, log = tmp_path / "driver.py", tmp_path / "pids"
+    text = textwrap.dedent(_DRIVER).replace("SECONDS", str(seconds)).replace("COUNT", str(count))
+    script.write_text(text.replace("sys.argv[1]", repr(str(log))).replace("len(sys.argv) > 1", "True"))
+    driver = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return driver, log
+
+
+def test_a_script_needs_no_main_guard_and_its_own_classes_travel(tmp_path):
+    driver, _ = start_driver(tmp_path, 0, 5)
+    output, errors = driver.communicate(timeout=60)
+    assert sorted(output.split()) == ["0.0", "1.0", "2.0", "3.0", "4.0"] and errors == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_a_driver_that_is_stopped_leaves_no_process_behind(number, tmp_path):
+    driver, log = start_driver(tmp_path, 0.2, 10_000)
+    driver.stdout.readline()  # at least one worker computes
+    own = {int(pid) for pid in log.read_text().split()} | set(children(driver.pid))
+    assert own
+    driver.send_signal(number)
+    _, errors = driver.communicate(timeout=5)  # the promise: Ctrl-C ends within 5 s
+    assert driver.returncode == (-number if number == signal.SIGKILL else 130) or "KeyboardInterrupt" in errors
+    deadline = time.monotonic() + 10
+    while any(alive(pid) for pid in own) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in own if alive(pid)]
+
+
+@dataclass(frozen=True)
+class Stubborn(Network):
+    """Does not listen to a request to end."""
+
+    @contextmanager
+    def placed(self):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with super().placed() as context:
+            yield context
+
+
+def test_a_worker_that_does_not_listen_is_ended_all_the_same():
+    run = Processes(1).run(Stubborn(seconds=0.3), grid(3))
+    next(run)
+    started = set(children(os.getpid()))
+    run.close()
+    assert started and not any(alive(pid) for pid in started)
+
+
+@dataclass(frozen=True)
+class Dies(Network):
+    """Cannot be set up: the process ends."""
+
+    @contextmanager
+    def placed(self):
+        os._exit(9)
+        yield
+
+
+@pytest.mark.slow
+def test_workers_that_never_start_are_an_error_and_not_an_endless_loop():
+    with pytest.raises(EngineError, match="exit code 9"):
+        values(Processes(1), Dies(), grid(3))
+
+
+def test_bad_input():
+    for number in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match="workers"):
+            Processes(number)
+    with pytest.raises(InputError, match="threads"):
+        Processes(1, threads=0)
+    with pytest.raises(InputError, match="cores there are"):
+        values(Processes(10_000), Network(), grid(3))
