@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lowland.core.errors import InputError
+from lowland.core.provenance import fingerprint
 
-__all__ = ["Estimate", "Loss", "accuracy", "moments", "per_sample_loss"]
+__all__ = ["Estimate", "Loss", "accuracy", "loss_settings", "moments", "per_sample_loss"]
 
 Loss: TypeAlias = "nn.Module | Callable[[Any, Any], Tensor]"
 """A torch loss module, a function with a ``reduction`` argument, or any callable ``(output, target) -> Tensor``."""
@@ -135,6 +136,29 @@ def _batch_size(output: Any, target: Any) -> int:
         if isinstance(value, Tensor) and value.ndim > 0:
             return int(value.shape[0])
     return 1
+
+
+def loss_settings(loss: Any) -> dict[str, Any]:
+    """Return what a loss was built with, so that two losses of one class can be told apart.
+
+    Args:
+        loss: A loss module, a partial function, or anything else.
+
+    Returns:
+        Plain JSON values by name, tensors (class weights) as fingerprints; not the reduction, which changes nothing.
+
+    Example:
+        >>> loss_settings(nn.CrossEntropyLoss(label_smoothing=0.1))["label_smoothing"]
+        0.1
+    """
+    found: dict[str, Any] = {}
+    if isinstance(loss, functools.partial):
+        found = dict(loss.keywords)
+    elif isinstance(loss, nn.Module):
+        found = {name: value for name, value in vars(loss).items() if not name.startswith("_") and name != "training"}
+        found |= dict(loss.named_buffers()) | dict(loss.named_parameters())
+    plain = {name: fingerprint([value]) if isinstance(value, Tensor) else value for name, value in found.items()}
+    return {n: v for n, v in plain.items() if n != "reduction" and isinstance(v, str | int | float | bool | None)}
 
 
 def accuracy(output: Any, target: Any, *, ignore_index: int = -100) -> tuple[Tensor, Tensor] | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lowland.core.batches import batch_bytes, batch_tensors, fixed_batches
 from lowland.core.errors import InputError, NotDeterministic
-from lowland.core.exact import Estimate, Loss, accuracy, moments, per_sample_loss
+from lowland.core.exact import Estimate, Loss, accuracy, loss_settings, moments, per_sample_loss
 from lowland.core.modes import (
     BatchNormMode,
     batch_norm_mode,
@@ -315,6 +315,7 @@ class EmpiricalRisk:
         what = self.custom if self.custom is not None else self.loss
         return {
             "loss": repr(what) if isinstance(what, nn.Module) else getattr(what, "__qualname__", repr(what)),
+            "loss_settings": loss_settings(what),
             "metrics": named,
             "batch_norm": self.batch_norm,
             "samples": self.samples,

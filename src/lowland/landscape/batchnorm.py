@@ -1,0 +1,89 @@
+"""Batch-norm statistics along a line or plane: moved together with the weights where a plane says so.
+
+The other modes belong to the risk: running statistics that stay as they are, statistics of a fixed partition into
+batches, or recalibrated at every point (``EmpiricalRisk(batch_norm=...)``). They are never mixed in one survey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError
+from lowland.core.modes import has_running_statistics
+from lowland.core.units import clean_name
+
+__all__ = ["BufferLine", "buffer_difference", "running_statistics"]
+
+
+def running_statistics(model: nn.Module) -> dict[str, Tensor]:
+    """Return the floating-point running statistics of all normalisation layers by name.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The buffers themselves, not copies.
+    """
+    kind = nn.modules.batchnorm._NormBase
+    owners = {clean_name(name) for name, module in model.named_modules() if isinstance(module, kind)}
+    return {
+        clean_name(name): buffer
+        for name, buffer in model.named_buffers()
+        if clean_name(name).rpartition(".")[0] in owners and buffer.is_floating_point()
+    }
+
+
+def buffer_difference(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
+    """Return how the running statistics of two models differ.
+
+    Args:
+        first: The model at the origin.
+        second: The model at coordinate 1.
+
+    Returns:
+        Second minus first by name; empty for models without running statistics.
+
+    Raises:
+        InputError: If the models keep different statistics.
+    """
+    if not has_running_statistics(first) and not has_running_statistics(second):
+        return {}
+    ours, theirs = running_statistics(first), running_statistics(second)
+    if {n: b.shape for n, b in ours.items()} != {n: b.shape for n, b in theirs.items()}:
+        raise InputError("other", "must keep the same batch-norm statistics", sorted(set(ours) ^ set(theirs))[:3])
+    return {name: theirs[name].detach().to(buffer) - buffer.detach() for name, buffer in ours.items()}
+
+
+class BufferLine:
+    """Moves buffers from a saved base along given directions, in place.
+
+    A variance that a coordinate outside [0, 1] would make negative stays at 0.
+
+    Args:
+        model: The model, at the origin.
+        directions: Per axis, differences by buffer name.
+    """
+
+    def __init__(self, model: nn.Module, directions: Sequence[Mapping[str, Tensor]]) -> None:
+        found = running_statistics(model)
+        self._buffers = {name: found[name] for part in directions for name in part}
+        self._base = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        self._directions = directions
+
+    @torch.no_grad()
+    def move(self, coordinates: Sequence[float]) -> None:
+        """Write the buffers of a point.
+
+        Args:
+            coordinates: One number per axis.
+        """
+        for name, buffer in self._buffers.items():
+            buffer.copy_(self._base[name])
+            for part, coordinate in zip(self._directions, coordinates, strict=True):
+                if coordinate != 0.0 and name in part:
+                    buffer.add_(part[name].to(buffer), alpha=float(coordinate))
+            if name.endswith("running_var"):
+                buffer.clamp_(min=0)

@@ -1,0 +1,286 @@
+"""Lines and planes through the weights of a model: where the axes come from, and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError
+from lowland.core.modes import effective_weights
+from lowland.core.params import ParameterSpace, unwrap
+from lowland.core.provenance import fingerprint
+from lowland.landscape.directions import Axis, SeededAxis, StoredAxis, geometry
+from lowland.landscape.normalize import Normalization, check_normalization, normalize
+
+__all__ = ["FILTER_UNITS", "Plane", "make_plane", "random_line", "random_plane", "user_plane"]
+
+FILTER_UNITS: Final = "norm of the weights, per filter"
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """A line (one axis) or a plane (two axes) through the weights of a model.
+
+    Args:
+        axes: One or two axes.
+        origin: Fingerprint of the weights at (0, 0); a survey of a model with other weights is refused.
+        recipe: How it was made, as plain JSON values.
+        units: What a coordinate of 1 means.
+        norms: Euclidean norm of each axis.
+        cosine: Cosine between the axes after normalisation; None for a line.
+        rules: Unit rule of every parameter by name, as text.
+        modules: Submodules whose parameters move; None for all.
+        trainable: Whether only trainable parameters move.
+        markers: Points worth marking by label, such as a second model's place.
+        buffers: Per axis, directions of the buffers (batch-norm statistics) by name; empty if buffers stay.
+    """
+
+    axes: tuple[Axis, ...]
+    origin: str
+    recipe: Mapping[str, Any]
+    units: str
+    norms: tuple[float, ...]
+    cosine: float | None
+    rules: Mapping[str, str]
+    modules: tuple[str, ...] | None = None
+    trainable: bool = True
+    markers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    buffers: tuple[Mapping[str, Tensor], ...] = ()
+
+    def space(self, model: nn.Module) -> ParameterSpace:
+        """Return the parameters that move; only inside a context that shows effective weights.
+
+        Args:
+            model: The model.
+
+        Returns:
+            The parameter space.
+        """
+        return ParameterSpace(model, trainable=self.trainable, modules=self.modules)
+
+    def check_origin(self, space: ParameterSpace) -> None:
+        """Refuse a model that is not at the plane's origin.
+
+        Args:
+            space: The model's parameters that move.
+
+        Raises:
+            InputError: If names or weights differ from those the plane was made at.
+        """
+        if set(space.names) != set(self.rules):
+            raise InputError("plane", "must have been made for a model of this architecture", sorted(self.rules)[:3])
+        if fingerprint(space.named(space.tensors)) != self.origin:
+            raise InputError(
+                "plane",
+                "must have been made at the weights that are surveyed",
+                self.origin,
+                "make it after loading the weights, or load the weights it was made at",
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that identifies the plane, as plain JSON values."""
+        return {
+            **self.recipe,
+            "axes": [axis.describe() for axis in self.axes],
+            "origin": self.origin,
+            "units": self.units,
+            "norms": list(self.norms),
+            "cosine": self.cosine,
+            "rules": dict(self.rules),
+            "modules": None if self.modules is None else list(self.modules),
+            "trainable": self.trainable,
+            "markers": {name: list(place) for name, place in self.markers.items()},
+            "buffers": [fingerprint(part) for part in self.buffers],
+        }
+
+
+def make_plane(
+    space: ParameterSpace,
+    axes: Sequence[Axis],
+    *,
+    recipe: Mapping[str, Any],
+    units: str,
+    modules: Sequence[str] | None = None,
+    trainable: bool = True,
+    markers: Mapping[str, tuple[float, ...]] | None = None,
+    buffers: Sequence[Mapping[str, Tensor]] = (),
+) -> Plane:
+    """Measure axes and join them to a plane; only inside a context that shows effective weights.
+
+    Args:
+        space: The parameters that move, at the origin.
+        axes: One or two axes.
+        recipe: How it was made.
+        units: What a coordinate of 1 means.
+        modules: Submodules whose parameters move.
+        trainable: Whether only trainable parameters move.
+        markers: Points worth marking by label.
+        buffers: Per axis, directions of buffers by name.
+
+    Returns:
+        The plane.
+
+    Raises:
+        InputError: If there are neither one nor two axes, or one of them has norm 0.
+    """
+    if len(axes) not in (1, 2):
+        raise InputError("directions", "must be one (a line) or two (a plane)", len(axes))
+    norms, cosine = geometry(space, [p.detach() for p in space.tensors], axes)
+    return Plane(
+        axes=tuple(axes),
+        origin=fingerprint(space.named(space.tensors)),
+        recipe=dict(recipe),
+        units=units,
+        norms=tuple(norms),
+        cosine=cosine,
+        rules={name: rule.describe() for name, _, rule in space},
+        modules=None if modules is None else tuple(modules),
+        trainable=trainable,
+        markers=dict(markers or {}),
+        buffers=tuple(buffers),
+    )
+
+
+def random_plane(
+    model: nn.Module,
+    seed: int = 0,
+    *,
+    normalization: Normalization = "filter",
+    modules: Sequence[str] | None = None,
+    move_fixed: bool = False,
+    stored: bool = True,
+    axes: int = 2,
+) -> Plane:
+    """Make a plane of two random Gaussian directions through the weights (Li et al. 2018, Section 4).
+
+    The numbers depend on the seed, the axis and the parameter names alone. The directions are not made orthogonal: in
+    so many dimensions they nearly are, and the cosine that is left is measured and stored.
+
+    Args:
+        model: The model, at the weights that shall lie at (0, 0).
+        seed: Seed of the directions. Default 0.
+        normalization: ``"filter"`` (default, as in the paper), ``"layer"``, ``"weight"`` or ``"none"``.
+        modules: Move only parameters of these submodules; None (default) moves all trainable ones.
+        move_fixed: Also move biases and norm parameters. Default False, as in the paper's pictures.
+        stored: Keep the directions in memory (default), or draw them again for every point: two copies of the
+            parameters less, but slower.
+        axes: 2, or 1 for a line.
+
+    Returns:
+        The plane.
+
+    Raises:
+        InputError: If an argument is out of range or nothing can move.
+
+    Example:
+        >>> random_plane(nn.Linear(3, 2), seed=1).rules["weight"]
+        'filter axis 0'
+    """
+    check_normalization(normalization)
+    if axes not in (1, 2):
+        raise InputError("axes", "must be 1 or 2", axes)
+    model = unwrap(model)
+    with effective_weights(model), torch.no_grad():
+        space = ParameterSpace(model, modules=modules)
+        seeded = [SeededAxis(seed, number, normalization, move_fixed) for number in range(axes)]
+        found: list[Axis] = list(seeded)
+        if stored:
+            base = [p.detach() for p in space.tensors]
+            found = [StoredAxis(space.named(axis.tensors(space, base)), axis.describe()) for axis in seeded]
+        arguments = {
+            "seed": seed,
+            "normalization": normalization,
+            "modules": None if modules is None else list(modules),
+            "move_fixed": move_fixed,
+            "axes": axes,
+        }
+        units = FILTER_UNITS if normalization == "filter" else f"direction normalised by {normalization}"
+        return make_plane(space, found, recipe={"kind": "random", "arguments": arguments}, units=units, modules=modules)
+
+
+def random_line(
+    model: nn.Module,
+    seed: int = 0,
+    *,
+    normalization: Normalization = "filter",
+    modules: Sequence[str] | None = None,
+    move_fixed: bool = False,
+    stored: bool = True,
+) -> Plane:
+    """Make a line along one random direction: the first axis of `random_plane` of the same seed.
+
+    Args:
+        model: The model, at the weights that shall lie at 0.
+        seed: Seed of the direction. Default 0.
+        normalization: As for `random_plane`.
+        modules: As for `random_plane`.
+        move_fixed: As for `random_plane`.
+        stored: As for `random_plane`.
+
+    Returns:
+        The line.
+
+    Example:
+        >>> len(random_line(nn.Linear(3, 2)).axes)
+        1
+    """
+    return random_plane(
+        model, seed, normalization=normalization, modules=modules, move_fixed=move_fixed, stored=stored, axes=1
+    )
+
+
+def user_plane(
+    model: nn.Module,
+    directions: Sequence[Mapping[str, Tensor] | Sequence[Tensor] | Tensor],
+    *,
+    normalization: Normalization = "none",
+    modules: Sequence[str] | None = None,
+    move_fixed: bool = True,
+    recipe: Mapping[str, Any] | None = None,
+    units: str | None = None,
+    markers: Mapping[str, tuple[float, ...]] | None = None,
+) -> Plane:
+    """Make a line or plane of given directions.
+
+    Args:
+        model: The model, at the weights that shall lie at the origin.
+        directions: One or two directions: tensors by parameter name, one per parameter, or a flat vector.
+        normalization: Default ``"none"``: as given.
+        modules: The parameters belong to these submodules; None for all trainable ones.
+        move_fixed: Keep the directions' biases and norm parameters. Default True: as given.
+        recipe: How they were made, as plain JSON values.
+        units: What a coordinate of 1 means. Default: length of the direction given.
+        markers: Points worth marking by label.
+
+    Returns:
+        The line or plane.
+
+    Raises:
+        InputError: If shapes or names do not match, or a direction has norm 0 or is not finite.
+
+    Example:
+        >>> user_plane(nn.Linear(2, 1), [torch.ones(3)]).norms[0] ** 2
+        2.9999999999999996
+    """
+    check_normalization(normalization)
+    model = unwrap(model)
+    with effective_weights(model), torch.no_grad():
+        space = ParameterSpace(model, modules=modules)
+        found = []
+        for number, direction in enumerate(directions):
+            parts = space.unflatten(direction) if isinstance(direction, Tensor) else space.order(direction)
+            scaled = [
+                normalize(part.to(p.device), p, rule, normalization, move_fixed=move_fixed)
+                for part, (_, p, rule) in zip(parts, space, strict=True)
+            ]
+            values = space.named(scaled)
+            described = {"kind": "given", "axis": number, "fingerprint": fingerprint(values)}
+            found.append(StoredAxis(values, described))
+        if units is None:
+            units = "length of the direction given" if normalization == "none" else FILTER_UNITS
+        described = {"kind": "given", "arguments": {"normalization": normalization, "move_fixed": move_fixed}}
+        return make_plane(space, found, recipe=dict(recipe or described), units=units, modules=modules, markers=markers)
