@@ -7,15 +7,18 @@ from typing import Any
 import pytest
 import torch
 from tests.contracts.curvature_cases import CASES, Case, make, reference_mode
-from tests.reference.dense_curvature import dense_hessian, dense_hessian_by_func
+from tests.reference.dense_curvature import dense_gauss_newton, dense_hessian, dense_hessian_by_func
 from torch import nn
 
 from lowland.core.errors import InputError, LowlandWarning, NotDeterministic
 from lowland.core.modes import same_bits
 from lowland.core.risk import EmpiricalRisk
-from lowland.curvature import Hessian
+from lowland.curvature import GaussNewton, Hessian
 
-OPERATORS: dict[str, tuple[Any, Any]] = {"hessian": (Hessian, dense_hessian)}
+OPERATORS: dict[str, tuple[Any, Any]] = {
+    "hessian": (Hessian, dense_hessian),
+    "gauss_newton": (GaussNewton, dense_gauss_newton),
+}
 
 
 @pytest.fixture(params=OPERATORS)

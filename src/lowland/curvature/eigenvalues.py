@@ -329,7 +329,7 @@ def top_eigenvalues(
             if found.size >= operator.size:
                 checked = True
                 break
-            run = Lanczos(operator, against=found.vectors, seed=seed + again)
+            run = Lanczos(operator, against=found.vectors, seed=seed, stream=again)
             more = _outermost(run, 1, sign, tolerance, max_products, beyond=found)
             if sign * more.values[0] <= sign * found.values[-1] + more.residuals[0]:
                 checked = True

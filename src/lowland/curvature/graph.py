@@ -6,11 +6,12 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from lowland.core.errors import InputError
 
-__all__ = ["check_twice_differentiable", "graph_bytes"]
+__all__ = ["check_finite", "check_twice_differentiable", "graph_bytes"]
 
 
 def graph_bytes(roots: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> int:
@@ -59,6 +60,25 @@ def check_twice_differentiable(loss: Tensor) -> None:
                 "risk", "must have a second derivative", f"{name}, which is once_differentiable",
                 "replace that operation",
             )  # fmt: skip
+
+
+def check_finite(gradients: Sequence[Tensor]) -> None:
+    """Refuse a gradient that is not finite (one synchronisation with the host).
+
+    Args:
+        gradients: Any tensors.
+
+    Raises:
+        InputError: If an entry is NaN or infinite.
+    """
+    if not gradients:
+        return
+    norms = torch.stack([torch.linalg.vector_norm(g.detach(), ord=torch.inf) for g in gradients])
+    if not bool(torch.isfinite(norms).all()):
+        raise InputError(
+            "risk", "must have a finite gradient at the present weights", "nan or inf",
+            "the loss has overflowed here: lower the learning rate, shorten the axis, or use float64",
+        )  # fmt: skip
 
 
 def _nodes(roots: Sequence[Tensor]) -> Iterator[Any]:

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace
 from lowland.core.types import Batch
-from lowland.curvature.graph import check_twice_differentiable
+from lowland.curvature.graph import check_finite, check_twice_differentiable
 from lowland.curvature.risk_operator import AbstractRiskOperator, BatchGraph
 
 __all__ = ["Hessian"]
@@ -51,25 +50,6 @@ class Hessian(AbstractRiskOperator):
         return _HessianGraph(space.tensors, [p for p, _ in curved], [g for _, g in curved], weight)
 
 
-def check_finite(gradients: Sequence[Tensor]) -> None:
-    """Refuse a gradient that is not finite (one synchronisation with the host).
-
-    Args:
-        gradients: Any tensors.
-
-    Raises:
-        InputError: If an entry is NaN or infinite.
-    """
-    if not gradients:
-        return
-    norms = torch.stack([torch.linalg.vector_norm(g.detach(), ord=torch.inf) for g in gradients])
-    if not bool(torch.isfinite(norms).all()):
-        raise InputError(
-            "risk", "must have a finite gradient at the present weights", "nan or inf",
-            "the loss has overflowed here: lower the learning rate, shorten the axis, or use float64",
-        )  # fmt: skip
-
-
 @dataclass(slots=True)
 class _HessianGraph:
     """Gradients with graph of those parameters whose gradient depends on parameters."""
@@ -80,6 +60,7 @@ class _HessianGraph:
     weight: Tensor
 
     def products(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the product with one vector; see `BatchGraph`."""
         if not self.roots:
             return [torch.zeros_like(p) for p in self.tensors]
         place = {id(p): part for p, part in zip(self.tensors, parts, strict=True)}

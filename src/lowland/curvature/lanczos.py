@@ -66,6 +66,7 @@ class Lanczos:
             the given vectors would never be seen. Default 0.1.
         against: Orthonormal columns of shape [n, q] that the run stays orthogonal to (eigenvectors already known).
         seed: Seed of the random vectors.
+        stream: Number of the run: different ones draw different random vectors from the same seed.
 
     Raises:
         InputError: If the start has another shape, is zero or not finite.
@@ -87,8 +88,9 @@ class Lanczos:
         noise: float = 0.1,
         against: Tensor | None = None,
         seed: int = 0,
+        stream: int = 0,
     ) -> None:
-        self.operator, self.seed = operator, seed
+        self.operator, self.seed, self.stream = operator, seed, stream
         self._against = None if against is None else against.to(operator.device, operator.dtype)
         self.epsilon = torch.finfo(operator.dtype).eps
         self.randomness = 1.0
@@ -105,7 +107,7 @@ class Lanczos:
 
     def _random(self, step: int) -> Tensor:
         like = torch.empty(self.operator.size, dtype=self.operator.dtype, device=self.operator.device)
-        return normal(like, self.seed, "krylov", step)
+        return normal(like, self.seed, "krylov", self.stream, step)
 
     def _outside(self, vector: Tensor) -> Tensor:
         return vector if self._against is None else _orthogonalised(vector, self._against.T)[0]
@@ -242,6 +244,7 @@ class Lanczos:
             "largest": self._largest,
             "randomness": self.randomness,
             "seed": self.seed,
+            "stream": self.stream,
         }
 
     @classmethod
@@ -260,7 +263,7 @@ class Lanczos:
         """
         if state["basis"].shape[1] != operator.size:
             raise InputError("state", f"must belong to an operator of size {operator.size}", state["basis"].shape[1])
-        run = cls(operator, seed=state["seed"])
+        run = cls(operator, seed=state["seed"], stream=state["stream"])
         run._basis = state["basis"].to(run._basis).clone()
         run._diagonal, run._off_diagonal = list(state["diagonal"]), list(state["off_diagonal"])
         run._largest, run.randomness = state["largest"], state["randomness"]

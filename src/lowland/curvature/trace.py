@@ -24,7 +24,7 @@ from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.operator import AbstractOperator
 from lowland.curvature.risk_operator import AbstractRiskOperator
 
-__all__ = ["ProbeEstimate", "filter_weighted_trace", "probe", "trace"]
+__all__ = ["ProbeEstimate", "estimate", "filter_weighted_trace", "probe", "trace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,10 +141,21 @@ def trace(
             if known is None or known.shape[1] < operator.size
             else np.zeros(2)
         )
-    return _estimate(exact + rest, operator.products - before, method, seed)
+    return estimate(exact + rest, operator.products - before, method, seed)
 
 
-def _estimate(samples: NDArray[np.float64], products: int, method: str, seed: int) -> ProbeEstimate:
+def estimate(samples: NDArray[np.float64], products: int, method: str, seed: int) -> ProbeEstimate:
+    """Return the mean of independent samples with its standard error.
+
+    Args:
+        samples: What each probe gave, shape [probes].
+        products: Number of products spent.
+        method: How they were made.
+        seed: Their seed.
+
+    Returns:
+        The estimate.
+    """
     count = len(samples)
     error = float(samples.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
     return ProbeEstimate(float(samples.mean()), error, count, products, method, seed, samples)
@@ -221,7 +232,7 @@ def filter_weighted_trace(
         for start in range(0, directions, chunk):
             some = [_direction(operator, seed, index) for index in range(start, min(start + chunk, directions))]
             values += [float(v.double() @ w.double()) for v, w in zip(some, operator.apply(some), strict=True)]
-    return _estimate(np.asarray(values), operator.products - before, "filter-normalised directions", seed)
+    return estimate(np.asarray(values), operator.products - before, "filter-normalised directions", seed)
 
 
 def _direction(operator: AbstractRiskOperator, seed: int, index: int) -> Tensor:

@@ -1,0 +1,107 @@
+"""The edge of stability where it can be computed: on quadratics, whose optimizers diverge exactly beyond it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lowland.core.errors import InputError
+from lowland.core.risk import EmpiricalRisk
+from lowland.curvature import extreme_eigenvalues, interval, stability, warm_started_extremes
+from tests.unit.test_curvature_trace import small_risk
+
+
+def quadratic() -> EmpiricalRisk:
+    """L = mean of (x w)^2 over rows: Hessian diag(2 x^2 / 3) = diag(6, 2, 2/3)."""
+    layer = nn.Linear(3, 1, bias=False).double()
+    nn.init.ones_(layer.weight)
+    rows = torch.diag(torch.tensor([3.0, 3.0**0.5, 1.0])).double()
+    return EmpiricalRisk(layer, nn.MSELoss(), [(rows, torch.zeros(3, 1).double())])
+
+
+def diverges(risk: EmpiricalRisk, optimizer: Any) -> bool:
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss, weight = risk.loss_terms(next(iter(risk.batches())))
+        (loss / weight).backward()
+        optimizer.step()
+    return bool(next(risk.model.parameters()).abs().max() > 1e3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}, {"momentum": 0.5, "dampening": 0.3}],
+)
+@pytest.mark.parametrize("beyond", [0.97, 1.03])
+def test_sgd_diverges_exactly_beyond_the_edge(options: dict[str, Any], beyond: float) -> None:
+    risk = quadratic()
+    unit = stability(risk, torch.optim.SGD(risk.model.parameters(), lr=1.0, **options))
+    assert unit.preconditioned == pytest.approx(6.0 * (1 - options.get("dampening", 0.0)))
+    optimizer = torch.optim.SGD(risk.model.parameters(), lr=beyond / unit.ratio, **options)
+    assert stability(risk, optimizer).ratio == pytest.approx(beyond)
+    assert diverges(risk, optimizer) == (beyond > 1)
+
+
+@pytest.mark.parametrize("beyond", [0.95, 1.05])
+def test_adam_with_a_frozen_metric_diverges_exactly_beyond_the_edge(beyond: float) -> None:
+    risk = quadratic()
+    weight = next(risk.model.parameters())
+
+    def made(rate: float) -> torch.optim.Adam:
+        optimizer = torch.optim.Adam(risk.model.parameters(), lr=rate, betas=(0.9, 1.0 - 1e-12), eps=1e-8)
+        optimizer.state[weight] = {
+            "step": torch.tensor(1e14), "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": torch.tensor([[4.0, 1.0, 0.25]]).double(),
+        }  # fmt: skip
+        return optimizer
+
+    unit = stability(risk, made(1.0))
+    assert unit.preconditioned == pytest.approx(0.1 * 6.0 / 2.0) and unit.limit == pytest.approx(3.8)
+    assert diverges(risk, made(beyond / unit.ratio)) == (beyond > 1)
+
+
+def test_groups_may_differ_in_step_size_but_not_in_momentum() -> None:
+    risk = small_risk()
+    first, second = risk.model[0].parameters(), risk.model[2].parameters()
+    mixed = torch.optim.SGD([{"params": list(first), "lr": 0.0}, {"params": list(second), "lr": 0.5}], momentum=0.9)
+    alone = extreme_eigenvalues(__import__("lowland").curvature.Hessian(risk, modules=["2"]))
+    assert stability(risk, mixed).preconditioned == pytest.approx(0.5 * alone.lambda_max, rel=1e-3)
+    mixed.param_groups[0]["momentum"] = 0.5
+    with pytest.raises(InputError, match="momentum"):
+        stability(risk, mixed)
+
+
+def test_optimizers_that_say_nothing_are_refused() -> None:
+    risk = small_risk()
+    with pytest.raises(InputError, match="step"):
+        stability(risk, torch.optim.Adam(risk.model.parameters()))
+    with pytest.raises(InputError, match="SGD, RMSprop or Adam"):
+        stability(risk, torch.optim.Adagrad(risk.model.parameters()))
+    with pytest.raises(InputError, match="missing"):
+        stability(risk, torch.optim.SGD(risk.model[0].parameters(), lr=0.1))
+
+
+def test_a_curve_over_training_follows_the_cold_values_with_few_products() -> None:
+    risk = small_risk()
+    optimizer = torch.optim.SGD(risk.model.parameters(), lr=0.2, momentum=0.9)
+    ends = warm_started_extremes(risk)
+    for _ in range(10):
+        for _ in range(3):
+            optimizer.zero_grad()
+            total = sum(loss / 40 for loss, _ in (risk.loss_terms(batch) for batch in risk.batches()))
+            total.backward()
+            optimizer.step()
+        ends = warm_started_extremes(risk, ends)
+        assert ends.warm and ends.products <= 6
+        cold = extreme_eigenvalues(risk, max_products=60)
+        assert ends.lambda_max == pytest.approx(cold.lambda_max, rel=0.02)
+
+
+def test_the_interval_keeps_the_cost_below_its_share() -> None:
+    steps = interval(products=6, samples=512, batch_size=64, share=0.03)
+    assert 512 * (3 + 4 * 6) / (steps * 3 * 64) <= 0.03 + 1e-12 < 512 * (3 + 4 * 6) / ((steps - 1) * 3 * 64)
+    with pytest.raises(InputError, match="share"):
+        interval(products=6, samples=512, batch_size=64, share=0.0)
