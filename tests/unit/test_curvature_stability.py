@@ -10,7 +10,7 @@ from torch import nn
 
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.curvature import extreme_eigenvalues, interval, stability, warm_started_extremes
+from lowland.curvature import Hessian, extreme_eigenvalues, interval, stability, warm_started_extremes
 from tests.unit.test_curvature_trace import small_risk
 
 
@@ -23,12 +23,14 @@ def quadratic() -> EmpiricalRisk:
 
 
 def diverges(risk: EmpiricalRisk, optimizer: Any) -> bool:
-    for _ in range(400):
+    for _ in range(1000):
         optimizer.zero_grad()
         loss, weight = risk.loss_terms(next(iter(risk.batches())))
         (loss / weight).backward()
         optimizer.step()
-    return bool(next(risk.model.parameters()).abs().max() > 1e3)
+        if bool(next(risk.model.parameters()).abs().max() > 1e3):
+            return True  # at once: Adam's own metric would tame it later
+    return False
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_groups_may_differ_in_step_size_but_not_in_momentum() -> None:
     risk = small_risk()
     first, second = risk.model[0].parameters(), risk.model[2].parameters()
     mixed = torch.optim.SGD([{"params": list(first), "lr": 0.0}, {"params": list(second), "lr": 0.5}], momentum=0.9)
-    alone = extreme_eigenvalues(__import__("lowland").curvature.Hessian(risk, modules=["2"]))
+    alone = extreme_eigenvalues(Hessian(risk, modules=["2"]))
     assert stability(risk, mixed).preconditioned == pytest.approx(0.5 * alone.lambda_max, rel=1e-3)
     mixed.param_groups[0]["momentum"] = 0.5
     with pytest.raises(InputError, match="momentum"):
