@@ -1,0 +1,377 @@
+"""From numbers per seed to an answer: paired differences, corrections for many looks, and the seeds that would decide.
+
+All effects are differences of runs that share a seed (initial weights, order, augmentation), oriented so that positive
+means "as claimed". The rules are fixed before a run:
+
+- reproduced: the interval of the paired difference lies above 0;
+- refuted: it lies below the smallest effect of interest;
+- undecided otherwise, with the seeds that would decide.
+
+Non-inferiority and equivalence are two one-sided tests at 2.5 % each, which is the same 95 % interval against the
+margin (Schuirmann 1987; ICH E9 takes 2.5 % too), so that every table has one interval and one level. A margin that is
+a share of a measured gain is noisy itself; `retention` therefore tests the contrast of the three arms.
+
+NumPy and SciPy only.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+from lowland.core.errors import InputError
+from lowland.report.statistics import Interval, t_interval
+
+__all__ = [
+    "LEAST_SEEDS",
+    "Answer",
+    "Effect",
+    "answer",
+    "benjamini_hochberg",
+    "equivalent",
+    "holm",
+    "noninferior",
+    "p_value",
+    "paired_effect",
+    "retention",
+    "seeds_to_decide",
+]
+
+LEAST_SEEDS: Final = 4
+"""Fewer seeds are shown one by one and decide nothing: the t interval of three spans 4.3 standard errors either way."""
+
+LEVEL: Final = 0.95
+POWER: Final = 0.8
+"""Chance of a decision that `seeds_to_decide` plans for (Cohen 1988)."""
+
+Verdict = Literal["reproduced", "refuted", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """A paired difference, oriented so that positive means "as claimed".
+
+    Args:
+        seeds: The seeds that both arms have.
+        interval: Mean difference with its 95 % t interval.
+        deviation: Standard deviation of the differences.
+    """
+
+    seeds: tuple[int, ...]
+    interval: Interval
+    deviation: float
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean difference."""
+        return self.deviation / math.sqrt(len(self.seeds))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a comparison ends with.
+
+    Args:
+        verdict: reproduced, refuted or undecided.
+        reason: The rule that gave it, in a clause.
+        seeds_needed: Seeds in all that would decide with a chance of 80 %; None where decided or where no number would.
+        p: Two-sided p value of "no difference".
+        adjusted: The same after the correction for the row; equals ``p`` where there is one comparison.
+    """
+
+    verdict: Verdict
+    reason: str
+    seeds_needed: int | None = None
+    p: float = math.nan
+    adjusted: float = math.nan
+
+
+def paired_effect(treated: Mapping[int, float], base: Mapping[int, float], *, higher: bool = True) -> Effect:
+    """Return the paired difference ``treated - base`` over the seeds that both have.
+
+    Args:
+        treated: Endpoint by seed.
+        base: Endpoint by seed.
+        higher: Whether the claim says that the treated arm is higher; otherwise the sign is turned.
+
+    Returns:
+        The effect, with a t interval of n - 1 degrees of freedom.
+
+    Raises:
+        InputError: If fewer than 2 seeds are shared, or a value is not finite.
+
+    Example:
+        >>> effect = paired_effect({0: 0.9, 1: 0.8, 2: 0.85}, {0: 0.8, 1: 0.7, 2: 0.8})
+        >>> round(effect.interval.mean, 4)
+        0.0833
+    """
+    seeds = tuple(sorted(set(treated) & set(base)))
+    if len(seeds) < 2:
+        raise InputError("seeds", "must be at least 2 shared by both arms, for an interval", len(seeds))
+    sign = 1.0 if higher else -1.0
+    differences = np.array([sign * (treated[seed] - base[seed]) for seed in seeds])
+    if not np.isfinite(differences).all():
+        bad = [seed for seed, value in zip(seeds, differences, strict=True) if not np.isfinite(value)]
+        raise InputError("values", "must be finite; a failed run is shown as failed", f"seeds {bad}")
+    return Effect(seeds, t_interval(differences.tolist(), level=LEVEL), float(differences.std(ddof=1)))
+
+
+def p_value(effect: Effect, *, null: float = 0.0) -> float:
+    """Return the two-sided p value of the paired t test.
+
+    Args:
+        effect: The effect.
+        null: Difference under the null hypothesis; 0 by default.
+
+    Returns:
+        A probability; 1 or 0 where all differences are equal to each other (and to the null, or not).
+
+    Example:
+        >>> round(p_value(paired_effect({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})), 4)
+        0.0742
+    """
+    distance = effect.interval.mean - null
+    if effect.standard_error == 0:
+        return 1.0 if distance == 0 else 0.0
+    return float(2 * stdtr(len(effect.seeds) - 1, -abs(distance / effect.standard_error)))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Adjust p values for a family of comparisons so that the chance of any false rejection stays below the level.
+
+    p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1 (Holm 1979).
+
+    Args:
+        p: One p value per comparison.
+
+    Returns:
+        Adjusted p values, in the same order.
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03])
+        [0.03, 0.06, 0.06]
+    """
+    values = _probabilities(p)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return [float(value) for value in adjusted]
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    """Adjust p values so that rejecting below q keeps the expected share of false rejections below q.
+
+    p_(i) becomes min over j >= i of m p_(j) / j, at most 1 (Benjamini and Hochberg 1995).
+
+    Args:
+        p: One p value per primary row.
+
+    Returns:
+        Adjusted p values, in the same order.
+
+    Example:
+        >>> benjamini_hochberg([0.01, 0.02, 0.9])
+        [0.03, 0.03, 0.9]
+    """
+    values = _probabilities(p)
+    order = np.argsort(values, kind="stable")
+    scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return [float(value) for value in adjusted]
+
+
+def answer(effects: Sequence[Effect], *, smallest: float, level: float = LEVEL) -> list[Answer]:
+    """Give one of three answers to each comparison of a row; Holm's correction over the row guards both verdicts.
+
+    Args:
+        effects: The comparisons of one row, each oriented so that positive means "as claimed".
+        smallest: Smallest effect of interest, positive, in the endpoint's unit; fixed before the run.
+        level: Coverage of the interval; 0.95 by default.
+
+    Returns:
+        One answer per comparison. An effect surely above 0 and surely below the smallest of interest is reproduced,
+        and its reason says that it is small.
+
+    Raises:
+        InputError: If the smallest effect is not positive.
+
+    Example:
+        >>> flat = paired_effect({s: 0.01 * s for s in range(8)}, {s: 0.01 * s - 0.1 for s in range(8)})
+        >>> answer([flat], smallest=0.05)[0].verdict
+        'reproduced'
+    """
+    if not smallest > 0:
+        raise InputError("smallest_effect", "must be positive, in the endpoint's unit", smallest)
+    p = [p_value(effect) for effect in effects]
+    above = holm(p)
+    below = holm([p_value(effect, null=smallest) for effect in effects])
+    found = []
+    for effect, raw, up, down in zip(effects, p, above, below, strict=True):
+        given = _verdict(effect, smallest, up <= 1 - level, down <= 1 - level)
+        found.append(replace(given, p=raw, adjusted=up))
+    return found
+
+
+def _verdict(effect: Effect, smallest: float, differs: bool, differs_from_smallest: bool) -> Answer:
+    mean, count = effect.interval.mean, len(effect.seeds)
+    if count < LEAST_SEEDS:
+        needed = max(LEAST_SEEDS, seeds_to_decide(effect, smallest) or LEAST_SEEDS)
+        return Answer("undecided", f"{count} seeds are shown one by one and decide nothing", needed)
+    positive, small = differs and mean > 0, differs_from_smallest and mean < smallest
+    if positive:
+        remark = ", and below the smallest effect of interest" if small else ""
+        return Answer("reproduced", "the interval lies on the claimed side of 0" + remark)
+    if small:
+        against = " and on the other side of 0" if differs and mean < 0 else ""
+        return Answer("refuted", "the interval lies below the smallest effect of interest" + against)
+    return Answer("undecided", "the interval decides neither way", seeds_to_decide(effect, smallest))
+
+
+def seeds_to_decide(effect: Effect, smallest: float, *, most: int = 10_000) -> int | None:
+    """Return the number of seeds in all with which the observed mean and spread would decide, with a chance of 80 %.
+
+    The smallest n with (t_{n-1, 0.975} + t_{n-1, 0.8}) s / sqrt(n) below the distance of the mean from 0 (reproduced)
+    or from the smallest effect (refuted), whichever comes first.
+
+    Args:
+        effect: What has been seen.
+        smallest: Smallest effect of interest.
+        most: Where to stop.
+
+    Returns:
+        Seeds in all, more than there are now; None beyond ``most``.
+
+    Example:
+        >>> effect = paired_effect({0: 1.0, 1: -0.5, 2: 1.2, 3: 0.1}, {s: 0.0 for s in range(4)})
+        >>> seeds_to_decide(effect, 0.1)
+        27
+    """
+    distance = max(effect.interval.mean, smallest - effect.interval.mean)
+    first = max(len(effect.seeds) + 1, LEAST_SEEDS)
+    enough = effect.deviation * _half_widths(most)[first:] < distance
+    return first + int(np.argmax(enough)) if enough.any() else None
+
+
+@functools.cache
+def _half_widths(most: int) -> NDArray[np.float64]:
+    """Return (t_{n-1, 0.975} + t_{n-1, 0.8}) / sqrt(n) for n = 0 ... most; infinite below 2."""
+    counts = np.arange(2, most + 1)
+    quantiles = stdtrit(counts - 1, 0.5 + LEVEL / 2) + stdtrit(counts - 1, POWER)
+    return np.concatenate([[np.inf, np.inf], quantiles / np.sqrt(counts)])
+
+
+def noninferior(effect: Effect, margin: float) -> Answer:
+    """Tell whether the treated arm is worse than the reference by less than a margin.
+
+    Args:
+        effect: Treated minus reference, oriented so that positive is better.
+        margin: Loss that would not matter, positive; fixed before the run.
+
+    Returns:
+        Reproduced (non-inferior): the interval lies above -margin. Refuted: it lies below -margin. Else undecided.
+
+    Raises:
+        InputError: If the margin is not positive.
+
+    Example:
+        >>> same = paired_effect({s: 0.001 * s for s in range(8)}, {s: 0.0 for s in range(8)})
+        >>> noninferior(same, 0.05).verdict
+        'reproduced'
+    """
+    if not margin > 0:
+        raise InputError("margin", "must be positive", margin)
+    return _against(effect, -margin, f"-{margin:.3g}")
+
+
+def retention(
+    treated: Mapping[int, float],
+    reference: Mapping[int, float],
+    base: Mapping[int, float],
+    *,
+    share: float = 0.75,
+    higher: bool = True,
+) -> tuple[Effect, Answer]:
+    """Tell whether the treated arm keeps a share of the reference's gain over the base.
+
+    Non-inferiority with the margin (1 - share) (reference - base): the contrast treated - base - share (reference -
+    base) is tested per seed, so that the uncertainty of the margin counts. It means something only where the
+    reference gains at all: unless the interval of reference - base lies above 0 the answer is undecided.
+
+    Args:
+        treated: Endpoint by seed, of SALA for instance.
+        reference: Endpoint by seed, of SAM for instance.
+        base: Endpoint by seed, of plain SGD for instance.
+        share: Share of the gain to keep. Default 0.75: the margin is a quarter of the gain.
+        higher: Whether more is better.
+
+    Returns:
+        The contrast, and the answer.
+
+    Example:
+        >>> seeds = range(6)
+        >>> base = {s: 0.1 * s for s in seeds}
+        >>> sam = {s: base[s] + 0.05 + 0.001 * s for s in seeds}
+        >>> sala = {s: base[s] + 0.05 + 0.002 * s for s in seeds}
+        >>> retention(sala, sam, base)[1].verdict
+        'reproduced'
+    """
+    gain = paired_effect(reference, base, higher=higher)
+    kept = {s: base[s] + share * (reference[s] - base[s]) for s in set(base) & set(reference)}
+    contrast = paired_effect(treated, kept, higher=higher)
+    if len(gain.seeds) < LEAST_SEEDS or not gain.interval.low > 0:
+        reason = "the reference's own gain over the base is not established, so that there is no margin"
+        return contrast, Answer("undecided", reason, seeds_to_decide(gain, max(gain.interval.mean, 1e-12)))
+    found = _against(contrast, 0.0, f"{share:.0%} of the reference's gain")
+    return contrast, found
+
+
+def _against(effect: Effect, bound: float, shown: str) -> Answer:
+    p = p_value(effect, null=bound)
+    if len(effect.seeds) < LEAST_SEEDS:
+        return Answer("undecided", f"{len(effect.seeds)} seeds are shown one by one and decide nothing", LEAST_SEEDS)
+    if effect.interval.low > bound:
+        return Answer("reproduced", f"the interval lies above {shown}", None, p, p)
+    if effect.interval.high < bound:
+        return Answer("refuted", f"the interval lies below {shown}", None, p, p)
+    moved = replace(effect, interval=replace(effect.interval, mean=effect.interval.mean - bound))
+    needed = seeds_to_decide(moved, 0.0)
+    return Answer("undecided", f"the interval holds {shown}", needed, p, p)
+
+
+def equivalent(effect: Effect, margin: float) -> bool:
+    """Tell whether two arms differ by less than a margin either way (two one-sided tests at 2.5 % each).
+
+    Args:
+        effect: The paired difference.
+        margin: Difference that would not matter, positive.
+
+    Returns:
+        Whether the interval lies inside (-margin, margin); False below four seeds.
+
+    Raises:
+        InputError: If the margin is not positive.
+
+    Example:
+        >>> equivalent(paired_effect({s: 0.001 * s for s in range(8)}, {s: 0.0 for s in range(8)}), 0.01)
+        True
+    """
+    if not margin > 0:
+        raise InputError("margin", "must be positive", margin)
+    inside = -margin < effect.interval.low and effect.interval.high < margin
+    return len(effect.seeds) >= LEAST_SEEDS and inside
+
+
+def _probabilities(p: Sequence[float]) -> NDArray[np.float64]:
+    values = np.asarray(p, dtype=np.float64)
+    if values.size and not ((values >= 0) & (values <= 1)).all():
+        raise InputError("p", "must be probabilities", values.tolist())
+    return values

@@ -1,0 +1,197 @@
+"""Planted data with known truth: coverage, false positives, margins, pairing, and closed forms."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lowland.core.errors import InputError
+from lowland.report.statistics import t_interval
+from lowland.study.statistics import (
+    answer,
+    benjamini_hochberg,
+    equivalent,
+    holm,
+    noninferior,
+    p_value,
+    paired_effect,
+    retention,
+    seeds_to_decide,
+)
+
+STUDIES = 2000
+
+
+def arms(random, seeds, *, effect=0.0, correlation=0.0, spread=0.01):
+    """Return two arms whose values share a part per seed."""
+    shared = math.sqrt(correlation) * random.standard_normal(seeds)
+    own = math.sqrt(1 - correlation) * random.standard_normal((2, seeds))
+    base, treated = 0.8 + spread * (shared + own)
+    return dict(enumerate(treated + effect)), dict(enumerate(base))
+
+
+@pytest.mark.parametrize("seeds", [3, 8, 20])
+def test_intervals_of_planted_studies_cover_the_true_effect(seeds):
+    random = np.random.default_rng(11)
+    effect, hits = 0.02, 0
+    for _ in range(STUDIES):
+        found = paired_effect(*arms(random, seeds, effect=effect, correlation=0.5))
+        hits += found.interval.low <= effect <= found.interval.high
+    assert 0.94 <= hits / STUDIES <= 0.96
+
+
+def test_a_row_of_null_methods_rarely_claims_anything():
+    random = np.random.default_rng(2)
+    false = claimed = 0
+    for _ in range(STUDIES):
+        base = random.standard_normal(8)
+        effects = [paired_effect(dict(enumerate(random.standard_normal(8))), dict(enumerate(base))) for _ in range(5)]
+        false += any(value <= 0.05 for value in holm([p_value(effect) for effect in effects]))
+        claimed += any(given.verdict == "reproduced" for given in answer(effects, smallest=0.5))
+    assert 0.02 < false / STUDIES <= 0.06  # two-sided; the arms share the base, which makes Holm a little strict
+    assert claimed / STUDIES <= 0.06
+
+
+def test_without_correction_the_row_would_claim_too_much():
+    random = np.random.default_rng(2)
+    false = 0
+    for _ in range(500):
+        base = random.standard_normal(8)
+        raw = [
+            p_value(paired_effect(dict(enumerate(random.standard_normal(8))), dict(enumerate(base)))) for _ in range(5)
+        ]
+        false += min(raw) <= 0.05
+    assert false / 500 > 0.1
+
+
+@pytest.mark.parametrize("seeds", [4, 8, 20])
+def test_a_true_loss_equal_to_the_margin_rarely_passes_as_noninferior(seeds):
+    random = np.random.default_rng(3)
+    margin = 0.01
+    passed = [noninferior(paired_effect(*arms(random, seeds, effect=-margin)), margin).verdict for _ in range(STUDIES)]
+    assert 0.01 < passed.count("reproduced") / STUDIES <= 0.05
+
+
+def test_a_method_that_loses_a_quarter_of_the_gain_rarely_retains_it():
+    random = np.random.default_rng(4)
+    passed = 0
+    for _ in range(STUDIES):
+        noise = 0.01 * random.standard_normal((3, 8))
+        base, reference, treated = (dict(enumerate(row + up)) for row, up in zip(noise, (0, 0.04, 0.03), strict=True))
+        passed += retention(treated, reference, base)[1].verdict == "reproduced"
+    assert passed / STUDIES <= 0.05
+
+
+def test_retention_needs_a_reference_that_gains():
+    values = {seed: 0.5 + 0.01 * (-1) ** seed for seed in range(8)}
+    same = {seed: 0.5 + 0.01 * (-1) ** (seed // 2) for seed in range(8)}
+    given = retention(values, same, values)[1]
+    assert given.verdict == "undecided" and "no margin" in given.reason
+
+
+def test_pairing_shrinks_the_interval_by_the_root_of_one_over_one_minus_correlation():
+    random = np.random.default_rng(5)
+    ratios = []
+    for _ in range(300):
+        treated, base = arms(random, 20, correlation=0.8)
+        unpaired = stats.ttest_ind([*treated.values()], [*base.values()]).confidence_interval()
+        paired = paired_effect(treated, base).interval
+        ratios.append((unpaired.high - unpaired.low) / (paired.high - paired.low))
+    # sqrt(1 / (1 - 0.8)) = 2.236; 19 instead of 38 degrees of freedom take 3.4 % back
+    assert np.median(ratios) == pytest.approx(2.236 / 1.034, rel=0.05)
+
+
+def test_paired_numbers_agree_with_scipy():
+    random = np.random.default_rng(6)
+    treated, base = arms(random, 9, effect=0.004)
+    found = paired_effect(treated, base)
+    expected = stats.ttest_rel([*treated.values()], [*base.values()])
+    assert p_value(found) == pytest.approx(expected.pvalue)
+    assert found.interval.low == pytest.approx(expected.confidence_interval().low)
+    against = stats.ttest_rel([*treated.values()], [value + 0.01 for value in base.values()])
+    assert p_value(found, null=0.01) == pytest.approx(against.pvalue)
+
+
+def test_a_claim_of_lower_turns_the_sign():
+    treated, base = {0: 1.0, 1: 2.0, 2: 2.5}, {0: 3.0, 1: 3.0, 2: 3.5}
+    assert paired_effect(treated, base, higher=False).interval.mean == pytest.approx(4 / 3)
+
+
+def test_pairs_are_by_seed_and_never_by_place():
+    assert paired_effect({2: 3.0, 1: 2.0}, {1: 1.0, 2: 2.0, 3: 9.0}).seeds == (1, 2)
+
+
+def test_holm_agrees_with_the_definition_for_every_order():
+    for p in itertools.permutations([0.001, 0.02, 0.02, 0.2]):
+        slow = []
+        for own in p:
+            before = sorted(p)[: sorted(p).index(own) + 1]
+            slow.append(min(1.0, max((len(p) - place) * value for place, value in enumerate(before))))
+        assert holm(p) == pytest.approx(slow)
+
+
+def test_benjamini_hochberg_agrees_with_scipy():
+    p = [0.04, 0.001, 0.3, 0.03, 0.8]
+    assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p).tolist())
+
+
+def shifted(mean, spread, seeds=12):
+    values = np.linspace(-1, 1, seeds) * spread + mean
+    return paired_effect(dict(enumerate(values)), dict.fromkeys(range(seeds), 0.0))
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "verdict"),
+    [(0.05, 0.01, "reproduced"), (0.0, 0.002, "refuted"), (-0.05, 0.01, "refuted"), (0.01, 0.05, "undecided")],
+)
+def test_the_three_answers(mean, spread, verdict):
+    assert answer([shifted(mean, spread)], smallest=0.02)[0].verdict == verdict
+
+
+def test_a_sure_but_small_effect_says_so():
+    given = answer([shifted(0.004, 0.001)], smallest=0.02)[0]
+    assert given.verdict == "reproduced" and "below the smallest" in given.reason
+
+
+def test_three_seeds_decide_nothing_however_clear():
+    given = answer([shifted(1.0, 1e-6, seeds=3)], smallest=0.02)[0]
+    assert given.verdict == "undecided" and given.seeds_needed == 4
+
+
+def test_the_seeds_named_decide_four_times_out_of_five():
+    random = np.random.default_rng(8)
+    needed = seeds_to_decide(shifted(0.01, 0.05), 0.002)
+    spread = shifted(0.01, 0.05).deviation
+    decided = 0
+    for _ in range(400):
+        values = 0.01 + spread * random.standard_normal(needed)
+        decided += t_interval(values.tolist()).low > 0
+    assert 0.74 < decided / 400 < 0.86
+
+
+def test_equivalence_needs_the_whole_interval_inside_the_margin():
+    assert equivalent(shifted(0.0, 0.002), 0.01)
+    assert not equivalent(shifted(0.0095, 0.002), 0.01)
+    assert not equivalent(shifted(0.0, 0.002, seeds=3), 0.01)
+
+
+def test_equal_runs_give_a_point_and_no_division_by_zero():
+    same = paired_effect(dict.fromkeys(range(5), 0.5), dict.fromkeys(range(5), 0.5))
+    assert p_value(same) == 1.0 and answer([same], smallest=0.01)[0].verdict == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: paired_effect({0: 1.0}, {0: 1.0}), "at least 2"),
+        (lambda: paired_effect({0: math.nan, 1: 1.0}, {0: 1.0, 1: 1.0}), "finite"),
+        (lambda: answer([shifted(0.0, 1.0)], smallest=0.0), "smallest_effect"),
+        (lambda: noninferior(shifted(0.0, 1.0), -1.0), "margin"),
+        (lambda: holm([0.5, 1.5]), "probabilities"),
+    ],
+)
+def test_bad_input_is_one_clear_error(call, text):
+    with pytest.raises(InputError, match=text):
+        call()
