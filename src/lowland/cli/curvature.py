@@ -37,10 +37,9 @@ def main(arguments: Sequence[str]) -> int:
         ("train accuracy", f"{100 * values['train_accuracy']:.2f} %"),
         ("norm of the weights", f"{values['weight_norm']:.4g}"),
     ]
-    facts = (
-        f"{found.attrs['samples']} samples, batch norm {found.attrs['batch_norm']}, {found.attrs['products']} products"
-    )
-    result = {"path": str(path), **values, "products": found.attrs["products"], "samples": found.attrs["samples"]}
+    facts = {name: found.attrs[name] for name in ("samples", "batch_norm", "products")}
+    said = f"{facts['samples']} samples, batch norm {facts['batch_norm']}, {facts['products']} products"
+    result = {"path": str(path), **values, **facts}
     output.result(result, [said, f"Curvature: {path}"], [["measure", "value"], *map(list, shown)])
     return 0
 

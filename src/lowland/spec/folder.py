@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import CheckpointError, InputError
 from lowland.spec.parse import from_yaml, to_yaml
 from lowland.spec.specs import FitSpec, RiskSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from lowland.core.risk import EmpiricalRisk
     from lowland.data import DataSplits
@@ -94,12 +94,12 @@ class RunFolder:
 
         return build_data(self.spec.data)
 
-    def model(self, splits: DataSplits, weights: Literal["best", "last", "initial"] = "best") -> nn.Module:
+    def model(self, splits: DataSplits, weights: str = "best") -> nn.Module:
         """Build the run's network with its initial or trained weights.
 
         Args:
             splits: The run's data.
-            weights: Which weights.
+            weights: ``"best"``, ``"last"``, ``"initial"``, or the step of a snapshot as a number in text.
 
         Returns:
             The network in evaluation mode, on the CPU.
@@ -109,20 +109,47 @@ class RunFolder:
             CheckpointError: If the checkpoint is damaged or does not fit.
         """
         from lowland.spec.build import build_model
-        from lowland.training import CheckpointFolder
 
         model = build_model(self.spec.model, splits, seed=self.spec.seed)
-        if weights != "initial":
-            found = CheckpointFolder(self.path).load()
-            if found is None:
-                raise InputError("run", "must hold a checkpoint", str(self.path), "go on with `lowland fit`")
-            last, _, best = found
-            try:
-                model.load_state_dict(last if weights == "last" or best is None else best)
-            except RuntimeError as error:
-                text = " ".join(str(error).split())
-                raise CheckpointError(f"the checkpoint in {self.path} does not fit the model: {text}") from error
+        found = self.snapshot(int(weights)) if weights.isdigit() else self._checkpoint(weights)
+        try:
+            model.load_state_dict({**model.state_dict(), **found})
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint in {self.path} does not fit the model: {text}") from error
         return model.eval()
+
+    def _checkpoint(self, weights: str) -> dict[str, Tensor]:
+        from lowland.training import CheckpointFolder
+
+        if weights == "initial":
+            return {}
+        found = CheckpointFolder(self.path).load()
+        if found is None:
+            raise InputError("run", "must hold a checkpoint", str(self.path), "go on with `lowland fit`")
+        last, _, best = found
+        return last if weights == "last" or best is None else best
+
+    def snapshot(self, step: int) -> dict[str, Tensor]:
+        """Read a snapshot of the training path.
+
+        Args:
+            step: Optimizer step.
+
+        Returns:
+            Parameters and running statistics by name.
+
+        Raises:
+            InputError: If there is none of that step.
+        """
+        import torch
+
+        from lowland.store import SnapshotReader
+
+        reader = SnapshotReader(self.path / "snapshots")
+        if step not in reader.steps:
+            raise InputError("risk.weights", "must be the step of a snapshot", step, f"there are {reader.steps}")
+        return {name: torch.as_tensor(array) for name, array in reader.read(step).items()}
 
     def risk(self, spec: RiskSpec) -> EmpiricalRisk:
         """Make the risk that is measured on this run's weights.

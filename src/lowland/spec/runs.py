@@ -12,15 +12,15 @@ import torch
 import xarray as xr
 
 from lowland import curvature, landscape, store
-from lowland.core.errors import StoreError
+from lowland.core.errors import InputError, StoreError
 from lowland.engine import Event
 from lowland.spec.build import build_data, build_loss, build_model, build_optimizer, build_schedule
 from lowland.spec.folder import RunFolder
 from lowland.spec.parse import to_yaml
-from lowland.spec.specs import CurvatureSpec, FitSpec, SurfaceSpec
+from lowland.spec.specs import CurvatureSpec, FitSpec, SurfaceSpec, TrajectorySpec
 from lowland.training import Hook, Run, Snapshots, fit
 
-__all__ = ["OnEvent", "curvature_run", "fit_run", "surface_run", "trajectory_run"]
+__all__ = ["OnEvent", "curvature_run", "fit_run", "surface_run", "threads", "trajectory_run"]
 
 OnEvent: TypeAlias = Callable[[Event], None]
 
@@ -87,7 +87,7 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
         hooks.append(Snapshots(every_epochs=spec.snapshots_every_epochs, dtype=spec.snapshot_dtype))
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
     folder = RunFolder.create(spec)
-    with _threads(spec.threads):
+    with threads(spec.threads):
         fit(
             model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
             schedule=schedule, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
@@ -109,12 +109,49 @@ def surface_run(spec: SurfaceSpec, *, on_event: OnEvent | None = None) -> tuple[
     """
     folder = RunFolder(spec.run)
     path = folder.path / "surfaces" / f"{spec.name}.zarr"
-    with _threads(spec.threads):
+    with threads(spec.threads):
         risk = folder.risk(spec.risk)
         plane = landscape.random_plane(risk.model, spec.seed, normalization=spec.normalization)
         grid = landscape.grid(*spec.points, extent=spec.extent)
         surface = landscape.evaluate(risk, plane, grid, engine=spec.engine, store=path, on_event=on_event)
     return surface, path
+
+
+def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
+    """Project the training path of a run on its principal directions; a result of the same spec is read back.
+
+    Args:
+        spec: What to project.
+        on_event: Receives the progress of the survey of the path's plane, by points.
+
+    Returns:
+        The projected path, and where it is stored; the plane's surface is in ``surfaces`` under the same name.
+
+    Raises:
+        InputError: If the run has no snapshots.
+    """
+    folder = RunFolder(spec.run)
+    path = folder.path / f"{spec.name}.zarr"
+    if not (folder.path / "snapshots" / "index.json").is_file():
+        raise InputError("run", "must hold snapshots", spec.run, "train it with --snapshots_every_epochs 1")
+    with threads(spec.threads):
+        risk = folder.risk(spec.risk)
+        snapshots = store.SnapshotReader(folder.path / "snapshots")
+        found = _stored(path, spec)
+        anchored = spec.anchor == "end"
+        plane = None
+        if found is None or spec.plane:
+            plane = landscape.pca_plane(risk.model, snapshots, anchored=anchored)
+        if found is None:
+            measured = risk if spec.losses else None
+            found = landscape.project_trajectory(risk.model, snapshots, plane, anchored=anchored, risk=measured)
+            found.attrs["spec"] = to_yaml(spec)
+            store.save(found, path)
+        if plane is not None:
+            surface = folder.path / "surfaces" / f"{spec.name}.zarr"
+            grid = landscape.grid_around(found, *spec.points)
+            landscape.evaluate(risk, plane, grid, store=surface, on_event=on_event)
+    return found, path
 
 
 def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
@@ -135,12 +172,14 @@ def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tu
     # the ends rarely need all their products, so that the total is an upper bound
     total = spec.max_products + spec.trace_products + spec.directions
     ticker = _Ticker(on_event, total)
-    with _threads(spec.threads):
+    with threads(spec.threads):
         result = curvature.survey(
             folder.risk(spec.risk), trace_products=spec.trace_products, directions=spec.directions,
             max_products=spec.max_products, rho=spec.rho, seed=spec.seed, on_product=ticker,
         )  # fmt: skip
     result.attrs["spec"] = to_yaml(spec)
+    if spec.risk.weights.isdigit():  # a place on the path; reports compare such results at matched loss
+        result.attrs["step"] = int(spec.risk.weights)
     store.save(result, path)
     ticker.finish()
     return result, path
@@ -176,7 +215,15 @@ def _stored(path: Path, spec: Any) -> xr.Dataset | None:
 
 
 @contextmanager
-def _threads(count: int | None) -> Generator[None, None, None]:
+def threads(count: int | None) -> Generator[None, None, None]:
+    """Let torch use a number of threads, and restore its own at the end.
+
+    Args:
+        count: Threads; None leaves torch's own number.
+
+    Yields:
+        Nothing.
+    """
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -197,7 +197,7 @@ class RiskSpec:
     """What is measured on the weights of a run, and on which data.
 
     Args:
-        weights: Which weights of the run: best (the epoch chosen on validation) or last.
+        weights: Which weights of the run: best (chosen on validation), last, initial, or the step of a snapshot.
         split: Which part of the data: train, validation or test.
         samples: Size of a fixed random subset (samples); none takes all.
         seed: Seed of the subset.
@@ -205,7 +205,7 @@ class RiskSpec:
         batch_norm: Statistics that normalise: running, batch (of the fixed partition) or recalibrated.
     """
 
-    weights: Literal["best", "last"] = "best"
+    weights: str = "best"
     split: Literal["train", "validation", "test"] = "train"
     samples: int | None = None
     seed: int = 0
@@ -214,6 +214,8 @@ class RiskSpec:
 
     def __post_init__(self) -> None:
         _positive(samples=self.samples, batch_size=self.batch_size)
+        if self.weights not in ("best", "last", "initial") and not self.weights.isdigit():
+            raise InputError("risk.weights", "must be best, last, initial or the step of a snapshot", self.weights)
 
 
 @dataclass(kw_only=True)
@@ -268,7 +270,8 @@ class TrajectorySpec:
 
     run: str
     name: str = "trajectory"
-    risk: RiskSpec = field(default_factory=RiskSpec)
+    # the path ends at the last weights; snapshots keep no batch-norm statistics, so they are made anew at every point
+    risk: RiskSpec = field(default_factory=lambda: RiskSpec(weights="last", batch_norm="recalibrated"))
     anchor: Literal["end", "mean"] = "end"
     losses: bool = True
     plane: bool = True
@@ -349,10 +352,10 @@ class DemoSpec:
 
     folder: str = "runs/demo"
     seeds: int = 5
-    epochs: int = 60
-    train_size: int = 150
-    label_noise: float = 0.0
-    rho: float = 0.2
+    epochs: int = 40
+    train_size: int = 300
+    label_noise: float = 0.2
+    rho: float = 0.5
     points: int = 31
     extent: float = 1.0
 

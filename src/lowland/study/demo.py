@@ -22,11 +22,14 @@ from lowland.spec import (
     DemoSpec,
     FitSpec,
     OptimizerSpec,
+    RiskSpec,
     SurfaceSpec,
     TrajectorySpec,
     to_yaml,
 )
-from lowland.spec.runs import curvature_run, fit_run, surface_run, trajectory_run
+from lowland.spec.folder import RunFolder
+from lowland.spec.runs import curvature_run, fit_run, surface_run, threads, trajectory_run
+from lowland.study.matched import matched_steps
 
 __all__ = ["DemoResult", "demo"]
 
@@ -67,8 +70,14 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
     runs = {(method, seed): _fit_spec(spec, method, seed) for seed in range(spec.seeds) for method in _methods(spec)}
     for (method, seed), fit_spec in runs.items():
         fit_run(fit_spec, on_event=progress(f"training {method}, seed {seed}"))
-    for method in _methods(spec):
-        _survey(spec, runs[method, _SURVEYED].folder, method, progress)
+    surveyed = {method: runs[method, _SURVEYED].folder for method in _methods(spec)}
+    for method, run in surveyed.items():
+        _survey(spec, run, method, progress)
+    with threads(_THREADS):
+        steps = matched_steps([RunFolder(run) for run in surveyed.values()], RiskSpec())
+    for (method, run), step in zip(surveyed.items(), steps, strict=True):
+        matched = CurvatureSpec(run=run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
+        curvature_run(matched, on_event=progress(f"curvature of {method} at matched loss"))
     found = [
         report.read_run(fit_spec.folder, name=f"{method}, seed {seed}", method=method, seed=seed)
         for (method, seed), fit_spec in runs.items()

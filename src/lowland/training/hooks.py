@@ -110,7 +110,7 @@ class Hook:
 
 
 class Snapshots(Hook):
-    """Writes the trainable parameters along the trajectory, one file per snapshot, streamed.
+    """Writes trainable parameters and running statistics along the trajectory, one file per snapshot, streamed.
 
     The folder ``snapshots`` of the run is read by `lowland.store.SnapshotReader`. The start (step 0) is the first
     snapshot. After a kill, snapshots of steps that were lost are written again with the same bits.
@@ -172,9 +172,7 @@ class Snapshots(Hook):
 
     def _write(self, run: Run) -> None:
         assert self._writer is not None
-        weights = {
-            name: parameter.detach().float().cpu().numpy()
-            for name, parameter in run.model.named_parameters()
-            if parameter.requires_grad
-        }
+        # running statistics too: the true loss of a snapshot needs those of its own time
+        kept = [*((n, p) for n, p in run.model.named_parameters() if p.requires_grad), *run.model.named_buffers()]
+        weights = {name: value.detach().float().cpu().numpy() for name, value in kept if value.is_floating_point()}
         self._writer.write(run.step, weights, {"epoch": run.step / run.steps_per_epoch})
