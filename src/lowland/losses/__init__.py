@@ -4,6 +4,8 @@ from lowland.losses.base import Plan, TrainingLoss
 from lowland.losses.controls import Replayed, ScaledDecay, learning_rate_factor
 from lowland.losses.custom import Custom, linear_exponential, linear_quadratic
 from lowland.losses.llr import LLR, measure_initial_loss
+from lowland.losses.memory import OutputMemory, memory_bytes
+from lowland.losses.mesa import MESA
 from lowland.losses.multipliers import Multipliers, slope_over_losses
 from lowland.losses.reshapers import (
     Arctangent,
@@ -14,6 +16,7 @@ from lowland.losses.reshapers import (
     Sech,
     ShiftedBump,
 )
+from lowland.losses.saf import SAF
 from lowland.losses.schedule import ActiveEpochs
 
 __all__ = [
@@ -34,6 +37,11 @@ __all__ = [
     "Custom",
     "linear_quadratic",
     "linear_exponential",
+    # trajectory losses
+    "SAF",
+    "MESA",
+    "OutputMemory",
+    "memory_bytes",
     # what they did, and their controls
     "Multipliers",
     "slope_over_losses",

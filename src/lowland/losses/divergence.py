@@ -1,0 +1,35 @@
+"""The divergence between tempered outputs that SAF and MESA add to the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["tempered_divergence"]
+
+
+def tempered_divergence(target: Tensor, output: Tensor, temperature: float, *, class_axis: int = 1) -> Tensor:
+    """Return ``KL(softmax(target / T) || softmax(output / T))`` of every sample.
+
+    Du et al. 2022, eq. 8 and 12: the target comes first and is detached. Computed in at least float32, outside
+    autocast. Its gradient shrinks as 1/T^2.
+
+    Args:
+        target: Logits of the past or averaged model, shape [n, classes, ...].
+        output: Logits of the present model, same shape.
+        temperature: T > 0.
+        class_axis: The axis of the classes. Default 1.
+
+    Returns:
+        Shape [n]; the mean over any further axes (positions).
+
+    Example:
+        >>> tempered_divergence(torch.eye(2), torch.eye(2), 5.0).tolist()
+        [0.0, 0.0]
+    """
+    with torch.autocast(output.device.type, enabled=False):
+        wide = torch.promote_types(torch.promote_types(output.dtype, target.dtype), torch.float32)
+        past = torch.log_softmax(target.detach().to(wide) / temperature, dim=class_axis)
+        now = torch.log_softmax(output.to(wide) / temperature, dim=class_axis)
+        terms = (past.exp() * (past - now)).sum(class_axis)
+        return terms.reshape(terms.shape[0], -1).mean(1)

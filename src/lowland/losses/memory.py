@@ -1,0 +1,336 @@
+"""Past outputs by sample id: a ring of epochs whose rows say when they were written.
+
+Deviations from the code that accompanies SAF (``SAF_train.py``):
+1. A row carries the epoch it was written in; rows never seen or too old are reported as missing, never read as zeros.
+2. There is always one slot more than the look-back. What an epoch reads is then never what it writes, so that a sample
+   met twice, a second pass at perturbed weights, and an epoch repeated after a crash all find the same past output.
+3. The size follows from the data set (the original reserves 240 GB), and processes share what they hold (the original
+   finds the right output for one sample in `world`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lowland.core.errors import CheckpointError, InputError
+from lowland.losses.base import Plan
+from lowland.losses.encoding import PRECISIONS, Precision, RowFormat, SampleRows
+from lowland.losses.sharing import Exchange, last_of_each, rank_and_world
+from lowland.losses.shelves import FileShelf, MemoryShelf, Shelf
+from lowland.losses.tables import available_bytes
+
+__all__ = ["OutputMemory", "Placement", "memory_bytes"]
+
+Placement = Literal["device", "host", "file"]
+
+
+def memory_bytes(
+    samples: int, outputs: int, *, precision: Precision = "float32", look_back: int = 3, pairs: bool = False
+) -> int:
+    """Return the size of an output memory of all processes together.
+
+    Args:
+        samples: Number of samples.
+        outputs: Numbers in one sample's output, such as classes.
+        precision: How they are kept. Default ``"float32"``.
+        look_back: Epochs between an output and its use; one slot more is kept. Default 3.
+        pairs: Whether partners of mixed samples are kept. Default False.
+
+    Returns:
+        Bytes.
+
+    Example:
+        >>> round(memory_bytes(1_281_167, 1000, precision="int8") / 1e9, 2)
+        5.19
+    """
+    return samples * (look_back + 1) * RowFormat(precision, (outputs,), pairs).bytes
+
+
+class OutputMemory:
+    """The outputs of the last epochs, by sample id.
+
+    Args:
+        look_back: Epochs between an output and its use, at least 1.
+        precision: How outputs are kept; ``"int8"`` has a scale and a zero point per row.
+        placement: ``"device"`` memory of the outputs' device, page-locked ``"host"`` memory, or a ``"file"``. The
+            latter two wait for an accelerator once per step, since outputs must arrive before they are kept.
+        path: The file, which all processes must reach under this path.
+        samples: Number of samples, or all their ids; None learns it from `configure`, or numbers ids as they are met.
+        pairs: Whether outputs of mixed samples are kept with their partner and share.
+
+    Raises:
+        InputError: If an argument breaks its rule.
+    """
+
+    def __init__(
+        self,
+        *,
+        look_back: int = 3,
+        precision: Precision = "float32",
+        placement: Placement = "device",
+        path: str | Path | None = None,
+        samples: int | Tensor | None = None,
+        pairs: bool = False,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError("precision", f"must be one of {', '.join(PRECISIONS)}", precision)
+        if placement not in ("device", "host", "file"):
+            raise InputError("placement", 'must be "device", "host" or "file"', placement)
+        if (path is None) == (placement == "file"):
+            raise InputError("path", 'must be given for placement="file", and only then', path)
+        self.look_back, self.precision, self.placement, self.pairs = look_back, precision, placement, pairs
+        self.path = None if path is None else Path(path)
+        self.rows = SampleRows(samples)
+        self._given = samples is not None
+        self._plan: Plan | None = None
+        self._format: RowFormat | None = None
+        self._shelf: Shelf | None = None
+        self._room = 0  # samples there is room for
+        self._device: torch.device | None = None
+        self._noticed: dict[str, Tensor] = {}
+        self._epoch, self._recording, self._reading = 0, False, False
+
+    def configure(self, samples: int | Tensor | None, plan: Plan | None) -> None:
+        """Learn about the data, before anything is kept.
+
+        Args:
+            samples: Number of samples or their ids; what the constructor was given goes before it.
+            plan: The ids that this process will meet in an epoch.
+        """
+        if samples is not None and not self._given:
+            self.rows = SampleRows(samples)
+        self._plan = plan
+
+    def begin(self, epoch: int, *, recording: bool, reading: bool) -> None:
+        """Begin an epoch, or go on with it after a resume; with several processes, on all of them together.
+
+        Args:
+            epoch: The epoch.
+            recording: Whether outputs will be recorded.
+            reading: Whether past ones will be read.
+        """
+        self._epoch, self._recording, self._reading = epoch, recording, reading
+        if self._shelf is not None:
+            self._shelf.begin(epoch, recording=recording, reading=reading)
+
+    def locate(self, index: Tensor | None, output: Tensor) -> Tensor:
+        """Check a batch, make room at the first, and return the rows of its samples.
+
+        On the CPU a wrong id or an output that is not finite is an error at once, on an accelerator at the end of the
+        epoch (`raise_noticed`); either way nothing of it is kept.
+
+        Args:
+            index: Sample ids, int64, shape [n].
+            output: Outputs, shape [n, ...].
+
+        Returns:
+            int64, shape [n]; -1 where nothing may be kept.
+
+        Raises:
+            InputError: If ids are missing, of another form or unknown, or outputs are not finite or change their shape.
+        """
+        if index is None:
+            raise InputError("batch", "must carry sample ids", None, "wrap the data set in lowland.data.Indexed")
+        if index.dtype != torch.int64 or index.shape != output.shape[:1]:
+            raise InputError("batch.index", f"must be int64 of shape [{output.shape[0]}]", (index.dtype, index.shape))
+        shape = tuple(output.shape[1:])
+        if self._format is not None and shape != self._format.shape:
+            rule = f"must keep its shape {list(self._format.shape)} per sample through the whole run"
+            raise InputError("output", rule, list(shape), "start a new memory when the classes change")
+        finite = torch.isfinite(output.detach()).reshape(len(index), -1).all(1)
+        self._report("output", ~finite)
+        rows = self.rows.of(index)
+        if self.placement == "device":
+            rows = rows.to(output.device, non_blocking=True)
+        self._report("index", rows < 0)
+        shelf = self._make_room(output)
+        unplanned = shelf.unplanned(rows)
+        if unplanned is not None:
+            self._report("plan", unplanned)
+        return torch.where(finite.to(rows.device), rows, -1)
+
+    def recall(
+        self, rows: Tensor, like: Tensor, partner: Tensor | None = None, share: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the outputs of `look_back` epochs ago.
+
+        Args:
+            rows: From `locate`.
+            like: The present output; the result is on its device.
+            partner: Ids of mixed-in samples, -1 for none; asks for the same pair where pairs are kept.
+            share: The samples' own shares; asks for the same to within 0.05.
+
+        Returns:
+            Outputs, shape [n, ...], finite everywhere, and whether each is a hit, bool, shape [n].
+        """
+        assert self._format is not None and self._shelf is not None
+        found = self._format.decode(self._shelf.read(rows).to(like.device, non_blocking=True))
+        # an epoch before the first has stamp 0 or less, as rows that were never written
+        hit = (found.stamp == self._epoch - self.look_back + 1) & (found.stamp > 0)
+        if found.partner is not None and found.share is not None:
+            asked = torch.full_like(found.partner, -1) if partner is None else partner.to(like.device)
+            own = torch.ones_like(found.share) if share is None else share.to(found.share)
+            hit = hit & (found.partner == asked) & ((found.share - own).abs() <= 0.05)
+        values = found.values
+        return torch.where(hit.reshape(-1, *[1] * (values.ndim - 1)), values, torch.zeros_like(values)), hit
+
+    def record(self, rows: Tensor, output: Tensor, partner: Tensor | None = None, share: Tensor | None = None) -> None:
+        """Keep the outputs of this epoch; of a sample met more than once, the last.
+
+        Args:
+            rows: From `locate`; -1 for those not to keep.
+            output: Shape [n, ...].
+            partner: Ids of mixed-in samples, -1 for none.
+            share: The samples' own shares.
+        """
+        assert self._format is not None and self._shelf is not None
+        self._shelf.write(last_of_each(rows), self._format.encode(output, self._epoch, partner, share))
+
+    def raise_noticed(self) -> None:
+        """Raise what was noticed on an accelerator since the last call; reads from the device.
+
+        Raises:
+            InputError: If ids or outputs were wrong; nothing of them was kept.
+        """
+        noticed, self._noticed = self._noticed, {}
+        for kind, flag in noticed.items():
+            if bool(flag):
+                raise self._error(kind)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the memory holds: tables as they are, of a file its key.
+
+        Returns:
+            Tensors and plain values; of several processes each has its own.
+        """
+        return {
+            "layout": self._layout(self._format),
+            "process": rank_and_world(),
+            "met": None if self.rows.met is None else list(self.rows.met),
+            "shelf": None if self._shelf is None else self._shelf.state_dict(),
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise unless `load_state_dict` can take the state.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            CheckpointError: If it is of another size, layout or number of processes.
+        """
+        if {"layout", "process", "met", "shelf"} - set(state):
+            raise CheckpointError("the state of an output memory lacks entries; nothing was loaded")
+        layout, own = state["layout"], self._layout(self._format)
+        if self._format is None or layout["shape"] is None:
+            own["shape"] = layout["shape"]
+        wrong = [f"{name} {layout[name]} instead of {own[name]}" for name in own if layout[name] != own[name]]
+        if wrong:
+            rule = "the output memory of the checkpoint does not fit this run"
+            raise CheckpointError(f"{rule}: {', '.join(wrong)}; nothing was loaded")
+        theirs, ours = tuple(state["process"]), rank_and_world()
+        if theirs[1] != ours[1] or (theirs != ours and self.placement != "file"):
+            raise CheckpointError(
+                f"the output memory is that of process {theirs[0]} of {theirs[1]}, this is process {ours[0]} of "
+                f"{ours[1]}; each process must save and load its own; nothing was loaded"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state that `check_state` accepted.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        shape, held = state["layout"]["shape"], state["shelf"]
+        known = None if shape is None else RowFormat(self.precision, tuple(shape), self.pairs)
+        if state["met"] is not None:
+            self.rows.met = {number: row for row, number in enumerate(state["met"])}
+            self.rows.count = len(state["met"])
+        self._shelf = None
+        if known is not None and held is not None:
+            self._device = torch.device("cpu")  # the first batch says where it belongs
+            self._shelf = self._new_shelf(known, self._device, count=0, key=held.get("key"))
+            self._shelf.load_state_dict(held)
+        self._format, self._noticed, self._room = known, {}, self.rows.count
+
+    def _layout(self, known: RowFormat | None) -> dict[str, Any]:
+        return {
+            "count": self.rows.count if self.rows.met is None else None,
+            "shape": None if known is None else list(known.shape),
+            "precision": self.precision,
+            "look_back": self.look_back,
+            "pairs": self.pairs,
+            "placement": "file" if self.path is not None else "memory",
+        }
+
+    def _report(self, kind: str, wrong: Tensor) -> None:
+        if wrong.device.type != "cpu":
+            self._noticed[kind] = wrong.any() if kind not in self._noticed else self._noticed[kind] | wrong.any()
+        elif wrong.any():
+            raise self._error(kind)
+
+    def _error(self, kind: str) -> InputError:
+        if kind == "index":
+            return InputError(
+                "batch.index", f"must hold ids of the {self.rows.count} samples of the run", "an unknown id",
+                "pass samples=number of samples, or samples=all ids",
+            )  # fmt: skip
+        if kind == "plan":
+            return InputError("plan", "must name every id that this process meets in an epoch", "an id it lacks")
+        return InputError("output", "must be finite", "NaN or infinity", "lower the learning rate, or clip gradients")
+
+    def _make_room(self, output: Tensor) -> Shelf:
+        device = torch.device("cpu") if self.placement == "host" else output.device
+        if self._shelf is None:
+            known = RowFormat(self.precision, tuple(output.shape[1:]), self.pairs)
+            self._check_room(self._size(known), device)
+            self._shelf = self._new_shelf(known, device, count=self.rows.count)
+            self._shelf.begin(self._epoch, recording=self._recording, reading=False)  # nothing is there to be read
+            self._format, self._device, self._room = known, device, self.rows.count
+        elif self.rows.count > self._room:
+            assert self._format is not None
+            more = max(self.rows.count, 2 * self._room)
+            self._check_room((more - self._room) * (self.look_back + 1) * self._format.bytes, device)
+            self._shelf.grow(more)
+            self._room = more
+        if self._device != device:
+            self._shelf.to(device)
+            self._device = device
+        return self._shelf
+
+    def _new_shelf(self, known: RowFormat, device: torch.device, *, count: int, key: str | None = None) -> Shelf:
+        plan, pinned, world = self._plan, self.placement == "host", rank_and_world()[1]
+        if self.rows.met is not None and world > 1:
+            raise InputError("samples", "must be known when several processes share a memory", None, "pass samples=...")
+        planned = None if plan is None else lambda epoch: self.rows.of(plan(epoch))
+        if self.path is not None:
+            layout = self._layout(known)
+            return FileShelf(self.path, self.rows.count, known.bytes, self.look_back, layout, planned, key=key)
+        if world > 1:
+            return Exchange(self.rows.count, known.bytes, self.look_back, planned, device, pinned=pinned)
+        return MemoryShelf(count, known.bytes, self.look_back, device, pinned=pinned)
+
+    def _size(self, known: RowFormat) -> int:
+        """Return the bytes of this process's part: with others, what it owns, needs and records."""
+        world, slots = rank_and_world()[1], self.look_back + 1
+        if world == 1 or self.path is not None:
+            return self.rows.count * slots * known.bytes
+        met = self.rows.count if self._plan is None else len(self._plan(self._epoch))
+        return (-(-self.rows.count // world) * slots + 2 * met) * known.bytes
+
+    def _check_room(self, size: int, device: torch.device) -> None:
+        free = available_bytes(device, self.path)
+        if size <= 0.9 * free:
+            return
+        where = "file system" if self.path is not None else "device" if device.type != "cpu" else "host memory"
+        raise InputError(
+            "precision, placement",
+            f"must leave room: the output memory needs {size / 1e9:.2f} GB, the {where} has {free / 1e9:.2f} GB free",
+            (self.precision, self.placement),
+            'choose precision="int8", placement="host" or "file", a smaller look-back, or MESA, which keeps no outputs',
+        )
