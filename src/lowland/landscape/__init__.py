@@ -1,24 +1,44 @@
 """Loss landscapes: lines and planes through the weights, and what a risk looks like on them."""
 
+from lowland.landscape.between import eigenvector_plane, line_between, plane_through
 from lowland.landscape.evaluate import evaluate
+from lowland.landscape.geometry import bands, barrier, basin_width, central_curvature, numbers, roughness
 from lowland.landscape.grid import Grid, grid
+from lowland.landscape.lora import lora_plane
+from lowland.landscape.match import Matching, match_weights
 from lowland.landscape.normalize import normalize
 from lowland.landscape.plane import Plane, random_line, random_plane, user_plane
 from lowland.landscape.probes import GradientNorm, Probe
 from lowland.landscape.trajectory import grid_around, pca_plane, project_trajectory
 
 __all__ = [
-    "evaluate",
+    # where
     "grid",
     "Grid",
     "Plane",
-    "random_line",
     "random_plane",
-    "user_plane",
+    "random_line",
+    "line_between",
+    "plane_through",
+    "eigenvector_plane",
     "pca_plane",
-    "project_trajectory",
-    "grid_around",
+    "lora_plane",
+    "user_plane",
     "normalize",
+    "match_weights",
+    "Matching",
+    # what
+    "evaluate",
     "GradientNorm",
     "Probe",
+    # paths
+    "project_trajectory",
+    "grid_around",
+    # numbers
+    "numbers",
+    "bands",
+    "central_curvature",
+    "basin_width",
+    "barrier",
+    "roughness",
 ]
