@@ -11,7 +11,7 @@ from lowland.report.comparison import comparison_section
 from lowland.report.curvature import comparable, curvature_section, scalar
 from lowland.report.dynamics import training_section, trajectories_section
 from lowland.report.landscapes import landscapes_section
-from lowland.report.runs import Run, final_curvature
+from lowland.report.runs import Run, final_curvature, path_plane
 from lowland.report.sections import Block, Details, Listing, Paragraph, Report, Section
 
 __all__ = ["build", "settings_section"]
@@ -78,7 +78,7 @@ def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
             limits.append(f"Curvature was measured with different {words} ({', '.join(sorted(values))}).")
     if len(measured) > 1 and not comparable([scalar(result, "train_loss") for result in measured]):
         limits.append("Curvature at the end of training is not comparable: the train losses differ too much.")
-    surfaces = [surface for run in runs for surface in run.surfaces.values()]
+    surfaces = [surface for run in runs for name, surface in run.surfaces.items() if name != path_plane(run)]
     for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
         values = {str(surface.attrs[key]) for surface in surfaces if key in surface.attrs}
         if len(values) > 1:

@@ -141,7 +141,9 @@ def _curvature_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple
         for name, members in groups.items():
             run = _surveyed(members)
             mark = "" if name == base or _comparable_to(groups, base, name) else " †"
-            cells[name] = "–" if run is None else cell(final_curvature(run)) + mark
+            text = "–" if run is None else cell(final_curvature(run))
+            number, bracket, rest = text.partition(" (")
+            cells[name] = text if text == "–" else number + mark + bracket + rest
         return cells
 
     return [

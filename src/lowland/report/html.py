@@ -85,7 +85,9 @@ def render(report: Report) -> str:
         style=_resource("report.css"),
         lead="".join(f"<p>{escape(text)}</p>" for text in report.lead),
         contents=f'<nav aria-label="Contents"><ol>{contents}</ol></nav>' if contents else "",
-        toggles=f'<div class="toggles" role="group" aria-label="Runs shown">{toggles}</div>' if toggles else "",
+        toggles=f'<div class="toggles" role="group" aria-label="Runs shown"><span>Show:</span>{toggles}</div>'
+        if toggles
+        else "",
         body=body,
         footer=escape(report.footer),
         figures="".join(page.figures),
@@ -115,7 +117,8 @@ class _Page:
             case Box():
                 return _box(block)
             case Gallery():
-                return f'<div class="gallery">{"".join(self.block(entry) for entry in block.blocks)}</div>'
+                even = " even" if len(block.blocks) in (1, 2, 4) else ""
+                return f'<div class="gallery{even}">{"".join(self.block(entry) for entry in block.blocks)}</div>'
             case Listing():
                 return f"<pre>{escape(block.text)}</pre>"
             case Details():

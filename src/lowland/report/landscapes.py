@@ -63,8 +63,9 @@ def trust_box(surface: xr.Dataset, name: str, *, run: str = "", curvature: xr.Da
     for variable in errors:
         largest = float(np.nanmax(np.where(np.isfinite(surface[variable]), surface[variable], np.nan), initial=-1))
         if largest >= 0:
-            label = f"largest standard error of {variable.removesuffix('_se')}"
-            checks.append((label, show(largest, 2), "over the points of the figure"))
+            what = variable.removesuffix("_se").replace("_", " ")
+            what = "loss minus loss at the centre" if what == "loss difference" else what
+            checks.append((f"largest standard error of {what}", show(largest, 2), "over the points of the figure"))
     return Box(f"Can I trust this figure? {name}", tuple(checks), run)
 
 
@@ -145,11 +146,12 @@ def _introduction(drawable: Sequence[tuple[Run, str, Any]], scale: Scale) -> str
 
 def _galleries(drawable: Sequence[tuple[Run, str, Any]], metric: str, scale: Scale) -> list[Block]:
     contours, surfaces, boxes = [], [], []
+    height = 440 if len(drawable) in (1, 2, 4) else 360  # two columns are wider than three
     for run, name, surface in drawable:
         single = sum(entry[0] is run for entry in drawable) == 1
         title = run.name if single else f"{run.name}: {name}"
-        contours.append(Figure(build_contour(surface, metric, scale=scale, title=title), run.name, height=360))
+        contours.append(Figure(build_contour(surface, metric, scale=scale, title=title), run.name, height=height))
         solid = build_surface(surface, metric, scale=scale, title=title, caption="")
-        surfaces.append(Figure(solid, run.name, link="surfaces", height=380))
+        surfaces.append(Figure(solid, run.name, link="surfaces", height=height))
         boxes.append(trust_box(surface, title, run=run.name, curvature=final_curvature(run)))
     return [Gallery(tuple(contours)), Gallery(tuple(surfaces)), Gallery(tuple(boxes))]

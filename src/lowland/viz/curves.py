@@ -113,7 +113,7 @@ def build_density(
 def build_cost(
     estimates: Sequence[Estimate],
     *,
-    cost: str = "passes over the data",
+    cost: str = "forward-backward passes",
     quality: str = "test accuracy",
     unit: str = "%",
     title: str = "",

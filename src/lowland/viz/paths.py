@@ -134,7 +134,7 @@ def walk_note(trajectory: xr.Dataset) -> str:
     null = two_axes(trajectory, "null_share")
     if share is None:
         return "variance explained not stored"
-    text = f"two axes hold {share:.0%} of the path's variance"
+    text = f"two axes hold {share:.0%} of the path's {_measure(trajectory)}"
     if null is None:
         return text + " (random-walk null not stored)"
     text += f", a random walk with the same step lengths {null:.0%}"
@@ -175,7 +175,7 @@ def two_axes(trajectory: xr.Dataset, name: str) -> float | None:
 def _principal_axis(trajectory: xr.Dataset, k: int, *, alone: bool) -> Axis:
     label = f"principal direction {k + 1}"
     if alone and "variance_share" in trajectory:
-        label += f", {float(trajectory['variance_share'].values[k]):.0%} of variance"
+        label += f", {float(trajectory['variance_share'].values[k]):.0%} of {_measure(trajectory)}"
     return Axis(label)
 
 
@@ -185,3 +185,8 @@ def _around(contour: Contour, paths: tuple[Path, ...]) -> tuple[float, float, fl
     x: FloatArray = np.concatenate([path.x for path in paths])
     y: FloatArray = np.concatenate([path.y for path in paths])
     return min(left, x.min()), max(right, x.max()), min(bottom, y.min()), max(top, y.max())
+
+
+def _measure(trajectory: xr.Dataset) -> str:
+    # directions through the end of the path hold shares of squared distances to it, not of a variance about the mean
+    return "squared distance" if trajectory.attrs.get("anchored") else "variance"

@@ -64,6 +64,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
     Returns:
         The figure.
     """
+    moving = isinstance(spec, Animation)  # its legend stands above, the slider below
     if isinstance(spec, Animation):
         figure = _draw_animation(spec)
     elif isinstance(spec, Panels):
@@ -77,9 +78,11 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 56, "r": 12, "t": 40, "b": 48},
         hoverlabel={"namelength": -1},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "xanchor": "left", "x": 0},
+        legend={"orientation": "h", "xanchor": "left", "x": 0, **({} if moving else {"yanchor": "top", "y": -0.2})},
         meta={"caption": escape(spec.caption)},
     )
+    if isinstance(spec, Surface3D):
+        figure.update_layout(margin={"l": 0, "r": 0, "t": 36, "b": 0})
     if not isinstance(spec, Panels):
         figure.update_layout(title={"text": escape(spec.title), "font": {"size": 14}, "x": 0, "xref": "paper"})
     if size is not None:
@@ -134,42 +137,52 @@ def _draw_animation(spec: Animation) -> go.Figure:
     contour = replace(spec.contour, title=spec.title or spec.contour.title)
     figure = go.Figure()
     draw_into(figure, contour)
-    whole = [
-        number for number, trace in enumerate(figure.data) if trace.type == "scatter" and trace.mode == "lines+markers"
-    ]
-    for number in whole:
-        figure.data[number].update(opacity=0.35)
+    figure.update_traces(opacity=0.3, selector={"type": "scatter"})
     start = len(figure.data)
     for number, path in enumerate(contour.paths):
         look = style.curve_style(number)
         figure.add_trace(
-            go.Scatter(x=path.x[:1], y=path.y[:1], mode="lines+markers", showlegend=False, name=escape(path.name),
-                       line={"color": look.colour, "width": 4},
-                       marker={"size": 13, "color": look.colour, "line": {"width": 2, "color": "white"}}),
+            go.Scatter(x=path.x, y=path.y, mode="lines", hoverinfo="skip", showlegend=False,
+                       line={"color": "white", "width": 6}),
+        )  # fmt: skip
+        sizes = [0] * (path.x.size - 1) + [13]  # only the head of the path carries a marker
+        figure.add_trace(
+            go.Scatter(x=path.x, y=path.y, mode="lines+markers", showlegend=False, name=escape(path.name),
+                       line={"color": look.colour, "width": 3},
+                       marker={"size": sizes, "color": look.colour, "line": {"width": 2, "color": "white"}}),
         )  # fmt: skip
     moving = list(range(start, len(figure.data)))
     figure.frames = [
-        go.Frame(name=str(step), traces=moving, data=[_grown(path, step) for path in contour.paths])
+        go.Frame(name=str(step), traces=moving, data=[part for path in contour.paths for part in _grown(path, step)])
         for step in spec.frames
     ]
+    _add_controls(figure, spec.frames)
+    return figure
+
+
+def _grown(path: Path, step: int) -> tuple[go.Scatter, go.Scatter]:
+    count = max(1, int(np.searchsorted(path.steps, step, side="right")))
+    place = {"x": path.x[:count], "y": path.y[:count]}
+    return go.Scatter(place), go.Scatter({**place, "marker": {"size": [0] * (count - 1) + [13]}})
+
+
+def _add_controls(figure: go.Figure, frames: tuple[int, ...]) -> None:
+    """Add slider and buttons; the figure starts, and prints, with the whole path."""
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
     play = {"mode": "immediate", "fromcurrent": True, "frame": {"duration": 80, "redraw": False}}
-    steps = [{"method": "animate", "label": str(s), "args": [[str(s)], still]} for s in spec.frames]
+    quiet = {"bgcolor": "rgba(128,128,128,0.15)", "bordercolor": GRID}
+    steps = [{"method": "animate", "label": str(s), "args": [[str(s)], still]} for s in frames]
     buttons = [
         {"label": "play", "method": "animate", "args": [None, play]},
         {"label": "pause", "method": "animate", "args": [[None], still]},
     ]
-    figure.update_layout(
-        sliders=[{"steps": steps, "currentvalue": {"prefix": "step "}, "pad": {"t": 42}, "len": 0.85, "x": 0.15}],
-        updatemenus=[{"type": "buttons", "buttons": buttons, "x": 0.12, "y": 0, "pad": {"t": 62}, "yanchor": "top"}],
-    )
-    return figure
-
-
-def _grown(path: Path, step: int) -> go.Scatter:
-    count = max(1, int(np.searchsorted(path.steps, step, side="right")))
-    sizes = [0] * (count - 1) + [13]  # only the head of the path carries a marker
-    return go.Scatter(x=path.x[:count], y=path.y[:count], marker={"size": sizes})
+    slider = {
+        "steps": steps, "active": len(steps) - 1, "currentvalue": {"prefix": "step "}, "pad": {"t": 46}, "len": 0.8,
+        "x": 0.2, "activebgcolor": "rgba(128,128,128,0.6)", **quiet,
+    }  # fmt: skip
+    menu = {"type": "buttons", "buttons": buttons, "x": 0.14, "y": 0, "pad": {"t": 56}, "yanchor": "top", **quiet}
+    above = {"y": 1.0, "yanchor": "bottom"}
+    figure.update_layout(sliders=[slider], updatemenus=[menu], legend=above)
 
 
 def _draw_panels(spec: Panels) -> go.Figure:

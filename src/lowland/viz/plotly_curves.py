@@ -8,8 +8,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from lowland.viz import style
+from lowland.viz.field import FloatArray
 from lowland.viz.plotly_text import Place, anchor_of, escape
-from lowland.viz.spec import Line, Scatter
+from lowland.viz.scale import format_number, nice_ticks
+from lowland.viz.spec import Axis, Line, Scatter
 
 __all__ = ["draw_line", "draw_scatter"]
 
@@ -32,18 +34,19 @@ def draw_line(figure: go.Figure, spec: Line, place: Place) -> None:
         if curve.reference:
             line = {"color": style.REFERENCE_COLOUR, "dash": "dot", "width": 1.5}
         name = escape(curve.name)
+        entry = f"{name}, {escape(curve.band)}" if curve.band else name
         group = {"legendgroup": name}
         if curve.low is not None and curve.high is not None:
             edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", **group}
             figure.add_trace(go.Scatter(x=curve.x, y=curve.low, showlegend=False, **edge), **place)
             shade = go.Scatter(x=curve.x, y=curve.high, fill="tonexty", fillcolor=_transparent(line["color"]),
-                               name=f"{name}: {escape(curve.band)}", showlegend=bool(curve.band), **edge)  # fmt: skip
+                               showlegend=False, **edge)  # fmt: skip
             figure.add_trace(shade, **place)
         marker = {"symbol": look.plotly_marker, "size": 6}
         mode = "lines+markers" if curve.markers else "lines"
         figure.add_trace(
             go.Scatter(
-                x=curve.x, y=curve.y, mode=mode, name=name, line=line, marker=marker, connectgaps=False, **group
+                x=curve.x, y=curve.y, mode=mode, name=entry, line=line, marker=marker, connectgaps=False, **group
             ),
             **place,
         )
@@ -61,8 +64,20 @@ def draw_line(figure: go.Figure, spec: Line, place: Place) -> None:
                        marker={"symbol": "line-ns-open", "size": 12, "color": style.REFERENCE_COLOUR}),
             **place,
         )  # fmt: skip
+    _name_decades(figure, spec.x_axis, "update_xaxes", [c.x for c in spec.curves], place)
+    _name_decades(figure, spec.y_axis, "update_yaxes", [c.y for c in spec.curves], place)
     if spec.equal:
         figure.update_yaxes(scaleanchor=anchor_of(figure, place), **place)
+
+
+def _name_decades(figure: go.Figure, axis: Axis, update: str, values: list[FloatArray], place: Place) -> None:
+    """Label a logarithmic axis with whole numbers: plotly's own labels show a lone 2 or 5 between powers."""
+    known = np.concatenate([*values, np.zeros(0)])
+    known = known[np.isfinite(known) & (known > 0)]
+    if axis.log and known.size:
+        low, high = (float(known.min()), float(known.max())) if axis.limits is None else axis.limits
+        ticks = nice_ticks(low, high, True)
+        getattr(figure, update)(tickvals=list(ticks), ticktext=[format_number(t) for t in ticks], **place)
 
 
 def _transparent(colour: str) -> str:

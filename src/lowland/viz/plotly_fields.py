@@ -15,7 +15,7 @@ from lowland.viz.spec import Contour, HeatMap, Scale, Surface3D
 
 __all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
 
-_CAMERA = {"eye": {"x": 1.35, "y": -1.6, "z": 0.95}}
+_CAMERA = {"eye": {"x": 1.35, "y": -1.6, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.12}}
 
 
 def _colour_axis(scale: Scale) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def _equal_axes(figure: go.Figure, field: Field, place: Place) -> None:
     if field.x.size < 2 or field.y.size < 2 or not 1 / 3 <= np.ptp(field.x) / np.ptp(field.y) <= 3:
         return
     figure.update_yaxes(scaleanchor=anchor_of(figure, place), constrain="domain", **place)
-    figure.update_xaxes(constrain="domain", **place)
+    figure.update_xaxes(constrain="domain", constraintoward="right", **place)  # beside the colour bar
 
 
 def _mark_points(figure: go.Figure, field: Field, points: bool | None, place: Place) -> None:
@@ -132,9 +132,14 @@ def _draw_paths(figure: go.Figure, spec: Contour, place: Place) -> None:
         if path.distance is not None:
             data = np.column_stack([data, path.distance])
             template += "<br>distance from the plane %{customdata[1]:.3g}"
+        casing = {"color": "white", "width": 5}  # tells a path from any colour below it
+        figure.add_trace(
+            go.Scatter(x=path.x, y=path.y, mode="lines", line=casing, showlegend=False, hoverinfo="skip"), **place
+        )
         figure.add_trace(
             go.Scatter(
                 x=path.x, y=path.y, mode="lines+markers", name=escape(path.name), customdata=data,
+                showlegend=len(spec.paths) > 1,
                 hovertemplate=template + "<extra></extra>",
                 line={"color": look.colour, "width": 2, "dash": look.plotly_dash},
                 marker={"size": [5] * (path.x.size - 1) + [11], "symbol": look.plotly_marker,
@@ -176,16 +181,22 @@ def draw_surface(figure: go.Figure, spec: Surface3D, place: Place, colours: str)
     bar = _colour_axis(scale)
     figure.update_layout({colours: bar})
     left, right, bottom, top = field.extent
+    ticks = {key: bar["colorbar"][key] for key in ("tickvals", "ticktext")}
     figure.update_scenes(
-        xaxis={"title": {"text": escape(spec.x_axis.text)}, "range": [left, right], "gridcolor": GRID},
-        yaxis={"title": {"text": escape(spec.y_axis.text)}, "range": [bottom, top], "gridcolor": GRID},
-        zaxis={"title": {"text": escape(scale.label)}, "range": [low, high], "gridcolor": GRID,
-               "tickvals": bar["colorbar"]["tickvals"], "ticktext": bar["colorbar"]["ticktext"]},
+        xaxis=_scene_axis(spec.x_axis.text, left, right, nticks=5),
+        yaxis=_scene_axis(spec.y_axis.text, bottom, top, nticks=5),
+        zaxis=_scene_axis(scale.label, low, high, **ticks),
         aspectmode="manual",
         aspectratio={"x": 1, "y": 1, "z": 0.75},
         camera=_CAMERA,
         **place,
-    )  # fmt: skip
+    )
+
+
+def _scene_axis(label: str, first: float, last: float, **ticks: Any) -> dict[str, Any]:
+    title = {"text": escape(label), "font": {"size": 11}}
+    # No coloured walls: they would stay white on a dark page.
+    return {"title": title, "range": [first, last], "gridcolor": GRID, "showbackground": False, **ticks}
 
 
 def draw_heat_map(figure: go.Figure, spec: HeatMap, place: Place, colours: str) -> None:

@@ -1,0 +1,248 @@
+"""The report in a real browser: no error, no request, cameras follow, sliders move, toggles hide, phones fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.report_cases import plane, run, walk
+
+from lowland import report, viz
+from lowland.report.sections import Figure, Gallery, Section
+from lowland.viz.curves import build_density
+from lowland.viz.surfaces import build_convexity_map, build_heat_map
+
+pytestmark = pytest.mark.browser
+
+HOSTILE = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script> $a_b$ &amp;"
+
+
+def damaged() -> Any:
+    surface = plane(21, 17)
+    surface["loss"][2, 3], surface["loss"][5, 5] = np.inf, np.nan
+    surface["status"][8, 4], surface["loss"][8, 4] = 3, np.nan
+    surface["status"][15:], surface["loss"][15:] = 0, np.nan
+    return surface
+
+
+def convexity() -> Any:
+    surface = plane(15, 11)
+    surface["lambda_min"] = surface["loss"] - 2
+    surface["lambda_min_residual"] = 0 * surface["loss"] + 0.2
+    return surface
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    gains = {0: 0.02, 1: 0.03, 2: 0.01, 3: 0.02}
+    runs = [run(f"SGD, seed {s}", method="SGD", seed=s, accuracy=0.8 + 0.01 * s) for s in gains]
+    runs += [run(f"SAM, seed {s}", method=HOSTILE, seed=s, accuracy=0.8 + g, passes=200) for s, g in gains.items()]
+    runs = [r if r.seed == 0 else replace(r, surfaces={}, curvature={}, trajectory=None) for r in runs]
+    runs[0] = replace(runs[0], surfaces={"random": plane(31, 25), "trajectory": plane(21, 21, scale=2.0)})
+    runs[4] = replace(runs[4], name=HOSTILE, surfaces={"random": damaged()})
+    grid = np.linspace(-1, 10, 200)
+    density = build_density(
+        {HOSTILE: (grid, np.exp(-(grid**2)) + 1e-3 * np.exp(-((grid - 7) ** 2)))}, eigenvalues=[7.0]
+    )
+    figures = (
+        Figure(build_heat_map(damaged(), title="cells")),
+        Figure(build_convexity_map(convexity(), title="convexity")),
+        Figure(density),
+    )
+    built = report.build(runs, title=HOSTILE, lead=[HOSTILE], extra=[Section("Further figures", (Gallery(figures),))])
+    return report.write(built, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def opened(browser: Any, path: Path, **context: Any) -> tuple[Any, list[str], list[str]]:
+    """Open a file and return the page, its errors and its requests beyond the file itself."""
+    page = browser.new_context(viewport={"width": 1280, "height": 900}, **context).new_page()
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector("html[data-ready=true]", timeout=120_000)
+    outside = [url for url in requests if not url.startswith(("data:", "blob:")) and url != path.as_uri()]
+    return page, errors, outside
+
+
+@pytest.fixture(scope="module")
+def desktop(browser: Any, page_path: Path) -> Iterator[tuple[Any, list[str], list[str]]]:
+    found = opened(browser, page_path)
+    yield found
+    found[0].context.close()
+
+
+def test_it_opens_from_disk_without_an_error_or_a_request(desktop: Any, screenshots: Path) -> None:
+    page, errors, outside = desktop
+    page.screenshot(path=screenshots / "report-desktop.png", full_page=True)
+    assert errors == []
+    assert outside == []
+    plots = page.locator(".plot").count()
+    assert plots >= 12
+    assert page.locator(".plot .main-svg").count() >= plots
+
+
+def test_a_hostile_name_stays_text(desktop: Any) -> None:
+    page, _, _ = desktop
+    assert page.title() == HOSTILE
+    assert page.locator("img[onerror]").count() == 0
+    assert HOSTILE in page.locator("h1").inner_text()
+    titles = page.locator(".plot .gtitle").all_text_contents()
+    # plotly turns entities back to characters; the name has no "&amp;" left to read as "&"
+    assert any("<script>document.title" in title for title in titles)
+
+
+def camera(page: Any, index: int) -> dict[str, float]:
+    found: dict[str, float] = page.evaluate(
+        "i => document.querySelectorAll('[data-link=surfaces]')[i].layout.scene.camera.eye", index
+    )
+    return found
+
+
+def test_surfaces_rotate_and_linked_cameras_follow(desktop: Any) -> None:
+    page, errors, _ = desktop
+    first = page.locator("[data-link=surfaces]").first
+    first.scroll_into_view_if_needed()
+    before = camera(page, 0)
+    assert camera(page, 1) == before
+    box = first.bounding_box()
+    x, y = box["x"] + 0.4 * box["width"], box["y"] + 0.5 * box["height"]
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 90, y + 30, steps=6)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    after = camera(page, 0)
+    assert abs(after["x"] - before["x"]) > 0.05
+    assert camera(page, 1) == pytest.approx(after, abs=1e-6)
+    assert errors == []
+
+
+def test_the_slider_moves_the_path(desktop: Any) -> None:
+    page, _, _ = desktop
+    length = """() => { const plots = [...document.querySelectorAll('.plot')];
+        return plots.find(p => (p.layout.sliders || []).length).calcdata.at(-1).length; }"""
+    assert page.evaluate(length) == 12
+    rail = page.locator(".slider-rail-touch-rect").first
+    rail.scroll_into_view_if_needed()
+    box = rail.bounding_box()
+    page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(400)
+    assert page.evaluate(length) == 1
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(400)
+    assert 3 < page.evaluate(length) < 10
+
+
+def test_toggles_hide_and_show_a_run(desktop: Any) -> None:
+    page, _, _ = desktop
+    box = page.locator("[data-toggle]").first
+    parts = page.locator('[data-run="SGD, seed 0"]')
+    assert parts.first.is_visible()
+    box.uncheck()
+    assert not any(parts.nth(k).is_visible() for k in range(parts.count()))
+    assert page.locator("[data-link=surfaces]").last.is_visible()
+    box.check()
+    assert all(parts.nth(k).is_visible() for k in range(parts.count()))
+
+
+def test_details_open(desktop: Any) -> None:
+    page, _, _ = desktop
+    inner = page.locator("details pre").first
+    assert not inner.is_visible()
+    page.locator("details summary").first.click()
+    assert inner.is_visible()
+
+
+def test_the_theme_switches_page_and_figures(desktop: Any) -> None:
+    page, _, _ = desktop
+    colours = (
+        "() => [getComputedStyle(document.body).backgroundColor, document.querySelector('.plot').layout.font.color]"
+    )
+    light = page.evaluate(colours)
+    page.locator("#theme").click()
+    dark = page.evaluate(colours)
+    assert light == ["rgb(255, 255, 255)", "#1b1f24"]
+    assert dark == ["rgb(20, 24, 29)", "#e4e8ec"]
+    page.locator("#theme").click()
+    assert page.evaluate(colours) == light
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 768])
+def test_nothing_overflows_on_a_small_screen(browser: Any, page_path: Path, screenshots: Path, width: int) -> None:
+    page, errors, _ = opened(browser, page_path)
+    page.set_viewport_size({"width": width, "height": 844})
+    page.reload()
+    page.wait_for_selector("html[data-ready=true]", timeout=120_000)
+    page.screenshot(path=screenshots / f"report-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wide = page.evaluate(
+        """w => [...document.querySelectorAll('main *')].filter(e => !e.closest('.table, pre, svg, .plot, details'))
+               .filter(e => e.getBoundingClientRect().right > w + 1).map(e => e.outerHTML.slice(0, 80))""",
+        width,
+    )
+    assert wide == []
+    # Plots clip what does not fit, so their own drawing must fit too.
+    over = page.evaluate(
+        """() => [...document.querySelectorAll('.plot')].filter(p => p._fullLayout.width > p.clientWidth + 1)
+                 .map(p => p.id)"""
+    )
+    assert over == []
+    assert errors == []
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_dark_mode_follows_the_system(browser: Any, page_path: Path, screenshots: Path) -> None:
+    page, errors, _ = opened(browser, page_path, color_scheme="dark")
+    page.screenshot(path=screenshots / "report-dark.png", full_page=True)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
+    assert page.evaluate("document.querySelector('.plot').layout.font.color") == "#e4e8ec"
+    assert errors == []
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_it_prints(browser: Any, page_path: Path, screenshots: Path) -> None:
+    page, _, _ = opened(browser, page_path)
+    page.pdf(path=screenshots / "report.pdf", format="A4")
+    assert (screenshots / "report.pdf").stat().st_size > 100_000
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_a_saved_comparison_turns_together(browser: Any, tmp_path: Path) -> None:
+    path = viz.export({"a": plane(), "b": plane(scale=3.0)}, tmp_path / "compare.html", "surface")
+    page = browser.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector(".js-plotly-plot .gl-container", state="attached", timeout=60_000)
+    eyes = page.evaluate(
+        """async () => {
+            const plot = document.querySelector('.js-plotly-plot');
+            await Plotly.relayout(plot, {'scene.camera': {eye: {x: 2, y: 0.5, z: 1}}});
+            await new Promise(done => setTimeout(done, 300));
+            return [plot.layout.scene.camera.eye, plot.layout.scene2.camera.eye];
+        }"""
+    )
+    assert eyes[0] == eyes[1] == {"x": 2, "y": 0.5, "z": 1}
+    assert errors == []
+    page.close()
+
+
+@pytest.mark.slow
+def test_a_saved_animation_has_a_slider(browser: Any, tmp_path: Path) -> None:
+    path = viz.export({"s": plane()}, tmp_path / "path.html", "animation", trajectories={"SGD": walk()})
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.wait_for_selector(".slider-rail-touch-rect", timeout=60_000)
+    assert page.locator(".updatemenu-button").count() == 2
+    page.close()
