@@ -1,0 +1,249 @@
+"""MESA: its teacher, when that is asked, at what cost, and what it reports."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lowland.core.errors import CheckpointError, InputError
+from lowland.core.modes import perturbed_pass, same_bits
+from lowland.core.types import Batch
+from lowland.losses import MESA
+from lowland.losses.divergence import tempered_divergence
+from lowland.losses.mesa import Average
+
+CE = nn.functional.cross_entropy
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 4)).to(dtype)
+
+
+def batch(seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(torch.randn(6, 3, generator=generator).to(dtype), torch.randint(4, (6,), generator=generator))
+
+
+def prepared(model: nn.Module, **options) -> MESA:
+    loss = MESA(nn.CrossEntropyLoss(), **{"start": 1, **options})
+    loss.prepare(model=model, epochs=10, steps_per_epoch=2)
+    return loss
+
+
+class Counted(nn.Module):
+    """Counts the passes of whatever copy of it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.passes = nn.Linear(3, 4).double(), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return self.layer(x)
+
+
+def test_published_defaults():
+    loss = MESA(nn.CrossEntropyLoss())
+    assert (loss.weight, loss.temperature, loss.active.start, loss.temperature_squared) == (0.8, 5.0, 5, True)
+    assert loss.effective_weight == 20.0
+    loss.prepare(steps_per_epoch=1251)
+    assert loss.decay_at(10**6) == pytest.approx(0.9998, abs=3e-6)
+
+
+def test_half_life_is_the_time_to_half():
+    loss = MESA(nn.CrossEntropyLoss(), half_life=3.0, warm_up=False)
+    loss.prepare(steps_per_epoch=7)
+    assert loss.decay_at(0) ** 21 == pytest.approx(0.5, rel=1e-12)
+    warm = MESA(nn.CrossEntropyLoss(), half_life=3.0)
+    warm.prepare(steps_per_epoch=7)
+    assert [warm.decay_at(t) for t in (0, 1, 10)] == pytest.approx([0.1, 2 / 11, 11 / 20])
+    assert warm.decay_at(1000) == loss.decay_at(0)
+    assert MESA(nn.CrossEntropyLoss(), decay=0.9998, warm_up=False).decay_at(5) == 0.9998
+
+
+def test_average_follows_parameters_and_statistics_and_copies_counters():
+    model = network()
+    average = Average(model)
+    old = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(batch().input)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    average.update(0.75)
+    new, mine = model.state_dict(), average.model.state_dict()
+    for name in new:
+        if new[name].is_floating_point():
+            torch.testing.assert_close(mine[name], 0.75 * old[name] + 0.25 * new[name], rtol=1e-14, atol=1e-15)
+        else:
+            assert mine[name] == new[name] == 1
+
+
+def test_average_of_half_precision_weights_does_not_stall():
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    nn.init.constant_(model.weight, 1.0)
+    average = Average(model)
+    nn.init.constant_(model.weight, 2.0)
+    for _ in range(1000):
+        average.update(0.999)  # each step moves by less than bfloat16 resolves
+    assert average.model.weight.item() == pytest.approx(2 - 0.999**1000, abs=0.01)
+
+
+def test_teacher_is_apart_from_the_model():
+    model = network()
+    loss = prepared(model)
+    assert not loss.teacher.training and not any(p.requires_grad for p in loss.teacher.parameters())
+    own = {p.data_ptr() for p in model.parameters()}
+    assert own.isdisjoint(p.data_ptr() for p in loss.teacher.parameters())
+    model.train()
+    loss.epoch = 1
+    before = [tensor.clone() for tensor in loss.teacher.state_dict().values()]
+    state = torch.get_rng_state()
+    value = loss(model(batch().input), batch())
+    used = torch.get_rng_state()
+    value.backward()
+    assert model.training and same_bits(list(loss.teacher.state_dict().values()), before)
+    torch.set_rng_state(state)
+    model(batch().input)
+    assert torch.equal(torch.get_rng_state(), used)  # the teacher drew nothing
+
+
+def test_value_and_log():
+    model = network().eval()
+    loss = prepared(model, temperature_squared=False)
+    loss.epoch = 1
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.3)
+    output = model(batch().input)
+    kl = tempered_divergence(loss.teacher(batch().input), output, 5.0).mean()
+    assert kl > 0
+    torch.testing.assert_close(loss(output, batch()), CE(output, batch().target) + 0.8 * kl, rtol=1e-13, atol=0)
+    log = loss.epoch_log()
+    assert log["mesa_kl"] == pytest.approx(kl.item(), rel=1e-12)
+    assert log["mesa_loss"] == pytest.approx(0.8 * kl.item(), rel=1e-12)
+    assert log["criterion"] == pytest.approx(CE(output, batch().target).item(), rel=1e-12)
+
+
+def test_teacher_passes_are_only_those_needed():
+    model = Counted()
+    loss = prepared(model, start=1, stop=3)
+    data = batch()
+    passes = []
+    for epoch in range(4):
+        loss.epoch = epoch
+        for _ in range(2):
+            output = model(data.input)
+            loss(output, data)
+            with perturbed_pass():
+                loss(model(data.input), data)
+            loss.after_step()
+        passes.append(loss.teacher.passes)
+    assert passes == [0, 2, 4, 4]
+    with torch.no_grad():
+        loss(model(data.input), data)
+    assert loss.teacher.passes == 4
+
+
+def test_a_perturbed_pass_on_other_data_asks_the_teacher_again():
+    model = Counted()
+    loss = prepared(model)
+    loss.epoch = 1
+    data = batch()
+    first = loss(model(data.input), data)
+    data.input.mul_(2.0)  # the same buffer, filled anew
+    with perturbed_pass():
+        second = loss(model(data.input), data)
+    assert loss.teacher.passes == 2 and first != second
+
+
+def test_average_is_left_alone_after_its_last_use():
+    model = network()
+    loss = prepared(model, stop=2)
+    for epoch in range(4):
+        loss.epoch = epoch
+        loss(model(batch().input), batch())
+        loss.after_step()
+    assert loss.average.updates == 2
+
+
+def test_teacher_in_bfloat16_is_close():
+    model = network(torch.float32).eval()
+    values = []
+    for precision in (None, "bfloat16"):
+        loss = prepared(model, teacher_precision=precision)
+        with torch.no_grad():
+            for parameter in loss.teacher.parameters():
+                parameter.mul_(1.5)
+        loss.epoch = 1
+        data = batch(dtype=torch.float32)
+        loss(model(data.input), data)
+        values.append(loss.epoch_log()["mesa_kl"])
+    assert values[0] != values[1] and values[1] == pytest.approx(values[0], rel=0.1)
+
+
+def test_dict_batches_reach_the_teacher():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4).double()
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.layer(x)}
+
+    model, data = Named(), batch()
+    loss = prepared(model)
+    loss.epoch = 1
+    output = model(data.input)["logits"]
+    assert loss(output, Batch({"x": data.input}, data.target)) == CE(output, data.target)
+
+
+def test_wrapped_models_are_looked_through():
+    model = network()
+    loss = MESA(nn.CrossEntropyLoss())
+    loss.prepare(model=torch.compile(model), steps_per_epoch=2)
+    assert type(loss.teacher) is nn.Sequential
+
+
+def test_missing_calls_are_errors():
+    model = network()
+    with pytest.raises(InputError, match="prepare"):
+        MESA(nn.CrossEntropyLoss())(model(batch().input), batch())
+    with pytest.raises(InputError, match="steps_per_epoch"):
+        MESA(nn.CrossEntropyLoss()).prepare(model=model)
+    loss = prepared(model)
+    assert loss.needs_input and not loss.needs_index
+    with pytest.raises(InputError, match="whole Batch"):
+        loss(model(batch().input), batch().target)
+    loss(model(batch().input), batch())
+    with pytest.raises(InputError, match="after_step"):
+        loss.epoch = 1
+
+
+def test_a_teacher_of_another_model_is_refused():
+    loss, other = prepared(network()), prepared(nn.Linear(3, 4).double())
+    before = copy.deepcopy(loss.state_dict())
+    with pytest.raises(CheckpointError, match="another model"):
+        loss.load_state_dict(other.state_dict())
+    with pytest.raises(CheckpointError, match="prepare"):
+        MESA(nn.CrossEntropyLoss()).load_state_dict(before)
+
+
+@pytest.mark.parametrize(
+    "options, argument",
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"weight": -1.0}, "weight"),
+        ({"half_life": 0.0}, "half_life"),
+        ({"decay": 1.0}, "decay"),
+        ({"decay": -0.1}, "decay"),
+        ({"teacher_precision": "int8"}, "teacher_precision"),
+        ({"start": 2.5}, "start"),
+    ],
+)
+def test_bad_settings_are_refused(options, argument):
+    with pytest.raises(InputError, match=f"^`{argument}`"):
+        MESA(nn.CrossEntropyLoss(), **options)

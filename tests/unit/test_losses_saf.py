@@ -1,0 +1,223 @@
+"""SAF: when it acts, on which samples, with which weight, and what it reports."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lowland.core.errors import InputError
+from lowland.core.modes import perturbed_pass
+from lowland.core.types import Batch
+from lowland.losses import SAF
+from lowland.losses.divergence import tempered_divergence
+
+CE = nn.functional.cross_entropy
+
+
+def logits(seed: int, n: int = 4, classes: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, classes, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+TARGET = torch.tensor([0, 1, 2, 0])
+IDS = torch.arange(4)
+
+
+def at(loss: SAF, epoch: int, output: torch.Tensor, **batch) -> torch.Tensor:
+    loss.epoch = epoch
+    return loss(output, Batch(None, TARGET[: len(output)], **{"index": IDS[: len(output)], **batch}))
+
+
+def test_published_defaults():
+    loss = SAF(nn.CrossEntropyLoss())
+    assert (loss.weight, loss.temperature, loss.look_back, loss.active.start) == (0.3, 5.0, 3, 5)
+    assert loss.temperature_squared and loss.effective_weight == pytest.approx(7.5)
+    assert SAF(nn.CrossEntropyLoss(), temperature_squared=False).effective_weight == 0.3
+
+
+def test_divergence_is_that_of_the_past_from_the_present():
+    past, now = logits(0), logits(1)
+    p, q = (past.detach() / 5).softmax(1), (now / 5).softmax(1)
+    expected = (p * (p / q).log()).sum(1)
+    torch.testing.assert_close(tempered_divergence(past, now, 5.0), expected, rtol=1e-12, atol=1e-15)
+    reversed_ = (q * (q / p).log()).sum(1)
+    assert not torch.allclose(expected, reversed_)
+    tempered_divergence(past, now, 5.0).sum().backward()
+    assert past.grad is None and now.grad is not None
+    torch.testing.assert_close(now.grad, (q - p).detach() / 5, rtol=1e-12, atol=1e-15)
+
+
+def test_divergence_is_taken_in_float32_outside_autocast():
+    past, now = logits(0).detach().half() * 300, logits(1).detach().half().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = tempered_divergence(past, now, 5.0)
+    assert value.dtype == torch.float32 and torch.isfinite(value).all()
+    exact = tempered_divergence(past.double(), now.detach().double(), 5.0)
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def test_divergence_over_positions_is_their_mean():
+    past, now = torch.randn(2, 5, 3), torch.randn(2, 5, 3)  # [n, positions, classes]
+    each = tempered_divergence(past.reshape(10, 3), now.reshape(10, 3), 2.0).reshape(2, 5).mean(1)
+    torch.testing.assert_close(tempered_divergence(past, now, 2.0, class_axis=2), each)
+
+
+def test_acts_from_its_start_on_the_output_of_look_back_epochs_ago():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=3, start=5, precision="float64")
+    for epoch in range(8):
+        output = logits(epoch)
+        value = at(loss, epoch, output)
+        plain = CE(output, TARGET)
+        if epoch < 5:
+            assert value == plain
+        else:
+            added = 0.3 * 25 * tempered_divergence(logits(epoch - 3), output, 5.0).mean()
+            torch.testing.assert_close(value, plain + added, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("start, records", [(5, [2, 3, 4, 5]), (3, [0, 1, 2, 3]), (1, [0, 1])])
+def test_records_only_what_will_be_read(start, records):
+    loss = SAF(nn.CrossEntropyLoss(), look_back=3, start=start, stop=start + 4)
+    loss.prepare(epochs=20, samples=4)
+    written = []
+    for epoch in range(12):
+        loss.memory.record = lambda *_, epoch=epoch: written.append(epoch)  # type: ignore[method-assign]
+        at(loss, epoch, logits(epoch))
+    assert written == [epoch for epoch in range(12) if start <= epoch + 3 < start + 4] and set(records) >= set(written)
+
+
+def test_nothing_is_recorded_for_epochs_beyond_the_run():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=3, start=1)
+    loss.prepare(epochs=6, samples=4)
+    written = []
+    for epoch in range(6):
+        loss.memory.record = lambda *_, epoch=epoch: written.append(epoch)  # type: ignore[method-assign]
+        at(loss, epoch, logits(epoch))
+    assert written == [0, 1, 2]
+
+
+def test_fractions_of_a_run():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=0.1, start=0.3, stop=0.8)
+    with pytest.raises(InputError, match="prepare"):
+        at(loss, 0, logits(0))
+    loss.prepare(epochs=20, samples=4)
+    assert loss.memory.look_back == 2
+    acts = []
+    for epoch in range(20):
+        output = logits(epoch)
+        acts.append(bool(at(loss, epoch, output) != CE(output, TARGET)))
+    assert acts == [6 <= epoch < 16 for epoch in range(20)]
+
+
+def test_samples_without_a_past_output_add_nothing_and_are_reported():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1, precision="float64")
+    before = logits(0, 2)
+    at(loss, 0, before)
+    now = logits(1)
+    value = at(loss, 1, now)
+    kl = tempered_divergence(before, now[:2], 5.0)
+    torch.testing.assert_close(value, CE(now, TARGET) + 7.5 * kl.sum() / 4, rtol=1e-13, atol=0)
+    log = loss.epoch_log()
+    assert log["saf_hit_rate"] == 0.5
+    assert log["saf_kl"] == pytest.approx(kl.mean().item(), rel=1e-12)
+    assert log["saf_loss"] == pytest.approx(7.5 * kl.sum().item() / 4, rel=1e-12)
+    assert log["criterion"] == pytest.approx(CE(now, TARGET).item(), rel=1e-12)
+    value.backward()
+    assert torch.isfinite(now.grad).all()
+
+
+def test_a_loss_that_does_nothing_is_seen_in_the_log():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=0)
+    at(loss, 0, logits(0))
+    log = loss.epoch_log()
+    assert log["saf_hit_rate"] == 0.0 and log["saf_loss"] == 0.0 and math.isnan(log["saf_kl"])
+
+
+def test_counts_and_records_the_clean_pass_alone():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1, precision="float64")
+    at(loss, 0, logits(0))
+    with perturbed_pass():
+        at(loss, 0, logits(7))
+    value = at(loss, 1, logits(1))
+    with perturbed_pass():
+        again = at(loss, 1, logits(1))
+        at(loss, 1, logits(9))
+    assert again == value
+    kl = tempered_divergence(logits(0), logits(1), 5.0).mean().item()
+    assert loss.epoch_log()["saf_kl"] == pytest.approx(kl, rel=1e-12)
+    torch.testing.assert_close(
+        at(loss, 2, logits(2)), CE(logits(2), TARGET) + 7.5 * tempered_divergence(logits(1), logits(2), 5.0).mean()
+    )
+
+
+def test_mixed_samples_are_left_out_by_default():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1, precision="float64")
+    mixed = {"partner": torch.tensor([3, 2, 1, 0]), "share": torch.tensor([0.6, 1.0, 0.5, 1.0])}
+    at(loss, 0, logits(0), **mixed)
+    now = logits(1)
+    value = at(loss, 1, now)
+    kl = tempered_divergence(logits(0), now, 5.0)
+    torch.testing.assert_close(value, CE(now, TARGET) + 7.5 * (kl[1] + kl[3]) / 4, rtol=1e-13, atol=0)
+    assert loss.epoch_log()["saf_hit_rate"] == 0.5
+    at(loss, 2, logits(2), **mixed)
+    assert loss.epoch_log()["saf_hit_rate"] == 1.0  # of the two that take part
+
+
+def test_mixed_samples_can_be_matched_by_pair():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1, mixed="match", precision="float64")
+    partner, share = torch.tensor([3, 2, 1, 0]), torch.tensor([0.6, 1.0, 0.5, 1.0])
+    at(loss, 0, logits(0), partner=partner, share=share)
+    now = logits(1)
+    value = at(loss, 1, now, partner=torch.tensor([3, 0, 0, 1]), share=share)
+    kl = tempered_divergence(logits(0), now, 5.0)
+    torch.testing.assert_close(value, CE(now, TARGET) + 7.5 * (kl[0] + kl[1] + kl[3]) / 4, rtol=1e-13, atol=0)
+    assert loss.epoch_log()["saf_hit_rate"] == 0.75
+
+
+def test_weight_zero_is_the_plain_loss():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1, weight=0.0)
+    for epoch in range(3):
+        output = logits(epoch)
+        value = at(loss, epoch, output)
+        assert value == CE(output, TARGET)
+
+
+def test_language_models_keep_a_row_per_sequence():
+    criterion = lambda output, target: CE(output.flatten(0, 1), target.flatten())
+    loss = SAF(criterion, look_back=1, start=1, class_axis=2, precision="float64")
+    target, ids = torch.zeros(2, 5, dtype=torch.int64), torch.tensor([4, 9])
+    outputs = [torch.randn(2, 5, 7, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    for epoch, output in enumerate(outputs):
+        loss.epoch = epoch
+        value = loss(output, Batch(None, target, ids))
+    added = 7.5 * tempered_divergence(outputs[0], outputs[1], 5.0, class_axis=2).mean()
+    torch.testing.assert_close(value, criterion(outputs[1], target) + added)
+
+
+def test_ids_are_asked_for():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
+    assert loss.needs_index and loss.needs_input
+    with pytest.raises(InputError, match="Indexed"):
+        loss(logits(0), TARGET)
+
+
+@pytest.mark.parametrize(
+    "options, argument",
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"weight": -0.1}, "weight"),
+        ({"look_back": 0}, "look_back"),
+        ({"look_back": 1.5}, "look_back"),
+        ({"start": 0.0}, "start"),
+        ({"start": 5, "stop": 5}, "stop"),
+        ({"mixed": "keep"}, "mixed"),
+        ({"precision": "top64"}, "precision"),
+    ],
+)
+def test_bad_settings_are_refused(options, argument):
+    with pytest.raises(InputError, match=f"^`{argument}`"):
+        SAF(nn.CrossEntropyLoss(), **options)
