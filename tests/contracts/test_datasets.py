@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
 import pytest
 import torch
+from tests import tiny_data
 
 from lowland import data
 from lowland.core.errors import InputError
 
-# name -> (options, classes); parts are resident unless said otherwise
-MEMBERS: dict[str, tuple[dict[str, object], int]] = {
-    "digits": ({}, 10),
+# name -> (options, classes, writer of tiny files for `folder`)
+MEMBERS: dict[str, tuple[dict[str, object], int, Callable[[Path], Path] | None]] = {
+    "digits": ({}, 10, None),
+    "mnist": ({}, 10, None),
+    "mnist1d": ({"test_size": 500}, 10, None),
+    "cifar10": ({"validation": 60, "verify": False}, 10, tiny_data.write_cifar_pickles),
+    "cifar100": ({"validation": 60, "verify": False}, 100, lambda f: tiny_data.write_cifar_binaries(f, 100, 300)),
+    "svhn": ({"validation": 60, "verify": False}, 10, tiny_data.write_svhn),
+    "folders": ({}, 3, tiny_data.write_folders),
+    "text": ({"context": 32}, 256, None),
+    "topics": ({"context": 32}, 10, None),
 }
+LOADERS = {"huggingface"}  # not resident; see test_data_files.py
 
 
 @pytest.fixture(params=MEMBERS)
@@ -19,8 +34,22 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@cache
+def files(name: str) -> Path:
+    writer = MEMBERS[name][2]
+    assert writer is not None
+    return writer(Path(tempfile.mkdtemp()) / name)
+
+
+@cache
 def load(name: str, **more: object) -> data.DataSplits:
-    return data.load(name, **{**MEMBERS[name][0], **more})
+    options, _, writer = MEMBERS[name]
+    place = {} if writer is None else {"folder": files(name)}
+    return data.load(name, **{**options, **place, **more})
+
+
+def test_every_data_set_of_the_registry_is_enrolled() -> None:
+    assert set(MEMBERS) | LOADERS == set(data.DATASETS)
 
 
 def test_parts_never_overlap_and_every_sample_keeps_its_id(name: str) -> None:
@@ -41,7 +70,7 @@ def test_shapes_types_and_labels_are_as_stated(name: str) -> None:
 
 
 def test_loading_twice_gives_the_same_fingerprint(name: str) -> None:
-    assert load(name).fingerprint == load(name).fingerprint
+    assert load(name).fingerprint == load.__wrapped__(name).fingerprint
 
 
 def test_another_split_seed_gives_another_split(name: str) -> None:
@@ -52,7 +81,7 @@ def test_another_split_seed_gives_another_split(name: str) -> None:
 
 def test_inputs_are_normalised_over_the_training_part(name: str) -> None:
     splits = load(name)
-    if not splits.mean:
+    if splits.mean == ():
         pytest.skip("not normalised")
     dims = [0, *range(2, splits.train.input.ndim)]
     assert splits.train.input.mean(dims).abs().max() < 0.1
@@ -86,6 +115,14 @@ def test_label_noise_is_stated_stays_out_of_the_test_part_and_belongs_to_samples
         ("digits", {"seed": -1, "train_size": 10}, "`seed`"),
         ("digits", {"sede": 1}, "sede"),
         ("builtins:dict", {}, "DataSplits"),
+        ("mnist1d", {"test_size": 15}, "`test_size`"),
+        ("text", {"context": 0}, "`context`"),
+        ("text", {"context": 10**6}, "bytes for this context"),
+        ("text", {"path": "/nowhere.txt"}, "`path`"),
+        ("text", {"train_size": 10**6}, "`train_size`"),
+        ("topics", {"classes": 1}, "`classes`"),
+        ("topics", {"context": 0}, "`context`"),
+        ("cifar10", {"folder": "/nowhere"}, "put the files of cifar10 there"),
     ],
 )
 def test_bad_input_gives_one_clear_line(name: str, options: dict[str, object], words: str) -> None:

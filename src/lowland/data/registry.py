@@ -7,12 +7,29 @@ from typing import Any
 
 from lowland.core.errors import InputError
 from lowland.core.names import check_options, find
+from lowland.data.cifar import cifar10, cifar100, svhn
 from lowland.data.digits import digits
+from lowland.data.folders import folders
+from lowland.data.huggingface import huggingface
+from lowland.data.mnist import mnist
+from lowland.data.mnist1d import mnist1d
 from lowland.data.splits import DataSplits
+from lowland.data.text import text, topics
 
 __all__ = ["DATASETS", "load"]
 
-DATASETS: dict[str, Callable[..., DataSplits]] = {"digits": digits}
+DATASETS: dict[str, Callable[..., DataSplits]] = {
+    "digits": digits,
+    "mnist": mnist,
+    "mnist1d": mnist1d,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "folders": folders,
+    "text": text,
+    "topics": topics,
+    "huggingface": huggingface,
+}
 """Every data set by name; a new one joins by a line here and one in the contract suite."""
 
 

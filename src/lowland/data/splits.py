@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -118,10 +119,10 @@ def with_label_noise(splits: DataSplits, fraction: float, *, seed: int) -> DataS
 
 
 def with_subsample(splits: DataSplits, size: int | None, *, seed: int) -> DataSplits:
-    """Keep a stratified subset of the training part; smaller subsets lie inside larger ones.
+    """Keep a subset of the training part; smaller subsets lie inside larger ones.
 
     Args:
-        splits: Resident data with class labels.
+        splits: Resident data; where the targets are class labels, the subset is stratified.
         size: Training samples to keep; None keeps all.
         seed: Seed of the stream "subsample".
 
@@ -136,7 +137,9 @@ def with_subsample(splits: DataSplits, size: int | None, *, seed: int) -> DataSp
     train: TensorData = splits.train
     if not 1 <= size <= len(train):
         raise InputError("train_size", f"must be in [1, {len(train)}]", size)
-    keep = np.sort(_interleaved(train.target, generator(seed, "subsample"))[:size])
+    classes = train.target.ndim == 1 and not train.target.is_floating_point()
+    labels = train.target if classes else torch.zeros(len(train), dtype=torch.int64)
+    keep = np.sort(_interleaved(labels, generator(seed, "subsample"))[:size])
     recipe = {**splits.recipe, "train_size": size, "train_size_seed": seed}
     return replace(splits, train=train.take(keep), recipe=recipe)
 

@@ -1,8 +1,8 @@
 """PyramidNet: the width grows a little in every block instead of doubling at each stage.
 
 Han, Kim and Kim, "Deep Pyramidal Residual Networks", 2017, equation 3 (additive): block k of N has
-floor(16 + alpha k / N) channels; blocks are norm-conv-norm-ReLU-conv-norm with zero-padded shortcuts (section 3.3). PyramidNet-110 with
-alpha=270 has 28.3 million parameters (their Table 4).
+floor(16 + alpha k / N) channels; blocks are norm-conv-norm-ReLU-conv-norm with zero-padded shortcuts
+(section 3.3). PyramidNet-110 with alpha=270 has 28.3 million parameters (their Table 4).
 """
 
 from __future__ import annotations

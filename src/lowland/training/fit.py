@@ -294,7 +294,13 @@ def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
     result = FitResult(run.model, int(row["epoch"]), test, run.rows, run.step, run.passes, run.seconds, run.folder)
     if run.folder is not None and loop.fabric.is_global_zero:
         write_metrics(run.folder / "metrics.csv", run.rows)
-        summary = {"epoch": result.epoch, "select": select, "test": test, "chosen": row, "steps": run.step}
+        summary: dict[str, Any] = {
+            "epoch": result.epoch,
+            "select": select,
+            "test": test,
+            "chosen": row,
+            "steps": run.step,
+        }
         summary |= {f"test_{name}": value for name, value in test.items()}
         costs = {"passes": run.passes, "evaluation_passes": run.evaluation_passes, "seconds": run.seconds}
         write_result(run.folder / "result.json", {**summary, **costs, "recipe": loop.recipe, **provenance()})

