@@ -79,7 +79,7 @@ def test_survey_project_measure_and_report(run, capsys):
     page = run / "report.html"
     assert main(["report", str(run), "--output", str(page), "--quiet"]) == 0
     text = page.read_text()
-    assert "<html" in text and "http-equiv" not in text
+    assert "<html" in text and "default-src 'none'" in text  # the page forbids itself every request
     # a second call of each reads what is there and says the same
     assert main(["curvature", str(run), "--trace_products", "6", "--directions", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == curvature
@@ -212,3 +212,13 @@ def test_interrupt_exits_130_and_the_same_command_goes_on(tmp_path):
     done = lowland(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").exists()
+
+
+def test_an_interrupt_inside_executed_text_exits_130_too():
+    code = """
+import sys
+from lowland.cli import fit, main
+fit.main = lambda arguments: exec("raise KeyboardInterrupt")
+sys.exit(main.main(["fit"]))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 130

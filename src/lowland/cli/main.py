@@ -61,6 +61,7 @@ def _guarded(command: str, arguments: Sequence[str]) -> int:
     try:
         code: int = importlib.import_module(f"lowland.cli.{command}").main(arguments)
     except KeyboardInterrupt:
+        exec("")  # forgets an interrupt that passed through exec of text (imports do that), else Python dies of SIGINT
         print(f"\n{program}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except (LowlandError, LowlandWarning) as error:

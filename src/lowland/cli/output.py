@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lowland.engine import Event
+if TYPE_CHECKING:
+    from lowland.engine import Event
 
 __all__ = ["Output", "command_arguments"]
 

@@ -9,7 +9,7 @@ filters, on one scale.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,6 @@ from lowland.spec import (
     RiskSpec,
     SurfaceSpec,
     TrajectorySpec,
-    to_yaml,
 )
 from lowland.spec.folder import RunFolder
 from lowland.spec.runs import curvature_run, fit_run, surface_run, threads, trajectory_run
@@ -120,5 +119,6 @@ def _lead(spec: DemoSpec) -> tuple[str, ...]:
         f"One seed ({_SURVEYED}) of each method was surveyed on its training images, with running batch-norm "
         "statistics. Both surfaces use the same random numbers, scaled to each network's own filters, and one colour "
         "scale. Neither optimizer was tuned: this page shows what can be seen, it is not a claim about the methods.",
-        "Repeat it with: lowland demo " + " ".join(to_yaml(spec).replace(": ", "=").split()),
+        "Repeat it with: lowland demo "
+        + " ".join(f"--{field.name} {getattr(spec, field.name)}" for field in fields(spec)),
     )

@@ -1,0 +1,80 @@
+"""The demo goes on after a kill at any moment and ends with the same numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = ["--seeds", "2", "--epochs", "3", "--train_size", "60", "--points", "5", "--json"]
+COSTS = ("ms per step", "seconds")
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "lowland.cli.main", "demo", "--folder", "demo", *SMALL],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(folder: Path) -> list[dict[str, str]]:
+    child = start(folder)
+    shown, errors = child.communicate(timeout=280)
+    assert child.returncode == 0, errors
+    assert (folder / "demo" / "report.html").stat().st_size > 1_000_000
+    rows = json.loads(shown)["methods"]
+    return [{name: cell for name, cell in row.items() if not name.startswith(COSTS)} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> list[dict[str, str]]:
+    return finish(tmp_path_factory.mktemp("whole"))
+
+
+def test_the_table_has_what_a_reader_needs(whole):
+    assert [row["method"] for row in whole] == ["SGD", "SAM"]
+    for part in (
+        "test accuracy",
+        "difference to SGD",
+        "train loss",
+        "λ max",
+        "λ min",
+        "filter-weighted trace",
+        "SAM sharpness",
+        "passes",
+    ):
+        assert any(name.startswith(part) for name in whole[0]), part
+    assert "2.00 ×" in next(cell for name, cell in whole[1].items() if name.startswith("passes"))
+
+
+def test_the_same_demo_gives_the_same_numbers(whole, tmp_path):
+    assert finish(tmp_path) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_killed_again_and_again_it_ends_with_the_same_numbers(kill, whole, tmp_path):
+    moments = random.Random(int(kill))
+    killed = 0
+    for _ in range(8):
+        child = start(tmp_path)
+        try:
+            child.wait(timeout=moments.uniform(2.5, 9.0))
+            child.communicate()
+            break
+        except subprocess.TimeoutExpired:
+            child.send_signal(kill)
+            _, errors = child.communicate(timeout=60)
+            killed += 1
+            assert kill == signal.SIGKILL or child.returncode == 130, errors
+        time.sleep(0.1)
+    assert killed
+    assert finish(tmp_path) == whole
