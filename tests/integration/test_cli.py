@@ -212,13 +212,3 @@ def test_interrupt_exits_130_and_the_same_command_goes_on(tmp_path):
     done = lowland(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").exists()
-
-
-def test_an_interrupt_inside_executed_text_exits_130_too():
-    code = """
-import sys
-from lowland.cli import fit, main
-fit.main = lambda arguments: exec("raise KeyboardInterrupt")
-sys.exit(main.main(["fit"]))
-"""
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 130

@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "trajectory": "project the training path of a run",
     "curvature": "measure the Hessian at the weights of a run",
     "report": "write one self-contained page about runs",
+    "study": "compare methods over seeds by a rule declared before",
+    "recommend": "find out which method helps on your model and data",
 }
 """Every command and what it does; ``lowland.cli.COMMAND`` holds it."""
 
@@ -61,7 +63,6 @@ def _guarded(command: str, arguments: Sequence[str]) -> int:
     try:
         code: int = importlib.import_module(f"lowland.cli.{command}").main(arguments)
     except KeyboardInterrupt:
-        exec("")  # forgets an interrupt that passed through exec of text (imports do that), else Python dies of SIGINT
         print(f"\n{program}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return 130
     except (LowlandError, LowlandWarning) as error:
