@@ -2,7 +2,6 @@
 
 from lowland.landscape.between import eigenvector_plane, line_between, plane_through
 from lowland.landscape.evaluate import evaluate
-from lowland.landscape.geometry import bands, barrier, basin_width, central_curvature, numbers, roughness
 from lowland.landscape.grid import Grid, grid
 from lowland.landscape.lora import lora_plane
 from lowland.landscape.match import Matching, match_weights
@@ -10,6 +9,7 @@ from lowland.landscape.normalize import normalize
 from lowland.landscape.plane import Plane, random_line, random_plane, user_plane
 from lowland.landscape.probes import GradientNorm, Probe
 from lowland.landscape.trajectory import grid_around, pca_plane, project_trajectory
+from lowland.store.geometry import bands, barrier, basin_width, central_curvature, numbers, roughness
 
 __all__ = [
     # where
