@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tests.reference import sam as sam_twin
 from torch import nn
 
 import lowland.optim as optim
-from tests.reference import sam as sam_twin
 
 RATES = {"sgd": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}, "adamw": {"lr": 0.01, "weight_decay": 1e-2}}
 STEPS = 50
@@ -13,7 +13,7 @@ STEPS = 50
 
 def network():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)).double()
+    return nn.Sequential(nn.Linear(5, 7, bias=False), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)).double()
 
 
 def batches():

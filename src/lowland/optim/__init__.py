@@ -1,7 +1,28 @@
 """Optimizer wrappers: the sharpness-aware family, Lookahead, and weight averaging, right in every training loop."""
 
-from lowland.optim.ascent import Ascent, AscentOptions
+from lowland.optim.asam import ASAM
+from lowland.optim.ascent import Ascent
+from lowland.optim.averaging import EMA, SWA
+from lowland.optim.gsam import GSAM
+from lowland.optim.lookahead import Lookahead
+from lowland.optim.looksam import LookSAM
+from lowland.optim.msam import MSAM
+from lowland.optim.options import AscentOptions
+from lowland.optim.sala import SALA
 from lowland.optim.sam import SAM
 from lowland.optim.wrapper import Wrapper
 
-__all__ = ["Ascent", "AscentOptions", "SAM", "Wrapper"]
+__all__ = [
+    "SAM",
+    "ASAM",
+    "GSAM",
+    "LookSAM",
+    "MSAM",
+    "Lookahead",
+    "SALA",
+    "EMA",
+    "SWA",
+    "Ascent",
+    "AscentOptions",
+    "Wrapper",
+]

@@ -12,104 +12,23 @@ Deviations from the papers:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError, LowlandWarning, MissingPass
 from lowland.core.modes import held_interrupts, perturbed_pass
+from lowland.optim.bases import Base
 from lowland.optim.buffers import buffers_kept
 from lowland.optim.moves import ascend, copy_all, empty_twin, joint_norm, lost_share
-from lowland.optim.wrapper import Base, Wrapper
+from lowland.optim.options import AscentKeywords, AscentOptions, check_rho
+from lowland.optim.passes import Entry, noise_state, parts_of, replayed, unshared, unsynced, world_size
+from lowland.optim.wrapper import Wrapper
 
-__all__ = ["Ascent", "AscentKeywords", "AscentOptions", "check_rho"]
-
-
-class AscentKeywords(TypedDict, total=False):
-    """The fields of `AscentOptions`, as the methods take them by keyword."""
-
-    ascent: Literal["step", "micro-batch"]
-    distributed: Literal["synced", "local"]
-    batch_norm: Literal["first", "both"]
-    rng: Literal["fresh", "replay"]
-    norm: Literal["global", "group", "tensor"]
-    weight_decay: Literal["excluded", "included"]
-    start: int
-    stop: int | None
-    interval: int
-    schedule: Callable[[int], float] | None
-    allow_plain: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AscentOptions:
-    """How the two-pass step behaves; the same keywords on every method with an ascent.
-
-    Args:
-        ascent: ``"step"``: one ascent for all micro-batches of a step. ``"micro-batch"``: each micro-batch has its own
-            (m-sharpness, Foret et al. 2021, section 3). Two different algorithms; default ``"step"``.
-        distributed: ``"synced"``: the same ascent on all ranks. ``"local"``: each rank ascends along its own gradient,
-            with the first pass inside ``first_pass(model)``; not under FSDP2. Default ``"synced"``.
-        batch_norm: ``"first"``: buffers after the step are those of the first pass, as in plain training.
-            ``"both"``: both passes update them, as in ports without protection. Default ``"first"``.
-        rng: ``"fresh"``: the passes draw different dropout masks. ``"replay"``: the second pass repeats the first's
-            random numbers; a hand-written loop marks the first pass by ``first_pass()``. Default ``"fresh"``.
-        norm: Over what the gradient is normalised: ``"global"`` (Foret et al., equation 2), ``"group"`` (official
-            SALA), ``"tensor"`` (some ports). Default ``"global"``.
-        weight_decay: ``"excluded"`` from the ascent, or ``"included"`` (the official JAX code has it in the loss).
-        start: First step with an ascent, counted from 0; steps before it are plain. Default 0.
-        stop: First step without one again; None: never.
-        interval: An ascent every so many steps. Default 1.
-        schedule: Factor on every group's ``rho`` as a function of the step; None: 1.
-        allow_plain: Let ``step()`` without the wanted second pass be a plain step. Default False: it raises.
-
-    Raises:
-        InputError: If an option is not one of its values.
-    """
-
-    ascent: Literal["step", "micro-batch"] = "step"
-    distributed: Literal["synced", "local"] = "synced"
-    batch_norm: Literal["first", "both"] = "first"
-    rng: Literal["fresh", "replay"] = "fresh"
-    norm: Literal["global", "group", "tensor"] = "global"
-    weight_decay: Literal["excluded", "included"] = "excluded"
-    start: int = 0
-    stop: int | None = None
-    interval: int = 1
-    schedule: Callable[[int], float] | None = None
-    allow_plain: bool = False
-
-    def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "ascent": ("step", "micro-batch"),
-            "distributed": ("synced", "local"),
-            "batch_norm": ("first", "both"),
-            "rng": ("fresh", "replay"),
-            "norm": ("global", "group", "tensor"),
-            "weight_decay": ("excluded", "included"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(name, f"must be one of {', '.join(map(repr, allowed))}", getattr(self, name))
-        if self.start < 0:
-            raise InputError("start", "must not be negative", self.start)
-        if self.stop is not None and self.stop < self.start:
-            raise InputError("stop", "must not come before `start`", self.stop)
-        if self.interval < 1:
-            raise InputError("interval", "must be at least 1", self.interval)
-
-
-@dataclass(slots=True)
-class _Entry:
-    parameter: Tensor
-    gradient: Tensor
-    rho: float
-    group: int
-    decay: float
+__all__ = ["Ascent"]
 
 
 class Ascent(Wrapper):
@@ -174,13 +93,17 @@ class Ascent(Wrapper):
         return any(self._radius(group) > 0 for group in self.param_groups) and self._wants_pass()
 
     def _wants_pass(self) -> bool:
-        """Tell whether the method itself wants a second pass in a step that may have one."""
+        """Tell whether the method itself wants a second pass in a step that may have one.
+
+        Returns:
+            True here; methods with a period know better.
+        """
         return True
 
     # The passes.
 
     @contextmanager
-    def first_pass(self, model: nn.Module | None = None) -> Iterator[None]:
+    def first_pass(self, model: nn.Module | None = None) -> Generator[None, None, None]:
         """Mark a first forward and backward pass.
 
         Needed with several micro-batches under ``ascent="micro-batch"`` (earlier gradients are held aside), under
@@ -202,11 +125,11 @@ class Ascent(Wrapper):
             yield
             return
         with ExitStack() as stack:
-            if self.options.distributed == "local" and _world_size() > 1:
-                stack.enter_context(_no_sync(self._model if model is None else model))
+            if self.options.distributed == "local" and world_size() > 1:
+                stack.enter_context(unsynced(self._model if model is None else model))
             self._hold_aside()
             if self.options.rng == "replay" and not (self.options.ascent == "step" and scratch.random):
-                scratch.random = _random_state(self._held.parameters())
+                scratch.random = noise_state(self._held.parameters())
             scratch.marked = True
             yield
 
@@ -224,7 +147,7 @@ class Ascent(Wrapper):
             )  # fmt: skip
         for parameter in self._held.parameters():
             if parameter.grad is not None:
-                scratch.aside[parameter] = _unshared(parameter.grad)
+                scratch.aside[parameter] = unshared(parameter.grad)
                 parameter.grad = None
         scratch.ready = False
 
@@ -233,7 +156,7 @@ class Ascent(Wrapper):
         return witness is not None and witness[1] is not None and witness[0].grad is witness[1]
 
     @contextmanager
-    def perturb(self) -> Iterator[None]:
+    def perturb(self) -> Generator[None, None, None]:
         """Move the weights uphill along the present gradients, and bring them back bit for bit at the end.
 
         Inside, gradients are clear (or hold earlier micro-batches'), and the second forward and backward pass runs as
@@ -257,11 +180,11 @@ class Ascent(Wrapper):
                 stack.callback(self._come_back)
                 self._go_up(entries)
                 if self.options.rng == "replay":
-                    stack.enter_context(_replayed(scratch.random))
+                    stack.enter_context(replayed(scratch.random))
                 stack.enter_context(perturbed_pass())
                 yield
-            with torch.no_grad():
-                self._after_second()
+            if self.keeps_first:
+                self._finish_first()
         except BaseException:
             scratch.inside = False
             self.zero_grad()
@@ -292,10 +215,10 @@ class Ascent(Wrapper):
             scratch.forget()
         if self.options.rng == "replay" and not scratch.marked:
             raise InputError("rng", '"replay" needs the first pass inside first_pass()', "replay")
-        if self.options.distributed == "local" and _world_size() > 1 and not scratch.marked:
+        if self.options.distributed == "local" and world_size() > 1 and not scratch.marked:
             raise InputError("distributed", '"local" needs the first pass inside first_pass(model)', "local")
 
-    def _entries(self) -> list[_Entry]:
+    def _entries(self) -> list[Entry]:
         found = []
         for index, group in enumerate(self.param_groups):
             rho = self._radius(group)
@@ -308,15 +231,16 @@ class Ascent(Wrapper):
                         "params", "must have dense gradients for an ascent", str(gradient.layout),
                         "use sparse=False, or rho=0 in that group",
                     )  # fmt: skip
-                found.append(_Entry(parameter, gradient, rho, index, float(group.get("weight_decay", 0.0))))
+                found.append(Entry(parameter, gradient, rho, index, float(group.get("weight_decay", 0.0))))
         return found
 
     @torch.no_grad()
-    def _go_up(self, entries: list[_Entry]) -> None:
+    def _go_up(self, entries: list[Entry]) -> None:
         scratch = self._held.scratch
         parameters = [entry.parameter for entry in entries]
         for parameter in parameters:
-            if parameter not in scratch.backup:
+            copy = scratch.backup.get(parameter)
+            if copy is None or copy.device != parameter.device or copy.dtype != parameter.dtype:
                 scratch.backup[parameter] = empty_twin(parameter)
         copies = [scratch.backup[parameter] for parameter in parameters]
         with held_interrupts():
@@ -330,14 +254,13 @@ class Ascent(Wrapper):
             for parameter in self._held.parameters():
                 parameter.grad = None if self.keeps_first else scratch.aside.get(parameter)
 
-    def _move(self, entries: list[_Entry]) -> None:
-        for part in _parts(entries, self.options.norm):
+    def _move(self, entries: list[Entry]) -> None:
+        for part in parts_of(entries, self.options.norm):
             gradients = [entry.gradient for entry in part]
             parameters = [entry.parameter for entry in part]
             if self.options.weight_decay == "included":
                 gradients = [g.add(p, alpha=e.decay) for g, p, e in zip(gradients, parameters, part, strict=True)]
-            directions, measured = self._direction(parameters, gradients)
-            norm = joint_norm(measured)
+            directions, norm = self._direction(parameters, gradients)
             for rho in dict.fromkeys(entry.rho for entry in part):
                 chosen = [i for i, entry in enumerate(part) if entry.rho == rho]
                 ascend(
@@ -345,15 +268,23 @@ class Ascent(Wrapper):
                     consume=not self.keeps_first and not self._may_warn(part),
                 )  # fmt: skip
 
-    def _direction(self, parameters: Sequence[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the direction of the ascent, and the tensors whose norm it is divided by."""
-        return gradients, gradients
+    def _direction(self, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Compute where to go and the norm to divide by; may overwrite the gradients unless the method keeps them.
 
-    def _may_warn(self, entries: list[_Entry]) -> bool:
+        Args:
+            parameters: What will be moved.
+            gradients: Their gradients.
+
+        Returns:
+            One direction per parameter, and a scalar.
+        """
+        return gradients, joint_norm(gradients)
+
+    def _may_warn(self, entries: list[Entry]) -> bool:
         low = (torch.bfloat16, torch.float16)
         return not self._held.scratch.warned and any(entry.parameter.dtype in low for entry in entries)
 
-    def _warn_of_rounding(self, entries: list[_Entry], copies: list[Tensor]) -> None:
+    def _warn_of_rounding(self, entries: list[Entry], copies: list[Tensor]) -> None:
         if not self._may_warn(entries):
             return
         self._held.scratch.warned = True
@@ -371,6 +302,14 @@ class Ascent(Wrapper):
         with held_interrupts():
             copy_all(scratch.moved, [scratch.backup[parameter] for parameter in scratch.moved])
             scratch.moved = []
+
+    @torch.no_grad()
+    def _finish_first(self) -> None:
+        scratch = self._held.scratch
+        self._after_second()
+        scratch.first = {}
+        for parameter, gradient in scratch.aside.items():
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     def _after_second(self) -> None:
         """Combine the gradients of both passes, for methods that keep the first's."""
@@ -439,84 +378,3 @@ class Ascent(Wrapper):
         self.step()
         if zero_grad:
             self.zero_grad()
-
-
-def check_rho(rho: float) -> float:
-    """Return a radius, or refuse it.
-
-    Args:
-        rho: The radius.
-
-    Returns:
-        The same number.
-
-    Raises:
-        InputError: If it is negative or not finite.
-    """
-    if not 0.0 <= float(rho) < float("inf"):
-        raise InputError("rho", "must be finite and not negative", rho, "use rho=0 to leave a group out")
-    return float(rho)
-
-
-def _parts(entries: list[_Entry], norm: str) -> list[list[_Entry]]:
-    if norm == "global":
-        return [entries] if entries else []
-    if norm == "tensor":
-        return [[entry] for entry in entries]
-    groups: dict[int, list[_Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.group, []).append(entry)
-    return list(groups.values())
-
-
-def _unshared(gradient: Tensor) -> Tensor:
-    """Return the gradient itself, or a copy where DDP keeps it as a view of a communication bucket."""
-    local = getattr(gradient, "_local_tensor", gradient)
-    owns = local.untyped_storage().nbytes() == local.numel() * local.element_size()
-    return gradient if owns else gradient.clone()
-
-
-def _world_size() -> int:
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return 1
-    return torch.distributed.get_world_size()
-
-
-def _no_sync(model: nn.Module | None) -> Any:
-    if model is None:
-        raise InputError(
-            "distributed", '"local" needs the distributed model', None, "use `with optimizer.first_pass(ddp_model):`"
-        )
-    silent = getattr(model, "no_sync", None)
-    if silent is None:
-        raise InputError(
-            "distributed", "\"local\" needs a model with no_sync(), such as DistributedDataParallel",
-            type(model).__name__,
-        )  # fmt: skip
-    return silent()
-
-
-def _random_state(parameters: Iterator[Tensor]) -> dict[torch.device | None, Tensor]:
-    states: dict[torch.device | None, Tensor] = {None: torch.get_rng_state()}
-    for device in dict.fromkeys(p.device for p in parameters):
-        if device.type == "cuda":
-            states[device] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set_random_state(states: dict[torch.device | None, Tensor]) -> None:
-    for device, state in states.items():
-        if device is None:
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)
-
-
-@contextmanager
-def _replayed(states: dict[torch.device | None, Tensor]) -> Iterator[None]:
-    now = {None: torch.get_rng_state()} | {d: torch.cuda.get_rng_state(d) for d in states if d is not None}
-    _set_random_state(states)
-    try:
-        yield
-    finally:
-        _set_random_state(now)

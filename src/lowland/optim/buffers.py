@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ def owners(parameters: Iterable[Tensor]) -> list[nn.Module]:
         wrap.
     """
     wanted = {id(p) for p in parameters}
-    live = [found for found in gc.get_objects() if issubclass(type(found), nn.Module)]
+    kinds = _subclasses(nn.Module)
+    live = [found for found in gc.get_objects() if type(found) in kinds]
     parents: dict[int, list[nn.Module]] = {}
     for module in live:
         for child in module.__dict__.get("_modules", {}).values():
@@ -48,6 +49,15 @@ def owners(parameters: Iterable[Tensor]) -> list[nn.Module]:
         if not above:
             outermost.append(module)
     return outermost
+
+
+def _subclasses(kind: type) -> set[type]:
+    found, stack = {kind}, [kind]
+    while stack:
+        fresh = set(stack.pop().__subclasses__()) - found
+        found |= fresh
+        stack += fresh
+    return found
 
 
 class ModelFinder:
@@ -92,7 +102,7 @@ def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, st
 
 
 @contextmanager
-def buffers_kept(modules: Iterable[nn.Module], copies: dict[Tensor, Tensor]) -> Iterator[None]:
+def buffers_kept(modules: Iterable[nn.Module], copies: dict[Tensor, Tensor]) -> Generator[None, None, None]:
     """Save all buffers and write them back at the end, with a few batched copies and no fresh memory.
 
     Args:

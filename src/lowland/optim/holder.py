@@ -34,6 +34,7 @@ class Scratch:
         steps_inside: Open context of ``first_step``.
         aside: Gradients of earlier micro-batches.
         first: Gradients of the first pass, for methods that use them again.
+        kept: What the second passes of this step leave for ``step()``.
         backup: Persistent copies of the weights, so that no step allocates.
         moved: Parameters that ``perturb()`` moved.
         random: Random state at the start of the first pass.
@@ -42,6 +43,7 @@ class Scratch:
         finder: Finds the model by its parameters.
         buffers: Persistent copies of the model's buffers.
         trained_buffers: The buffers of the trained weights, while recalibrated ones are in the model.
+        pending: A number on its way from the device, and the event after which it is there.
         warned: Whether the warning of rounding had its chance.
     """
 
@@ -51,6 +53,7 @@ class Scratch:
     steps_inside: ExitStack | None = None
     aside: dict[Tensor, Tensor] = field(default_factory=dict)
     first: dict[Tensor, Tensor] = field(default_factory=dict)
+    kept: dict[Tensor, Tensor] = field(default_factory=dict)
     backup: dict[Tensor, Tensor] = field(default_factory=dict)
     moved: list[Tensor] = field(default_factory=list)
     random: Any = None
@@ -59,12 +62,13 @@ class Scratch:
     finder: ModelFinder | None = None
     buffers: dict[Tensor, Tensor] = field(default_factory=dict)
     trained_buffers: dict[Tensor, Tensor] = field(default_factory=dict)
+    pending: tuple[Tensor, Any] | None = None
     warned: bool = False
 
     def forget(self) -> None:
         """Drop everything that belongs to the step in progress; the backup's memory is kept."""
         self.ready = self.marked = False
-        self.aside, self.first, self.random, self.witness = {}, {}, None, None
+        self.aside, self.first, self.kept, self.random, self.witness = {}, {}, {}, None, None
 
 
 class Holder:

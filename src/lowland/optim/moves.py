@@ -12,7 +12,18 @@ from torch import Tensor
 
 from lowland.core.params import global_norm, normalized_scale
 
-__all__ = ["ascend", "copy_all", "dots", "empty_twin", "interpolate", "joint_norm", "lost_share", "shards", "swap"]
+__all__ = [
+    "add_scaled",
+    "ascend",
+    "copy_all",
+    "empty_twin",
+    "interpolate",
+    "joint_norm",
+    "lost_share",
+    "scale_all",
+    "shards",
+    "swap",
+]
 
 
 def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -77,7 +88,7 @@ def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float
         parts, others = [into[i] for i in bucket], [values[i] for i in bucket]
         if isinstance(weight, Tensor):
             local = weight.to(parts[0].device, parts[0].dtype)
-            torch._foreach_lerp_(parts, others, [local.expand_as(part) for part in parts])
+            torch._foreach_lerp_(parts, others, [local] * len(parts))
         else:
             torch._foreach_lerp_(parts, others, weight)
 
@@ -116,52 +127,81 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def dots(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Return the inner product of two lists of tensors as one scalar.
-
-    Args:
-        first: Tensors.
-        second: One per tensor of ``first``.
-
-    Returns:
-        A scalar on the first tensor's device, in at least float32; 0 for no tensors.
-    """
-    if not first:
-        return torch.zeros(())
-    wide = torch.float64 if first[0].dtype == torch.float64 else torch.float32
-    products = torch._foreach_mul([t.to(wide) for t in first], [t.to(wide) for t in second])
-    sums = [product.sum() for product in products]
-    full = [part.full_tensor() if hasattr(part, "full_tensor") else part for part in sums]
-    total: Tensor = torch.stack([part.to(full[0].device) for part in full]).sum()
-    return total
-
-
-@torch.no_grad()
 def ascend(
     targets: Sequence[Tensor], directions: Sequence[Tensor], norm: Tensor, radius: float, *, consume: bool = False
 ) -> None:
     """Add ``radius * direction / norm``, and nothing at all where the norm is 0 or not finite.
 
-    Where torch's fused kernel can do it, one launch per device adds and skips, and the host never learns which: a
-    product with 0 would turn an infinite entry into NaN, a test on the host would wait for the device.
-
     Args:
         targets: Written in place.
         directions: One per target.
         norm: Length of the direction, a scalar.
-        radius: Length that the move shall have.
+        radius: Length that the move shall have; negative moves downhill.
         consume: The directions may be overwritten; saves a launch.
+    """
+    if consume and norm.dtype == torch.float32:
+        _add(targets, directions, norm, radius)
+    else:
+        add_scaled(targets, directions, normalized_scale(norm, torch.full_like(norm, radius)))
+
+
+@torch.no_grad()
+def add_scaled(targets: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor) -> None:
+    """Add ``scale * direction``, and nothing at all where the scale is 0 or not finite.
+
+    Args:
+        targets: Written in place.
+        directions: One per target.
+        scale: A scalar on any device.
+    """
+    _add(targets, directions, scale, None)
+
+
+@torch.no_grad()
+def scale_all(targets: Sequence[Tensor], scale: Tensor) -> None:
+    """Multiply tensors by a scalar, in place.
+
+    Args:
+        targets: Written in place.
+        scale: A scalar on any device.
+    """
+    into = shards(targets)
+    for bucket in _buckets(into):
+        torch._foreach_mul_([into[i] for i in bucket], scale.to(into[bucket[0]].device))
+
+
+def _add(targets: Sequence[Tensor], directions: Sequence[Tensor], number: Tensor, radius: float | None) -> None:
+    """Add ``number * direction``, or ``radius * direction / number`` and spoil the directions.
+
+    Where torch's fused kernel can do it, one launch per device adds and skips, and the host never learns which: a
+    product with 0 would turn an infinite entry into NaN, a test on the host would wait for the device.
     """
     into, along = shards(targets), shards(directions)
     for bucket in _buckets(into):
         parts, steps = [into[i] for i in bucket], [along[i] for i in bucket]
-        length = norm.to(parts[0].device)
+        local = number.to(parts[0].device)
         if all(map(_fusable, parts, steps)):
-            _fused_add(parts, steps, length, radius, consume)
+            skip = torch.nan_to_num(local, nan=0.0, posinf=0.0, neginf=0.0).eq_(0).float()
+            torch._fused_sgd_(
+                parts,
+                steps,
+                [],
+                weight_decay=0.0,
+                momentum=0.0,
+                lr=local if radius is None else radius,
+                dampening=0.0,
+                nesterov=False,
+                maximize=True,
+                is_first_step=False,
+                grad_scale=None if radius is None else local,
+                found_inf=skip,
+            )
+            torch.autograd.graph.increment_version(parts)  # the kernel writes without telling autograd
             continue
-        scale = normalized_scale(length, radius)
+        scale = local if radius is None else normalized_scale(local, radius)
+        usable = torch.isfinite(scale) & (scale != 0)
         for part, step in zip(parts, steps, strict=True):
-            part.add_(torch.where(scale > 0, step * scale, 0.0))
+            part.add_(torch.where(usable, step * scale, 0.0))
 
 
 def _fusable(target: Tensor, direction: Tensor) -> bool:
@@ -173,26 +213,6 @@ def _fusable(target: Tensor, direction: Tensor) -> bool:
         and direction.stride() == target.stride()
         and (target.is_contiguous() or target.is_contiguous(memory_format=torch.channels_last))
     )
-
-
-def _fused_add(parts: list[Tensor], steps: list[Tensor], norm: Tensor, radius: float, consume: bool) -> None:
-    skip = torch.nan_to_num(norm, nan=0.0, posinf=0.0).eq_(0).float()
-    divided = consume and norm.dtype == torch.float32
-    torch._fused_sgd_(
-        parts,
-        steps,
-        [],
-        weight_decay=0.0,
-        momentum=0.0,
-        lr=radius if divided else torch.full_like(norm, radius).div_(norm),
-        dampening=0.0,
-        nesterov=False,
-        maximize=True,
-        is_first_step=False,
-        grad_scale=norm if divided else None,
-        found_inf=skip,
-    )
-    torch.autograd.graph.increment_version(parts)  # the kernel writes without telling autograd
 
 
 @torch.no_grad()

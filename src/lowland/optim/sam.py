@@ -6,8 +6,9 @@ from typing import ClassVar, Unpack
 
 from torch import nn
 
-from lowland.optim.ascent import Ascent, AscentKeywords
-from lowland.optim.wrapper import Base
+from lowland.optim.ascent import Ascent
+from lowland.optim.bases import Base
+from lowland.optim.options import AscentKeywords
 
 __all__ = ["SAM"]
 

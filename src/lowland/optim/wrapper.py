@@ -6,32 +6,28 @@ and an assignment to ``self`` would land on the proxy and be lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from lowland.core.errors import InputError
 from lowland.core.modes import held_interrupts
 from lowland.core.modes import recalibrate as renew_statistics
 from lowland.core.params import unwrap
 from lowland.core.types import as_batch
+from lowland.optim.bases import Base, OptimizerViews
 from lowland.optim.buffers import ModelFinder
-from lowland.optim.holder import PREFIX, Holder, JointState, adopt, export, strip
+from lowland.optim.holder import adopt, export, strip
 from lowland.optim.moves import copy_all, empty_twin, swap
 
-__all__ = ["Base", "Wrapper"]
-
-Base: TypeAlias = Optimizer | Sequence[Optimizer]
-"""One optimizer instance, or several that share one step (say Muon for matrices and AdamW for the rest)."""
+__all__ = ["Wrapper"]
 
 
-class Wrapper(Optimizer):
+class Wrapper(OptimizerViews):
     """Base of all wrappers: a real ``torch.optim.Optimizer`` around optimizer instances.
 
     Args:
@@ -48,118 +44,13 @@ class Wrapper(Optimizer):
     evaluation: ClassVar[str | None] = None
     """Name of the own tensors that are the weights to evaluate and deploy; None: the trained ones."""
 
+    own: ClassVar[tuple[str, ...]] = ()
+    """Names of the own tensors, one per parameter."""
+
     def __init__(self, base: Base, *, model: nn.Module | None = None) -> None:
-        bases = _checked_bases(base)
-        super().__init__([{"params": []}], {})
-        self._held = Holder(bases)
         self._model = model
-        for group in self.param_groups:
-            group.pop(PREFIX, None)
-            self._check_group(group)
-            self._adopt_group(group)
-        for parameter in self._held.parameters():
-            entry = self.state.get(parameter, {})
-            for key in [key for key in entry if str(key).startswith(PREFIX + ".")]:
-                del entry[key]
-
-    # What torch keeps as attributes are views of the bases, since a base rebinds its own on loading.
-
-    @property
-    def base(self) -> Optimizer | tuple[Optimizer, ...]:
-        """The wrapped optimizer, or the tuple of them."""
-        bases = self._held.bases
-        return bases[0] if len(bases) == 1 else bases
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of the base; of several bases, all groups in order."""
-        held = getattr(self, "_held", None)
-        if held is None:
-            return []
-        if len(held.bases) == 1:
-            groups: list[dict[str, Any]] = held.bases[0].param_groups
-            return groups
-        return [group for base in held.bases for group in base.param_groups]
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        held = getattr(self, "_held", None)
-        if held is None:
-            return
-        start = 0
-        for base in held.bases:
-            count = len(groups) if len(held.bases) == 1 else len(base.param_groups)
-            base.param_groups = groups[start : start + count]
-            start += count
-
-    @property
-    def state(self) -> Any:
-        """The per-parameter state of the base; of several bases, a view of all."""
-        held = getattr(self, "_held", None)
-        if held is None:
-            return {}
-        return held.bases[0].state if len(held.bases) == 1 else JointState(held.bases)
-
-    @state.setter
-    def state(self, state: Any) -> None:
-        held = getattr(self, "_held", None)
-        if held is None:
-            return
-        for base in held.bases:
-            mine = {id(p) for group in base.param_groups for p in group["params"]}
-            chosen = {k: v for k, v in state.items() if len(held.bases) == 1 or id(k) in mine}
-            base.state.clear()
-            base.state.update(chosen)
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The defaults of the first base."""
-        held = getattr(self, "_held", None)
-        return {} if held is None else held.bases[0].defaults
-
-    @defaults.setter
-    def defaults(self, defaults: dict[str, Any]) -> None:
-        held = getattr(self, "_held", None)
-        if held is not None:
-            held.bases[0].defaults = defaults
-
-    @property
-    def steps(self) -> int:
-        """Number of steps taken."""
-        return int(self._held.numbers["steps"])
-
-    def add_param_group(self, param_group: dict[str, Any], *, base: int | None = None) -> None:
-        """Add a group to the base, at any time.
-
-        Args:
-            param_group: As torch's optimizers take it; may hold this wrapper's own options, such as ``rho``.
-            base: Which of several bases gets it.
-
-        Raises:
-            InputError: If there are several bases and none is named, or the group cannot be treated.
-        """
-        held: Holder | None = getattr(self, "_held", None)
-        if held is None:  # torch's constructor brings its own, empty group
-            return
-        if base is None and len(held.bases) > 1:
-            raise InputError("base", "must say which of several bases gets the group", None, "pass base=0 or base=1")
-        target = held.bases[base or 0]
-        if not isinstance(param_group["params"], Tensor | set):
-            param_group["params"] = list(param_group["params"])  # a generator can be read only once
-        self._check_group(param_group)
-        target.add_param_group(param_group)
-        self._adopt_group(target.param_groups[-1])
-
-    def _check_group(self, group: Mapping[str, Any]) -> None:
-        """Refuse what the method cannot treat; methods with options per group check these too."""
-        listed = group["params"]
-        for entry in [listed] if isinstance(listed, Tensor) else list(listed):
-            parameter = entry[1] if isinstance(entry, tuple) else entry
-            if isinstance(parameter, Tensor) and parameter.is_complex():
-                raise InputError("params", "must be real", str(parameter.dtype))
-
-    def _adopt_group(self, group: dict[str, Any]) -> None:
-        """Give a new group its own options and tensors."""
+        super().__init__(base)
+        self._held.numbers.update(self._fresh_numbers())
 
     # The step.
 
@@ -227,16 +118,13 @@ class Wrapper(Optimizer):
     def _after_base(self) -> None:
         """Change weights after the base's step."""
 
-    def _base_step(self) -> None:
-        with _global_hooks_suspended():
-            for base in self._held.bases:
-                base.step()
-        self._held.stepped = True
-
     def _is_initialising(self) -> bool:
         """Recognise the step by which torch's distributed checkpoint makes a base create its state.
 
         It has no state yet, every rate is 0 and every gradient is 0; it is not a step of the method.
+
+        Returns:
+            True for such a step.
         """
         if len(self.state) or any(float(group.get("lr", 1.0)) != 0.0 for group in self.param_groups):
             return False
@@ -282,15 +170,14 @@ class Wrapper(Optimizer):
             raise InputError("eval()", "must not be called inside perturb()")
         with held_interrupts():
             if self.evaluation is not None:
-                own = held.tensors.get(self.evaluation, {})
-                swap(list(own), list(own.values()))
+                swap(*self._own(self.evaluation))
             if not evaluating and held.scratch.trained_buffers:
                 copy_all(list(held.scratch.trained_buffers), list(held.scratch.trained_buffers.values()))
                 held.scratch.trained_buffers = {}
             held.evaluating = evaluating
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> Generator[None, None, None]:
         """Hold the evaluation weights inside the block, whatever the mode was.
 
         Yields:
@@ -369,6 +256,7 @@ class Wrapper(Optimizer):
             with torch.no_grad():
                 for i in chosen:
                     parameters[i].copy_(trained[i])
+        held.numbers.clear()
         held.numbers.update(self._fresh_numbers() | ours)
         for name in held.tensors:
             known = list(held.tensors[name])
@@ -377,12 +265,47 @@ class Wrapper(Optimizer):
             held.tensors[name] = adopt(values, known, partial(self._fresh_tensor, name))
 
     def _fresh_numbers(self) -> dict[str, int | float | bool]:
-        """Return the own numbers of an optimizer that has not stepped."""
+        """Return the own numbers of an optimizer that has not stepped.
+
+        Returns:
+            The numbers by name.
+        """
         return {"steps": 0}
 
     def _fresh_tensor(self, name: str, parameter: Tensor) -> Tensor:
-        """Return the own tensor of a parameter that has not been stepped."""
+        """Return an own tensor for a parameter that has not been stepped.
+
+        Args:
+            name: Name of the own tensors.
+            parameter: The parameter.
+
+        Returns:
+            The parameter's present value; methods may begin elsewhere.
+        """
+        del name
         return empty_twin(parameter).copy_(parameter)
+
+    def _adopt_group(self, group: dict[str, Any]) -> None:
+        super()._adopt_group(group)
+        with torch.no_grad():
+            for name in self.own:
+                owned = self._held.tensors.setdefault(name, {})
+                owned.update({p: self._fresh_tensor(name, p) for p in group["params"] if p not in owned})
+
+    def _own(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return parameters and their own tensors, where the parameters are by now.
+
+        Args:
+            name: Name of the own tensors.
+
+        Returns:
+            Two lists in the same order.
+        """
+        owned = self._held.tensors[name]
+        for parameter, tensor in owned.items():
+            if tensor.device != parameter.device or tensor.dtype != parameter.dtype:  # the model was moved
+                owned[parameter] = tensor.to(parameter.device, parameter.dtype)
+        return list(owned), list(owned.values())
 
     def __getstate__(self) -> dict[str, Any]:
         dropped = ("_optimizer_", "_zero_grad", "_warned", "_opt_called", "_model", "step")
@@ -424,42 +347,3 @@ class Wrapper(Optimizer):
         target = unwrap(known[0])
         device = next(iter(self._held.parameters())).device
         return renew_statistics(target, (as_batch(raw).to(device) for raw in loader))
-
-
-def _checked_bases(base: Base) -> tuple[Optimizer, ...]:
-    bases = tuple(base) if isinstance(base, Sequence) else (base,)
-    if not bases:
-        raise InputError("base", "must hold at least one optimizer", base)
-    for one in bases:
-        if isinstance(one, type):
-            raise InputError("base", "must be an optimizer instance, not a class", one, f"pass {one.__name__}(...)")
-        if isinstance(one, Wrapper):
-            raise InputError("base", "must not wrap already", type(one).__name__, "wrap the innermost optimizer once")
-        if not isinstance(one, Optimizer):
-            raise InputError("base", "must be a torch.optim.Optimizer", type(one).__name__)
-        if isinstance(one, torch.optim.LBFGS):
-            raise InputError("base", "must step without a closure of its own", type(one).__name__)
-    parameters = [id(p) for one in bases for group in one.param_groups for p in group["params"]]
-    if len(set(parameters)) < len(parameters):
-        raise InputError("base", "must not hold a parameter twice", f"{len(parameters)} parameters")
-    return bases
-
-
-@contextmanager
-def _global_hooks_suspended() -> Iterator[None]:
-    """Keep global step hooks from firing for the bases too: they have fired for the wrapper."""
-    tables: list[dict[int, Any]] = [
-        torch_optimizer._global_optimizer_pre_hooks,
-        torch_optimizer._global_optimizer_post_hooks,
-    ]  # type: ignore[list-item]
-    if not any(tables):
-        yield
-        return
-    saved = [dict(table) for table in tables]
-    for table in tables:
-        table.clear()
-    try:
-        yield
-    finally:
-        for table, entries in zip(tables, saved, strict=True):
-            table.update(entries)
