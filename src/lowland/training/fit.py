@@ -28,6 +28,7 @@ from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, forward
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
+from lowland.optim import Ascent, Wrapper
 from lowland.store.files import only_writer
 from lowland.training.checkpoint import (
     CheckpointFolder,
@@ -41,7 +42,7 @@ from lowland.training.files import open_run_folder
 from lowland.training.hooks import Hook, Run
 from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
 from lowland.training.schedule import ScheduleLike, as_schedule
-from lowland.training.setup import check_arguments, make_fabric, prepare_loss, recipe_of, training_batches
+from lowland.training.setup import check_arguments, make_fabric, prepare_loss, recipe_of, split_batch, training_batches
 
 __all__ = ["FitResult", "fit"]
 
@@ -88,6 +89,8 @@ class _Loop:  # everything that lives as long as one call
     rates: list[float]
     hooks: Sequence[Hook]
     clip: float | None
+    micro_batches: int
+    ddp: Any  # the module under Fabric's wrapper: under several processes it can keep gradients to itself
     checkpoint_every_steps: int | None
     recipe: dict[str, Any]
     checkpoints: CheckpointFolder | None
@@ -108,6 +111,7 @@ def fit(
     schedule: ScheduleLike = "cosine",
     augment: Augment | None = None,
     clip: float | None = None,
+    micro_batches: int = 1,
     select: Literal["best", "last"] = "best",
     folder: str | Path | None = None,
     checkpoint_every_steps: int | None = None,
@@ -132,6 +136,8 @@ def fit(
         schedule: Learning rate over the run, as a multiple of each group's own. Default one cosine to 0.
         augment: Changes training batches; see `lowland.data.Augment`. For resident data only.
         clip: Largest global gradient norm; None clips nothing.
+        micro_batches: Parts that every batch is cut into to save memory; their gradients add up to the batch's (batch
+            norm sees the parts). With ``ascent="micro-batch"`` each part has its own ascent (m-sharpness).
         select: Whose weights count: of the ``"best"`` validation accuracy (ties to the earlier epoch; the lowest loss
             where there is no accuracy) or of the ``"last"`` epoch.
         folder: The run's folder; None writes nothing.
@@ -156,7 +162,7 @@ def fit(
         >>> result.steps, result.passes
         (1, 1)
     """
-    check_arguments(epochs, clip, select, checkpoint_every_steps, optimizer, model)
+    check_arguments(epochs, clip, micro_batches, select, checkpoint_every_steps, optimizer, model)
     place = None if folder is None else open_run_folder(Path(folder))
     with (
         nullcontext() if place is None else only_writer(place / "checkpoints"),
@@ -168,12 +174,15 @@ def fit(
         batches = training_batches(data, batch_size, seed, augment, fabric)
         run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed)
         prepare_loss(run, batches, fabric.device)
-        recipe = recipe_of(run, batch_size, schedule, augment, clip, select, precision, fabric.world_size)
+        recipe = recipe_of(
+            run, batch_size, schedule, augment, (clip, micro_batches), select, precision, fabric.world_size
+        )
         wrapped, stepper = fabric.setup(model, optimizer)
         loop = _Loop(
             fabric, wrapped, stepper, run, batches, Evaluation(fabric, wrapped, plain_loss(loss), batch_size),
             as_schedule(schedule), [float(group["lr"]) for group in optimizer.param_groups], hooks, clip,
-            checkpoint_every_steps, recipe, None if place is None else CheckpointFolder(place), [],
+            micro_batches, wrapped._forward_module, checkpoint_every_steps, recipe,
+            None if place is None else CheckpointFolder(place), [],
         )  # fmt: skip
         _resume(loop)
         for hook in hooks:
@@ -213,28 +222,34 @@ def _step(loop: _Loop, batch: Batch) -> None:
     multiple = loop.schedule(progress, 1 / run.steps_per_epoch, run.epochs)
     for group, rate in zip(optimizer.param_groups, loop.rates, strict=True):
         group["lr"] = rate * multiple
-    loop.optimizer.zero_grad()
-    output, value = _pass(loop, batch)
-    plain = run.loss.plain_value if isinstance(run.loss, TrainingLoss) else value
-    if getattr(optimizer, "needs_perturbation", bool)():
-        with optimizer.perturb():  # type: ignore[attr-defined]
-            _pass(loop, batch)
+    optimizer.zero_grad()
+    parts = split_batch(batch, loop.micro_batches)
+    ascent = optimizer if isinstance(optimizer, Ascent) and optimizer.needs_perturbation() else None
+    each = ascent is not None and ascent.options.ascent == "micro-batch"
+    for together in [[part] for part in parts] if each else [parts]:
+        for part in together:
+            with nullcontext() if ascent is None else ascent.first_pass(loop.ddp):
+                loop.terms.append(_pass(loop, part, batch.size))
+        if ascent is not None:
+            with ascent.perturb():
+                for part in together:
+                    _pass(loop, part, batch.size)
+    run.passes += 1 if ascent is None else 2
     if loop.clip is not None:
         loop.fabric.clip_gradients(loop.model, loop.optimizer, max_norm=loop.clip, error_if_nonfinite=False)
     loop.optimizer.step()
     if isinstance(run.loss, TrainingLoss):
         run.loss.after_step()
-    loop.terms.append(_terms(output, value if plain is None else plain, batch, loop.evaluation.ignored))
 
 
-def _pass(loop: _Loop, batch: Batch) -> tuple[Any, Tensor]:
-    # forward and backward once, and counted
+def _pass(loop: _Loop, batch: Batch, size: int) -> Tensor:
+    # forward and backward over a part of a batch of `size` samples; gradients of parts add up to that of their mean
     output = forward(loop.model, batch)
     loss = loop.run.loss
     value: Tensor = loss(output, batch if isinstance(loss, TrainingLoss) else batch.target)
-    loop.fabric.backward(value)
-    loop.run.passes += 1
-    return output, value
+    loop.fabric.backward(value if batch.size == size else value * (batch.size / size))
+    plain = loss.plain_value if isinstance(loss, TrainingLoss) else value
+    return _terms(output, value if plain is None else plain, batch, loop.evaluation.ignored)
 
 
 @torch.no_grad()
@@ -254,7 +269,7 @@ def _end_epoch(loop: _Loop) -> None:
     total = loop.fabric.all_reduce(torch.stack(loop.terms).sum(0), reduce_op="sum")
     loss, hits, counted, samples = total.tolist()
     loop.terms.clear()
-    _mode(loop, training=False)
+    run.evaluation_passes += _mode(loop, training=False)
     validation, passes = loop.evaluation(run.data.validation)
     run.evaluation_passes += passes
     run.row = {
@@ -307,12 +322,19 @@ def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
     return result
 
 
-def _mode(loop: _Loop, *, training: bool) -> None:
-    # averaging optimizers swap the weights that are evaluated in and out
+def _mode(loop: _Loop, *, training: bool) -> int:
+    # averaging optimizers swap the weights that are evaluated in and out, and renew their batch-norm statistics on the
+    # training data; the batches that this took are returned
     loop.model.train(training)
-    switch = getattr(loop.run.optimizer, "train" if training else "eval", None)
+    optimizer = loop.run.optimizer
+    switch = getattr(optimizer, "train" if training else "eval", None)
     if callable(switch):
         switch()
+    if training or not isinstance(optimizer, Wrapper) or optimizer.evaluation is None:
+        return 0
+    batches = loop.batches
+    whole = batches.data.batches(batches.batch_size) if isinstance(batches, TensorBatches) else batches
+    return optimizer.recalibrate(whole, loop.run.model)
 
 
 def _save(loop: _Loop) -> None:

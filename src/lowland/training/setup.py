@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.core.provenance import fingerprint
+from lowland.core.types import Batch
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches, TensorData
 from lowland.losses import TrainingLoss
+from lowland.optim import AscentOptions, Wrapper
 from lowland.training.checkpoint import split_state
 from lowland.training.evaluation import plain_loss
 from lowland.training.hooks import Run
@@ -62,6 +67,33 @@ def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch
         )  # fmt: skip
 
 
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """Cut a batch into parts of nearly equal size.
+
+    Args:
+        batch: The batch.
+        parts: Number of parts; a batch of fewer samples gives as many parts as samples.
+
+    Returns:
+        The parts in order.
+    """
+    if parts == 1:
+        return [batch]
+    stops = np.linspace(0, batch.size, min(parts, batch.size) + 1).round().astype(int).tolist()
+
+    def cut(value: Any, rows: slice) -> Any:
+        if isinstance(value, Tensor):
+            return value[rows]
+        if isinstance(value, Mapping):
+            return {key: cut(entry, rows) for key, entry in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(cut(entry, rows) for entry in value)
+        return value
+
+    fields = (batch.input, batch.target, batch.index, batch.partner, batch.share)
+    return [Batch(*(cut(field, slice(*bounds)) for field in fields)) for bounds in pairwise(stops)]
+
+
 def training_batches(
     data: DataSplits, batch_size: int, seed: int, augment: Augment | None, fabric: Any
 ) -> TensorBatches | LoaderBatches:
@@ -92,7 +124,8 @@ def training_batches(
 
 
 def recipe_of(
-    run: Run, batch_size: int, schedule: ScheduleLike, augment: Augment | None, clip: float | None, select: str,
+    run: Run, batch_size: int, schedule: ScheduleLike, augment: Augment | None, gradients: tuple[float | None, int],
+    select: str,
     precision: str, world: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what must agree before a run may go on, one entry per thing a user can change.
@@ -102,7 +135,7 @@ def recipe_of(
         batch_size: Samples per step.
         schedule: The learning-rate schedule.
         augment: The augmentation.
-        clip: Largest gradient norm.
+        gradients: Largest gradient norm, and parts of a batch.
         select: The rule for the chosen epoch.
         precision: The precision.
         world: Number of processes.
@@ -115,11 +148,19 @@ def recipe_of(
         {name: value for name, value in group.items() if isinstance(value, plain)}
         for group in run.optimizer.param_groups
     ]
+    own = {
+        name: value if isinstance(value, plain) else repr(value)
+        for name, value in vars(run.optimizer).items()
+        if isinstance(run.optimizer, Wrapper)
+        and not name.startswith("_")
+        and isinstance(value, (*plain, AscentOptions))
+    }
     return {
         "epochs": run.epochs, "batch_size": batch_size, "seed": run.seed, "schedule": _named(schedule),
-        "augment": _named(augment), "clip": clip, "select": select, "precision": precision, "devices": world,
+        "augment": _named(augment), "clip": gradients[0], "micro_batches": gradients[1], "select": select,
+        "precision": precision, "devices": world,
         "data": run.data.fingerprint, "initial weights": fingerprint(split_state(run.model)[0]),
-        "optimizer": type(run.optimizer).__qualname__, "optimizer settings": groups, "loss": _named(run.loss),
+        "optimizer": type(run.optimizer).__qualname__, "optimizer settings": [*groups, own], "loss": _named(run.loss),
     }  # fmt: skip
 
 
@@ -130,13 +171,20 @@ def _named(part: Any) -> str:
 
 
 def check_arguments(
-    epochs: int, clip: float | None, select: str, every: int | None, optimizer: Any, model: nn.Module
+    epochs: int,
+    clip: float | None,
+    micro_batches: int,
+    select: str,
+    every: int | None,
+    optimizer: Any,
+    model: nn.Module,
 ) -> None:
     """Check what needs no Fabric.
 
     Args:
         epochs: Length of the run.
         clip: Largest gradient norm.
+        micro_batches: Parts of a batch.
         select: The rule for the chosen epoch.
         every: Steps between checkpoints.
         optimizer: The optimizer.
@@ -149,6 +197,8 @@ def check_arguments(
         raise InputError("epochs", "must be at least 1", epochs)
     if clip is not None and not clip > 0:
         raise InputError("clip", "must be positive or None", clip)
+    if micro_batches < 1:
+        raise InputError("micro_batches", "must be at least 1", micro_batches)
     if select not in ("best", "last"):
         raise InputError("select", 'must be "best" or "last"', select)
     if every is not None and every < 1:
