@@ -67,12 +67,12 @@ def damaged() -> xr.Dataset:
 
 
 def convexity() -> xr.Dataset:
-    """Lowest eigenvalues that are positive inside, negative outside, and undecided between."""
+    """Convex inside, not convex outside, undecided between."""
     axis = np.linspace(-1, 1, 25)
     x, y = np.meshgrid(axis, axis, indexing="ij")
-    result = new_surface(axis, axis, metrics=["lambda_min", "lambda_min_residual"])
-    result["lambda_min"][:] = 0.4 - (x - 0.1) ** 2 - 0.6 * y**2
-    result["lambda_min_residual"][:] = 0.08
+    result = new_surface(axis, axis, metrics=["negative_curvature"])
+    lowest = 0.4 - (x - 0.1) ** 2 - 0.6 * y**2
+    result["negative_curvature"][:] = np.where(np.abs(lowest) < 0.08, 0.0, -np.sign(lowest))
     result["status"][:] = 1
     return result
 

@@ -66,6 +66,18 @@ def curvature(train_loss: float, *, top: float = 10.0, bottom: float = -0.2, **v
     )
 
 
+def spectrum() -> xr.Dataset:
+    grid = np.linspace(-1.0, 12.0, 200)
+    density = np.exp(-(grid**2)) + 1e-3 * np.exp(-((grid - 10.0) ** 2))
+    return new_curvature(
+        [-0.2, 10.0],
+        [0.01, 0.02],
+        variables={name: ("grid", values) for name, values in (("eigenvalue_grid", grid), ("density", density),
+                                                               ("density_se", 0.1 * density))},
+        attrs={"scale": "linear", "probes": 4, "products": 200},
+    )  # fmt: skip
+
+
 def run(name: str, *, method: str, seed: int, accuracy: float, train_loss: float = 0.1, passes: int = 100) -> Run:
     epochs = np.arange(6)
     metrics = tuple(

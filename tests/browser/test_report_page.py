@@ -31,8 +31,7 @@ def damaged() -> Any:
 
 def convexity() -> Any:
     surface = plane(15, 11)
-    surface["lambda_min"] = surface["loss"] - 2
-    surface["lambda_min_residual"] = 0 * surface["loss"] + 0.2
+    surface["negative_curvature"] = np.sign(surface["loss"] - 2)
     return surface
 
 

@@ -229,13 +229,16 @@ def test_a_line_is_no_contour() -> None:
 
 
 def test_convexity_map_has_three_values() -> None:
-    surface = new_surface([0.0, 1.0, 2.0], [0.0, 1.0], metrics=["lambda_min", "lambda_min_residual"])
-    surface["lambda_min"][:] = [[-1.0, 0.5], [-0.1, 0.1], [np.nan, 0.0]]
-    surface["lambda_min_residual"][:] = [[0.2, 0.2], [0.2, 0.2], [0.1, 0.0]]
+    surface = new_surface([0.0, 1.0], [0.0, 1.0], metrics=["negative_curvature", "cold_check", "cold_disagreement"])
+    surface["negative_curvature"][:] = [[1.0, -1.0], [0.0, np.nan]]
+    surface["cold_check"][:] = 1.0
+    surface["cold_disagreement"][:] = 0.0
     surface["status"][:] = 1
     spec = build_convexity_map(surface)
     assert isinstance(spec, HeatMap)
-    np.testing.assert_array_equal(spec.field.values, [[0, 2], [1, 1], [np.nan, 2]])
+    names = [[None if np.isnan(v) else spec.categories[int(v)] for v in row] for row in spec.field.values]
+    assert names == [["negative beyond its residual", "none found"], ["undecided", None]]
+    assert "missed crossings: none found by cold checks at 4 points" in spec.caption
 
 
 def test_heat_map_and_contour_specs_hold_the_values_unchanged() -> None:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.report_cases import curvature, plane, run
+from tests.report_cases import curvature, plane, run, spectrum
 
 from lowland import report
 from lowland.core.errors import InputError
+from lowland.core.schema import new_surface
 from lowland.report.comparison import comparison_table
 from lowland.report.curvature import curvature_section, lowest_eigenvalue
-from lowland.report.landscapes import trust_box
 from lowland.report.runs import Run
 from lowland.report.sections import Paragraph, Table
 from lowland.report.statistics import paired_interval, show, t_interval
+from lowland.report.trust import trust_box
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$title"
 
@@ -156,7 +157,8 @@ def test_pairing_uses_shared_seeds_only() -> None:
 def test_runs_of_different_train_loss_are_not_compared_at_the_end() -> None:
     a, b = run("a", method="SGD", seed=0, accuracy=0.9, train_loss=0.01), run("b", method="SAM", seed=0, accuracy=0.9)
     table = comparison_table([a, b])
-    assert table.rows[1][table.header.index("λ max")].endswith("†")
+    assert table.rows[1][table.header.index("λ max")] == "10.0 † (residual 0.02)"
+    assert "†" not in " ".join(table.rows[0])
     assert any("not comparable at the end" in note for note in table.notes)
     section = curvature_section([a, b])
     assert section is not None
@@ -198,13 +200,36 @@ def test_the_lowest_eigenvalue_has_three_forms(variables: dict[str, float], expe
 
 
 def test_the_trust_box_shows_what_is_stored_and_nothing_else() -> None:
-    names = {name for name, _, _ in trust_box(plane(), "random").checks}
-    assert names == {"points", "cosine between the axes", "batch norm", "samples", "largest standard error of loss"}
-    full = trust_box(plane(interpolation_error=0.02), "random", curvature=curvature(0.1))
-    values = {name: value for name, value, _ in full.checks}
-    assert values["cosine between the axes"] == "0.0030"
-    assert values["interpolation error"] == "0.0200"
-    assert values["mean curvature over all directions"] == "4.00 ± 0.10"
+    always = {"points", "cosine between the axes", "largest standard error of the loss", "basin width at loss + 0.1",
+              "curvature at the centre", "roughness", "batch norm", "samples"}  # fmt: skip
+    assert {name for name, _, _ in trust_box(plane(), "random").checks} == always
+    refinement = {"statement": "at most 5 % of the pixels", "worst_check": 0.25}
+    trial = {"bfloat16_error": {"of_range": 0.002}}
+    full = trust_box(
+        plane(refinement=refinement, trial=trial, precision="bfloat16"), "random",
+        curvature=curvature(0.1, filter_trace_spread=0.9),
+    )  # fmt: skip
+    values = {name: (value, meaning) for name, value, meaning in full.checks}
+    assert values["cosine between the axes"][0] == "0.0030"
+    assert values["interpolation error"][0] == "at most 5 % of the pixels"
+    assert values["worst random check"][0] == "0.25"
+    assert values["precision"] == ("bfloat16", "differs from float32 by 0.0020 of the range")
+    mean = values["curvature, mean over all directions"]
+    assert mean == ("4.00 ± 0.10", "filter-weighted trace; single directions vary by 0.90")
+
+
+def test_lines_densities_and_convexity_maps_get_their_figures() -> None:
+    line = new_surface(np.linspace(-1, 1, 9), directions=["0", "1"])
+    line["loss"][:], line["status"][:] = 1.0 + line["x"] ** 2, 1
+    surface = plane()
+    surface["negative_curvature"] = np.sign(surface["loss"] - 2)
+    one = Run("a", surfaces={"line": line, "map": surface}, curvature={"density": spectrum(), "end": curvature(0.1)})
+    found = report.build([one])
+    titles = [b.spec.title for s in found.sections for g in s.blocks for b in getattr(g, "blocks", [g])
+              if isinstance(b, report.Figure)]  # fmt: skip
+    assert "line" in titles and "a: negative curvature" in titles and "Spectral density of the Hessian" in titles
+    table = next(b for s in found.sections if s.title == "Curvature" for b in s.blocks if isinstance(b, Table))
+    assert table.rows[0][1] == "0.100"  # the density has no train loss and is not taken for the end of training
 
 
 def test_a_walk_is_called_a_walk(runs: list[Run]) -> None:

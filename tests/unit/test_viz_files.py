@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.report_cases import asymmetric, plane, walk
+from tests.report_cases import asymmetric, plane, spectrum, walk
 
 from lowland import viz
 from lowland.core.errors import InputError
@@ -141,16 +141,16 @@ def test_every_kind_exports_or_says_why_not(tmp_path: Path, kind: str, suffix: s
         line = new_surface(np.linspace(-1, 1, 9), directions=["0", "1"])
         line["loss"][:], line["status"][:] = 1.0 + line["x"] ** 2, 1
         results = {"s": line}
+    if kind == "density":
+        results = {"s": spectrum()}
     if kind == "convexity":
         surface = plane()
-        surface["lambda_min"] = surface["loss"] - 2
-        surface["lambda_min_residual"] = 0 * surface["loss"] + 0.1
+        surface["negative_curvature"] = np.sign(surface["loss"] - 2)
         results = {"s": surface}
     target = tmp_path / f"figure{suffix}"
-    refused = {("animation", s) for s in (".pdf", ".svg", ".png", ".vts", ".vtp")} | {
-        ("line", ".vts"),
-        ("line", ".vtp"),
-    }
+    scenes = (".vts", ".vtp")
+    refused = {("animation", s) for s in (".pdf", ".svg", ".png", *scenes)}
+    refused |= {(flat, s) for flat in ("line", "density") for s in scenes}
     if (kind, suffix) in refused:
         with pytest.raises(InputError, match="backend"):
             viz.export(results, target, kind, trajectories={"SGD": walk()})
@@ -180,7 +180,7 @@ def test_options_change_the_figure_without_recomputation(tmp_path: Path) -> None
         ({"a": plane()}, "f.pdf", "contour", {"levels": 0}, "levels"),
         ({"a": plane()}, "f.pdf", "contour", {"size": "poster"}, "size"),
         ({"a": plane()}, "f.pdf", "contour", {"minimum": -1.0, "log": True}, "log"),
-        ({"a": plane()}, "f.pdf", "convexity", {}, "lambda_min"),
+        ({"a": plane()}, "f.pdf", "convexity", {}, "negative_curvature"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

@@ -132,7 +132,7 @@ def _differences(groups: Mapping[str, list[Run]], base: str) -> dict[str, str]:
 
 
 def _surveyed(members: Sequence[Run]) -> Run | None:
-    return next((run for run in members if run.curvature), None)
+    return next((run for run in members if final_curvature(run) is not None), None)
 
 
 def _curvature_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str, dict[str, str]]]:

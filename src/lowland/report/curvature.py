@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowland.report.runs import Run, final_curvature
-from lowland.report.sections import Block, Paragraph, Section, Table
+from lowland.report.sections import Block, Figure, Paragraph, Section, Table
 from lowland.report.statistics import show
+from lowland.viz.curves import build_spectrum
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -146,6 +147,7 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
                                  "Curvature at the end of training, on the data and in the mode stated",
                                  tuple(notes))]  # fmt: skip
     further = _further(measured)
+    spectra = {r.name: d for r in runs for d in r.curvature.values() if "density" in d}
     blocks += [further] if further is not None else []
     modes = {str(result.attrs.get("batch_norm", "not stored")) for _, result in measured}
     if len(modes) > 1:
@@ -159,6 +161,8 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
             )
         )
         blocks.append(_matched(measured))
+    if spectra:
+        blocks.append(Figure(build_spectrum(spectra, title="Spectral density of the Hessian"), height=400))
     return Section("Curvature", tuple(blocks))
 
 

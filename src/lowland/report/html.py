@@ -153,12 +153,13 @@ def _table(table: Table) -> str:
         + "</tr>"
         for row in table.rows
     )
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    # A caption outside the table does not scroll away with it.
+    caption = f'<p class="note">{escape(table.caption)}</p>' if table.caption else ""
+    label = f' aria-label="{escape(table.caption)}"' if table.caption else ""
     notes = "".join(f"<li>{escape(note)}</li>" for note in table.notes)
-    return (
-        f'<div class="table" tabindex="0"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f"</div>{f'<ul class=notes>{notes}</ul>' if notes else ''}"
-    )
+    body = f"<table{label}><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    below = f'<ul class="notes">{notes}</ul>' if notes else ""
+    return f'{caption}<div class="table" tabindex="0">{body}</div>{below}'
 
 
 def _two_lines(cell: str) -> str:

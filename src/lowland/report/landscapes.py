@@ -7,95 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED, STATUS_OPEN
-from lowland.report.curvature import scalar, with_error
 from lowland.report.runs import Run, final_curvature, path_plane
-from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section
+from lowland.report.sections import Block, Figure, Gallery, Paragraph, Section
 from lowland.report.statistics import show
-from lowland.viz.caption import planes_of, recipe_of
+from lowland.report.trust import trust_box
+from lowland.viz.curves import build_line
 from lowland.viz.spec import Scale
-from lowland.viz.surfaces import build_contour, build_surface, field_of, shared_scale
+from lowland.viz.surfaces import build_contour, build_convexity_map, build_surface, field_of, shared_scale
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["landscapes_section", "trust_box"]
-
-_CHECKS: tuple[tuple[str, str, str], ...] = (
-    ("precision_error", "precision error", "largest difference to the same points in double precision"),
-    ("interpolation_error", "interpolation error", "on random held-out points"),
-    ("interpolation_statement", "interpolated pixels", ""),
-    ("direction_spread", "spread over directions", "of the central curvature; one picture is one draw"),
-    ("filter_trace", "mean curvature over all directions", "filter-weighted trace"),
-    ("basin_width", "basin width", ""),
-    ("barrier", "barrier height", ""),
-    ("roughness", "roughness", ""),
-    ("batch_norm", "batch norm", "mode in which every point was measured"),
-    ("samples", "samples", "on which every point was measured"),
-    ("precision", "precision", ""),
+__all__ = ["landscapes_section"]
+_CONVEXITY = (
+    "Where the Hessian has negative curvature: negative beyond its residual, undecided, or none found. A Krylov run "
+    "cannot promise that nothing was missed, and a subset of the samples biases both ends outward: compare maps of "
+    "equal size only."
 )
-"""Attribute of a surface -> what the box calls it; a check appears only where the attribute is there."""
-
-
-def trust_box(surface: xr.Dataset, name: str, *, run: str = "", curvature: xr.Dataset | None = None) -> Box:
-    """Build the box "Can I trust this figure?" of a surface.
-
-    Args:
-        surface: A surface of schema v1.
-        name: Name of the surface for the title.
-        run: Name of the run it belongs to.
-        curvature: Curvature at the centre of the surface, for the mean over all directions.
-
-    Returns:
-        The box; it holds only checks for which the surface stores a value.
-    """
-    checks = [_points(surface), *_axes(surface), *_mean_curvature(curvature)]
-    for key, title, meaning in _CHECKS:
-        value = surface.attrs.get(key)
-        if value is None or value == "null" or isinstance(value, bool):
-            continue
-        error = surface.attrs.get(f"{key}_se")
-        text = show(float(value)) if isinstance(value, int | float) and key != "samples" else str(value)
-        if isinstance(error, int | float):
-            text += f" ± {show(float(error), 2)}"
-        checks.append((title, text, meaning))
-    errors = [str(v) for v in surface.data_vars if str(v).endswith("_se")]
-    for variable in errors:
-        largest = float(np.nanmax(np.where(np.isfinite(surface[variable]), surface[variable], np.nan), initial=-1))
-        if largest >= 0:
-            what = variable.removesuffix("_se").replace("_", " ")
-            what = "loss minus loss at the centre" if what == "loss difference" else what
-            checks.append((f"largest standard error of {what}", show(largest, 2), "over the points of the figure"))
-    return Box(f"Can I trust this figure? {name}", tuple(checks), run)
-
-
-def _axes(surface: xr.Dataset) -> list[tuple[str, str, str]]:
-    planes = planes_of(recipe_of(surface))
-    cosines = [plane["cosine"] for plane in planes if isinstance(plane.get("cosine"), int | float)]
-    if not cosines:
-        return []
-    widest = max(cosines, key=abs)
-    return [("cosine between the axes", show(float(widest), 2), "0 means that they are orthogonal")]
-
-
-def _mean_curvature(curvature: xr.Dataset | None) -> list[tuple[str, str, str]]:
-    if scalar(curvature, "filter_trace") is None:
-        return []
-    text = with_error(curvature, "filter_trace")
-    spread = scalar(curvature, "filter_trace_spread")
-    meaning = "filter-weighted trace" + ("" if spread is None else f"; single directions vary by {show(spread, 2)}")
-    return [("mean curvature over all directions", text, meaning)]
-
-
-def _points(surface: xr.Dataset) -> tuple[str, str, str]:
-    status = np.asarray(surface["status"])
-    count = {code: int((status == code).sum()) for code in range(4)}
-    parts = [f"{count[STATUS_MEASURED]} of {status.size} measured"]
-    for code, word in ((STATUS_INTERPOLATED, "interpolated"), (STATUS_FAILED, "failed"), (STATUS_OPEN, "open")):
-        if count[code]:
-            parts.append(f"{count[code]} {word}")
-    meaning = "unfinished: drawn as far as it is" if count[STATUS_OPEN] else ""
-    return "points", ", ".join(parts), meaning
 
 
 def landscapes_section(runs: Sequence[Run], metric: str = "loss") -> Section | None:
@@ -116,7 +44,8 @@ def landscapes_section(runs: Sequence[Run], metric: str = "loss") -> Section | N
         if "y" in surface.dims and name != path_plane(run)
     ]
     drawable = [entry for entry in planes if metric in entry[2] and field_of(entry[2], metric).known.any()]
-    if not planes:
+    lines = _lines(runs, metric)
+    if not planes and not lines:
         return None
     blocks: list[Block] = []
     empty = [f"{run.name} ({name})" for run, name, surface in planes if all(surface is not e[2] for e in drawable)]
@@ -125,7 +54,26 @@ def landscapes_section(runs: Sequence[Run], metric: str = "loss") -> Section | N
     if drawable:
         scale = shared_scale([surface for _, _, surface in drawable], metric)
         blocks = [Paragraph(_introduction(drawable, scale)), *blocks, *_galleries(drawable, metric, scale)]
-    return Section("Landscapes", tuple(blocks))
+    maps = [
+        Figure(build_convexity_map(surface, title=f"{run.name}: negative curvature"), run.name)
+        for run, _, surface in planes
+        if "negative_curvature" in surface
+    ]
+    if maps:
+        blocks += [Paragraph(_CONVEXITY), Gallery(tuple(maps))]
+    return Section("Landscapes", (*blocks, *lines))
+
+
+def _lines(runs: Sequence[Run], metric: str) -> list[Block]:
+    # the lines of all runs that have the same name, overlaid with their bands
+    named: dict[str, dict[str, xr.Dataset]] = {}
+    for run in runs:
+        for name, line in run.surfaces.items():
+            if "y" not in line.dims and metric in line and np.isfinite(line[metric].values).any():
+                named.setdefault(name, {})[run.name] = line
+    figures = [Figure(build_line(lines, metric, title=name), height=400) for name, lines in named.items()]
+    boxes = [trust_box(line, f"{run}: {name}", run=run) for name, lines in named.items() for run, line in lines.items()]
+    return [*figures, Gallery(tuple(boxes))] if figures else []
 
 
 def _introduction(drawable: Sequence[tuple[Run, str, Any]], scale: Scale) -> str:

@@ -24,6 +24,10 @@
     if (width < 480) {
       layout.margin = Object.assign({}, layout.margin, { l: 44, r: 8 });
       layout.font = Object.assign({}, layout.font, { size: 10 });
+      for (const key of Object.keys(layout)) {
+        const eye = /^scene\d*$/.test(key) && layout[key].camera && layout[key].camera.eye;
+        if (eye) for (const axis of ["x", "y", "z"]) eye[axis] *= 1.6; // room for the labels
+      }
     }
   }
 
@@ -68,8 +72,24 @@
     recolour(isDark());
   });
   systemDark.addEventListener("change", () => recolour(isDark()));
-  window.addEventListener("beforeprint", () => recolour(false));
-  window.addEventListener("afterprint", () => recolour(isDark()));
+  // Paper is narrower than most screens, and figures do not notice that they are printed: about 700 pixels for A4
+  // and letter, half of it in a gallery.
+  window.addEventListener("beforeprint", () => {
+    recolour(false);
+    for (const plot of drawn) {
+      const width = plot.closest(".gallery") ? 335 : 680;
+      // A surface is drawn a moment later than asked, too late for the printer: it is shrunk as it is.
+      if (plot.querySelector(".gl-container canvas")) plot.style.zoom = Math.min(1, width / plot.clientWidth);
+      else window.Plotly.relayout(plot, { width });
+    }
+  });
+  window.addEventListener("afterprint", () => {
+    for (const plot of drawn) {
+      plot.style.zoom = "";
+      window.Plotly.relayout(plot, { width: null, autosize: true });
+    }
+    recolour(isDark());
+  });
 
   // One after the other, so that the page can be read meanwhile.
   (async () => {

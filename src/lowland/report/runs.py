@@ -100,9 +100,10 @@ def final_curvature(run: Run) -> xr.Dataset | None:
         run: A run.
 
     Returns:
-        The last curvature result, or None.
+        The last curvature result that holds eigenvalues with their train loss, or None.
     """
-    return list(run.curvature.values())[-1] if run.curvature else None
+    whole = [result for result in run.curvature.values() if "density" not in result]
+    return whole[-1] if whole else None
 
 
 def read_run(

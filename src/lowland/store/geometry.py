@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtrit
 
 from lowland.core.errors import InputError
 from lowland.core.schema import STATUS_FAILED, STATUS_OPEN, check
@@ -74,7 +74,7 @@ def _row(part: xr.Dataset, metric: str, axes: list[str], delta: float) -> dict[s
         "roughness": roughness(values),
     }
     for number, axis in enumerate(axes):
-        line = np.moveaxis(values, number, 0)[slice(None), *(p for k, p in enumerate(place) if k != number)]
+        line = values if len(axes) == 1 else np.moveaxis(values, number, 0)[:, place[1 - number]]
         row["curvature"].append(central_curvature(part[axis].values, line))
         row["basin_width"].append(basin_width(part[axis].values, line, delta))
     if len(axes) == 1:
@@ -241,7 +241,7 @@ def bands(
         factor = math.sqrt(1 - count / size)
     elif estimand != "population":
         raise InputError("estimand", 'must be "population" or "data set"', estimand)
-    half = surface[f"{metric}_se"] * (factor * stats.t.ppf((1 + level) / 2, max(count - 1, 1)))
+    half = surface[f"{metric}_se"] * (factor * float(stdtrit(max(count - 1, 1), (1 + level) / 2)))
     reliable = xr.ones_like(surface[metric], dtype=bool)
     if f"{metric}_skew" in surface:
         reliable = (count >= 25 * surface[f"{metric}_skew"] ** 2) | (factor == 0.0)

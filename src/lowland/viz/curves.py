@@ -17,7 +17,7 @@ from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, sel
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["build_cost", "build_density", "build_line"]
+__all__ = ["build_cost", "build_density", "build_line", "build_spectrum"]
 
 _LOG_FROM = 20.0  # a line is read off its axis; below this span a linear axis reads better
 _DENSITY_FLOOR = 1e-6  # of the highest density; a Gaussian-broadened spectrum has no true zeros to show below
@@ -74,6 +74,7 @@ def build_density(
     *,
     eigenvalues: Sequence[float] = (),
     bands: Mapping[str, tuple[FloatArray, FloatArray]] | None = None,
+    x_label: str = "eigenvalue",
     title: str = "",
     caption: str = "",
 ) -> Line:
@@ -82,7 +83,8 @@ def build_density(
     Args:
         spectra: Name -> (eigenvalue grid, density), each of shape [n]; the density integrates to 1.
         eigenvalues: Single eigenvalues to mark below the density.
-        bands: Name -> (low, high) over probes, each of shape [n].
+        bands: Name -> (low, high), one standard error over start vectors, each of shape [n].
+        x_label: What the grid holds.
         title: Title of the figure.
         caption: Small print.
 
@@ -105,9 +107,43 @@ def build_density(
         shown = np.where(density > floor, density, np.nan)
         low, high = (bands or {}).get(name, (None, None))
         low = None if low is None else np.maximum(low, floor)
-        curves.append(Curve(name, grid, shown, low, high, "range over probes" if low is not None else ""))
+        curves.append(Curve(name, grid, shown, low, high, "± one standard error" if low is not None else ""))
     axis = Axis("spectral density", log=True)
-    return Line(tuple(curves), Axis("eigenvalue"), axis, title, caption, rug=tuple(float(v) for v in eigenvalues))
+    return Line(tuple(curves), Axis(x_label), axis, title, caption, rug=tuple(float(v) for v in eigenvalues))
+
+
+def build_spectrum(results: xr.Dataset | Mapping[str, xr.Dataset], *, title: str = "") -> Line:
+    """Make the spec of stored spectral densities.
+
+    Args:
+        results: Curvature results with ``eigenvalue_grid``, ``density`` and ``density_se``, one or several by name.
+        title: Title of the figure.
+
+    Returns:
+        The spec, with one standard error over start vectors as a band and the ends of the spectrum marked.
+
+    Raises:
+        InputError: If a result holds no density, or linear and logarithmic grids are mixed.
+    """
+    named = by_name(results, "spectrum")
+    for name, result in named.items():
+        if "density" not in result:
+            raise InputError("results", "must hold a spectral density", name)
+    scales = {str(result.attrs.get("scale", "linear")) for result in named.values()}
+    if len(scales) > 1:
+        raise InputError("results", "must hold densities on one scale", sorted(scales))
+    spectra, bands = {}, {}
+    for name, result in named.items():
+        grid, density = (np.asarray(result[part].values, dtype=np.float64) for part in ("eigenvalue_grid", "density"))
+        spectra[name] = (grid, density)
+        if "density_se" in result and np.isfinite(result["density_se"].values).all():
+            error = np.asarray(result["density_se"].values, dtype=np.float64)
+            bands[name] = (density - error, density + error)
+    log = scales == {"log"}
+    ends = [] if log else [float(v) for result in named.values() for v in result["eigenvalue"].values]
+    label = "log₁₀ |eigenvalue|" if log else "eigenvalue"
+    caption = caption_of(next(iter(named.values())))
+    return build_density(spectra, eigenvalues=ends, bands=bands, x_label=label, title=title, caption=caption)
 
 
 def build_cost(

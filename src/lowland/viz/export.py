@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lowland.core.errors import InputError
 from lowland.viz.backends import backend_for, save
-from lowland.viz.curves import build_line
+from lowland.viz.curves import build_line, build_spectrum
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.scale import scale_of
 from lowland.viz.spec import Contour, Figure, Panels, Scale, Single
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "FigureOptions", "build_figure", "export"]
 
-KINDS = ("contour", "surface", "heat-map", "convexity", "line", "path", "animation")
-"""Kinds of figure that can be made from stored surfaces, lines and trajectories."""
+KINDS = ("contour", "surface", "heat-map", "convexity", "line", "density", "path", "animation")
+"""Kinds of figure that can be made from stored surfaces, lines, curvature and trajectories."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ def export(
     """Draw stored results and write the file; the suffix chooses format and backend.
 
     Args:
-        results: Surfaces or lines by name; several surfaces are drawn side by side on one scale.
+        results: Surfaces, lines or densities by name; several surfaces are drawn side by side on one scale.
         path: Ends in .pdf, .svg, .png, .html, .vts or .vtp.
         kind: One of `KINDS`.
         trajectories: Training paths by name, for the kinds path and animation.
@@ -133,6 +133,8 @@ def build_figure(
         return build_line(
             results, chosen.metric, split=chosen.split, log=chosen.log, title=chosen.title, caption=chosen.caption
         )
+    if kind == "density":
+        return build_spectrum(results, title=chosen.title)
     panels = _panels(results, kind, chosen)
     if len(panels) == 1:
         return panels[0]

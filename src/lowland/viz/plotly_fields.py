@@ -84,6 +84,7 @@ def draw_contour(figure: go.Figure, spec: Contour, place: Place, colours: str) -
             line={"width": 1.0, "color": "rgba(255,255,255,0.7)"} if filled or not field.finished else {"width": 1.4},
             coloraxis=colours,
             name=escape(spec.title),
+            showlegend=False,
         ),
         **place,
     )
@@ -217,7 +218,10 @@ def draw_heat_map(figure: go.Figure, spec: HeatMap, place: Place, colours: str) 
         edges = [(k + side) / count for k in range(count) for side in (0, 1)]
         steps = [[edge, style.CATEGORY_COLOURS[k // 2]] for k, edge in enumerate(edges)]
         bar |= {"cmin": -0.5, "cmax": count - 0.5, "colorscale": steps}
-        bar["colorbar"] |= {"tickvals": list(range(count)), "ticktext": [escape(c) for c in spec.categories]}
+        bar["showscale"] = False
+        for name, colour in zip(spec.categories, style.CATEGORY_COLOURS, strict=False):
+            square = {"symbol": "square", "size": 11, "color": colour}
+            figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", name=escape(name), marker=square), **place)
     figure.add_trace(
         go.Heatmap(x=field.x, y=field.y, z=_grid(values), coloraxis=colours, customdata=data,
                    hovertemplate=template),

@@ -216,30 +216,33 @@ def build_convexity_map(
 ) -> HeatMap:
     """Make the spec of a three-valued convexity map (SCIENCE 4).
 
-    A point is "negative beyond its residual" where ``lambda_min + residual < 0``, "none found" where
-    ``lambda_min - residual >= 0``, and "undecided" otherwise.
+    The answers come from the probe that measured the map, which knows whether each run converged.
 
     Args:
-        surface: A surface with the metrics ``lambda_min`` and ``lambda_min_residual``.
+        surface: A surface with the metric ``negative_curvature``: 1 negative beyond its residual, 0 undecided, -1 none
+            found.
         direction: As in `select`.
         title: Title of the figure.
-        caption: Small print; None writes it from the attributes.
+        caption: Small print; None writes it from the attributes and the cold checks.
 
     Returns:
         A heat map whose values are the indices of `CONVEXITY`.
-
-    Raises:
-        InputError: If one of the metrics is missing: a sign without its residual is no finding.
     """
-    field = field_of(surface, "lambda_min", direction=direction)
-    residual = np.abs(field_of(surface, "lambda_min_residual", direction=direction).values)
-    code = np.where(field.values + residual < 0, 0.0, np.where(field.values - residual >= 0, 2.0, 1.0))
-    code = np.where(np.isfinite(field.values) & np.isfinite(residual), code, field.values)
+    field = field_of(surface, "negative_curvature", direction=direction)
+    code = 1.0 - field.values
     coded = replace(field, values=code, error=None)
     scale = Scale("lowest eigenvalue", 0.0, 2.0, (0.5, 1.5), False, (0.0, 1.0, 2.0))
     x_axis, y_axis = plane_axes(surface)
-    text = caption_of(surface) if caption is None else caption
+    text = caption_of(surface, note=_cold_checks(surface)) if caption is None else caption
     return HeatMap(coded, scale, x_axis, y_axis, title, text, CONVEXITY)
+
+
+def _cold_checks(surface: xr.Dataset) -> str:
+    if "cold_check" not in surface or "cold_disagreement" not in surface:
+        return ""
+    checks, missed = (int(np.nansum(surface[name].values)) for name in ("cold_check", "cold_disagreement"))
+    found = "none found by" if missed == 0 else f"{missed} found and redone by"
+    return f"missed crossings: {found} cold checks at {checks} points"
 
 
 def by_name(results: xr.Dataset | Mapping[str, xr.Dataset], name: str) -> dict[str, xr.Dataset]:

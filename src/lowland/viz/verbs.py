@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lowland.viz.backends import draw
-from lowland.viz.curves import build_cost, build_density, build_line
+from lowland.viz.curves import build_cost, build_line, build_spectrum
 from lowland.viz.export import FigureOptions, build_figure
-from lowland.viz.field import FloatArray
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.spec import Contour, Estimate, Scale
 from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
@@ -210,9 +209,8 @@ def line(
 
 
 def density(
-    spectra: Mapping[str, tuple[FloatArray, FloatArray]],
+    results: xr.Dataset | Mapping[str, xr.Dataset],
     *,
-    eigenvalues: Sequence[float] = (),
     backend: str = "matplotlib",
     title: str = "",
     size: str | tuple[float, float] | None = None,
@@ -220,8 +218,7 @@ def density(
     """Draw spectral densities.
 
     Args:
-        spectra: Name -> (eigenvalue grid, density), each of shape [n].
-        eigenvalues: Single eigenvalues to mark.
+        results: Curvature results with a density, one or several by name.
         backend: One of `BACKENDS`.
         title: Title of the figure.
         size: "column", "text", "slide", or width and height in inches.
@@ -229,7 +226,7 @@ def density(
     Returns:
         The backend's own figure.
     """
-    return draw(build_density(spectra, eigenvalues=eigenvalues, title=title), backend, size=size)
+    return draw(build_spectrum(results, title=title), backend, size=size)
 
 
 def convexity_map(
@@ -243,7 +240,7 @@ def convexity_map(
     """Draw where the lowest eigenvalue is negative, undecided, or not found to be negative.
 
     Args:
-        result: A surface with ``lambda_min`` and its residuals.
+        result: A surface with ``negative_curvature``, as `curvature.Convexity` measures it.
         backend: One of `BACKENDS`.
         direction: Name or position along ``direction``; None for the first.
         title: Title of the figure.
