@@ -14,7 +14,7 @@ from lowland.core.names import find, import_path, unknown
 from lowland.spec.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 from lowland.training import Schedule
 
-__all__ = ["build_data", "build_loss", "build_model", "build_optimizer", "build_schedule", "methods"]
+__all__ = ["build_criterion", "build_data", "build_loss", "build_model", "build_optimizer", "build_schedule", "methods"]
 
 
 def methods(room: Any, base: type[Any]) -> dict[str, type[Any]]:
@@ -95,15 +95,44 @@ def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimi
     known = methods(optim, torch.optim.Optimizer)
     if spec.method not in known:
         raise unknown("optimizer.method", spec.method, ["none", *known])
-    wrapped: torch.optim.Optimizer = _call("optimizer.options", known[spec.method], base, spec.options)
+    wrapped: torch.optim.Optimizer = _call("optimizer.options", known[spec.method], base, options=spec.options)
     return wrapped
 
 
-def build_loss(spec: LossSpec) -> Any:
-    """Build the loss of a spec, with its method around it.
+def build_criterion(spec: LossSpec) -> Any:
+    """Build the plain loss of a spec, without the method around it.
 
     Args:
         spec: Loss and method.
+
+    Returns:
+        A torch loss or a function.
+
+    Raises:
+        InputError: If the loss is unknown.
+    """
+    if spec.name == "cross_entropy":
+        if not 0 <= spec.label_smoothing < 1:
+            raise InputError("loss.label_smoothing", "must be in [0, 1)", spec.label_smoothing)
+        return nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing)
+    if spec.name == "mse":
+        return nn.MSELoss()
+    if ":" in spec.name:
+        criterion = import_path("loss.name", spec.name)
+        return criterion() if inspect.isclass(criterion) else criterion
+    raise unknown("loss.name", spec.name, ["cross_entropy", "mse"])
+
+
+def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any:
+    """Build the loss of a spec, with its method around it.
+
+    LLR needs an initial loss: ``initial_loss: measured`` (the default here, as in the paper's CIFAR experiments) is the
+    mean loss of the training part at the initial weights.
+
+    Args:
+        spec: Loss and method.
+        model: The network at its initial weights.
+        splits: The data.
 
     Returns:
         A torch loss, a function, or one of Lowland's losses.
@@ -111,25 +140,34 @@ def build_loss(spec: LossSpec) -> Any:
     Raises:
         InputError: If the loss, the method or one of its options is unknown.
     """
-    criterion: Any
-    if spec.name == "cross_entropy":
-        if not 0 <= spec.label_smoothing < 1:
-            raise InputError("loss.label_smoothing", "must be in [0, 1)", spec.label_smoothing)
-        criterion = nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing)
-    elif spec.name == "mse":
-        criterion = nn.MSELoss()
-    elif ":" in spec.name:
-        criterion = import_path("loss.name", spec.name)
-        criterion = criterion() if inspect.isclass(criterion) else criterion
-    else:
-        raise unknown("loss.name", spec.name, ["cross_entropy", "mse"])
+    criterion = build_criterion(spec)
     if spec.method == "none":
         _no_options("loss.options", spec.options)
         return criterion
     known = methods(losses, losses.TrainingLoss)
     if spec.method not in known:
         raise unknown("loss.method", spec.method, ["none", *known])
-    return _call("loss.options", known[spec.method], criterion, spec.options)
+    options = dict(spec.options)
+    if "reshaper" in options:
+        options["reshaper"] = _reshaper(options["reshaper"])
+    measure = spec.method == "llr" and options.setdefault("initial_loss", "measured") == "measured"
+    if measure:
+        options["initial_loss"] = None
+    loss = _call("loss.options", known[spec.method], criterion, options=options)
+    if measure:
+        part = splits.train
+        loss.measure_initial_loss(model, part.batches(500) if hasattr(part, "batches") else part)
+    return loss
+
+
+def _reshaper(given: Any) -> Any:
+    """Return the reshaper of ``{name: sech, a: 2.5, ...}``."""
+    known = methods(losses, losses.Reshaper)
+    name = given.get("name") if isinstance(given, dict) else given
+    if name not in known:
+        raise unknown("loss.options.reshaper", name, known)
+    options = {key: value for key, value in given.items() if key != "name"} if isinstance(given, dict) else {}
+    return _call("loss.options.reshaper", known[name], options=options)
 
 
 def build_schedule(spec: ScheduleSpec) -> Schedule:
@@ -151,11 +189,11 @@ def _no_options(argument: str, options: dict[str, Any]) -> None:
         raise InputError(argument, 'must be empty while the method is "none"', options)
 
 
-def _call(argument: str, kind: type[Any], first: Any, options: dict[str, Any]) -> Any:
+def _call(argument: str, kind: type[Any], *first: Any, options: dict[str, Any]) -> Any:
     signature = inspect.signature(kind)
     try:
-        signature.bind(first, **options)
+        signature.bind(*first, **options)
     except TypeError as error:
-        known = ", ".join(list(signature.parameters)[1:])
+        known = ", ".join(list(signature.parameters)[len(first) :])
         raise InputError(argument, f"must fit {kind.__name__} ({error})", options, f"known: {known}") from error
-    return kind(first, **options)
+    return kind(*first, **options)

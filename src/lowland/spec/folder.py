@@ -161,14 +161,11 @@ class RunFolder:
             The risk of the plain criterion (methods wrapped around the loss are for training).
         """
         from lowland.core.risk import EmpiricalRisk
-        from lowland.spec.build import build_loss
+        from lowland.spec.build import build_criterion
 
         splits = self.data()
         model = self.model(splits, spec.weights)
-        loss = build_loss(self.spec.loss)
-        criterion = getattr(loss, "criterion", loss)
-        while hasattr(criterion, "criterion"):
-            criterion = criterion.criterion
+        criterion = build_criterion(self.spec.loss)
         part = getattr(splits, spec.split)
         batches = list(part.batches(spec.batch_size)) if hasattr(part, "batches") else part
         return EmpiricalRisk(

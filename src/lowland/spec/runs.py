@@ -81,7 +81,7 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
     splits = build_data(spec.data)  # everything is built before anything is written, so that bad input leaves no trace
     model = build_model(spec.model, splits, seed=spec.seed)
     optimizer = build_optimizer(spec.optimizer, model)
-    loss, schedule = build_loss(spec.loss), build_schedule(spec.schedule)
+    loss, schedule = build_loss(spec.loss, model, splits), build_schedule(spec.schedule)
     hooks: list[Hook] = []
     if spec.snapshots_every_epochs is not None:
         hooks.append(Snapshots(every_epochs=spec.snapshots_every_epochs, dtype=spec.snapshot_dtype))
