@@ -8,6 +8,7 @@ from lowland.landscape.match import Matching, match_weights
 from lowland.landscape.normalize import normalize
 from lowland.landscape.plane import Plane, random_line, random_plane, user_plane
 from lowland.landscape.probes import GradientNorm, Probe
+from lowland.landscape.refine import Tolerance
 from lowland.landscape.trajectory import grid_around, pca_plane, project_trajectory
 from lowland.store.geometry import bands, barrier, basin_width, central_curvature, numbers, roughness
 
@@ -29,6 +30,7 @@ __all__ = [
     "Matching",
     # what
     "evaluate",
+    "Tolerance",
     "GradientNorm",
     "Probe",
     # paths

@@ -28,7 +28,7 @@ from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
 
-__all__ = ["Kernel", "Survey"]
+__all__ = ["Kernel", "Survey", "computing"]
 
 _RESIDENT_BYTES = 1 << 30
 
@@ -154,7 +154,7 @@ class Survey:
                 self._add(place, split, number, batch, total)
 
     def _add(self, place: _Place, split: str, number: int, batch: Batch, total: dict[str, Tensor]) -> None:
-        with self._precision():
+        with computing(self.first.device, self.kernel.precision):
             measured = self.risks[split].measure(batch)
         for name, (values, weights) in measured.items():
             part = moments(values, weights)
@@ -163,11 +163,6 @@ class Survey:
                 part = moments(values - place.center[split][number], weights)
                 total["loss_difference"] = total["loss_difference"] + part if "loss_difference" in total else part
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        if self.kernel.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.first.device.type, dtype=torch.bfloat16)
-
     @torch.no_grad()
     def _center(self, place: _Place) -> dict[str, list[Tensor]]:
         """Return the per-sample losses at the origin by split and batch; without a split whose loss has none."""
@@ -175,7 +170,7 @@ class Survey:
         center: dict[str, list[Tensor]] = {}
         for split, risk in self.risks.items():
             held = place.data[split]
-            with self._precision():
+            with computing(self.first.device, self.kernel.precision):
                 found = [risk.measure(b)["loss"][0] for b in (self._streamed(split) if held is None else held)]
             if all(values.ndim for values in found):
                 center[split] = found
@@ -187,7 +182,7 @@ class Survey:
         carry: dict[str, Any] = {}
         for place, probe in enumerate(self.probes):
             for split, risk in self.risks.items():
-                prefix = f"{place}/{split}/"
+                prefix = f"{place}.{split}."
                 warm = None
                 if parent is not None and probe.warm_start:
                     warm = {k.removeprefix(prefix): v for k, v in parent.carry.items() if k.startswith(prefix)}
@@ -231,6 +226,19 @@ class Survey:
 
     def _prepared_batches(self, risk: EmpiricalRisk) -> Iterator[Batch]:
         yield from rebatched(risk.batches(), self.kernel.batch_size, self.kernel.memory_format)
+
+
+def computing(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Return the context in which forward passes run in a precision.
+
+    Args:
+        device: Where they run.
+        precision: ``"float32"`` leaves everything as it is, ``"bfloat16"`` lets torch's autocast choose per operation.
+
+    Returns:
+        A context manager.
+    """
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 def _axes(plane: Plane, space: ParameterSpace, base: Sequence[Tensor]) -> list[Axis] | list[list[Tensor]]:

@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.core.errors import StoreError
-from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, plain
+from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, plain
 from lowland.store import zarr
 from lowland.store.files import only_writer
 
@@ -87,7 +87,15 @@ class SurfaceWriter(ABC):
         """Status of every point in flat order (direction, x, y), shape [points]; a copy."""
         return self._status.reshape(-1).copy()
 
-    def put(self, index: int, values: Mapping[str, Any], *, status: int = STATUS_MEASURED, error: str = "") -> None:
+    def put(
+        self,
+        index: int,
+        values: Mapping[str, Any],
+        *,
+        status: int = STATUS_MEASURED,
+        error: str = "",
+        carry: Mapping[str, Any] | None = None,
+    ) -> None:
         """Keep one point; what is written to disk when is the writer's business.
 
         Args:
@@ -95,7 +103,10 @@ class SurfaceWriter(ABC):
             values: Numbers by name, or one per split.
             status: What kind of value it is. Default measured.
             error: Why it failed; the status becomes failed then.
+            carry: Arrays that other points start from, kept for a run that goes on.
         """
+        if carry:
+            self._keep(index, carry)
         place = dict(zip(self._point_dims, np.unravel_index(index, self._status.shape), strict=True))
         for name, value in values.items():
             variable = self.dataset[name]
@@ -105,16 +116,6 @@ class SurfaceWriter(ABC):
         self._status[point] = STATUS_FAILED if error else status
         self._changed(point)
 
-    def reopen(self, index: int) -> None:
-        """Mark a point as open again, in memory only: it is stored once it has been measured anew.
-
-        Args:
-            index: Flat number of the point.
-        """
-        point = np.unravel_index(index, self._status.shape)
-        self._status[point] = STATUS_OPEN
-        self.dataset["error"].values[point] = ""
-
     def annotate(self, attributes: Mapping[str, Any]) -> None:
         """Keep attributes, on disk at once.
 
@@ -123,6 +124,21 @@ class SurfaceWriter(ABC):
         """
         self.dataset.attrs.update(plain(attributes))
         self._annotated()
+
+    @abstractmethod
+    def carried(self, index: int) -> dict[str, Array]:
+        """Return the arrays that were put with a point.
+
+        Args:
+            index: Flat number of the point.
+
+        Returns:
+            Arrays by name; empty where none were put.
+        """
+
+    @abstractmethod
+    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
+        """Keep the arrays of a point."""
 
     @abstractmethod
     def _changed(self, point: tuple[Any, ...]) -> None:
@@ -138,7 +154,22 @@ class SurfaceWriter(ABC):
 
 
 class MemoryWriter(SurfaceWriter):
-    """Keeps a surface in memory."""
+    """Keeps a surface in memory.
+
+    Args:
+        dataset: The surface.
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        super().__init__(dataset)
+        self._carry: dict[int, dict[str, Array]] = {}
+
+    def carried(self, index: int) -> dict[str, Array]:
+        """Return the arrays that were put with a point."""
+        return dict(self._carry.get(index, {}))
+
+    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
+        self._carry[index] = {name: np.asarray(array) for name, array in carry.items()}
 
     def _changed(self, point: tuple[Any, ...]) -> None:
         return None
@@ -166,6 +197,13 @@ class ZarrWriter(SurfaceWriter):
         names = [str(name) for name in dataset.data_vars if name != "status"]
         self._dims = {n: tuple(str(dim) for dim in dataset[n].dims) for n in [*names, "status"]}
         self._store = zarr.ZarrArrays(path, {n: dataset[n].values for n in self._dims}, [*names, "status"])
+
+    def carried(self, index: int) -> dict[str, Array]:
+        """Return the arrays that were put with a point, read from disk."""
+        return self._store.carried(index)
+
+    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
+        self._store.keep(index, carry)  # at once: before the point's status can be written
 
     def _changed(self, point: tuple[Any, ...]) -> None:
         self._marks[point] = True

@@ -157,6 +157,38 @@ class ZarrArrays:
         assert isinstance(found, zarr.Array)
         return found
 
+    def keep(self, index: int, arrays: Mapping[str, Any]) -> None:
+        """Write the arrays of one point into the group ``carry/INDEX``, replacing those there.
+
+        Args:
+            index: Number of the point.
+            arrays: Arrays by name.
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
+        try:
+            group = self._group.require_group(f"carry/{index}")
+            for name, array in arrays.items():
+                values = np.asarray(array)
+                group.create_array(name, data=values, chunks=values.shape or "auto", overwrite=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path} ({error.strerror or error})") from error
+
+    def carried(self, index: int) -> dict[str, NDArray[Any]]:
+        """Read the arrays of one point.
+
+        Args:
+            index: Number of the point.
+
+        Returns:
+            Arrays by name; empty where none were kept.
+        """
+        found = self._group.get(f"carry/{index}")
+        if not isinstance(found, zarr.Group):
+            return {}
+        return {name: np.asarray(array[...]) for name, array in found.arrays()}
+
     def attributes(self, values: Mapping[str, Any]) -> None:
         """Replace attributes of the store.
 

@@ -1,0 +1,327 @@
+"""Refined pictures: smooth ones from few points, rough ones from all, broken points, honest statements; the trial."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+from lowland import landscape, store
+from lowland.core.errors import InputError
+from lowland.core.risk import EmpiricalRisk
+from lowland.landscape import Tolerance, evaluate, grid, random_line, random_plane, trial
+from lowland.landscape.kernel import Kernel
+from lowland.landscape.refine import interpolated, refine, too_far
+
+MODULE = sys.modules["lowland.landscape.evaluate"]  # the package gives its function for this name
+
+
+def picture(function, plane=None, tolerance=None, splits=1):
+    plane = plane or grid(51, 51)
+    x, y = np.meshgrid(plane.x, plane.y, indexing="ij") if plane.y is not None else (plane.x, np.zeros_like(plane.x))
+    truth = np.stack([function(x, y).reshape(-1) * (k + 1) for k in range(splits)], 1)
+    asked = []
+
+    def measure(indices):
+        assert not set(indices) & set(asked), "a point was measured twice"
+        asked.extend(indices.tolist())
+        return truth[indices]
+
+    found = refine(plane, tolerance or Tolerance(), measure)
+    assert sorted(asked) == found.measured.tolist() and len(asked) + len(found.guessed) == plane.size
+    ratios = too_far(found.values - truth[found.guessed], truth[found.guessed], np.ptp(truth, 0), Tolerance())
+    return found, ratios
+
+
+def basin(x, y):
+    return 0.01 + np.log1p(np.exp(4 * (x**2 + 0.5 * y**2 + 0.3 * x * y) - 2)) * (1 + 0.3 * np.sin(2 * x + y))
+
+
+@pytest.mark.parametrize("splits", [1, 2])
+def test_a_smooth_basin_needs_a_tenth_of_the_points(splits):
+    found, ratios = picture(basin, splits=splits)
+    assert len(found.measured) < 300 and (ratios > 1).mean() < 0.01
+    assert found.report["measured"] == len(found.measured) and found.report["failures"] == 0
+    assert "at most 6.7 %" in found.report["statement"] and "pit" in found.report["statement"]
+
+
+def test_rough_ground_is_measured_everywhere():
+    noise = np.random.default_rng(0).standard_normal((51, 51))
+    found, _ = picture(lambda x, y: noise)
+    assert len(found.guessed) == 0 and found.report["statement"] == "every point was measured"
+
+
+def test_a_sharp_ridge_is_found_and_refined_where_it_is():
+    def function(x, y):
+        return basin(x, y) + 3 / (1 + (12 * (x - 0.5)) ** 2)
+
+    found, ratios = picture(function)
+    assert len(found.measured) < 1500 and (ratios > 1).mean() < 0.02
+    places = np.unravel_index(found.measured, (51, 51))[0]
+    near = (np.abs(grid(51).x[places] - 0.5) < 0.2).mean()
+    assert near > 0.25  # a fifth of the axis holds more than a quarter of the points
+
+
+def test_a_narrow_pit_is_measured_or_named_in_words():
+    def function(x, y):
+        return basin(x, y) - 0.5 * np.exp(-(((x - 0.34) ** 2 + (y - 0.34) ** 2) / 0.02**2))
+
+    found, ratios = picture(function)
+    seen = (17 + 25) * 51 + (17 + 25)
+    if seen not in found.measured:
+        assert ratios.max() > 1 and "a pit narrower than the distance" in found.report["statement"]
+
+
+def test_lines_and_small_or_uneven_grids_work():
+    line, ratios = picture(basin, grid(401))
+    assert len(line.measured) < 150 and (ratios > 1).mean() < 0.01
+    assert len(picture(basin, grid(5, 4))[0].guessed) == 0
+    wide, ratios = picture(basin, grid(101, 21))
+    assert len(wide.measured) < 500 and (ratios > 1).mean() < 0.01
+
+
+def test_flat_and_broken_ground():
+    flat, _ = picture(lambda x, y: np.full_like(x, 2.0))
+    assert len(flat.measured) == 81 + 59 and np.allclose(flat.values, 2.0)
+
+    def half_nan(x, y):
+        return np.where(x > 0.5, np.nan, basin(x, y))
+
+    found, ratios = picture(half_nan)
+    kept = found.guessed % 51 >= 0
+    x = grid(51).x[np.unravel_index(found.guessed, (51, 51))[0]]
+    assert not kept[x > 0.6].any() if len(kept[x > 0.6]) else True
+    assert np.nanmean(ratios[x < 0.4] > 1) < 0.01
+    everywhere, _ = picture(lambda x, y: np.full_like(x, np.nan))
+    assert len(everywhere.guessed) == 0
+
+
+def test_what_is_measured_depends_on_nothing_but_the_values():
+    first, second = picture(basin)[0], picture(basin)[0]
+    assert np.array_equal(first.measured, second.measured) and np.array_equal(first.values, second.values)
+    other = picture(basin, tolerance=Tolerance(seed=1))[0]
+    assert not np.array_equal(first.measured, other.measured)
+
+
+@pytest.mark.slow
+def test_the_statement_is_true_as_often_as_it_says():
+    """Surfaces with about 5 % of wrong pixels must not be called good to 6.7 % more often than that allows."""
+    wrong = 0
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        bumps = generator.uniform(-1, 1, (12, 2))
+
+        def function(x, y, bumps=bumps):
+            return basin(x, y) + sum(0.4 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.03**2) for a, b in bumps)
+
+        found, ratios = picture(function, tolerance=Tolerance(seed=seed))
+        if len(found.guessed):
+            wrong += (ratios > 1).mean() > found.report["share_bound"]
+    assert wrong <= 4  # 95 % of 20 and its sampling error
+
+
+def test_other_metrics_stay_within_what_was_measured():
+    plane = grid(11, 11)
+    measured = np.arange(0, 121, 3)
+    values = (measured % 2).astype(float)[:, None]
+    values[3] = np.nan
+    found = interpolated(plane, measured, values, np.array([1, 2, 4]))
+    assert (found >= 0).all() and (found <= 1).all()
+    assert np.isnan(interpolated(plane, measured[:3], values[:3], np.array([1]))).all()
+
+
+def test_bad_tolerances():
+    for arguments in ({"range": 0}, {"value": float("nan")}, {"safety": -1}, {"checks": 0}):
+        with pytest.raises(InputError, match=next(iter(arguments))):
+            Tolerance(**arguments)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def make_risk(model, **options):
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(40, 5, generator=generator), torch.randint(3, (40,), generator=generator)) for _ in range(2)]
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), data, **options)
+
+
+def test_a_refined_survey_says_what_was_measured_and_is_right(tmp_path):
+    model = network()
+    plane = random_plane(model)
+    full = evaluate(make_risk(model), plane, grid(41, 41))
+    events = []
+    found = evaluate(
+        make_risk(model), plane, grid(41, 41), refined=Tolerance(), store=tmp_path / "s.zarr", on_event=events.append
+    )
+    measured = found.status.values == 1
+    assert 50 < measured.sum() < 400 and (found.status.values[~measured] == 2).all()
+    np.testing.assert_array_equal(found.loss.values[measured], full.loss.values[measured])
+    ratios = too_far(found.loss.values - full.loss.values, full.loss.values, np.ptp(full.loss.values), Tolerance())
+    assert (ratios > 1).mean() < 0.01
+    assert np.abs(found.accuracy - full.accuracy).max() < 0.2 and not np.isnan(found.accuracy).any()
+    assert np.isnan(found.loss_se.values[~measured]).all() and not np.isnan(found.loss_se.values[measured]).any()
+    assert json.loads(found.attrs["refinement"])["measured"] == measured.sum()
+    assert [e.kind for e in events].count("started") == 1 and [e.kind for e in events].count("done") == 1
+    assert events[-1].done == events[-1].total == 41 * 41
+    done = [e.done for e in events]
+    assert done == sorted(done)
+    xr.testing.assert_identical(store.open(tmp_path / "s.zarr"), found)
+    again = evaluate(make_risk(model), plane, grid(41, 41), refined=Tolerance(), store=tmp_path / "s.zarr")
+    xr.testing.assert_identical(again, found)
+
+
+def test_an_interrupted_refinement_goes_on_to_the_same_bits(tmp_path):
+    model = network()
+    plane = random_plane(model)
+    calls = [0, 150]
+
+    def stopping(output, batch):
+        calls[0] += 1
+        if calls[0] == calls[1]:
+            raise KeyboardInterrupt
+        return output.detach()[:, 0]
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_risk(model, metrics={"first": stopping}), plane, grid(25, 25), refined=Tolerance(),
+                 store=tmp_path / "s.zarr")  # fmt: skip
+    assert (store.open(tmp_path / "s.zarr").status.values == 1).any()
+    resumed = evaluate(make_risk(model, metrics={"first": stopping}), plane, grid(25, 25), refined=Tolerance(),
+                       store=tmp_path / "s.zarr")  # fmt: skip
+    calls[1] = -1
+    whole = evaluate(make_risk(model, metrics={"first": stopping}), plane, grid(25, 25), refined=Tolerance())
+    for name in whole.data_vars:
+        np.testing.assert_array_equal(resumed[name].values, whole[name].values)
+
+
+def test_refined_lines_of_several_directions_and_splits():
+    model = network()
+    risks = {"train": make_risk(model), "test": make_risk(model, samples=30)}
+    lines = [random_line(model, seed=seed) for seed in range(2)]
+    found = evaluate(risks, lines, grid(201), refined=Tolerance(checks=10))
+    full = evaluate(risks, lines, grid(201))
+    assert (found.status == 2).any() and len(json.loads(found.attrs["refinement"])) == 2
+    assert float(np.abs(found.loss - full.loss).max()) < 0.01 * float(full.loss.max() - full.loss.min())
+
+
+class Warm:
+    """Counts how far a point is from the root: its parent's count plus one."""
+
+    names = ("depth",)
+    warm_start = True
+
+    def __init__(self, stop_after=None):
+        self.calls, self.stop_after = 0, stop_after
+
+    def describe(self):
+        return {"probe": "depth"}
+
+    def __call__(self, risk, parent):
+        self.calls += 1
+        if self.stop_after is not None and self.calls > self.stop_after:
+            raise KeyboardInterrupt
+        depth = 0.0 if parent is None else float(parent["vector"][0]) + 1
+        return {"depth": depth, "vector": np.array([depth, np.pi])}
+
+
+def test_warm_starts_follow_the_grid_and_survive_an_interruption(tmp_path):
+    model = network()
+    plane = random_plane(model)
+    whole = evaluate(make_risk(model), plane, grid(7, 6), probes=[Warm()])
+    assert float(whole.depth.max()) >= 2 and int((whole.depth == 0).sum()) == 1
+    for stop in (5, 17):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(make_risk(model), plane, grid(7, 6), probes=[Warm(stop)], store=tmp_path / "s.zarr")
+    resumed = evaluate(make_risk(model), plane, grid(7, 6), probes=[Warm()], store=tmp_path / "s.zarr")
+    np.testing.assert_array_equal(resumed.depth.values, whole.depth.values)
+    refined = evaluate(make_risk(model), plane, grid(33, 33), probes=[Warm()], refined=Tolerance(checks=5))
+    assert float(refined.depth.max()) >= 2 and (refined.status == 2).any()
+
+
+def images(n=96):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 1, 8, 8, generator=generator)
+    return [(x[k : k + 32], torch.randint(4, (32,), generator=generator)) for k in range(0, n, 32)]
+
+
+def convolutional():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+
+
+def test_the_trial_decides_once_and_stores_it(tmp_path):
+    model = convolutional()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
+    before = [(p.detach().clone(), p.stride(), p.data_ptr()) for p in model.parameters()]
+    plane = random_plane(model)
+    found = evaluate(risk, plane, grid(3, 3), batch_size="auto", precision="auto", store=tmp_path / "s.zarr")
+    for parameter, (value, stride, pointer) in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, value) and parameter.stride() == stride and parameter.data_ptr() == pointer
+    kernel = json.loads(found.attrs["kernel"])
+    assert kernel["precision"] == found.attrs["precision"] and "precision" in json.loads(found.attrs["trial"])
+    plain = evaluate(risk, plane, grid(3, 3))
+    np.testing.assert_allclose(found.loss, plain.loss, rtol=0.03)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, "decide", lambda *a, **k: pytest.fail("decided twice"))
+        again = evaluate(risk, plane, grid(3, 3), batch_size="auto", precision="auto", store=tmp_path / "s.zarr")
+    np.testing.assert_array_equal(again.loss, found.loss)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_kernel_is_near_the_plain_one_and_restores(layout, precision, monkeypatch):
+    chosen = Kernel(batch_size=20, memory_format=layout, precision=precision)
+    monkeypatch.setattr(MODULE, "decide", lambda *a, **k: (chosen, {}))
+    model = convolutional()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
+    before = [p.detach().clone() for p in model.parameters()]
+    found = evaluate(risk, random_plane(model), grid(3, 3))
+    plain_model = convolutional()
+    plain_risk = EmpiricalRisk(plain_model, nn.CrossEntropyLoss(), images())
+    monkeypatch.undo()
+    plain = evaluate(plain_risk, random_plane(plain_model), grid(3, 3))
+    np.testing.assert_allclose(found.loss, plain.loss, rtol=1e-6 if precision == "float32" else 0.03)
+    assert (np.abs(found.loss - plain.loss).max() > 1e-5) == (precision == "bfloat16")
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
+    monkeypatch.setattr(trial, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
+    model = convolutional()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
+    strict = Tolerance(range=1e-7, value=1e-7)
+    found = evaluate(risk, random_plane(model), grid(3, 3), precision="auto", refined=strict)
+    report = json.loads(found.attrs["trial"])
+    assert found.attrs["precision"] == "float32" and report["bfloat16_error"]["in_units_of_tolerance"] > 1
+    loose = Tolerance(range=0.5, value=0.5)
+    assert evaluate(risk, random_plane(model), grid(3, 3), precision="auto", refined=loose).precision == "bfloat16"
+
+
+def test_fixed_batches_are_never_regrouped():
+    model = convolutional()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images(), batch_norm="batch")
+    found = evaluate(risk, random_plane(model), grid(3, 3), batch_size="auto")
+    assert json.loads(found.attrs["kernel"])["batch_size"] is None
+    with pytest.raises(InputError, match="precision"):
+        evaluate(risk, random_plane(model), grid(3, 3), precision="float16")
+    with pytest.raises(InputError, match="batch_size"):
+        evaluate(risk, random_plane(model), grid(3, 3), batch_size="many")
+
+
+def test_samples_of_different_shape_cannot_be_regrouped():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(1, 4))
+    data = [
+        ({"input": torch.zeros(2, 4)}, torch.zeros(2).long()),
+        ({"input": torch.zeros(2, 5)}, torch.zeros(2).long()),
+    ]
+    risk = EmpiricalRisk(
+        model, batches=data, evaluate=lambda m, b: {"loss": m(b.input["input"][:, :4]).square().mean(1)}
+    )
+    with pytest.raises(InputError, match="differ in shape"):
+        evaluate(risk, random_line(model), grid(3), batch_size=3)
+    assert landscape.evaluate(risk, random_line(model), grid(3)).sizes["x"] == 3
