@@ -130,8 +130,11 @@ class Ascent(Wrapper):
             self._hold_aside()
             if self.options.rng == "replay" and not (self.options.ascent == "step" and scratch.random):
                 scratch.random = noise_state(self._held.parameters())
-            scratch.marked = True
-            yield
+            scratch.marked = scratch.in_first = True
+            try:
+                yield
+            finally:
+                scratch.in_first = False
 
     def _hold_aside(self) -> None:
         scratch = self._held.scratch

@@ -31,6 +31,7 @@ class Scratch:
         inside: Whether ``perturb()`` is open.
         ready: Whether the second pass of the current micro-batch is done.
         marked: Whether ``first_pass()`` was entered for the current micro-batch.
+        in_first: Whether ``first_pass()`` is open.
         steps_inside: Open context of ``first_step``.
         aside: Gradients of earlier micro-batches.
         first: Gradients of the first pass, for methods that use them again.
@@ -50,6 +51,7 @@ class Scratch:
     inside: bool = False
     ready: bool = False
     marked: bool = False
+    in_first: bool = False
     steps_inside: ExitStack | None = None
     aside: dict[Tensor, Tensor] = field(default_factory=dict)
     first: dict[Tensor, Tensor] = field(default_factory=dict)

@@ -142,7 +142,7 @@ def ascend(
     if consume and norm.dtype == torch.float32:
         _add(targets, directions, norm, radius)
     else:
-        add_scaled(targets, directions, normalized_scale(norm, torch.full_like(norm, radius)))
+        add_scaled(targets, directions, radius / norm)
 
 
 @torch.no_grad()

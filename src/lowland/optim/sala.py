@@ -3,7 +3,7 @@
 Deviations from the official code (cltan023/sala2023):
 
 1. The slow weights start at the initial weights, as Lookahead defines them; so the first period is in the stage that
-   its distance says. With ``slow_weights="lazy"`` they start at the first synchronisation, and the first period ascends.
+   its distance says. With ``slow_weights="lazy"`` they start at the first synchronisation; the first period ascends.
 2. One norm over all groups; ``norm="group"`` is the official one, whose ascent is longer by the root of their number.
 3. The phase and the distance are part of the checkpoint.
 """

@@ -105,6 +105,17 @@ class Wrapper(OptimizerViews):
         held.scratch.forget()
         return loss
 
+    def wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a closure that runs every pass the coming step wants, for frameworks that call closures themselves.
+
+        Args:
+            closure: Runs one forward and backward pass and returns the loss.
+
+        Returns:
+            A closure that returns the loss of the first pass; ``step()`` has to follow.
+        """
+        return lambda: self._run_closure(closure)
+
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
         with torch.enable_grad():
             return closure()
@@ -139,7 +150,10 @@ class Wrapper(OptimizerViews):
         scratch = self._held.scratch
         if scratch.inside:
             return
+        marked, random = scratch.marked, scratch.random
         scratch.forget()
+        if scratch.in_first:
+            scratch.marked, scratch.random = marked, random
         scratch.zeroings += 1
         for base in self._held.bases:
             base.zero_grad(set_to_none=set_to_none)
