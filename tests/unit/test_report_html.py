@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.report_cases import curvature, plane, run, spectrum
+from tests.report_cases import curvature, plane, run, spectrum, walk
 
 from lowland import report
 from lowland.core.errors import InputError
@@ -21,6 +21,7 @@ from lowland.report.runs import Run
 from lowland.report.sections import Paragraph, Table
 from lowland.report.statistics import paired_interval, show, t_interval
 from lowland.report.trust import trust_box
+from lowland.viz.paths import build_path
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$title"
 
@@ -233,8 +234,6 @@ def test_lines_densities_and_convexity_maps_get_their_figures() -> None:
 
 
 def test_a_walk_is_called_a_walk(runs: list[Run]) -> None:
-    from tests.report_cases import walk
-
     drifting = Run("walker", trajectory=walk(share=(0.5, 0.2)))
     text = outline(report.render(report.build([drifting]))).text
     assert "no more than a walk" in text
@@ -274,6 +273,42 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"test_accuracy": ', encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):
         report.read_run(tmp_path)
+
+
+def test_seeds_of_one_method_are_found_from_the_specs(tmp_path: Path) -> None:
+    def folder(path: str, seed: int, method: str, rho: float = 0.05) -> Path:
+        found = tmp_path / path
+        found.mkdir(parents=True)
+        spec = f"folder: {path}\nseed: {seed}\noptimizer: {{name: sgd, method: {method}, options: {{rho: {rho}}}}}\n"
+        (found / "spec.yaml").write_text(spec, encoding="utf-8")
+        return found
+
+    folders = [
+        folder("a/one", 0, "none"),
+        folder("b/one", 1, "none"),
+        folder("two", 0, "sam"),
+        folder("three", 0, "sam", 0.2),
+    ]
+    runs = report.read_runs(folders)
+    assert [run.name for run in runs] == ["a/one", "b/one", f"{tmp_path.name}/two", f"{tmp_path.name}/three"]
+    assert [run.method for run in runs][:2] == ["SGD", "SGD"]
+    assert runs[2].method != runs[3].method and all(run.method.startswith("SAM (") for run in runs[2:])
+    assert [run.seed for run in runs] == [0, 1, 0, 0]
+    with pytest.raises(InputError, match="each folder once"):
+        report.read_runs([folders[0], folders[0]])
+
+
+def test_paths_on_one_plane_share_a_picture() -> None:
+    described = '{"axes": [{"fingerprint": "a"}, {"fingerprint": "b"}]}'
+    paths = [walk(seed=k).assign_attrs(plane=described) for k in range(2)]
+    section = report.build([Run(f"run {k}", trajectory=path) for k, path in enumerate(paths)]).sections[0]
+    galleries = [block for block in section.blocks if isinstance(block, report.Gallery)]
+    joint, distance = galleries[0].blocks
+    assert isinstance(joint, report.Figure) and [c.name for c in joint.spec.curves] == ["run 0", "run 1"]
+    assert isinstance(distance, report.Figure) and distance.spec.y_axis.label == "distance from the plane"
+    other = walk(seed=2).assign_attrs(plane='{"axes": [{"fingerprint": "c"}, {"fingerprint": "d"}]}')
+    with pytest.raises(InputError, match="plane of the path"):
+        build_path({"a": other}, plane(recipe={"planes": [{"axes": [{"fingerprint": "a"}, {"fingerprint": "b"}]}]}))
 
 
 @pytest.mark.parametrize(

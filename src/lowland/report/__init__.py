@@ -1,13 +1,13 @@
 """The report: one HTML file about any number of runs, that opens offline.
 
-``write(build([read_run("runs/sgd"), read_run("runs/sam")]), "report.html")`` is the whole of ``lowland report``.
+``write(build(read_runs(["runs/sgd", "runs/sam"])), "report.html")`` is the whole of ``lowland report``.
 """
 
 from __future__ import annotations
 
 from lowland.report.build import build
 from lowland.report.html import render, write
-from lowland.report.runs import Run, read_run
+from lowland.report.runs import Run, read_run, read_runs
 from lowland.report.sections import (
     Box,
     Details,
@@ -33,6 +33,7 @@ __all__ = [
     "Table",
     "build",
     "read_run",
+    "read_runs",
     "render",
     "write",
 ]

@@ -166,6 +166,11 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
     return Section("Curvature", tuple(blocks))
 
 
+def _known(value: float | None) -> str:
+    # NaN is stored where a quantity does not exist, as accuracy in a regression
+    return "–" if value is None or math.isnan(value) else show(value)
+
+
 def _edge(run: Run, result: xr.Dataset) -> str:
     # where lambda_max lies against the edge of stability of SGD with momentum, 1 being the edge
     values = [run.result.get("learning_rate"), run.result.get("momentum"), scalar(result, "lambda_max")]
@@ -180,7 +185,7 @@ def _row(run: Run, result: xr.Dataset) -> tuple[str, ...]:
     return (
         run.name,
         show(scalar(result, "train_loss")),
-        show(scalar(result, "train_accuracy")),
+        _known(scalar(result, "train_accuracy")),
         show(scalar(result, "weight_norm")),
         highest_eigenvalue(result),
         _edge(run, result),

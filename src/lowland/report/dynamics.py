@@ -12,6 +12,7 @@ from lowland.report.runs import Run, path_plane
 from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
+from lowland.viz.caption import axes_of
 from lowland.viz.paths import build_animation, build_path, is_walk, two_axes
 from lowland.viz.spec import Axis, Contour, Curve, Line
 
@@ -76,17 +77,48 @@ def trajectories_section(runs: Sequence[Run]) -> Section | None:
     walked = [(run, run.trajectory) for run in runs if run.trajectory is not None]
     if not walked:
         return None
+    shared = _shared_planes(walked)
     text = (
-        "Each path is projected on its own two principal directions, so two pictures cannot be laid over each other. A "
-        "random walk with the same step lengths also puts most of its variance on two directions: a share counts only "
-        "as far as it exceeds the null. The small boxes say how far the plane is from the path."
+        "A random walk with the same step lengths also puts most of its variance on two directions: a share counts "
+        "only as far as it exceeds the null. The boxes say how far the plane is from the path. "
+        + (_JOINT if shared else _ALONE if len(walked) > 1 else "")
     )
-    figures = [_path_figure(run, path) for run, path in walked]
+    blocks: list[Block] = [Paragraph(text.strip()), _null_table(walked)]
+    for group in shared:
+        blocks.append(Gallery(_joint_figures(group)))
+    joint = {run.name for group in shared for run, _ in group}
+    blocks.append(Gallery(tuple(_path_figure(run, path) for run, path in walked if run.name not in joint)))
     losses = [figure for run, path in walked if (figure := _loss_figure(run, path)) is not None]
-    boxes = [_path_box(run, path) for run, path in walked]
-    blocks: list[Block] = [Paragraph(text), _null_table(walked), Gallery(tuple(figures))]
-    blocks += [Gallery(tuple(losses))] if losses else []
-    return Section("Trajectories", (*blocks, Gallery(tuple(boxes))))
+    blocks += [Gallery(tuple(losses)), Gallery(tuple(_path_box(run, path) for run, path in walked))]
+    kept = [block for block in blocks if not isinstance(block, Gallery) or block.blocks]
+    return Section("Trajectories", tuple(kept))
+
+
+_ALONE = "Each path is projected on its own two principal directions, so two pictures cannot be laid over each other."
+_JOINT = "Paths that were projected on one plane share a picture; how far each of them is from it stands beside."
+
+
+def _shared_planes(walked: Sequence[tuple[Run, xr.Dataset]]) -> list[list[tuple[Run, xr.Dataset]]]:
+    groups: dict[tuple[str, ...], list[tuple[Run, xr.Dataset]]] = {}
+    for run, path in walked:
+        if axes_of(path):
+            groups.setdefault(axes_of(path), []).append((run, path))
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _joint_figures(group: Sequence[tuple[Run, xr.Dataset]]) -> tuple[Figure, ...]:
+    surfaces = [run.surfaces[name] for run, _ in group if (name := path_plane(run)) is not None]
+    figure = build_path({run.name: path for run, path in group}, surfaces[0] if surfaces else None)
+    spec = build_animation(figure) if isinstance(figure, Contour) else figure
+    curves = tuple(
+        Curve(run.name, np.asarray(path["step"].values, dtype=np.float64), np.asarray(path["distance"].values))
+        for run, path in group
+        if "distance" in path
+    )
+    joint = Figure(spec, height=500)
+    if not curves:
+        return (joint,)
+    return joint, Figure(Line(curves, Axis("optimizer step"), Axis("distance from the plane")), height=500)
 
 
 def _path_figure(run: Run, path: xr.Dataset) -> Figure:

@@ -120,7 +120,7 @@ class _Page:
                 even = " even" if len(block.blocks) in (1, 2, 4) else ""
                 return f'<div class="gallery{even}">{"".join(self.block(entry) for entry in block.blocks)}</div>'
             case Listing():
-                return f"<pre>{escape(block.text)}</pre>"
+                return f"<pre>{escape(block.text, quote=False)}</pre>"  # recipes are full of quotes
             case Details():
                 inner = "".join(self.block(entry) for entry in block.blocks)
                 return f"<details><summary>{escape(block.summary)}</summary>{inner}</details>"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,10 @@ from lowland.viz.caption import axes_of
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Run", "final_curvature", "path_plane", "read_run"]
+__all__ = ["Run", "final_curvature", "path_plane", "read_run", "read_runs"]
+
+_NOT_THE_METHOD = ("seed", "folder", "threads", "snapshots_every_epochs", "snapshot_dtype", "checkpoint_every_steps")
+"""Keys of a spec in which seeds of one method may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,69 @@ def read_run(
     )
 
 
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """Read several run folders, and find out from their specs which are seeds of one method.
+
+    Runs whose specs differ in nothing but seed, folder and threads are seeds of one method. Methods are named after
+    optimizer and loss, with the folder's name where that is not enough to tell them apart.
+
+    Args:
+        folders: Run folders.
+
+    Returns:
+        The runs, in the order given, with different names.
+
+    Raises:
+        InputError: If a folder is named twice or is not one of a run.
+    """
+    paths = [Path(folder) for folder in folders]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("runs", "must name each folder once", [str(path) for path in paths])
+    runs = [read_run(path, name=name) for path, name in zip(paths, _distinct_names(paths), strict=True)]
+    specs = [_parsed(run.spec) for run in runs]
+    keys = [_without_seed(spec) or run.name for spec, run in zip(specs, runs, strict=True)]
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    plain = {key: _method_label(specs[place]) or runs[place].name for key, place in first.items()}
+    twice = {label for label in plain.values() if list(plain.values()).count(label) > 1}
+    labels = {key: f"{label} ({runs[first[key]].name})" if label in twice else label for key, label in plain.items()}
+    seeds = [spec.get("seed") for spec in specs]
+    return [
+        replace(run, method=labels[key], seed=seed if isinstance(seed, int) else None)
+        for run, key, seed in zip(runs, keys, seeds, strict=True)
+    ]
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of paths that are all different."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(len(part) for part in parts) + 1 if parts else 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _parsed(spec: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(spec)
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _without_seed(spec: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in spec.items() if key not in _NOT_THE_METHOD}
+    return json.dumps(kept, sort_keys=True, default=str) if kept else ""
+
+
+def _method_label(spec: Mapping[str, Any]) -> str:
+    """Return for instance ``"SAM + LLR"``; plain methods are named after their optimizer."""
+    optimizer, loss = (dict(spec.get(part) or {}) for part in ("optimizer", "loss"))
+    wrapped = [str(part["method"]) for part in (optimizer, loss) if part.get("method") not in (None, "none")]
+    names = wrapped or [str(optimizer["name"])] if wrapped or "name" in optimizer else []
+    return " + ".join(name.upper() for name in names)
+
+
 def _open(path: Path, kind: str) -> xr.Dataset:
     from lowland.store import open as open_store  # zarr is slow to import and only needed here
 
@@ -189,15 +255,10 @@ def _outcome(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _identity(spec: str) -> tuple[str, str]:
     """Return what identifies data and plain loss in a spec; "" where it does not say."""
-    try:
-        content = yaml.safe_load(spec)
-    except yaml.YAMLError:
-        return "", ""
-    if not isinstance(content, dict):
-        return "", ""
+    content = _parsed(spec)
     data, loss = content.get("data") or {}, content.get("loss") or {}
-    plain = {key: value for key, value in loss.items() if key not in ("method", "options")} if loss else {}
-    return tuple(json.dumps(part, sort_keys=True) if part else "" for part in (data, plain))  # type: ignore[return-value]
+    plain = {key: value for key, value in loss.items() if key not in ("method", "options")}
+    return json.dumps(data, sort_keys=True) if data else "", json.dumps(plain, sort_keys=True) if plain else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:
