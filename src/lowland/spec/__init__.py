@@ -15,6 +15,7 @@ from lowland.spec.specs import (
     SurfaceSpec,
     TrajectorySpec,
 )
+from lowland.spec.study import RecommendSpec, SearchSpec, StudySpec, SurveySpec
 
 __all__ = [
     "parse",
@@ -31,4 +32,8 @@ __all__ = [
     "LossSpec",
     "ScheduleSpec",
     "RiskSpec",
+    "StudySpec",
+    "SearchSpec",
+    "SurveySpec",
+    "RecommendSpec",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lowland.core.errors import InputError
-from lowland.spec.specs import VERSION, DataSpec, FitSpec, ModelSpec, RiskSpec
+from lowland.spec.specs import VERSION, DataSpec, FitSpec, ModelSpec, RiskSpec, _version
 
 __all__ = ["Changes", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
 
@@ -36,7 +36,8 @@ class SearchSpec:
 
     def __post_init__(self) -> None:
         if self.trials < 0 or self.seeds < 1:
-            raise InputError("search.trials, search.seeds", "must be at least 0 and at least 1", (self.trials, self.seeds))
+            rule = "must be at least 0 and at least 1"
+            raise InputError("search.trials, search.seeds", rule, (self.trials, self.seeds))
         empty = [key for grid in (self.grid, *self.grids.values()) for key, values in grid.items() if not values]
         if empty:
             raise InputError("search.grid", "must list at least one value for each key", empty)
@@ -115,8 +116,7 @@ class StudySpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        if self.version != VERSION:
-            raise InputError("version", f"must be {VERSION}, the version of specs that this Lowland reads", self.version)
+        _version(self.version)
         if self.seeds < 2:
             raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
         if not self.smallest_effect > 0:
@@ -187,8 +187,7 @@ class RecommendSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        if self.version != VERSION:
-            raise InputError("version", f"must be {VERSION}, the version of specs that this Lowland reads", self.version)
+        _version(self.version)
         if self.seeds < 2 or self.fresh < 4:
             raise InputError("seeds, fresh", "must be at least 2 and 4, for intervals", (self.seeds, self.fresh))
         if self.trials < 1:

@@ -1,0 +1,342 @@
+"""The pages of a study: the question and its rule, tables, paired differences, accuracy against cost, sharpness."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lowland.report.sections import Block, Details, Figure, Listing, Paragraph, Section, Table
+from lowland.report.statistics import Interval, show, show_interval
+from lowland.viz.spec import Axis, Curve, Estimate, Line, Scatter
+
+__all__ = ["SharpnessRow", "StudyPage", "StudyRow", "pareto_front", "study_sections", "study_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyRow:
+    """One method in one comparison.
+
+    Args:
+        variant: Part of the study; "" where there is one.
+        budget: ``"epochs"`` or ``"compute"``.
+        method: Name of the method.
+        values: Endpoint by seed, of the runs that finished.
+        failed: Error by seed, of those that did not.
+        interval: Mean over seeds.
+        differences: Method minus baseline by seed.
+        difference: Their mean and interval; None for the baseline.
+        verdict: reproduced, refuted or undecided; "" for the baseline.
+        reason: The rule that gave it.
+        seeds_needed: Seeds in all that would decide.
+        adjusted: p value after Holm's correction over the methods of the comparison.
+        passes: Mean cost in forward-backward passes, every pass counted.
+        seconds: Mean time in training steps.
+        epochs: Length of its runs.
+        settings: What the search chose, as text.
+    """
+
+    variant: str
+    budget: str
+    method: str
+    values: Mapping[int, float]
+    interval: Interval
+    failed: Mapping[int, str] = field(default_factory=dict)
+    differences: Mapping[int, float] = field(default_factory=dict)
+    difference: Interval | None = None
+    verdict: str = ""
+    reason: str = ""
+    seeds_needed: int | None = None
+    adjusted: float = math.nan
+    passes: float = math.nan
+    seconds: float = math.nan
+    epochs: int = 0
+    settings: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SharpnessRow:
+    """Whether one sharpness measure ranks runs as their gap does, inside strata.
+
+    Args:
+        measure: Name of the measure.
+        strata: What the runs of a stratum share and differ in.
+        tau: Kendall's tau within strata.
+        low: Lower end of its interval; NaN where there are too few clusters.
+        high: Upper end.
+        partial: With the train loss held.
+        pairs: Pairs that it rests on.
+        worst: Largest sign error over the environments, and which; "" where there is none.
+    """
+
+    measure: str
+    strata: str
+    tau: float
+    low: float
+    high: float
+    partial: float
+    pairs: int
+    worst: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyPage:
+    """Everything that the pages show.
+
+    Args:
+        question: The question in words.
+        rule: The rule, as declared before the study ran.
+        endpoint: The endpoint's name.
+        percent: Whether the endpoint is a fraction that is shown in per cent.
+        higher: Whether more is better.
+        baseline: Method that the others are compared with.
+        rows: One per part, budget and method.
+        best_of: Method (and part) -> expected validation score of the best of k trials.
+        sharpness: Agreement of sharpness and gap.
+        points: Method -> (sharpness, gap) of single runs, of the first measure.
+        point_measure: That measure.
+        notes: What else the reader must know.
+        spec: The study's spec as text.
+    """
+
+    question: str
+    rule: str
+    endpoint: str
+    percent: bool
+    higher: bool
+    baseline: str
+    rows: tuple[StudyRow, ...]
+    best_of: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    sharpness: tuple[SharpnessRow, ...] = ()
+    points: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
+    point_measure: str = ""
+    notes: tuple[str, ...] = ()
+    spec: str = ""
+
+    @property
+    def factor(self) -> float:
+        """What values are multiplied by when they are shown."""
+        return 100.0 if self.percent else 1.0
+
+    @property
+    def unit(self) -> str:
+        """Unit of the values shown."""
+        return "%" if self.percent else ""
+
+
+_BUDGETS = {"epochs": "equal epochs", "compute": "equal compute"}
+
+
+def study_sections(page: StudyPage) -> list[Section]:
+    """Build the sections of a study.
+
+    Args:
+        page: What they show.
+
+    Returns:
+        Question, one section per part and budget, failures, the search, and sharpness against the gap.
+    """
+    sections = [Section("Question", tuple(_question(page)))]
+    for variant, budget in dict.fromkeys((row.variant, row.budget) for row in page.rows):
+        rows = [row for row in page.rows if (row.variant, row.budget) == (variant, budget)]
+        title = _BUDGETS[budget].capitalize() + (f", {variant}" if variant else "")
+        blocks: list[Block] = [study_table(page, rows)]
+        blocks += [Figure(_paired(page, rows))] if len(rows) > 1 else []
+        blocks += [Figure(_cost(page, rows))]
+        sections.append(Section(title, tuple(blocks)))
+    found = [_failures(page), _search(page), _sharpness(page)]
+    return sections + [section for section in found if section is not None]
+
+
+def study_table(page: StudyPage, rows: Sequence[StudyRow]) -> Table:
+    """Build the table of one comparison.
+
+    Args:
+        page: The study.
+        rows: Its rows of one part and budget.
+
+    Returns:
+        One row per method: seeds, failures, endpoint, difference, answer and cost.
+    """
+    base = next((row for row in rows if row.method == page.baseline), rows[0])
+    front = pareto_front([(row.passes, row.interval.mean if page.higher else -row.interval.mean) for row in rows])
+    unit = f" ({page.unit})" if page.unit else ""
+    header = (
+        "method", "seeds", "failed", f"{page.endpoint.replace('_', ' ')}{unit}",
+        f"difference to {page.baseline}{' (points)' if page.percent else ''}", "answer", "p (Holm)",
+        f"passes (× {page.baseline})", "epochs", "seconds", "Pareto front",
+    )  # fmt: skip
+    cells = []
+    for row, on_front in zip(rows, front, strict=True):
+        cells.append(
+            (
+                row.method,
+                str(len(row.values)),
+                str(len(row.failed)) if row.failed else "0",
+                show_interval(row.interval, factor=page.factor, decimals=_decimals(page)),
+                "baseline" if row.method == page.baseline else show_interval(
+                    row.difference, factor=page.factor, sign=True, decimals=_decimals(page)),
+                _answer(row),
+                "–" if math.isnan(row.adjusted) else show(row.adjusted, 2),
+                "–" if math.isnan(row.passes) else f"{show(row.passes)} ({row.passes / base.passes:.2f} ×)",
+                str(row.epochs),
+                "–" if math.isnan(row.seconds) else show(row.seconds),
+                "yes" if on_front else "no",
+            )
+        )  # fmt: skip
+    notes = (
+        "Brackets: 95 % t intervals over seeds; differences are paired by seed. Below four seeds the single values are "
+        "listed, and nothing is decided.",
+        "Passes: forward-backward passes over a batch; forward passes of validation and of a teacher count a third.",
+        "Pareto front: no other method is both cheaper and better by its mean.",
+    )
+    return Table(header, tuple(cells), f"{_BUDGETS[rows[0].budget].capitalize()}; one checkpoint rule for all", notes)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Tell which points no other point beats in both cost and quality.
+
+    Args:
+        points: (cost, quality) pairs; less cost and more quality are better.
+
+    Returns:
+        One flag per point; points with NaN are never on the front.
+
+    Example:
+        >>> pareto_front([(1.0, 0.8), (2.0, 0.9), (2.0, 0.7)])
+        [True, True, False]
+    """
+
+    def beaten(own: tuple[float, float]) -> bool:
+        return any(
+            cost <= own[0] and quality >= own[1] and (cost, quality) != own
+            for cost, quality in points
+            if not math.isnan(cost + quality)
+        )
+
+    return [not math.isnan(sum(point)) and not beaten(point) for point in points]
+
+
+def _answer(row: StudyRow) -> str:
+    if not row.verdict:
+        return "–"
+    more = f" ({row.seeds_needed} seeds would decide)" if row.verdict == "undecided" and row.seeds_needed else ""
+    return f"{row.verdict}{more}: {row.reason}"
+
+
+def _decimals(page: StudyPage) -> int:
+    return 2 if page.percent else 4
+
+
+def _question(page: StudyPage) -> list[Block]:
+    blocks: list[Block] = [Paragraph(page.question)] if page.question else []
+    blocks.append(Paragraph("Declared before anything ran: " + page.rule))
+    blocks += [Paragraph(note) for note in page.notes]
+    if page.spec:
+        blocks.append(Details("The study's spec", (Listing(page.spec),)))
+    return blocks
+
+
+def _paired(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
+    estimates = []
+    for place, row in enumerate((row for row in rows if row.difference is not None), start=1):
+        assert row.difference is not None
+        shown = [page.factor * value for value in row.differences.values()]
+        spread = [(place + 0.02 * (k - (len(shown) - 1) / 2), value) for k, value in enumerate(shown)]
+        estimates.append(_estimate(page, row.method, float(place), row.difference, spread))
+    label = f"difference to {page.baseline}"
+    unit = "points" if page.percent else ""
+    names = ", ".join(f"{place} {estimate.name}" for place, estimate in enumerate(estimates, start=1))
+    return Scatter(
+        tuple(estimates), Axis("method", limits=(0.5, len(estimates) + 0.5)), Axis(label, unit),
+        "Paired differences, one point per seed", f"Methods: {names}. Bars: 95 % t interval of the mean difference.",
+    )  # fmt: skip
+
+
+def _cost(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
+    known = [row for row in rows if not math.isnan(row.passes)]
+    estimates = [
+        _estimate(page, row.method, row.passes, row.interval,
+                  [(row.passes, page.factor * value) for value in row.values.values()])
+        for row in known
+    ]  # fmt: skip
+    front = pareto_front([(row.passes, row.interval.mean if page.higher else -row.interval.mean) for row in known])
+    best = ", ".join(row.method for row, on_front in zip(known, front, strict=True) if on_front)
+    return Scatter(
+        tuple(estimates), Axis("passes, every one counted"), Axis(page.endpoint.replace("_", " "), page.unit),
+        f"{page.endpoint.replace('_', ' ').capitalize()} against cost", f"On the Pareto front by their means: {best}.",
+    )  # fmt: skip
+
+
+def _estimate(
+    page: StudyPage, name: str, x: float, interval: Interval, points: Sequence[tuple[float, float]]
+) -> Estimate:
+    few = len(interval.values) < 4
+    ends = None if few else (page.factor * interval.low, page.factor * interval.high)
+    return Estimate(name, x, page.factor * interval.mean, ends, tuple(points))
+
+
+def _failures(page: StudyPage) -> Section | None:
+    rows = tuple(
+        (" ".join(part for part in (row.method, row.variant, _BUDGETS[row.budget]) if part), str(seed), error)
+        for row in page.rows
+        for seed, error in row.failed.items()
+    )
+    if not rows:
+        return None
+    note = "A comparison with a failed run decides nothing; the other runs are shown as they are."
+    return Section("Failed runs", (Table(("run", "seed", "error"), rows, "Runs without a result", (note,)),))
+
+
+def _search(page: StudyPage) -> Section | None:
+    if not page.best_of:
+        return None
+    curves = tuple(
+        Curve(name, np.arange(1.0, len(scores) + 1), page.factor * np.asarray(scores, dtype=np.float64), markers=True)
+        for name, scores in page.best_of.items()
+    )
+    axis = Axis("expected validation score of the best", "%" if page.percent else "")
+    line = Line(curves, Axis("trials"), axis, "What more trials would have brought")
+    chosen = dict.fromkeys((f"{row.method} {row.variant}".strip(), row.settings) for row in page.rows)
+    table = Table(("method", "chosen on validation"), tuple(chosen), "Settings found with the same number of trials")
+    return Section("Search", (table, Figure(line)))
+
+
+def _sharpness(page: StudyPage) -> Section | None:
+    if not page.sharpness:
+        return None
+    cells = tuple(
+        (
+            row.measure.replace("_", " "), row.strata, _tau(row),
+            "–" if math.isnan(row.partial) else show(row.partial, 2), str(row.pairs), row.worst or "–",
+        )
+        for row in page.sharpness
+    )  # fmt: skip
+    header = ("measure", "strata", "Kendall's tau", "with train loss held", "pairs", "worst sign error")
+    notes = (
+        "tau: 1 where the sharper of two runs always has the larger gap, 0 for a coin, -1 always the smaller; only "
+        "runs that differ in one factor are compared. Brackets: 95 % cluster bootstrap over seeds, from eight on.",
+        "An agreement is no cause.",
+    )
+    blocks: list[Block] = [Table(header, cells, "Does sharper mean worse?", notes)]
+    if page.points:
+        estimates = tuple(
+            Estimate(name, _mean(x for x, _ in points), _mean(y for _, y in points), None, tuple(points))
+            for name, points in page.points.items()
+        )
+        measure = page.point_measure.replace("_", " ")
+        gap, small = Axis("gap", "test loss minus train loss"), "One point per run; large marks are means."
+        blocks.append(Figure(Scatter(estimates, Axis(measure), gap, "Sharpness against the gap", small)))
+    return Section("Sharpness against generalisation", tuple(blocks))
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
+def _tau(row: SharpnessRow) -> str:
+    if math.isnan(row.tau):
+        return "–"
+    return show(row.tau, 2) + ("" if math.isnan(row.low) else f" [{show(row.low, 2)}, {show(row.high, 2)}]")

@@ -1,0 +1,183 @@
+"""The number that decides, and what it cost: read from what a finished run has stored, never measured again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+from lowland.core.errors import InputError
+from lowland.core.names import unknown
+from lowland.training import read_metrics
+
+__all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "read_endpoint", "read_result"]
+
+FORWARD: Final = 1 / 3
+"""Cost of a forward pass over that of forward and backward; backward takes twice the products of forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a run cost.
+
+    Args:
+        passes: Forward-backward passes over a batch; forward passes of validation and teachers count a third each.
+        seconds: Time in training steps.
+        epochs: Length of the run.
+    """
+
+    passes: float
+    seconds: float
+    epochs: int
+
+
+def cost_of(path: str | Path) -> Cost:
+    """Read what a run cost, every pass counted.
+
+    Args:
+        path: Folder of a finished run.
+
+    Returns:
+        The cost; an epoch whose row holds MESA's divergence had one teacher's pass in each step.
+    """
+    result, rows = read_result(path), read_metrics(Path(path) / "metrics.csv")
+    steps = [row["step"] - before for row, before in zip(rows, [0.0, *(row["step"] for row in rows)], strict=False)]
+    teacher = sum(count for row, count in zip(rows, steps, strict=True) if "loss_mesa_kl" in row)
+    passes = float(result["passes"]) + FORWARD * (float(result["evaluation_passes"]) + teacher)
+    return Cost(passes, float(result["seconds"]), len(rows))
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """Read the outcome of a run.
+
+    Args:
+        path: The run's folder.
+
+    Returns:
+        What ``result.json`` holds.
+
+    Raises:
+        InputError: If the run is not finished.
+    """
+    file = Path(path) / "result.json"
+    if not file.is_file():
+        raise InputError("run", "must be finished", str(path), "go on with it first")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def read_endpoint(path: str | Path, name: str) -> float:
+    """Read one number of a finished run.
+
+    Args:
+        path: The run's folder.
+        name: A key of `ENDPOINTS`, with its threshold after a colon where it has one.
+
+    Returns:
+        The number; NaN where the run has none (a network that diverged, a loss never reached).
+
+    Raises:
+        InputError: If the name is unknown or the run is not finished.
+    """
+    check_endpoint(name)
+    kind, _, threshold = name.partition(":")
+    rows = read_metrics(Path(path) / "metrics.csv")
+    value = ENDPOINTS[kind](read_result(path), rows, float(threshold or "nan"))
+    return value if isinstance(value, float) else float(value)
+
+
+def check_endpoint(name: str) -> None:
+    """Check the name of an endpoint.
+
+    Args:
+        name: The name.
+
+    Raises:
+        InputError: If it is unknown, or its threshold is missing or no number.
+
+    Example:
+        >>> check_endpoint("steps_to_loss:0.5")
+    """
+    kind, _, threshold = name.partition(":")
+    if kind not in ENDPOINTS:
+        raise unknown("endpoint", name, ENDPOINTS)
+    try:
+        given = math.isfinite(float(threshold)) if threshold else False
+    except ValueError:
+        given = False
+    if given != (kind in _WITH_THRESHOLD):
+        raise InputError("endpoint", "must have a number after its colon" if kind in _WITH_THRESHOLD else
+                         "must have no threshold", name)  # fmt: skip
+
+
+Rows = Sequence[Mapping[str, float]]
+
+
+def _test(key: str, sign: float = 1.0, offset: float = 0.0) -> Callable[[Mapping[str, Any], Rows, float], float]:
+    return lambda result, rows, threshold: offset + sign * float(result["test"].get(key, math.nan))
+
+
+def _chosen(key: str) -> Callable[[Mapping[str, Any], Rows, float], float]:
+    return lambda result, rows, threshold: float(result["chosen"].get(key, math.nan))
+
+
+def _last(key: str) -> Callable[[Mapping[str, Any], Rows, float], float]:
+    return lambda result, rows, threshold: float(rows[-1].get(key, math.nan))
+
+
+def _reaches(key: str) -> Callable[[Mapping[str, Any], Rows, float], float]:
+    def first(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
+        return next((float(row[key]) for row in rows if row["train_loss"] <= threshold), math.nan)
+
+    return first
+
+
+def _gap(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
+    return float(result["test"]["loss"]) - float(result["chosen"]["train_loss"])
+
+
+def _spikes(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
+    losses = [row["train_loss"] for row in rows]
+    return float(sum(not after <= threshold * before for before, after in pairwise(losses)))
+
+
+def _drop(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
+    losses = [row["train_loss"] for row in rows]
+    return max((before - after for before, after in pairwise(losses)), default=math.nan)
+
+
+def _mean_square_drop(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
+    losses = [row["train_loss"] for row in rows]
+    drops = [(before - after) ** 2 for before, after in pairwise(losses)]
+    return sum(drops) / len(drops) if drops else math.nan
+
+
+ENDPOINTS: Final[dict[str, Callable[[Mapping[str, Any], Rows, float], float]]] = {
+    "test_accuracy": _test("accuracy"),
+    "test_error": _test("accuracy", -1.0, 1.0),
+    "test_loss": _test("loss"),
+    "validation_accuracy": _chosen("validation_accuracy"),
+    "validation_loss": _chosen("validation_loss"),
+    "train_loss": _last("train_loss"),
+    "train_accuracy": _last("train_accuracy"),
+    "gap": _gap,
+    "seconds": lambda result, rows, threshold: float(result["seconds"]),
+    "steps_to_loss": _reaches("step"),
+    "passes_to_loss": _reaches("passes"),
+    "loss_spikes": _spikes,
+    "largest_drop": _drop,
+    "mean_square_drop": _mean_square_drop,
+}
+"""Endpoint -> how to read it.
+
+``test_*`` is measured once, at the epoch that validation chose; ``train_*`` is the last epoch's; ``gap`` is test minus
+train loss; ``steps_to_loss:L`` counts optimizer steps until an epoch's train loss is at most L, ``passes_to_loss:L``
+the passes; ``loss_spikes:F`` counts epochs whose loss exceeds F times the one before; ``largest_drop`` and
+``mean_square_drop`` are of the train loss from one epoch to the next.
+"""
+
+_WITH_THRESHOLD: Final = ("steps_to_loss", "passes_to_loss", "loss_spikes")

@@ -1,0 +1,205 @@
+"""Runs handed to an engine: finished ones are left alone, interrupted ones go on, failed ones are kept as failed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowland.engine import Event, OnEvent, Point, Row, select
+from lowland.spec import to_yaml
+from lowland.spec.folder import RunFolder
+from lowland.spec.runs import fit_run
+from lowland.study.plan import Job
+from lowland.training.files import write_atomic
+
+__all__ = ["Failure", "Failures", "OnRun", "train"]
+
+OnRun = Callable[[Job, "Failure | None"], None]
+"""Called after each run, with what went wrong if it failed."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run has no result.
+
+    Args:
+        error: Its first line.
+        traceback: Where it failed.
+    """
+
+    error: str
+    traceback: str = ""
+
+
+class Failures:
+    """The failed runs of a study, on disk, so that none is ever forgotten.
+
+    Args:
+        folder: The study's folder; they are in ``failures.json``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "failures.json"
+        known = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        self._known = {key: Failure(**value) for key, value in known.items()}
+
+    def __getitem__(self, key: str) -> Failure | None:
+        return self._known.get(key)
+
+    def items(self) -> Iterable[tuple[str, Failure]]:
+        """Return all failures.
+
+        Returns:
+            Pairs of key and failure.
+        """
+        return self._known.items()
+
+    def put(self, key: str, failure: Failure | None) -> None:
+        """Note how a run ended.
+
+        Args:
+            key: Key of the job.
+            failure: What went wrong; None if it finished.
+        """
+        if failure is None and key not in self._known:
+            return
+        if failure is None:
+            del self._known[key]
+        else:
+            self._known[key] = failure
+        content = {key: {"error": f.error, "traceback": f.traceback} for key, f in sorted(self._known.items())}
+        write_atomic(self.path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+class FitTask:
+    """The task of an engine: point i trains job i.
+
+    Args:
+        jobs: The runs.
+        on_event: Receives the progress inside a run; workers in other processes have none.
+    """
+
+    def __init__(self, jobs: Sequence[Job], on_event: Callable[[int, Event], None] | None) -> None:
+        self.jobs, self._on_event = list(jobs), on_event
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"jobs": self.jobs, "_on_event": None}
+
+    def placed(self) -> AbstractContextManager[Any]:
+        """Share nothing.
+
+        Returns:
+            An empty context.
+        """
+        return nullcontext()
+
+    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
+        """Train the runs of some points.
+
+        Args:
+            context: Nothing.
+            points: The points.
+            parents: Nothing.
+
+        Returns:
+            One row per point, with the run's passes.
+        """
+        return [self._one(point.index) for point in points]
+
+    def _one(self, index: int) -> Row:
+        tell = self._on_event
+        folder = fit_run(self.jobs[index].spec, on_event=None if tell is None else lambda event: tell(index, event))
+        return Row(index, {"passes": float(folder.result()["passes"])})
+
+
+def finished(job: Job) -> bool:
+    """Tell whether a run has its result.
+
+    Args:
+        job: The run.
+
+    Returns:
+        Whether its folder holds the result of the same spec.
+
+    Raises:
+        InputError: If the folder holds a run of another spec.
+    """
+    path = Path(job.spec.folder)
+    file = path / "spec.yaml"
+    if file.is_file() and file.read_text(encoding="utf-8") == to_yaml(job.spec):  # parsing takes a tenth of a second
+        return (path / "result.json").is_file()
+    return file.is_file() and RunFolder.create(job.spec).finished
+
+
+def train(
+    jobs: Sequence[Job],
+    failures: Failures,
+    *,
+    engine: str = "serial",
+    on_event: OnEvent | None = None,
+    on_run: OnRun | None = None,
+) -> None:
+    """Train what is not yet trained; an interrupted run goes on from its last epoch, a failed one is tried again.
+
+    Args:
+        jobs: The runs.
+        failures: Where failed runs are kept.
+        engine: Who computes.
+        on_event: Receives the progress, counted in epochs of all these runs.
+        on_run: Called after each run, finished ones first.
+    """
+    announce = on_run or (lambda job, failure: None)
+    open_jobs = [job for job in jobs if not finished(job)]
+    clock = _Clock(jobs, open_jobs, on_event)
+    for job in jobs:
+        if job not in open_jobs:
+            failures.put(job.key, None)
+            announce(job, None)
+    points = [Point(index, (float(job.seed),)) for index, job in enumerate(open_jobs)]
+    clock.tell("started")
+    if points:  # an engine starts its workers even for no work
+        for rows in select(engine).run(FitTask(open_jobs, clock.inside), points):
+            for row in rows:
+                job, failure = open_jobs[row.index], Failure(row.error, row.traceback) if row.failed else None
+                failures.put(job.key, failure)
+                clock.finish(row)
+                announce(job, failure)
+    clock.tell("done")
+
+
+class _Clock:
+    """Counts epochs over all runs and turns them into events with the time left."""
+
+    def __init__(self, jobs: Sequence[Job], open_jobs: Sequence[Job], on_event: OnEvent | None) -> None:
+        self._receive = on_event or (lambda event: None)
+        self._epochs = [job.spec.epochs for job in open_jobs]
+        self._total = sum(job.spec.epochs for job in jobs)
+        self._before = self._total - sum(self._epochs)
+        self._done: dict[int, float] = {}
+        self._gained = 0.0
+        self._start = time.monotonic()
+
+    def inside(self, index: int, event: Event) -> None:
+        share = event.done / event.total if event.total else 0.0
+        if event.kind == "started":  # what an interrupted run had done before is no work of this session
+            self._gained -= share * self._epochs[index]
+        self._done[index] = share * self._epochs[index]
+        self.tell("rows")
+
+    def finish(self, row: Row) -> None:
+        self._done[row.index] = self._epochs[row.index]
+        if row.failed:
+            self.tell("failed", row)
+        self.tell("rows")
+
+    def tell(self, kind: Any, row: Row | None = None) -> None:
+        done, elapsed = sum(self._done.values()), max(time.monotonic() - self._start, 1e-9)
+        rate = max(done + self._gained, 0.0) / elapsed
+        left = (sum(self._epochs) - done) / rate if rate > 0 else None
+        text = ("", "") if row is None else (row.error, row.traceback)
+        self._receive(Event(kind, round(self._before + done), self._total, elapsed, left, rate, *text))

@@ -1,0 +1,283 @@
+"""The whole study on clusters of points: budgets, search, kills, failures, bad input, pages, and the two commands."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import yaml
+from tests.study_cases import METHODS, base_run, tiny_study
+
+from lowland.cli.main import main
+from lowland.core.errors import InputError, LowlandError
+from lowland.spec import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
+from lowland.spec.folder import RunFolder
+from lowland.study import compare_methods, recommend, run_study, work, write_report
+from lowland.study.compare import check_same_data, page_of
+from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint
+from lowland.study.plan import apply
+from lowland.study.run import check_study
+from lowland.training import read_metrics
+
+
+def rows_of(study):
+    return {(row.budget, row.method): row for row in compare_methods(study)}
+
+
+def test_a_study_compares_at_equal_epochs_and_at_equal_compute(tmp_path):
+    study = run_study(tiny_study(tmp_path / "s", budgets=["epochs", "compute"]))
+    rows = rows_of(study)
+    sam, sgd = rows["epochs", "SAM"], rows["epochs", "SGD"]
+    assert sorted(sam.values) == [0, 1, 2, 3]
+    assert sam.differences[2] == sam.values[2] - sgd.values[2]
+    # 3 epochs of 3 steps; validation is 3 forward passes an epoch, a third of a pass each
+    assert (sgd.passes, sam.passes) == (9 + 3, 18 + 3)
+    longer = rows["compute", "SGD"]
+    assert longer.epochs == 5 and abs(longer.passes - sam.passes) <= 4
+    assert rows["compute", "SAM"].values == sam.values
+    assert sgd.verdict == "" and sam.verdict in ("reproduced", "refuted", "undecided")
+
+
+def test_pairs_share_initial_weights_and_order(tmp_path):
+    same = {"SGD": {}, "again": {"optimizer.momentum": 0.9}}
+    rows = rows_of(run_study(tiny_study(tmp_path / "s", methods=same)))
+    assert set(rows["epochs", "again"].differences.values()) == {0.0}
+
+
+class Killed(BaseException):
+    """What a killed process leaves behind: nothing runs after it."""
+
+
+def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path, monkeypatch):
+    whole = run_study(tiny_study(tmp_path / "whole"))
+    ends, real = [], work.fit_run
+
+    def dies(spec, *, on_event=None):
+        def count(event):
+            ends.append(event.kind)
+            if ends.count("rows") == 8:  # in the third run, after its second epoch
+                raise Killed
+            if on_event is not None:
+                on_event(event)
+
+        return real(spec, on_event=count)
+
+    monkeypatch.setattr(work, "fit_run", dies)
+    with pytest.raises(Killed):
+        run_study(tiny_study(tmp_path / "killed"))
+    monkeypatch.setattr(work, "fit_run", real)
+    trained = []
+    again = run_study(tiny_study(tmp_path / "killed"), on_run=lambda job, failure: trained.append(job.key))
+    assert len(trained) == 8
+    for one, other in zip(whole.jobs["epochs"], again.jobs["epochs"], strict=True):
+        first, second = (read_metrics(RunFolder(job.spec.folder).path / "metrics.csv") for job in (one, other))
+        for left, right in zip(first, second, strict=True):
+            assert left | {"seconds": 0} == right | {"seconds": 0}
+    assert [row.values for row in compare_methods(whole)] == [row.values for row in compare_methods(again)]
+
+
+def test_a_finished_study_trains_nothing(tmp_path, monkeypatch):
+    run_study(tiny_study(tmp_path / "s"))
+    monkeypatch.setattr(work, "fit_run", lambda *a, **k: pytest.fail("trained again"))
+    assert len(rows_of(run_study(tiny_study(tmp_path / "s")))) == 2
+
+
+def test_a_failed_run_is_shown_decides_nothing_and_is_tried_again(tmp_path, monkeypatch):
+    real = work.fit_run
+
+    def fails(spec, *, on_event=None):
+        if spec.seed == 1 and spec.optimizer.method == "sam":
+            raise RuntimeError("the machine caught fire")
+        return real(spec, on_event=on_event)
+
+    monkeypatch.setattr(work, "fit_run", fails)
+    study = run_study(tiny_study(tmp_path / "s"))
+    row = rows_of(study)["epochs", "SAM"]
+    assert list(row.values) == [0, 2, 3] and "caught fire" in row.failed[1]
+    assert row.verdict == "undecided" and "failed" in row.reason
+    assert "caught fire" in write_report(study).read_text(encoding="utf-8")
+    monkeypatch.setattr(work, "fit_run", real)
+    healed = rows_of(run_study(tiny_study(tmp_path / "s")))["epochs", "SAM"]
+    assert not healed.failed and len(healed.values) == 4
+
+
+def test_a_run_that_diverges_counts_as_failed(tmp_path):
+    wild = {"SGD": {}, "wild": {"optimizer.learning_rate": 1e30}}
+    row = rows_of(run_study(tiny_study(tmp_path / "s", methods=wild, endpoint="train_loss")))["epochs", "wild"]
+    assert len(row.failed) == 4 and row.verdict == "undecided" and math.isnan(row.interval.mean)
+
+
+def test_the_search_tries_as_much_for_every_method_and_never_sees_the_test_part(tmp_path):
+    search = SearchSpec(trials=2, grid={"optimizer.learning_rate": [0.001, 0.3]},
+                        grids={"SAM": {"optimizer.options.rho": [0.05, 0.1]}})  # fmt: skip
+    study = run_study(tiny_study(tmp_path / "s", search=search, seeds=2))
+    assert {len(tried) for tried in study.trials.values()} == {2}
+    assert study.settings["", "SGD"] == {"optimizer.learning_rate": 0.3}
+    job = next(job for job in study.jobs["epochs"] if job.method == "SGD")
+    assert job.spec.optimizer.learning_rate == 0.3
+    for path in (tmp_path / "s" / "trials").glob("*/*/result.json"):
+        result = json.loads(path.read_text())
+        assert result["test"]["accuracy"] == result["chosen"]["validation_accuracy"]
+        assert result["recipe"]["data"] != RunFolder(job.spec.folder).result()["recipe"]["data"]
+    assert [len(scores) for scores in page_of(study).best_of.values()] == [2, 2]
+
+
+def test_optuna_suggests_the_same_settings_after_a_restart(tmp_path):
+    search = SearchSpec(trials=3, grid={"optimizer.learning_rate": [0.01, 0.1, 0.3]}, sampler="optuna")
+    spec = tiny_study(tmp_path / "s", methods={"SGD": {}}, seeds=2, search=search)
+    first, second = run_study(spec), run_study(spec)
+    assert first.trials == second.trials and len(first.trials["", "SGD"]) == 3
+
+
+def test_a_teachers_passes_are_counted(tmp_path):
+    methods = {"SGD": {}, "MESA": {"loss.method": "mesa", "loss.options.start": 1}}
+    rows = rows_of(run_study(tiny_study(tmp_path / "s", methods=methods, seeds=2)))
+    assert rows["epochs", "MESA"].passes == pytest.approx(rows["epochs", "SGD"].passes + 2 * 3 / 3)
+
+
+def test_parts_are_compared_inside_themselves(tmp_path):
+    parts = {"small": {"data.options.size": 24}, "wide": {"model.options.width": 16}}
+    study = run_study(tiny_study(tmp_path / "s", variants=parts, seeds=2))
+    assert {(row.variant, row.method) for row in compare_methods(study)} == {(p, m) for p in parts for m in METHODS}
+
+
+def test_the_page_has_every_part(tmp_path):
+    survey = SurveySpec(curvature=2, surface=True, points=3)
+    search = SearchSpec(trials=2, grid={"optimizer.learning_rate": [0.1, 0.3]})
+    study = run_study(tiny_study(tmp_path / "s", survey=survey, search=search, seeds=2, question="Does SAM help here?"))
+    text = write_report(study, date="").read_text(encoding="utf-8")
+    for words in ("Does SAM help here?", "Declared before anything ran", "Paired differences", "Pareto front",
+                  "expected validation score", "Does sharper mean worse?", "Kendall"):  # fmt: skip
+        assert words in text
+    assert text == write_report(study, date="").read_text(encoding="utf-8")
+    page = page_of(study)
+    assert {row.measure for row in page.sharpness} >= {"lambda_max", "trace"} and page.points
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_numbers(tmp_path):
+    serial, spread = (run_study(tiny_study(tmp_path / name, seeds=2, engine=name)) for name in ("serial", "processes:2"))
+    assert [row.values for row in compare_methods(serial)] == [row.values for row in compare_methods(spread)]
+
+
+def test_every_endpoint_reads_a_number(tmp_path):
+    folder = run_study(tiny_study(tmp_path / "s", seeds=2)).jobs["epochs"][0].spec.folder
+    rows = read_metrics(RunFolder(folder).path / "metrics.csv")
+    threshold = {"steps_to_loss": ":9", "passes_to_loss": ":9", "loss_spikes": ":1.5"}
+    values = {name: read_endpoint(folder, name + threshold.get(name, "")) for name in ENDPOINTS}
+    assert all(math.isfinite(value) for value in values.values())
+    assert values["steps_to_loss"] == 3 and math.isnan(read_endpoint(folder, "steps_to_loss:0"))
+    assert values["test_error"] == pytest.approx(1 - values["test_accuracy"])
+    assert values["largest_drop"] == max(a["train_loss"] - b["train_loss"] for a, b in zip(rows, rows[1:], strict=False))
+    assert cost_of(folder).epochs == 3
+
+
+LOADERS = replace(base_run(), data=DataSpec(name="tests.study_cases:loader_data"))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"methods": {"SGD": {}, "SAM": {"optimizer.methud": "sam"}}}, "methods.SAM.optimizer.methud"),
+        ({"methods": {"SGD": {}, "SAM": {"optimizer.method": "smam"}}}, "did you mean 'sam'"),
+        ({"methods": {"SGD": {}, "SAM": {"optimizer.learning_rate": "fast"}}}, "learning_rate"),
+        ({"methods": {"SGD": {}, "more": {"data.options.size": 96}}}, "methods.more.data.options.size"),
+        ({"methods": {"SGD": {}, "late": {"select": "last"}}}, "methods.late.select"),
+        ({"methods": {"SGD": {}, "long": {"epochs": 9}}}, "methods.long.epochs"),
+        ({"methods": {}}, "at least one method"),
+        ({"methods": {"SGD": {}, "SAF": {"loss.method": "saf"}}, "base": LOADERS}, "methods.SAF.*sample ids"),
+        ({"endpoint": "test_acuracy"}, "did you mean 'test_accuracy'"),
+        ({"endpoint": "steps_to_loss"}, "a number after its colon"),
+        ({"engine": "cloud"}, "engine"),
+        ({"variants": {"x": {"seed": 3}}}, "variants.x.seed"),
+        ({"search": SearchSpec(trials=3, grid={"optimizer.learning_rate": [0.1]})}, "at least 3 settings"),
+        ({"search": SearchSpec(trials=1, grid={"optimizer.rate": [0.1]})}, "search.optimizer.rate"),
+    ],
+)
+def test_bad_input_is_one_error_before_anything_is_written(tmp_path, change, text):
+    with pytest.raises(LowlandError, match=text):
+        run_study(tiny_study(tmp_path / "s", **change))
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"seeds": 1}, "at least 2"),
+        ({"baseline": "Adam"}, "must name methods"),
+        ({"smallest_effect": 0.0}, "smallest_effect"),
+        ({"budgets": []}, "budgets"),
+        ({"survey": SurveySpec(curvature=9)}, "survey.curvature"),
+        ({"methods": {"a/b": {}}}, "file names"),
+    ],
+)
+def test_a_spec_that_cannot_mean_anything_is_refused(tmp_path, change, text):
+    with pytest.raises(InputError, match=text):
+        tiny_study(tmp_path / "s", **change)
+
+
+def test_the_folder_of_another_study_is_refused(tmp_path):
+    run_study(tiny_study(tmp_path / "s", seeds=2))
+    with pytest.raises(InputError, match="another study"):
+        run_study(tiny_study(tmp_path / "s", seeds=3))
+
+
+def test_runs_on_other_data_are_not_compared(tmp_path):
+    one = run_study(tiny_study(tmp_path / "a", seeds=2)).jobs["epochs"][0]
+    other = apply(base_run(), {"data.options.spread": 0.5}, "base")
+    two = run_study(tiny_study(tmp_path / "b", seeds=2, base=other)).jobs["epochs"][0]
+    with pytest.raises(InputError, match="share their data"):
+        check_same_data([job.spec.folder for job in (one, two)])
+
+
+def test_curvature_in_two_batch_norm_modes_is_not_mixed(tmp_path, monkeypatch):
+    study = run_study(tiny_study(tmp_path / "s", seeds=2, survey=SurveySpec(curvature=2)))
+    from lowland.study import compare as module
+
+    real, modes = module.store.open, iter(["running", "batch", "running", "running"])
+
+    def opened(path):
+        found = real(path)
+        found.attrs["batch_norm"] = next(modes)
+        return found
+
+    monkeypatch.setattr(module.store, "open", opened)
+    with pytest.raises(InputError, match="one batch-norm mode"):
+        page_of(study)
+
+
+def test_the_check_trains_nothing_and_writes_nothing(tmp_path):
+    check_study(tiny_study(tmp_path / "s"))
+    assert not (tmp_path / "s").exists()
+
+
+def recommended(folder, methods, **options):
+    base = base_run()
+    sizes = {"seeds": 2, "fresh": 6, "trials": 1, **options}
+    return recommend(RecommendSpec(folder=str(folder), model=base.model, data=base.data, base=base, methods=methods,
+                                   **sizes))  # fmt: skip
+
+
+def test_recommend_confirms_a_planted_winner_on_fresh_seeds(tmp_path):
+    found = recommended(tmp_path / "r", {"asleep": {"schedule.warmup": 1e9}, "awake": {}})
+    assert found.winner == "awake" and found.lines[0].startswith("awake helped: +")
+    assert {seed for row in found.confirm for seed in row.values} == set(range(1000, 1006))
+    assert {row.budget for row in found.confirm} == {"epochs", "compute"}
+
+
+def test_recommend_says_so_where_nothing_differs(tmp_path):
+    found = recommended(tmp_path / "r", {"SGD": {}, "same": {"optimizer.momentum": 0.9}})
+    assert found.lines[0].startswith("No difference") and found.winner == "SGD"
+    assert "same" in found.lines[1] and "1.00" in found.lines[2]
+
+
+def test_the_commands(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "study.yaml"
+    file.write_text(to_yaml(tiny_study(tmp_path / "s", seeds=2)))
+    assert main(["study", str(file), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["method"] for row in found["rows"]} == {"SGD", "SAM"}
+    content = yaml.safe_load(file.read_text()) | {"sseds": 3}
+    file.write_text(yaml.safe_dump(content))
+    assert main(["study", str(file)]) == 2
+    assert "sseds" in capsys.readouterr().err

@@ -1,0 +1,57 @@
+"""Expected best-of-k curves, grids of equal size, and changes to a run's spec."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from tests.study_cases import METHODS, tiny_study
+
+from lowland.core.errors import InputError
+from lowland.spec import FitSpec, SearchSpec
+from lowland.study.plan import apply, check_changes, jobs
+from lowland.study.search import Trial, best, expected_best, settings_of
+
+
+def test_the_expected_best_of_k_is_the_mean_over_all_subsets():
+    scores = [0.3, 0.9, 0.1, 0.5, 0.5]
+    slow = [np.mean([max(part) for part in itertools.combinations(scores, k)]) for k in range(1, 6)]
+    assert expected_best(scores) == pytest.approx(slow)
+
+
+def test_failed_trials_count_as_the_worst_seen():
+    assert expected_best([0.2, math.nan, 0.8]) == pytest.approx(expected_best([0.2, 0.2, 0.8]))
+    assert all(math.isnan(value) for value in expected_best([math.nan, math.nan]))
+
+
+def test_the_best_trial_is_the_earlier_of_equals_and_never_a_failed_one():
+    trials = [Trial(0, {}, math.nan), Trial(1, {"a": 1}, 0.5), Trial(2, {}, 0.5)]
+    assert best(trials).number == 1
+    with pytest.raises(InputError, match="all failed.*boom"):
+        best(trials[:1], "boom")
+
+
+def test_every_method_gets_the_same_number_of_settings_and_always_the_same_ones(tmp_path):
+    search = SearchSpec(trials=4, grid={"optimizer.learning_rate": [0.1, 0.2, 0.3], "optimizer.weight_decay": [0, 1e-3]},
+                        grids={"SAM": {"optimizer.options.rho": [0.05, 0.1]}})  # fmt: skip
+    spec = tiny_study(tmp_path / "s", search=search)
+    for method, keys in (("SGD", 2), ("SAM", 3)):
+        settings = settings_of(spec, method)
+        assert len(settings) == 4 and {len(one) for one in settings} == {keys}
+        assert settings == settings_of(spec, method) and len({str(one) for one in settings}) == 4
+
+
+def test_changes_reach_nested_values_and_leave_the_base_alone():
+    base = FitSpec()
+    made = apply(base, {"optimizer.options.rho": 0.1, "optimizer.method": "sam", "clip": 1.0}, "methods.SAM")
+    assert made.optimizer.options == {"rho": 0.1} and made.clip == 1.0 and base.optimizer.method == "none"
+    assert apply(base, {"clip": None}, "x") == base
+    assert apply(base, {"optimizer.options": {"a": 1}}, "x").optimizer.options == {"a": 1}
+    with pytest.raises(InputError, match=r"x.optimizer.rate.*Known: .*optimizer.learning_rate"):
+        apply(base, {"optimizer.rate": 1}, "x")
+
+
+def test_runs_come_seed_by_seed_so_that_pairs_are_whole(tmp_path):
+    spec = tiny_study(tmp_path / "s", seeds=2)
+    check_changes(spec)
+    assert [(job.seed, job.method) for job in jobs(spec, "epochs", {})] == [(s, m) for s in (0, 1) for m in METHODS]
