@@ -1,5 +1,6 @@
 """What every engine must do; a new engine joins by one line. Workers of engines that have any share their computer."""
 
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -7,13 +8,23 @@ import numpy as np
 import pytest
 
 from lowland.core.errors import InputError
-from lowland.engine import Point, Processes, Row, Serial, select
+from lowland.engine import Point, Processes, Ray, Row, Serial, select
 
 ENGINES = {
     "serial": lambda: Serial(),
     "processes:2": lambda: Processes(2, threads=1),
+    "ray:2": lambda: Ray(workers=2, threads=1),
 }
-pytestmark = pytest.mark.parametrize("name", ENGINES)
+pytestmark = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name.startswith("ray") else name for name in ENGINES]
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_cluster():
+    yield
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
 
 
 @dataclass(frozen=True)

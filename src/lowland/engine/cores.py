@@ -89,4 +89,4 @@ def check_workers(workers: int, threads: int | None, device: int | None) -> None
             raise InputError("engine", f"must not have more workers than the {found} accelerators there are", workers)
     elif threads is None and workers > available_cores():
         rule = f"must not have more workers than the {available_cores()} cores there are"
-        raise InputError("engine", rule, workers, "use fewer, or Processes(N, threads=1) if you mean it")
+        raise InputError("engine", rule, workers, "use fewer, or an engine object with threads=1 if you mean it")

@@ -10,6 +10,7 @@ from lowland.core.errors import InputError
 from lowland.core.names import unknown
 from lowland.engine.base import Engine
 from lowland.engine.processes import Processes
+from lowland.engine.ray import Ray
 from lowland.engine.serial import Serial
 
 __all__ = ["ENGINES", "select"]
@@ -18,6 +19,9 @@ __all__ = ["ENGINES", "select"]
 ENGINES: Final[Mapping[str, tuple[str, Callable[[re.Match[str]], Engine]]]] = {
     "serial": ("serial", lambda found: Serial()),
     "processes:N": (r"processes:(\d+)", lambda found: Processes(int(found[1]))),
+    "ray": ("ray", lambda found: Ray()),
+    "ray:N": (r"ray:(\d+)", lambda found: Ray(workers=int(found[1]))),
+    "ray://HOST:PORT": ("(ray://.*)", lambda found: Ray(found[1])),
 }
 """Form of the name as documented -> its pattern, and how to make the engine from what the pattern found."""
 
@@ -26,7 +30,8 @@ def select(engine: str | Engine) -> Engine:
     """Return the engine of a name, or the engine that was given.
 
     Args:
-        engine: ``"serial"``, ``"processes:N"`` with a number of workers, or an engine.
+        engine: ``"serial"``, ``"processes:N"`` with a number of workers, ``"ray"`` (all of a cluster), ``"ray:N"``,
+            ``"ray://HOST:PORT"``, or an engine.
 
     Returns:
         The engine.
