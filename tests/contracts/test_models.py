@@ -13,7 +13,7 @@ BERT = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30,
     "max_position_embeddings": 12, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
 }  # fmt: skip
-TOKENS = {"transformer": 11, "huggingface": 30}  # models that take token numbers
+TOKENS = {"transformer": 11, "text_transformer": 11, "huggingface": 30}  # models that take token numbers
 
 # name -> (options of a small build, shape of one input, shape of one output)
 MEMBERS: dict[str, tuple[dict[str, object], tuple[int, ...], tuple[int, ...]]] = {
@@ -39,6 +39,11 @@ MEMBERS: dict[str, tuple[dict[str, object], tuple[int, ...], tuple[int, ...]]] =
     "resnet1d": ({"width": 4, "skip": False}, (1, 40), (10,)),
     "vit": ({"size": 8, "patch": 4, "width": 12, "depth": 2, "channels": 1}, (1, 8, 8), (10,)),
     "transformer": ({"classes": 11, "context": 6, "width": 8, "depth": 2, "heads": 2}, (5,), (11, 5)),
+    "text_transformer": (
+        {"vocabulary": 11, "context": 6, "width": 8, "depth": 2, "heads": 2, "classes": 3},
+        (5,),
+        (3,),
+    ),
     "huggingface": ({"model_type": "bert", "classes": 3, "config": BERT}, (5,), (3,)),
 }
 

@@ -7,7 +7,7 @@ from lowland.models.imagenet_resnet import ImageNetResNet, imagenet_resnet
 from lowland.models.pyramidnet import PyramidNet, pyramidnet
 from lowland.models.registry import MODELS, create
 from lowland.models.resnet import CifarResNet, resnet
-from lowland.models.transformer import LanguageModel, transformer
+from lowland.models.transformer import LanguageModel, TextClassifier, text_transformer, transformer
 from lowland.models.vgg import VGG, vgg
 from lowland.models.vit import VisionTransformer, vit
 from lowland.models.weights import load_weights, read_weights, tool_model
@@ -30,6 +30,7 @@ __all__ = [
     "resnet1d",
     "vit",
     "transformer",
+    "text_transformer",
     "huggingface",
     "CifarResNet",
     "ImageNetResNet",
@@ -40,5 +41,6 @@ __all__ = [
     "SignalResNet",
     "VisionTransformer",
     "LanguageModel",
+    "TextClassifier",
     "HuggingFaceModel",
 ]

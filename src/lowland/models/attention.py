@@ -86,15 +86,18 @@ class TransformerBlock(nn.Module):
 
 
 @torch.no_grad()
-def initialise_linear(model: nn.Module, *, std: float = 0.02) -> None:
-    """Draw the weights of linear and embedding layers from a normal of the given deviation, biases 0.
+def initialise_linear(model: nn.Module, *, std: float | None = None) -> None:
+    """Draw the weights of linear and embedding layers; biases are 0.
 
     Args:
         model: The model, changed in place.
-        std: Standard deviation. Default 0.02 (Radford et al. 2019; Dosovitskiy et al. 2021 in most code).
+        std: Standard deviation of normal weights (0.02 in GPT-2). None: linear layers uniform by Glorot and Bengio,
+            2010, as in the code of Dosovitskiy et al. 2021, and embeddings normal with 0.02.
     """
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and std is None:
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02 if std is None else std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -18,7 +18,7 @@ from lowland.models.huggingface import huggingface
 from lowland.models.imagenet_resnet import imagenet_resnet
 from lowland.models.pyramidnet import pyramidnet
 from lowland.models.resnet import resnet
-from lowland.models.transformer import transformer
+from lowland.models.transformer import text_transformer, transformer
 from lowland.models.vgg import vgg
 from lowland.models.vit import vit
 from lowland.models.wide_resnet import wide_resnet
@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet1d": resnet1d,
     "vit": vit,
     "transformer": transformer,
+    "text_transformer": text_transformer,
     "huggingface": huggingface,
 }
 """Every model by name; a new one joins by a line here and one in the contract suite."""

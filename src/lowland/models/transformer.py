@@ -1,4 +1,7 @@
-"""A decoder-only transformer language model of GPT-2's form (Radford et al. 2019, section 2.3)."""
+"""Transformers on tokens: a decoder-only language model of GPT-2's form, and a classifier of texts.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from lowland.core.errors import InputError
 from lowland.models.attention import TransformerBlock, initialise_linear
 from lowland.models.resnet import check_sizes
 
-__all__ = ["LanguageModel", "transformer"]
+__all__ = ["LanguageModel", "TextClassifier", "text_transformer", "transformer"]
 
 
 class LanguageModel(nn.Module):
@@ -36,7 +39,7 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.token.weight
         self.context = context
-        initialise_linear(self)
+        initialise_linear(self, std=0.02)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.out.weight", "output.weight")):  # one over the root of the residual branches
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5)
@@ -86,3 +89,81 @@ def transformer(
     """
     check_sizes(classes=classes, context=context, width=width, depth=depth, heads=heads)
     return LanguageModel(vocabulary=classes, context=context, width=width, depth=depth, heads=heads, dropout=dropout)
+
+
+class TextClassifier(nn.Module):
+    """Token and position tables, pre-norm blocks that see both ways, the mean over places; see `text_transformer`.
+
+    Args:
+        vocabulary: Number of tokens.
+        context: Longest input in tokens.
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Heads per block.
+        dropout: Probability on every branch and on the embeddings.
+        classes: Number of outputs.
+    """
+
+    def __init__(
+        self, *, vocabulary: int, context: int, width: int, depth: int, heads: int, dropout: float, classes: int
+    ) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(context, width)
+        self.dropout = nn.Dropout(dropout)
+        blocks = [TransformerBlock(width, heads, causal=False, dropout=dropout) for _ in range(depth)]
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, classes)
+        self.context = context
+        initialise_linear(self)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return class scores of whole texts.
+
+        Args:
+            tokens: Token numbers, int64, shape [n, length], length at most the context, without padding.
+
+        Returns:
+            Logits, shape [n, classes].
+
+        Raises:
+            InputError: If the input is longer than the context.
+        """
+        length = tokens.shape[1]
+        if length > self.context:
+            raise InputError("tokens", f"must be at most {self.context} long", length)
+        x = self.token(tokens) + self.position(torch.arange(length, device=tokens.device))
+        scores: Tensor = self.linear(self.norm(self.blocks(self.dropout(x))).mean(1))
+        return scores
+
+
+def text_transformer(
+    *, classes: int = 10, vocabulary: int = 256, context: int = 64, width: int = 64, depth: int = 2, heads: int = 4,
+    dropout: float = 0.0,
+) -> TextClassifier:  # fmt: skip
+    """Build a small transformer that classifies texts of a fixed length; our own design.
+
+    Args:
+        classes: Number of outputs.
+        vocabulary: Number of tokens; 256 for bytes.
+        context: Longest input in tokens.
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Heads per block.
+        dropout: Probability on every branch.
+
+    Returns:
+        The network, weights drawn from torch's global generator.
+
+    Raises:
+        InputError: If a size is not positive or the heads do not divide the width.
+
+    Example:
+        >>> text_transformer(width=16, depth=1)(torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 10])
+    """
+    check_sizes(classes=classes, vocabulary=vocabulary, context=context, width=width, depth=depth, heads=heads)
+    return TextClassifier(
+        vocabulary=vocabulary, context=context, width=width, depth=depth, heads=heads, dropout=dropout, classes=classes
+    )
