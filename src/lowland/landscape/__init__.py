@@ -6,7 +6,7 @@ from lowland.landscape.grid import Grid, grid
 from lowland.landscape.lora import lora_plane
 from lowland.landscape.match import Matching, match_weights
 from lowland.landscape.normalize import normalize
-from lowland.landscape.plane import Plane, random_line, random_plane, user_plane
+from lowland.landscape.plane import Plane, hdf5_plane, random_line, random_plane, user_plane
 from lowland.landscape.probes import GradientNorm, Probe
 from lowland.landscape.refine import Tolerance
 from lowland.landscape.trajectory import grid_around, pca_plane, project_trajectory
@@ -25,6 +25,7 @@ __all__ = [
     "pca_plane",
     "lora_plane",
     "user_plane",
+    "hdf5_plane",
     "normalize",
     "match_weights",
     "Matching",

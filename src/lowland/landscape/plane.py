@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,12 @@ from lowland.core.errors import InputError
 from lowland.core.modes import effective_weights
 from lowland.core.params import ParameterSpace, unwrap
 from lowland.core.provenance import fingerprint
+from lowland.core.units import clean_name
 from lowland.landscape.directions import Axis, SeededAxis, StoredAxis, geometry
 from lowland.landscape.normalize import Normalization, check_normalization, normalize
+from lowland.store.hdf5 import read_directions
 
-__all__ = ["FILTER_UNITS", "Plane", "make_plane", "random_line", "random_plane", "user_plane"]
+__all__ = ["FILTER_UNITS", "Plane", "hdf5_plane", "make_plane", "random_line", "random_plane", "user_plane"]
 
 FILTER_UNITS: Final = "norm of the weights, per filter"
 
@@ -284,3 +287,31 @@ def user_plane(
             units = "length of the direction given" if normalization == "none" else FILTER_UNITS
         described = {"kind": "given", "arguments": {"normalization": normalization, "move_fixed": move_fixed}}
         return make_plane(space, found, recipe=dict(recipe or described), units=units, modules=modules, markers=markers)
+
+
+def hdf5_plane(model: nn.Module, path: str | Path, *, directions: Literal["weights", "states"] = "weights") -> Plane:
+    """Make the plane of a direction file of the tool of Li et al. 2018.
+
+    Args:
+        model: The model, at the weights that shall lie at the origin.
+        path: The file.
+        directions: Whether the file holds one array per parameter (``"weights"``, default) or one per entry of the
+            state dict (``"states"``, of which the parameters are used).
+
+    Returns:
+        The line or plane, its directions as they are in the file.
+
+    Raises:
+        InputError: If the arrays do not fit the model.
+    """
+    model = unwrap(model)
+    names = [name for name, _ in model.named_parameters()]
+    listed = names if directions == "weights" else list(model.state_dict())
+    found = []
+    for arrays in read_directions(path):
+        if len(arrays) != len(listed):
+            raise InputError("path", f"must hold {len(listed)} arrays per direction for this model", len(arrays))
+        values = {name: torch.as_tensor(array) for name, array in zip(listed, arrays, strict=True)}
+        found.append({clean_name(name): values[name] for name in names})
+    recipe = {"kind": "file", "arguments": {"file": Path(path).name, "directions": directions}}
+    return user_plane(model, found, recipe=recipe, units="length of the direction in the file")
