@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests.unit.test_curvature_eigenvalues import SPECTRA, planted
+from tests.unit.test_curvature_trace import small_risk
 
 from lowland.core.errors import InputError
 from lowland.core.schema import check
 from lowland.curvature import Hessian, MatrixOperator, diagonal, layer_traces, spectral_density
-from tests.unit.test_curvature_eigenvalues import SPECTRA, planted
-from tests.unit.test_curvature_trace import small_risk
 
 
 def smoothed(values: np.ndarray, grid: np.ndarray, width: float) -> np.ndarray:

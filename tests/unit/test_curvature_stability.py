@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.unit.test_curvature_trace import small_risk
 from torch import nn
 
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, extreme_eigenvalues, interval, stability, warm_started_extremes
-from tests.unit.test_curvature_trace import small_risk
 
 
 def quadratic() -> EmpiricalRisk:

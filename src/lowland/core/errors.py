@@ -18,6 +18,7 @@ __all__ = [
     "MissingExtra",
     "MissingPass",
     "NotDeterministic",
+    "NotFinite",
     "StoreError",
     "optional_import",
 ]
@@ -56,6 +57,10 @@ class InputError(LowlandError, ValueError):
         if advice:
             text += f"; {advice}"
         super().__init__(text)
+
+
+class NotFinite(InputError):
+    """A loss, gradient or product is NaN or infinite at the present weights; what was asked does not exist there."""
 
 
 class MissingPass(LowlandError, RuntimeError):

@@ -5,6 +5,7 @@ Batches are fixed (see `lowland.core.batches`), and small data stay resident on 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -102,6 +103,26 @@ class EmpiricalRisk:
         self._cache: list[Batch] | None = None
         self._recalibration = None if recalibration is None else fixed_batches(recalibration, None, seed)
         self._fingerprint: str | None = None
+
+    def replaced(self, *, batches: Iterable[Any] | None = None, evaluate: Evaluate | None = None) -> EmpiricalRisk:
+        """Return a risk of the same model, mode and recalibration data on other batches or by another measure.
+
+        Args:
+            batches: Other data; None keeps the data.
+            evaluate: Another measure; None keeps the measure.
+
+        Returns:
+            A new risk; this one is not changed.
+        """
+        other = copy.copy(self)
+        other._fingerprint = None
+        if batches is not None:
+            if self.batch_norm == "recalibrated" and self._recalibration is None:
+                other._recalibration = self._source
+            other._source, other._cache, other.samples = fixed_batches(batches, None, self.seed), None, None
+        if evaluate is not None:
+            other.custom = evaluate
+        return other
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches on the device, always the same ones in the same order.

@@ -3,6 +3,7 @@
 Everything is an operator with ``@``; estimators eat operators, or a risk (its Hessian is meant).
 """
 
+from lowland.curvature.average_case import average_case_sharpness
 from lowland.curvature.density import SpectralDensity, spectral_density
 from lowland.curvature.diagonal import DiagonalEstimate, diagonal, layer_traces
 from lowland.curvature.eigenvalues import (
@@ -13,12 +14,17 @@ from lowland.curvature.eigenvalues import (
 )
 from lowland.curvature.gauss_newton import GaussNewton
 from lowland.curvature.hessian import Hessian
+from lowland.curvature.interop import ForeignOperator, from_curvlinops
 from lowland.curvature.lanczos import Lanczos, Ritz
+from lowland.curvature.measures import MEASURES, Measure, at_matched_loss, sharpness_table
 from lowland.curvature.operator import AbstractOperator, MatrixOperator, ScaledOperator
+from lowland.curvature.probe import Convexity, convexity_summary
+from lowland.curvature.protocol import logits_normalised, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
 from lowland.curvature.stability import Stability, interval, stability, warm_started_extremes
 from lowland.curvature.survey import survey
 from lowland.curvature.trace import ProbeEstimate, filter_weighted_trace, trace
+from lowland.curvature.worst_case import WorstCase, worst_case_sharpness
 
 __all__ = [
     "survey",
@@ -34,17 +40,30 @@ __all__ = [
     "stability",
     "warm_started_extremes",
     "interval",
+    "Convexity",
+    "convexity_summary",
     "ProbeEstimate",
     "DiagonalEstimate",
     "SpectralDensity",
     "Stability",
     "sam_sharpness",
+    "average_case_sharpness",
+    "worst_case_sharpness",
+    "sharpness_table",
+    "at_matched_loss",
+    "protocol_risk",
+    "logits_normalised",
+    "MEASURES",
+    "Measure",
     "Sharpness",
+    "WorstCase",
     "Hessian",
     "GaussNewton",
     "AbstractOperator",
     "MatrixOperator",
     "ScaledOperator",
+    "ForeignOperator",
+    "from_curvlinops",
     "Lanczos",
     "Ritz",
 ]

@@ -1,7 +1,7 @@
 """The diagonal of an operator, and the trace of every tensor's block, from the same random probes.
 
-Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", 2007: ``E z * (A z) = diag A`` for random signs z.
-Summed over the entries of one tensor it is that tensor's trace, so that one product serves all layers.
+Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", 2007: ``E z * (A z) = diag A`` for random
+signs z. Summed over the entries of one tensor it is that tensor's trace, so that one product serves all layers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from lowland.core.errors import InputError
 from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.operator import AbstractOperator
-from lowland.curvature.trace import ProbeEstimate, estimate, probe
+from lowland.curvature.trace import ProbeEstimate, estimate, signs
 
 __all__ = ["DiagonalEstimate", "diagonal", "layer_traces"]
 
@@ -100,6 +100,6 @@ def _products(operator: AbstractOperator, probes: int, chunk: int, seed: int) ->
     wide = torch.float32 if operator.device.type == "mps" else torch.float64
     with operator:
         for start in range(0, probes, chunk):
-            vectors = [probe(operator, seed, index) for index in range(start, min(start + chunk, probes))]
+            vectors = [signs(operator, seed, index) for index in range(start, min(start + chunk, probes))]
             for vector, image in zip(vectors, operator.apply(vectors), strict=True):
                 yield vector.to(wide) * image.to(wide)

@@ -33,6 +33,8 @@ __all__ = [
 Source: TypeAlias = "EmpiricalRisk | AbstractOperator"
 """A risk (its Hessian is meant) or any operator."""
 
+_CONFIRM_LEAST: Final = 3
+"""Fewest products that confirm a result, however short the run."""
 _LOWER_RELATIVE: Final = 0.1
 _LOWER_ABSOLUTE: Final = 1e-4
 """The lower end has converged if its residual is at most max(relative * |lambda_min|, absolute * scale)."""
@@ -78,7 +80,7 @@ class SpectrumEnds:
         seed: Seed of the start vector.
         warm: Whether the run started from given vectors.
         orthogonality: Largest deviation of the Krylov basis from orthonormality.
-        vectors: The two eigenvectors, shape [n, 2]: upper, lower.
+        vectors: Eigenvectors, shape [n, 2 * pairs]: upper, lower, then the next ones inwards in the same order.
     """
 
     lambda_max: float
@@ -114,10 +116,12 @@ def extreme_eigenvalues(
     *,
     tolerance: float = 1e-3,
     lower_tolerance: float = 0.05,
+    confirm: float = 0.1,
     max_products: int = 80,
     min_products: int = 6,
     start: Tensor | None = None,
     noise: float = 0.1,
+    pairs: int = 1,
     seed: int = 0,
 ) -> SpectrumEnds:
     """Return both ends of the spectrum from one Krylov run.
@@ -129,11 +133,14 @@ def extreme_eigenvalues(
         tolerance: Residual of the upper pair relative to the spectral scale. Default 1e-3.
         lower_tolerance: Stop when the residual of the lower pair is at most this times ``|lambda_min|``, or 1e-4 of the
             scale. The error of the value is about its square over the gap to the next one. Default 0.05, half of what
-            counts as converged: it keeps the error near one per cent on trained networks.
+            counts as converged: it keeps the error below one per cent on trained networks.
+        confirm: Both residuals must stay small for this share of further products, at least 3: an eigenvector that the
+            start hardly holds shows up late, after the run has converged to its neighbour. Default 0.1; 0 omits it.
         max_products: Most products to spend. Default 80.
         min_products: Fewest products; guards against stopping on a lucky start. Default 6.
         start: Warm start: approximate eigenvectors, shape [n] or [n, k].
         noise: Random part of a warm start, see `Lanczos`. Default 0.1.
+        pairs: Ritz vectors to return from each end; the inner ones need not have converged. Default 1.
         seed: Seed of the random vectors.
 
     Returns:
@@ -152,17 +159,26 @@ def extreme_eigenvalues(
         raise InputError("tolerance", "must lie between 0 and 1", tolerance)
     if not 0 < lower_tolerance <= _LOWER_RELATIVE:
         raise InputError("lower_tolerance", f"must be positive and at most {_LOWER_RELATIVE}", lower_tolerance)
+    if not 0 <= confirm <= 1:
+        raise InputError("confirm", "must lie between 0 and 1", confirm)
     if not 1 <= min_products <= max_products:
         raise InputError("max_products", "must be at least `min_products`, and that at least 1", max_products)
     operator = as_operator(source)
     with operator:
         run = Lanczos(operator, start=start, noise=noise, seed=seed)
         run.extend(min_products)
-        ritz = run.ritz()
-        while not (run.exhausted or run.steps >= max_products or all(_converged(ritz, tolerance, lower_tolerance))):
+        ritz, since = run.ritz(), None
+        while not run.exhausted and run.steps < max_products:
+            since = (since or run.steps) if all(_converged(ritz, tolerance, lower_tolerance)) else None
+            if since is not None and run.steps >= since + _confirming(since, confirm):
+                break
             run.extend()
             ritz = run.ritz()
-    return _ends(run, ritz, tolerance, seed, warm=start is not None)
+    return _ends(run, ritz, tolerance, seed, pairs, warm=start is not None)
+
+
+def _confirming(steps: int, share: float) -> int:
+    return max(_CONFIRM_LEAST, math.ceil(share * steps)) if share > 0 else 0
 
 
 def _converged(ritz: Ritz, tolerance: float, lower_tolerance: float = _LOWER_RELATIVE) -> tuple[bool, bool]:
@@ -171,7 +187,7 @@ def _converged(ritz: Ritz, tolerance: float, lower_tolerance: float = _LOWER_REL
     return bool(ritz.residuals[-1] <= tolerance * ritz.scale), bool(ritz.residuals[0] <= lower)
 
 
-def _ends(run: Lanczos, ritz: Ritz, tolerance: float, seed: int, *, warm: bool) -> SpectrumEnds:
+def _ends(run: Lanczos, ritz: Ritz, tolerance: float, seed: int, pairs: int, *, warm: bool) -> SpectrumEnds:
     upper, lower = _converged(ritz, tolerance)
     orthogonality = run.orthogonality()
     sound = orthogonality <= math.sqrt(run.epsilon)
@@ -190,7 +206,7 @@ def _ends(run: Lanczos, ritz: Ritz, tolerance: float, seed: int, *, warm: bool) 
         seed=seed,
         warm=warm,
         orthogonality=orthogonality,
-        vectors=run.vectors(ritz, [len(ritz.values) - 1, 0]),
+        vectors=run.vectors(ritz, [k for i in range(min(pairs, run.steps)) for k in (run.steps - 1 - i, i)]),
     )
 
 

@@ -53,7 +53,7 @@ class GaussNewton(AbstractRiskOperator):
         values, weights = per_sample_loss(self.risk.loss, inner, batch.target)
         weight = torch.as_tensor(float(values.numel()) if weights is None else weights, device=output.device)
         if not values.requires_grad or not output.requires_grad:
-            return _GaussNewtonGraph(space.tensors, output, inner, [], [], [], None, weight.sum().detach())
+            return _GaussNewtonGraph(space.tensors, output, inner, [], [], [], output, weight.sum().detach())
         if not self.built:
             check_twice_differentiable(values.sum())
         (slope,) = torch.autograd.grad(values.sum(), inner, create_graph=True)
@@ -78,7 +78,7 @@ class _GaussNewtonGraph:
     slope: Sequence[Tensor]
     sources: Sequence[Tensor]
     pulled: Sequence[Tensor]
-    dummy: Tensor | None
+    dummy: Tensor
     weight: Tensor
 
     @property

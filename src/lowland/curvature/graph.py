@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, NotFinite
 
 __all__ = ["check_finite", "check_twice_differentiable", "graph_bytes"]
 
@@ -69,13 +69,13 @@ def check_finite(gradients: Sequence[Tensor]) -> None:
         gradients: Any tensors.
 
     Raises:
-        InputError: If an entry is NaN or infinite.
+        NotFinite: If an entry is NaN or infinite.
     """
     if not gradients:
         return
     norms = torch.stack([torch.linalg.vector_norm(g.detach(), ord=torch.inf) for g in gradients])
     if not bool(torch.isfinite(norms).all()):
-        raise InputError(
+        raise NotFinite(
             "risk", "must have a finite gradient at the present weights", "nan or inf",
             "the loss has overflowed here: lower the learning rate, shorten the axis, or use float64",
         )  # fmt: skip

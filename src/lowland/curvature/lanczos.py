@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, NotFinite
 from lowland.core.seeds import normal
 from lowland.curvature.operator import AbstractOperator
 
@@ -60,8 +60,8 @@ class Lanczos:
 
     Args:
         operator: The symmetric operator.
-        start: Start vector of shape [n], or several of shape [n, k] that are summed after normalising (warm start:
-            approximate eigenvectors); None starts from a random normal vector.
+        start: Start vector of shape [n], or several of shape [n, k] that are summed, longer ones counting for more
+            (warm start: approximate eigenvectors); None starts from a random normal vector.
         noise: Length of the random vector added to a given start, relative to it; without it, what is orthogonal to
             the given vectors would never be seen. Default 0.1.
         against: Orthonormal columns of shape [n, q] that the run stays orthogonal to (eigenvectors already known).
@@ -122,7 +122,7 @@ class Lanczos:
         norms = torch.linalg.vector_norm(columns, dim=0)
         if not bool((torch.isfinite(norms) & (norms > 0)).all()):
             raise InputError("start", "must hold finite vectors that are not zero", norms.tolist())
-        guess = (columns / norms).sum(1)
+        guess = columns.sum(1)
         guess = guess / torch.linalg.vector_norm(guess)
         self.randomness = noise / float(np.hypot(1.0, noise))
         warm: Tensor = guess + noise * random / torch.linalg.vector_norm(random)
@@ -168,7 +168,7 @@ class Lanczos:
         length = float(torch.linalg.vector_norm(image))
         alpha = float(overlap[step])
         if not np.isfinite(alpha) or not np.isfinite(length):
-            raise InputError("operator", "must give finite products", "nan or inf")
+            raise NotFinite("operator", "must give finite products", "nan or inf")
         self._diagonal.append(alpha)
         if self.exhausted:
             self._off_diagonal.append(0.0)

@@ -39,8 +39,9 @@ class BatchGraph(Protocol):
     weight: Tensor
     """Total of the denominators of the batch, a scalar."""
 
-    roots: Sequence[Tensor]
-    """What the graph hangs on."""
+    @property
+    def roots(self) -> Sequence[Tensor]:
+        """What the graph hangs on."""
 
     def products(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
         """Multiply one vector, given and returned as one tensor per parameter; the graph stays usable."""

@@ -1,13 +1,13 @@
-"""The largest eigenvalue against the step size: how near training runs to the edge of stability, and what it costs to watch.
+"""The largest eigenvalue against the step size: how near training runs to the edge of stability.
 
-Cohen et al., "Gradient descent on neural networks typically occurs at the edge of stability", 2021: a step of size eta with
-momentum beta is stable along an eigenvector as long as ``lambda < 2 (1 + beta) / eta`` (for Nesterov's momentum
-``2 (1 + beta) / ((1 + 2 beta) eta)``). Cohen et al., "Adaptive gradient methods at the edge of stability", 2022: for Adam
-the same holds for the eigenvalues of ``P^-1/2 H P^-1/2`` with ``P = sqrt(v) + eps``, and with ``eta (1 - beta_1)`` for eta,
-since its momentum is an average. Weight decay and Adam's bias corrections are left out.
+Cohen et al., "Gradient descent on neural networks typically occurs at the edge of stability", 2021: a step of size eta
+with momentum beta is stable along an eigenvector as long as ``lambda < 2 (1 + beta) / eta`` (for Nesterov's momentum
+``2 (1 + beta) / ((1 + 2 beta) eta)``). Cohen et al., "Adaptive gradient methods at the edge of stability", 2022: for
+Adam the same holds for the eigenvalues of ``P^-1/2 H P^-1/2`` with ``P = sqrt(v) + eps``, and with ``eta (1 - beta_1)``
+for eta, since its momentum is an average. Weight decay and the correction of the first moment are left out.
 
-Every case is brought to one form, D H D with ``D_i = sqrt(eta_i c / P_i)``, so that groups may differ in step size: the ratio
-is its largest eigenvalue over the limit, and one is the edge.
+Every case is brought to one form, D H D with ``D_i = sqrt(eta_i c / P_i)``, so that groups may differ in step size: the
+ratio is its largest eigenvalue over the limit, and one is the edge.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def stability(
         The ratio and what it was made of.
 
     Raises:
-        InputError: If the optimizer keeps another kind of state, groups differ in momentum, or a parameter of the risk is
-            not among the optimizer's.
+        InputError: If the optimizer keeps another kind of state, groups differ in momentum, or a parameter of the risk
+            is not among the optimizer's.
 
     Example:
         >>> layer = torch.nn.Linear(1, 1, bias=False)
@@ -129,8 +129,8 @@ def warm_started_extremes(
 ) -> SpectrumEnds:
     """Return both ends at the present weights for a curve over training: a few products from the last eigenvectors.
 
-    The weights move little between two measurements, so that the last eigenvectors are nearly right. The residuals say how
-    nearly; they go with every point of the curve.
+    The weights move little between two measurements, so that the last eigenvectors are nearly right. The residuals say
+    how nearly; they go with every point of the curve.
 
     Args:
         risk: What is measured; a fixed subset of the training data.

@@ -24,7 +24,7 @@ from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.operator import AbstractOperator
 from lowland.curvature.risk_operator import AbstractRiskOperator
 
-__all__ = ["ProbeEstimate", "estimate", "filter_weighted_trace", "probe", "trace"]
+__all__ = ["ProbeEstimate", "estimate", "filter_weighted_trace", "signs", "trace"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class ProbeEstimate:
         return self.value - half, self.value + half
 
 
-def probe(operator: AbstractOperator, seed: int, index: int) -> Tensor:
+def signs(operator: AbstractOperator, seed: int, index: int) -> Tensor:
     """Return the random signs of one probe; by parameter name where the operator has names.
 
     Args:
@@ -165,7 +165,7 @@ def _sketched_range(operator: AbstractOperator, size: int, chunk: int, seed: int
     """Return an orthonormal basis of A S for a random sketch S, shape [n, size]."""
     images: list[Tensor] = []
     for start in range(0, size, chunk):
-        vectors = [probe(operator, seed, first + index) for index in range(start, min(start + chunk, size))]
+        vectors = [signs(operator, seed, first + index) for index in range(start, min(start + chunk, size))]
         images += operator.apply(vectors)
     basis: Tensor = torch.linalg.qr(torch.stack(images, 1))[0]
     return basis
@@ -185,7 +185,7 @@ def _forms(operator: AbstractOperator, known: Tensor | None, count: int, chunk: 
     """Return z^T A z for random signs z, outside a known range."""
     values: list[float] = []
     for start in range(0, count, chunk):
-        vectors = [probe(operator, seed, index) for index in range(start, min(start + chunk, count))]
+        vectors = [signs(operator, seed, index) for index in range(start, min(start + chunk, count))]
         if known is not None:
             vectors = [vector - known @ (known.T @ vector) for vector in vectors]
         images = operator.apply(vectors)

@@ -1,0 +1,76 @@
+"""Average-case sharpness: how much the loss rises on average under random changes of the weights.
+
+Andriushchenko et al. 2023, section 3: ``E L(w + d) - L(w)`` with ``d ~ N(0, rho^2 diag(c^2))``: every weight moves with
+standard deviation rho c, so that the whole step has length about ``rho ||c||``; in l-inf d is uniform in the box.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lowland.core.errors import InputError
+from lowland.core.risk import EmpiricalRisk
+from lowland.core.seeds import generator, normal
+from lowland.curvature.ground import Ground, ground
+from lowland.curvature.protocol import Metric, metric
+from lowland.curvature.sharpness import Sharpness
+from lowland.curvature.worst_case import Norm
+
+__all__ = ["average_case_sharpness"]
+
+
+def average_case_sharpness(
+    risk: EmpiricalRisk, *, rho: float = 0.1, norm: Norm = "l2", kind: Metric = "plain", draws: int = 20, seed: int = 0
+) -> Sharpness:
+    """Return the mean rise of the loss under random perturbations, with its standard error.
+
+    Args:
+        risk: The risk; see `protocol_risk` for the usual data.
+        rho: Standard deviation per weight (l2) or half width of the box (l-inf), in units of c. Default 0.1.
+        norm: ``"l2"``: normal, or ``"linf"``: uniform in the box.
+        kind: The metric c, see `Metric`.
+        draws: Number of perturbations, one pass each; at least 2. Default 20.
+        seed: Seed of the perturbations.
+
+    Returns:
+        The sharpness; the mean may be negative, ``raw`` keeps it and ``value`` is at least 0.
+
+    Raises:
+        InputError: If an argument is out of range.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1, bias=False)
+        >>> risk = EmpiricalRisk(layer, torch.nn.MSELoss(), [(torch.ones(2, 1), torch.zeros(2, 1))])
+        >>> average_case_sharpness(risk, rho=0.0).value
+        0.0
+    """
+    if rho < 0:
+        raise InputError("rho", "must not be negative", rho)
+    if norm not in ("l2", "linf"):
+        raise InputError("norm", 'must be "l2" or "linf"', norm)
+    if draws < 2:
+        raise InputError("draws", "must be at least 2", draws)
+    with ground(risk) as here:
+        units = metric(here.base, kind)
+        loss = here.loss()
+        rises = np.array([here.loss(_draw(here, units, rho, norm, seed, k)) - loss for k in range(draws)])
+    mean = float(rises.mean())
+    error = float(rises.std(ddof=1) / math.sqrt(draws))
+    law = "normal, rho per weight" if norm == "l2" else "uniform in the box"
+    return Sharpness(max(0.0, mean), mean, loss, rho, error, draws, f"average case, {norm}, {kind}, {law}, seed {seed}")
+
+
+def _draw(here: Ground, units: list[Tensor], rho: float, norm: Norm, seed: int, index: int) -> list[Tensor]:
+    step = []
+    for name, unit in zip(here.space.names, units, strict=True):
+        if norm == "l2":
+            numbers = normal(unit, seed, "probe", "average case", index, name)
+        else:
+            drawn = generator(seed, "probe", "average case", index, name).uniform(-1.0, 1.0, tuple(unit.shape))
+            numbers = torch.as_tensor(drawn).to(unit)
+        step.append(rho * unit * numbers)
+    return step

@@ -1,0 +1,188 @@
+"""Several sharpness measures side by side, with what they must be read with, and no single verdict.
+
+No measure ranks networks by how well they generalise in general (Andriushchenko et al. 2023); cross-entropy curvature
+vanishes as a net memorises. So a table holds several, plain and adaptive, on outputs as they are and normalised, with
+train loss, accuracy and weight norm; and `at_matched_loss` compares runs where their train losses are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+
+from lowland.core.errors import InputError
+from lowland.core.params import ParameterSpace
+from lowland.core.provenance import provenance
+from lowland.core.risk import EmpiricalRisk
+from lowland.core.schema import new_curvature
+from lowland.curvature.average_case import average_case_sharpness
+from lowland.curvature.protocol import Metric, logits_normalised, protocol_risk
+from lowland.curvature.sharpness import Sharpness, sam_sharpness
+from lowland.curvature.worst_case import Norm, WorstCase, worst_case_sharpness
+
+__all__ = ["MEASURES", "Measure", "at_matched_loss", "sharpness_table"]
+
+COMPARABLE: Final = 1.5
+"""Train losses that differ by more than this factor make sharpness at the end of training incomparable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One row of the table.
+
+    Args:
+        family: ``"sam"``, ``"m-sam"``, ``"average"`` or ``"worst"``.
+        rho: Radius.
+        norm: ``"l2"`` or ``"linf"``.
+        kind: The metric, see `lowland.curvature.protocol.Metric`.
+        normalised: Whether outputs are centred and divided by their length.
+    """
+
+    family: str
+    rho: float
+    norm: Norm = "l2"
+    kind: Metric = "plain"
+    normalised: bool = False
+
+    @property
+    def name(self) -> str:
+        """For instance ``"worst l2 adaptive rho=0.5, normalised"``."""
+        return f"{self.family} {self.norm} {self.kind} rho={self.rho:g}" + (", normalised" if self.normalised else "")
+
+
+MEASURES: Final[tuple[Measure, ...]] = (
+    Measure("sam", 0.05),
+    Measure("m-sam", 0.05),
+    Measure("average", 0.1, kind="adaptive"),
+    Measure("average", 0.1, kind="adaptive", normalised=True),
+    Measure("worst", 0.25),
+    Measure("worst", 0.5, kind="adaptive"),
+    Measure("worst", 0.5, kind="adaptive", normalised=True),
+    Measure("worst", 0.002, norm="linf", kind="adaptive"),
+    Measure("worst", 0.002, norm="linf", kind="adaptive", normalised=True),
+    Measure("worst", 1e-3, norm="linf", kind="keskar"),
+)
+"""The default table: radii from the middle of the grids of Andriushchenko et al. 2023 (table of section 3), the box of
+Keskar et al. 2017, SAM's own radius."""
+
+
+def sharpness_table(
+    risk: EmpiricalRisk,
+    *,
+    measures: Sequence[Measure] = MEASURES,
+    samples: int | None = 1024,
+    batch_size: int | None = 128,
+    steps: int = 20,
+    draws: int = 20,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Measure several kinds of sharpness by the standard protocol.
+
+    Args:
+        risk: A risk on training data.
+        measures: What to measure. Default `MEASURES`.
+        samples: Samples of the fixed subset, at most those there are; None takes all. Default 1024.
+        batch_size: Samples per ball of the worst case and of m-sharpness. Default 128.
+        steps: Steps of auto-PGD. Default 20.
+        draws: Perturbations of the average case. Default 20.
+        seed: Seed of subset and perturbations.
+
+    Returns:
+        A curvature Dataset with the dim ``measure``: ``sharpness``, ``sharpness_se``, ``rho``, ``winner``; and the
+        scalars ``train_loss, train_accuracy, weight_norm``.
+
+    Raises:
+        InputError: If a measure is unknown.
+    """
+    chosen = protocol_risk(risk, samples=samples, batch_size=batch_size, seed=seed)
+    rows = [_measure(chosen, measure, steps, draws, seed) for measure in measures]
+    measured = chosen.evaluate()
+    with chosen.prepared():
+        weight_norm = ParameterSpace(chosen.model).norm()
+    variables: dict[str, Any] = {
+        "measure": ("measure", [measure.name for measure in measures]),
+        "sharpness": ("measure", [row.value for row in rows]),
+        "sharpness_se": ("measure", [row.standard_error for row in rows]),
+        "rho": ("measure", [measure.rho for measure in measures]),
+        "winner": ("measure", [row.winner if isinstance(row, WorstCase) else "" for row in rows]),
+        "train_loss": ((), measured["loss"].value),
+        "train_accuracy": ((), measured["accuracy"].value if "accuracy" in measured else math.nan),
+        "weight_norm": ((), weight_norm),
+    }
+    attrs = {
+        **provenance(), "risk": chosen.describe(), "batch_norm": chosen.batch_norm, "samples": measured["loss"].samples,
+        "batch_size": batch_size, "apgd_steps": steps, "draws": draws, "seeds": {"subsample": seed, "probe": seed},
+        "mode": "evaluation, no augmentation",
+    }  # fmt: skip
+    return new_curvature([], [], variables=variables, attrs=attrs)
+
+
+def _measure(risk: EmpiricalRisk, measure: Measure, steps: int, draws: int, seed: int) -> Sharpness | WorstCase:
+    where = logits_normalised(risk) if measure.normalised else risk
+    if measure.family in ("sam", "m-sam"):
+        if measure.norm != "l2" or measure.kind == "keskar":
+            raise InputError("measures", "must take SAM's sharpness in l2, plain or adaptive", measure.name)
+        adaptive = measure.kind == "adaptive"
+        return sam_sharpness(where, rho=measure.rho, adaptive=adaptive, per_batch=measure.family == "m-sam")
+    if measure.family == "average":
+        return average_case_sharpness(
+            where, rho=measure.rho, norm=measure.norm, kind=measure.kind, draws=draws, seed=seed
+        )
+    if measure.family == "worst":
+        return worst_case_sharpness(where, rho=measure.rho, norm=measure.norm, kind=measure.kind, steps=steps)
+    raise InputError("measures", 'must be of the family "sam", "m-sam", "average" or "worst"', measure.family)
+
+
+def at_matched_loss(
+    paths: Mapping[str, Sequence[xr.Dataset]], variable: str, *, losses: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Compare runs at the end and where their train losses were equal.
+
+    Args:
+        paths: For each run its curvature results along training, in order; each with ``train_loss``.
+        variable: Scalar to compare, such as ``"lambda_max"``.
+        losses: Train losses to compare at; default five from the range that all runs have passed through.
+
+    Returns:
+        ``end`` (run -> value), ``end_losses``, ``comparable_at_end`` (train losses within a factor 1.5), ``losses``,
+        and ``matched`` (run -> values at those losses, interpolated linearly in the logarithm of the loss; NaN where a
+        run was never there).
+
+    Raises:
+        InputError: If there are fewer than two runs or a run is empty.
+    """
+    if len(paths) < 2 or any(len(path) == 0 for path in paths.values()):
+        sizes = {name: len(path) for name, path in paths.items()}
+        raise InputError("paths", "must hold at least two runs, none of them empty", sizes)
+    curves = {
+        name: (np.array([float(r["train_loss"]) for r in path]), np.array([float(r[variable]) for r in path]))
+        for name, path in paths.items()
+    }
+    ends = {name: float(loss[-1]) for name, (loss, _) in curves.items()}
+    if losses is None:
+        low, high = (
+            max(float(loss.min()) for loss, _ in curves.values()), min(float(loss.max()) for loss, _ in curves.values())
+        )  # fmt: skip
+        losses = np.geomspace(high, low, 5).tolist() if 0 < low <= high else []
+    return {
+        "end": {name: float(values[-1]) for name, (_, values) in curves.items()},
+        "end_losses": ends,
+        "comparable_at_end": max(ends.values()) <= COMPARABLE * min(ends.values()),
+        "losses": list(losses),
+        "matched": {name: [_at(loss, values, where) for where in losses] for name, (loss, values) in curves.items()},
+    }
+
+
+def _at(losses: np.ndarray[Any, Any], values: np.ndarray[Any, Any], where: float) -> float:
+    """Return the value where a falling loss last passed a level."""
+    for k in range(len(losses) - 1, 0, -1):
+        before, after = losses[k - 1], losses[k]
+        if min(before, after) <= where <= max(before, after) and min(before, after) > 0:
+            share = 0.0 if before == after else math.log(where / before) / math.log(after / before)
+            return float(values[k - 1] + share * (values[k] - values[k - 1]))
+    return float(values[-1]) if math.isclose(where, losses[-1], rel_tol=1e-9) else math.nan

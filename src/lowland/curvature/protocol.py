@@ -1,0 +1,126 @@
+"""On which data sharpness is measured, in which metric, and on which outputs: the choices that decide the number.
+
+Andriushchenko et al., "A modern look at the relationship between sharpness and generalization", 2023, section 3: 1,024
+training samples, the maximum taken on batches of 128 each, evaluation mode, no augmentation; radii plain (c = 1) or
+adaptive (c = |w|); outputs as they are or normalised (centred, length one), since cross entropy can be scaled away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lowland.core.errors import InputError
+from lowland.core.exact import per_sample_loss
+from lowland.core.risk import EmpiricalRisk
+from lowland.core.seeds import generator
+from lowland.core.types import Batch, Measured, forward
+
+__all__ = ["Metric", "logits_normalised", "metric", "protocol_risk"]
+
+Metric = Literal["plain", "adaptive", "keskar"]
+"""Unit of length of every weight: 1, ``|w|``, or ``|w| + 1`` (the box of Keskar et al. 2017, equation 3)."""
+
+
+def metric(base: Sequence[Tensor], kind: Metric) -> list[Tensor]:
+    """Return the unit of length of every weight.
+
+    Args:
+        base: The weights.
+        kind: Which metric.
+
+    Returns:
+        One tensor c per parameter.
+
+    Raises:
+        InputError: If the kind is unknown.
+
+    Example:
+        >>> metric([torch.tensor([-2.0])], "keskar")[0].tolist()
+        [3.0]
+    """
+    if kind == "plain":
+        return [torch.ones_like(w) for w in base]
+    if kind == "adaptive":
+        return [w.abs() for w in base]
+    if kind == "keskar":
+        return [w.abs() + 1 for w in base]
+    raise InputError("metric", 'must be "plain", "adaptive" or "keskar"', kind)
+
+
+def protocol_risk(
+    risk: EmpiricalRisk, *, samples: int | None = 1024, batch_size: int | None = 128, seed: int = 0
+) -> EmpiricalRisk:
+    """Return the risk on a fixed subset of its samples, in batches of a given size.
+
+    Args:
+        risk: A risk on training data.
+        samples: Size of the subset; fewer if there are fewer; None takes all. Default 1024.
+        batch_size: Samples per batch; None keeps one batch. Default 128.
+        seed: Seed of the subset.
+
+    Returns:
+        A new risk of the same model and mode.
+
+    Raises:
+        InputError: If a size is not positive.
+    """
+    for name, value in (("samples", samples), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise InputError(name, "must be positive", value)
+    parts = list(risk.batches())
+    total = sum(part.size for part in parts)
+    count = total if samples is None else min(samples, total)
+    chosen = torch.as_tensor(generator(seed, "subsample").choice(total, count, replace=False)).sort()[0]
+    joined = {name: _picked([getattr(part, name) for part in parts], chosen) for name in Batch.__dataclass_fields__}
+    step = batch_size or count
+    batches = [
+        Batch(
+            **{name: _picked([value], torch.arange(start, min(start + step, count))) for name, value in joined.items()}
+        )
+        for start in range(0, count, step)
+    ]
+    return risk.replaced(batches=batches)
+
+
+def _picked(parts: Sequence[Any], index: Tensor) -> Any:
+    """Return chosen samples of a field of batches joined in order."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts))[index.to(first.device)]
+    if isinstance(first, Mapping):
+        return {key: _picked([part[key] for part in parts], index) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(_picked([part[k] for part in parts], index) for k in range(len(first)))
+    return first
+
+
+def logits_normalised(risk: EmpiricalRisk) -> EmpiricalRisk:
+    """Return the risk on outputs that are centred and divided by their length, sample by sample.
+
+    Args:
+        risk: A risk made from a loss on outputs of shape [n, classes].
+
+    Returns:
+        A new risk of the same model, data and mode; only the loss is measured.
+
+    Raises:
+        InputError: If the risk is not made from a loss, or (when measured) the output has no classes.
+    """
+    loss = risk.loss
+    if loss is None or risk.custom is not None:
+        raise InputError("risk", "must be made from a loss, not from `evaluate`, to normalise outputs")
+
+    def evaluate(model: torch.nn.Module, batch: Batch, /) -> Measured:
+        output = forward(model, batch)
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            raise InputError("model", "must return scores of shape [n, classes]", type(output).__name__)
+        centred = output - output.mean(1, keepdim=True)
+        length = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        values, weights = per_sample_loss(loss, centred / length.clamp(min=1e-12), batch.target)
+        return {"loss": values if weights is None else (values, weights)}
+
+    return risk.replaced(evaluate=evaluate)
