@@ -320,3 +320,13 @@ def test_lightning_mixed_precision_without_the_override_says_so():
     with pytest.raises(MissingPass):
         fit_with_lightning(mine, wrapper, "plain", plugins=mixed_precision())
     assert same_bits(before, list(mine.parameters()))
+
+
+def test_lightning_accumulation_without_the_hooks_says_so():
+    from lowland.core.errors import InputError
+
+    mine, wrapper = build("SAM")
+    before = [p.clone() for p in mine.parameters()]
+    with pytest.raises(InputError, match="earlier micro-batches"):
+        fit_with_lightning(mine, wrapper, "plain", micro_batches=2)
+    assert same_bits(before, list(mine.parameters()))

@@ -25,7 +25,16 @@ from lowland.optim.bases import Base
 from lowland.optim.buffers import buffers_kept
 from lowland.optim.moves import ascend, copy_all, empty_twin, joint_norm, lost_share
 from lowland.optim.options import AscentKeywords, AscentOptions, check_rho
-from lowland.optim.passes import Entry, noise_state, parts_of, replayed, unshared, unsynced, world_size
+from lowland.optim.passes import (
+    Entry,
+    average_over_ranks,
+    noise_state,
+    parts_of,
+    replayed,
+    unshared,
+    unsynced,
+    world_size,
+)
 from lowland.optim.wrapper import Wrapper
 
 __all__ = ["Ascent"]
@@ -46,6 +55,9 @@ class Ascent(Wrapper):
 
     keeps_first: ClassVar[bool] = False
     """Whether the method uses the first pass's gradients again after the second pass."""
+
+    combines: ClassVar[bool] = False
+    """Whether the method rewrites each micro-batch's gradient, so that earlier ones join it only afterwards."""
 
     def __init__(
         self, base: Base, rho: float, *, model: nn.Module | None = None, **options: Unpack[AscentKeywords]
@@ -252,10 +264,9 @@ class Ascent(Wrapper):
             self._move(entries)
             if self.keeps_first:
                 scratch.first = {p: p.grad for p in self._held.parameters() if p.grad is not None}
-            else:
-                self._warn_of_rounding(entries, copies)
+            self._warn_of_rounding(entries, copies)
             for parameter in self._held.parameters():
-                parameter.grad = None if self.keeps_first else scratch.aside.get(parameter)
+                parameter.grad = None if self.combines else scratch.aside.get(parameter)
 
     def _move(self, entries: list[Entry]) -> None:
         for part in parts_of(entries, self.options.norm):
@@ -311,11 +322,20 @@ class Ascent(Wrapper):
         scratch = self._held.scratch
         self._after_second()
         scratch.first = {}
+        if not self.combines:
+            return
+        self._average(list(scratch.aside.values()))  # what was combined before was not synced since
         for parameter, gradient in scratch.aside.items():
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their mean over the ranks of the distributed model."""
+        if world_size() > 1:
+            groups = [getattr(module, "process_group", None) for module in self._modules()]
+            average_over_ranks(tensors, next((group for group in groups if group is not None), None))
+
     def _after_second(self) -> None:
-        """Combine the gradients of both passes, for methods that keep the first's."""
+        """Use the first pass's gradients, for methods that keep them."""
 
     # The closure.
 

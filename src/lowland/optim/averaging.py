@@ -100,7 +100,7 @@ class EMA(_Averaging):
         super().__init__(base, start=start, interval=interval, model=model)
 
     def _average(self) -> Callable[[list[Tensor], list[Tensor], int], None]:
-        chosen: Callable[[list[Tensor], list[Tensor], int], None] = get_ema_multi_avg_fn(self.decay)
+        chosen: Callable[[list[Tensor], list[Tensor], int], None] = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
         return chosen
 
 
@@ -133,5 +133,5 @@ class SWA(_Averaging):
         super().__init__(base, start=start, interval=interval, model=model)
 
     def _average(self) -> Callable[[list[Tensor], list[Tensor], int], None]:
-        chosen: Callable[[list[Tensor], list[Tensor], int], None] = get_swa_multi_avg_fn()
+        chosen: Callable[[list[Tensor], list[Tensor], int], None] = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
         return chosen

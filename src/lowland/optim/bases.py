@@ -174,7 +174,7 @@ def _global_hooks_suspended() -> Generator[None, None, None]:
     tables: list[dict[int, Any]] = [
         torch_optimizer._global_optimizer_pre_hooks,
         torch_optimizer._global_optimizer_post_hooks,
-    ]  # type: ignore[list-item]
+    ]
     if not any(tables):
         yield
         return

@@ -54,7 +54,7 @@ def owners(parameters: Iterable[Tensor]) -> list[nn.Module]:
 def _subclasses(kind: type) -> set[type]:
     found, stack = {kind}, [kind]
     while stack:
-        fresh = set(stack.pop().__subclasses__()) - found
+        fresh: set[type] = set(stack.pop().__subclasses__()) - found
         found |= fresh
         stack += fresh
     return found

@@ -3,7 +3,8 @@
 Deviations from the official PyTorch port (juntang-zhuang/GSAM):
 
 1. rho follows the learning rate as in the paper; the port leaves that to a scheduler that is not saved.
-2. The decomposition is made once from the synced gradients; the port makes it on every rank and adds the results.
+2. The decomposition is made from gradients averaged over ranks, also after a local ascent; the port decomposes on every
+   rank and adds the results.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class GSAM(Ascent):
 
     method: ClassVar[str] = "GSAM"
     keeps_first: ClassVar[bool] = True
+    combines: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -98,6 +100,8 @@ class GSAM(Ascent):
                 parameter.grad = torch.zeros_like(parameter)
             if parameter not in first:
                 first[parameter] = torch.zeros_like(parameter)
+        if self.options.distributed == "local":
+            self._average([first[p] for p in parameters])  # else every rank would take another step
         perturbed = [p.grad for p in parameters if p.grad is not None]
         combine([first[p] for p in parameters], perturbed, self.alpha)
 

@@ -17,7 +17,7 @@ from lowland.core.errors import InputError
 from lowland.core.params import normalized_scale
 from lowland.optim.ascent import Ascent
 from lowland.optim.bases import Base
-from lowland.optim.moves import add_scaled, copy_all, empty_twin, joint_norm, scale_all, shards
+from lowland.optim.moves import add_scaled, empty_twin, joint_norm, scale_all, shards
 from lowland.optim.options import AscentKeywords
 
 __all__ = ["LookSAM"]
@@ -85,43 +85,46 @@ class LookSAM(Ascent):
         return [[p] for p in parameters] if self.projection == "tensor" else [parameters]
 
     def _after_second(self) -> None:
-        scratch = self._held.scratch
-        both = [p for p in self._held.parameters() if p in scratch.first and p.grad is not None]
-        for chosen in self._sets(both):
-            reject([scratch.first[p] for p in chosen], [p.grad for p in chosen if p.grad is not None])
-        for parameter in both:
-            if parameter in scratch.kept:
-                scratch.kept[parameter].add_(scratch.first[parameter])
+        kept = self._held.scratch.kept
+        for parameter, gradient in self._held.scratch.first.items():
+            if parameter in kept:
+                kept[parameter].add_(gradient)
             else:
-                scratch.kept[parameter] = scratch.first[parameter]
+                kept[parameter] = gradient
 
     def _before_base(self) -> None:
         directions, kept = self._held.tensors["direction"], self._held.scratch.kept
-        if kept:
-            for chosen in self._sets(list(kept)):
-                values = [kept[p] for p in chosen]
-                scale_all(values, normalized_scale(joint_norm(values), 1.0))
-                copy_all([directions[p] for p in chosen], values)
-            return
-        moving = [p for p in self._held.parameters() if p.grad is not None]
+        moving = [p for p in self._held.parameters() if p.grad is not None and (not kept or p in kept)]
+        if kept and self.options.distributed == "local":
+            self._average(list(kept.values()))  # else every rank would go on in another direction
         for chosen in self._sets(moving):
             gradients = [p.grad for p in chosen if p.grad is not None]
-            add_scaled(gradients, [directions[p] for p in chosen], joint_norm(gradients) * self.alpha)
+            along = [directions[p] for p in chosen]
+            if kept:
+                plain = [kept[p] for p in chosen]
+                reject(plain, gradients)
+                torch._foreach_zero_(shards(along))
+                add_scaled(along, plain, normalized_scale(joint_norm(plain), 1.0))
+            else:
+                add_scaled(gradients, along, joint_norm(gradients) * self.alpha)
 
 
 @torch.no_grad()
 def reject(plain: list[Tensor], perturbed: list[Tensor]) -> None:
     """Turn plain gradients into the part of the perturbed ones that is orthogonal to them.
 
+    The plain gradients may have another scale (before unscaling or clipping): only their direction counts. With g as
+    long as g_s and d = g - g_s, the cosine is c = 1 - (||d|| / ||g_s||)^2 / 2, and the part is (1 - c) g_s - c d.
+
     Args:
         plain: Gradients at the weights; overwritten.
         perturbed: Gradients at the perturbed weights.
     """
-    # with d = g - g_s and c = g.g_s / ||g||^2: g_s - c g = (1 - c) g_s - c d, and as in GSAM c - 1 needs norms only
     if not plain:
         return
-    norm, length = joint_norm(perturbed), joint_norm(plain)
+    norm = joint_norm(perturbed)
+    scale_all(plain, norm / joint_norm(plain))
     torch._foreach_sub_(shards(plain), shards(perturbed))
-    excess = ((norm / length).square() - (joint_norm(plain) / length).square() - 1) / 2
-    scale_all(plain, -1 - excess)
-    add_scaled(plain, perturbed, -excess)
+    short = (joint_norm(plain) / norm).square() / 2
+    scale_all(plain, short - 1)
+    add_scaled(plain, perturbed, short)

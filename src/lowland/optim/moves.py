@@ -123,7 +123,8 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     norms = [global_norm(part) for part in kinds.values()]
     if len(norms) <= 1:
         return norms[0] if norms else torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    joint: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    return joint
 
 
 @torch.no_grad()

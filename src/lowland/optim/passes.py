@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 
-__all__ = ["Entry", "noise_state", "parts_of", "replayed", "unshared", "unsynced", "world_size"]
+__all__ = ["Entry", "average_over_ranks", "noise_state", "parts_of", "replayed", "unshared", "unsynced", "world_size"]
 
 RandomState = dict[torch.device | None, Tensor]
 
@@ -75,6 +76,28 @@ def world_size() -> int:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return 1
     return torch.distributed.get_world_size()
+
+
+@torch.no_grad()
+def average_over_ranks(tensors: list[Tensor], group: Any = None) -> None:
+    """Replace tensors by their mean over the ranks, with one collective per type; sharded ones are left alone.
+
+    Args:
+        tensors: The same on every rank in number and shape; written in place.
+        group: The process group; None: all ranks.
+    """
+    if world_size() == 1:
+        return
+    types: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if not hasattr(tensor, "device_mesh"):
+            types.setdefault(tensor.dtype, []).append(tensor)
+    for members in types.values():
+        flat = torch.cat([member.reshape(-1) for member in members])
+        torch.distributed.all_reduce(flat, group=group)
+        flat /= torch.distributed.get_world_size(group)
+        parts = torch.split(flat, [member.numel() for member in members])
+        torch._foreach_copy_(members, [part.view_as(member) for part, member in zip(parts, members, strict=True)])
 
 
 def unsynced(model: nn.Module | None) -> AbstractContextManager[None]:

@@ -153,6 +153,6 @@ def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
         return flag, None
     there = torch.empty((), dtype=torch.bool, pin_memory=True)
     there.copy_(flag, non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return there, arrived
