@@ -95,7 +95,9 @@ def write_hugging_face(folder: Path, count: int = 60) -> Path:
     import datasets
 
     rows = {"text": [f"sample {i} of class {i % 3}" for i in range(count)], "label": [i % 3 for i in range(count)]}
-    datasets.Dataset.from_dict(rows).save_to_disk(str(folder))
+    table = datasets.table.InMemoryTable.from_pydict(rows)
+    # a given fingerprint, since datasets 5.2 cannot hash a table of its own under Python 3.11
+    datasets.Dataset(table, fingerprint="tiny").save_to_disk(str(folder))
     return folder
 
 
