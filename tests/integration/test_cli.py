@@ -111,6 +111,7 @@ BAD = [
     (["report", "{new}"], "`run`"),
     (["report", "{foreign}"], "`run`"),
     (["demo", "--seeds", "1"], "`seeds` must be at least 2"),
+    (["demo", "--methods", '["sgd", "tam"]'], "`methods` must name some of"),
     (["fit", "{foreign}"], "`folder`"),
 ]
 

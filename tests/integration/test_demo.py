@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-SMALL = ["--seeds", "2", "--epochs", "3", "--train_size", "60", "--points", "5", "--json"]
+METHODS = ["--methods", '["sgd", "sam", "saf"]']
+SMALL = [*METHODS, "--seeds", "2", "--epochs", "3", "--train_size", "60", "--points", "5", "--json"]
 COSTS = ("ms per step", "seconds")
 
 
@@ -40,7 +41,7 @@ def whole(tmp_path_factory) -> list[dict[str, str]]:
 
 
 def test_the_table_has_what_a_reader_needs(whole):
-    assert [row["method"] for row in whole] == ["SGD", "SAM"]
+    assert [row["method"] for row in whole] == ["SGD", "SAM", "SAF"]
     for part in (
         "test accuracy",
         "difference to SGD",

@@ -337,32 +337,37 @@ class ReportSpec:
 
 @dataclass(kw_only=True)
 class DemoSpec:
-    """Train two methods from the same initial weights on digits, survey them, and write a report.
+    """Train methods from the same initial weights on digits, survey them, and write a report.
 
     Args:
         folder: Where everything goes; an interrupted demo goes on.
+        methods: Which methods, the baseline first: sgd, sam, sala, llr, saf, mesa.
         seeds: Seeds of each method (runs).
         epochs: Length of each run (epochs).
         train_size: Training images (samples); few, so that a plain run errs.
         label_noise: Share of training and validation labels drawn anew (fraction).
-        rho: Radius of SAM (weight units).
         points: Points along each axis of the surfaces.
         extent: Half width of the surfaces (units of the normalised directions).
+        engine: Who trains and surveys: serial or processes:N.
     """
 
     folder: str = "runs/demo"
+    methods: list[str] = field(default_factory=lambda: ["sgd", "sam", "sala", "llr", "saf", "mesa"])
     seeds: int = 5
     epochs: int = 40
     train_size: int = 300
     label_noise: float = 0.2
-    rho: float = 0.5
     points: int = 31
     extent: float = 1.0
+    engine: str = "serial"
 
     def __post_init__(self) -> None:
-        _positive(epochs=self.epochs, train_size=self.train_size, rho=self.rho, points=self.points, extent=self.extent)
+        _positive(epochs=self.epochs, train_size=self.train_size, points=self.points, extent=self.extent)
         if self.seeds < 2:
             raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
+        known = ("sgd", "sam", "sala", "llr", "saf", "mesa")
+        if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(known):
+            raise InputError("methods", f"must name some of {', '.join(known)}, each once", self.methods)
 
 
 def check_name(name: str) -> None:
