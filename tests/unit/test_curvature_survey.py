@@ -87,6 +87,17 @@ def test_the_survey_holds_what_the_report_reads_and_leaves_the_model_alone(mode:
     assert float(result.train_loss) == risk.evaluate()["loss"].value
 
 
+def test_the_survey_can_hold_everything_at_once() -> None:
+    risk = risk_of()
+    found = survey(risk, trace_products=6, directions=2, top=3, density_probes=2, layer_probes=4, sharpness=True)
+    assert check(found, "curvature") == "curvature"
+    values = torch.linalg.eigvalsh(Hessian(risk).dense()).flip(0)[:3].numpy()
+    assert found.top_eigenvalue.values == pytest.approx(values, rel=1e-3) and bool(found.top_checked)
+    assert found.sizes["layer"] == 6 and str(found.layer.values[0]) == "0.weight"
+    assert found.sizes["measure"] == found.sharpness.size == 10 and found.sharpness.attrs["apgd_steps"] == 20
+    assert found.density.dims == ("grid",) and found.sizes["rank"] == 3
+
+
 def test_batch_norm_modes_give_different_curvature() -> None:
     running, batch = (survey(risk_of(batch_norm=mode), trace_products=6, directions=2) for mode in ("running", "batch"))
     assert abs(float(running.lambda_max) / float(batch.lambda_max) - 1) > 0.05

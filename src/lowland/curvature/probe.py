@@ -6,8 +6,8 @@ and whether there is negative curvature has three answers. Hand a `Convexity` to
 A run that starts from a neighbour's eigenvectors needs half the products or fewer, but may follow an eigenvalue that is
 no longer the outermost. Four guards: the start holds two eigenvectors from each end, and a random part; the coarsest
 points start cold, so that nothing is handed on from far away; and a share of all points, chosen by the bits of the
-weights, is measured cold as well. Where the two disagree beyond their residuals the outer value is kept and the point is
-marked.
+weights, is measured cold as well. Where the two disagree beyond their residuals the outer value is kept and the point
+is marked.
 """
 
 from __future__ import annotations
