@@ -79,8 +79,10 @@ class SurfaceWriter(ABC):
 
     def __init__(self, dataset: xr.Dataset, *, resumed: bool = False) -> None:
         self.dataset, self.resumed = dataset, resumed
-        self._status: Array = dataset["status"].values
-        self._point_dims = tuple(str(dim) for dim in dataset["status"].dims)
+        # the arrays themselves: looking them up in the Dataset takes longer than a small network takes for a point
+        self._arrays: dict[str, Array] = {str(name): dataset[name].values for name in dataset.data_vars}
+        self._dims = {str(name): tuple(str(dim) for dim in dataset[name].dims) for name in dataset.data_vars}
+        self._status, self._point_dims = self._arrays["status"], self._dims["status"]
 
     @property
     def status(self) -> Array:
@@ -109,10 +111,9 @@ class SurfaceWriter(ABC):
             self._keep(index, carry)
         place = dict(zip(self._point_dims, np.unravel_index(index, self._status.shape), strict=True))
         for name, value in values.items():
-            variable = self.dataset[name]
-            variable.values[tuple(place.get(str(dim), slice(None)) for dim in variable.dims)] = value
+            self._arrays[name][tuple(place.get(dim, slice(None)) for dim in self._dims[name])] = value
         point = tuple(place.values())
-        self.dataset["error"].values[point] = error
+        self._arrays["error"][point] = error
         self._status[point] = STATUS_FAILED if error else status
         self._changed(point)
 
@@ -194,9 +195,8 @@ class ZarrWriter(SurfaceWriter):
         super().__init__(dataset, resumed=resumed)
         self._marks = np.zeros(self._status.shape, dtype=np.bool_)
         self._flushed = -np.inf
-        names = [str(name) for name in dataset.data_vars if name != "status"]
-        self._dims = {n: tuple(str(dim) for dim in dataset[n].dims) for n in [*names, "status"]}
-        self._store = zarr.ZarrArrays(path, {n: dataset[n].values for n in self._dims}, [*names, "status"])
+        names = [name for name in self._arrays if name != "status"]
+        self._store = zarr.ZarrArrays(path, self._arrays, [*names, "status"])
 
     def carried(self, index: int) -> dict[str, Array]:
         """Return the arrays that were put with a point, read from disk."""

@@ -1,0 +1,223 @@
+"""Surveys against a written-down reference procedure: time per point, whole pictures, and how exact they are.
+
+The reference, as people write it: float32 and contiguous; at each point the weights are rebuilt tensor by tensor, a
+DataLoader with batches of 128 and two workers is iterated, and loss and hits are read back per batch. All ratios are of
+times taken side by side in one run. The reference's time for a whole picture is its time per point, the median of
+several, times the number of points. "bare" is nothing but the forward passes, in the best layout and batch size found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lowland import landscape
+from lowland.core.provenance import provenance
+from lowland.core.risk import EmpiricalRisk
+from lowland.landscape.layout import laid_out, rebatched
+from lowland.landscape.refine import Tolerance, too_far
+from lowland.models import resnet
+
+Case = tuple[nn.Module, Tensor, Tensor]
+
+
+def digits(count: int) -> tuple[Tensor, Tensor]:
+    x, y = load_digits(return_X_y=True)
+    return torch.tensor(x / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)[:count], torch.tensor(y)[:count]
+
+
+def trained(model: nn.Module, x: Tensor, y: Tensor, epochs: int) -> Case:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(epochs):
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
+        for part in order.split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+            optimizer.step()
+    return model.eval(), x, y
+
+
+def cases(samples: int, epochs: int) -> dict[str, Callable[[], Case]]:
+    x, y = digits(min(samples, 1797))
+    # digits enlarged to the size of CIFAR images: real classes for a network of that size to learn
+    large = nn.functional.interpolate(x.repeat(-(-samples // len(x)), 3, 1, 1)[:samples], size=32, mode="bilinear")
+    labels = y.repeat(-(-samples // len(y)))[:samples]
+    mlp = lambda: nn.Sequential(  # ruff: ignore[lambda-assignment]
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    )
+    return {
+        "mlp": lambda: trained(mlp(), x, y, 10 * epochs),
+        "digits resnet8": lambda: trained(resnet(8, channels=1), x, y, 2 * epochs),
+        "resnet20 32x32": lambda: trained(resnet(20), large, labels, epochs),
+        "resnet56 without skips": lambda: trained(resnet(56, channels=1, skip=False), x, y, 2 * epochs),
+    }
+
+
+def reference_seconds(case: Case, plane: landscape.Plane, workers: int, points: int) -> float:
+    """Median seconds per point of the reference procedure."""
+    model, x, y = copy.deepcopy(case[0]), case[1], case[2]
+    loader = DataLoader(TensorDataset(x, y), batch_size=128, num_workers=workers)
+    base = {name: value.detach().clone() for name, value in model.named_parameters()}
+    times = []
+    for a in np.linspace(-1, 1, points + 1):
+        start = time.perf_counter()
+        for name, parameter in model.named_parameters():
+            parameter.data = base[name] + a * plane.axes[0].values[name] + a * plane.axes[1].values[name]
+        total, hits = 0.0, 0
+        with torch.no_grad():
+            for inputs, targets in loader:
+                output = model(inputs)
+                total += nn.functional.cross_entropy(output, targets).item() * len(targets)
+                hits += (output.argmax(1) == targets).sum().item()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def bare_seconds(risk: EmpiricalRisk, kernel: dict[str, Any], repeats: int) -> float:
+    """Median seconds of the forward passes alone, with the kernel that the trial found."""
+    with torch.no_grad(), risk.prepared(), laid_out(risk.model, kernel["memory_format"]):
+        batches = list(rebatched(risk.batches(), kernel["batch_size"], kernel["memory_format"]))
+        times = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            for batch in batches:
+                risk.model(batch.input)
+            times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def survey_seconds(risk: EmpiricalRisk, plane: landscape.Plane, points: int) -> tuple[float, dict[str, Any]]:
+    """Seconds per point of a survey of full precision, taken from its own progress, and its kernel."""
+    stamps: list[float] = []
+    surface = landscape.evaluate(
+        risk, plane, landscape.grid(points, 2), batch_size="auto", on_event=lambda event: stamps.append(event.elapsed)
+    )
+    return statistics.median(np.diff(stamps[1:-1])), json.loads(surface.attrs["kernel"])
+
+
+def exactness(case: Case, surface: Any, checks: int) -> dict[str, float]:
+    """How far pixels of a picture are from float64, on all of them or on so many at random."""
+    model, x, y = copy.deepcopy(case[0]).double(), case[1].double(), case[2]
+    values = surface.loss.values
+    chosen = np.sort(np.random.default_rng(0).choice(values.size, min(checks, values.size), replace=False))
+    single = landscape.random_plane(case[0])
+    plane = landscape.user_plane(model, [{n: v.double() for n, v in a.values.items()} for a in single.axes])
+    risk = EmpiricalRisk(
+        model, nn.CrossEntropyLoss(), [(x[k : k + 256], y[k : k + 256]) for k in range(0, len(x), 256)]
+    )
+    survey = landscape.kernel.Survey({"": risk}, (plane,), paired=False)
+    where = landscape.Grid(surface.x.values, surface.y.values)
+    with survey.placed() as context:
+        true = np.array([
+            survey(context, [landscape.kernel.Point(int(k), where.coordinates(int(k)))], [None])[0].values["loss"]
+            for k in chosen
+        ])  # fmt: skip
+    finite = values[np.isfinite(values)]
+    ratios = too_far(values.reshape(-1)[chosen] - true, true, float(np.ptp(finite)), Tolerance())
+    return {"checked": len(chosen), "inside": float((ratios <= 1).mean()), "worst": float(ratios.max())}
+
+
+def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    model, x, y = case
+    plane = landscape.random_plane(model)
+    risk = EmpiricalRisk(
+        model, nn.CrossEntropyLoss(), [(x[k : k + 128], y[k : k + 128]) for k in range(0, len(x), 128)]
+    )
+    row: dict[str, Any] = {"case": name, "samples": len(x), "parameters": sum(p.numel() for p in model.parameters())}
+    reference = reference_seconds(case, plane, 2, options.points)
+    plain = reference_seconds(case, plane, 0, options.points)
+    ours, kernel = survey_seconds(risk, plane, options.points)
+    bare = bare_seconds(risk, kernel, options.points)
+    row |= {"reference_s": reference, "point_s": ours, "kernel": kernel}
+    row |= {"faster": reference / ours, "faster_without_workers": plain / ours, "over_bare": ours / bare}
+    start = time.perf_counter()
+    picture = landscape.evaluate(
+        risk,
+        plane,
+        landscape.grid(options.side, options.side),
+        refined=Tolerance(),
+        batch_size="auto",
+        precision="auto",
+    )
+    seconds = time.perf_counter() - start
+    pixels = options.side**2
+    row |= {
+        "picture_s": seconds,
+        "picture_faster": reference * pixels / seconds,
+        "measured": int((picture.status == 1).sum()),
+    }
+    row |= {"over_full_grid": seconds / (ours * pixels), "picture_precision": picture.attrs["precision"]}
+    row |= exactness(case, picture, options.checks)
+    return row
+
+
+def line_of_others(points: int) -> dict[str, Any] | None:
+    """Time and largest error of the package loss-landscapes on the line between two networks, where it is installed."""
+    if importlib.util.find_spec("loss_landscapes") is None:
+        return None
+    import loss_landscapes
+    from loss_landscapes.metrics import Loss
+
+    x, y = digits(600)
+    torch.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))  # ruff: ignore[lambda-assignment]
+    first, second = trained(make(), x, y, 5)[0], trained(make(), x, y, 5)[0]
+    risk = EmpiricalRisk(copy.deepcopy(first), nn.CrossEntropyLoss(), [(x, y)])
+    double = EmpiricalRisk(copy.deepcopy(first).double(), nn.CrossEntropyLoss(), [(x.double(), y)])
+    where = landscape.grid(points, extent=(0, 1))
+    true = landscape.evaluate(double, landscape.line_between(double.model, copy.deepcopy(second).double()), where)
+    start = time.perf_counter()
+    ours = landscape.evaluate(risk, landscape.line_between(risk.model, second), where)
+    middle = time.perf_counter()
+    theirs = loss_landscapes.linear_interpolation(first, second, Loss(nn.CrossEntropyLoss(), x, y), steps=points)
+    end = time.perf_counter()
+    return {
+        "case": "line of loss-landscapes", "their_s": end - middle, "our_s": middle - start,
+        "their_error": float(np.abs(theirs - true.loss.values).max()),
+        "our_error": float(np.abs(ours.loss.values - true.loss.values).max()),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2000, help="images measured at each point")
+    parser.add_argument("--side", type=int, default=51, help="points a side of the picture")
+    parser.add_argument("--points", type=int, default=7, help="points timed for every time per point")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of training, more for the small networks")
+    parser.add_argument(
+        "--checks", type=int, default=300, help="pixels compared with float64; all of them from 2601 on"
+    )
+    parser.add_argument("--only", nargs="*", help="names of cases")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "landscape.json")
+    options = parser.parse_args()
+    rows = []
+    for name, make in cases(options.samples, options.epochs).items():
+        if options.only and name not in options.only:
+            continue
+        torch.manual_seed(0)
+        rows.append(measure(name, make(), options))
+        shown = {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in rows[-1].items() if k != "kernel"}
+        print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
+    others = None if options.only else line_of_others(options.side)
+    print(others or "the package loss-landscapes is not installed: not compared")
+    settings = {key: value for key, value in vars(options).items() if key != "output"}
+    content = {"settings": settings, "threads": torch.get_num_threads(), "rows": rows, "others": others, **provenance()}
+    options.output.parent.mkdir(exist_ok=True)
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
