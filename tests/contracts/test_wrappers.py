@@ -263,10 +263,8 @@ def test_bare_checkpoint_loads_and_ours_loads_into_the_bare_base(member, base):
 def test_copies_go_on_alike(member, base, when, how):
     model, optimizer = build(member, base)
     two_pass(model, optimizer, data(8)[:when])
-    if how == "deepcopy":
-        twin = copy.deepcopy((model, optimizer))
-    else:
-        twin = pickle.loads(pickle.dumps((model, optimizer)))
+    both = model, optimizer
+    twin = copy.deepcopy(both) if how == "deepcopy" else pickle.loads(pickle.dumps(both))
     two_pass(model, optimizer, data(8)[when:])
     two_pass(*twin, data(8)[when:])
     assert_same(model, twin[0])
@@ -352,7 +350,7 @@ def _inputs_follow_the_model():
 @members
 def test_an_exception_in_the_second_pass_restores(member):
     model, optimizer = build(member, "sgd")
-    x, y = reach_a_perturbed_step(model, optimizer)
+    x, _ = reach_a_perturbed_step(model, optimizer)
     before = [b.clone() for b in bits(model)]
     with pytest.raises(RuntimeError, match="out of memory"), optimizer.perturb():
         model(x)

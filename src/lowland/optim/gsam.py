@@ -92,6 +92,14 @@ class GSAM(Ascent):
         share = (float(group["lr"]) - self.rate_min) / span if span > 0 else 1.0
         return low + (high - low) * min(max(share, 0.0), 1.0)
 
+    def _direction(self, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        directions, norm = super()._direction(parameters, gradients)
+        options = self.options
+        whole = options.norm == "global" and options.weight_decay == "excluded" and options.distributed == "synced"
+        present = sum(p.grad is not None for p in self._held.parameters())
+        self._held.scratch.length = norm if whole and len(gradients) == present else None
+        return directions, norm
+
     def _after_second(self) -> None:
         first = self._held.scratch.first
         parameters = [p for p in self._held.parameters() if p in first or p.grad is not None]
@@ -100,28 +108,33 @@ class GSAM(Ascent):
                 parameter.grad = torch.zeros_like(parameter)
             if parameter not in first:
                 first[parameter] = torch.zeros_like(parameter)
+        plain = [first[p] for p in parameters]
         if self.options.distributed == "local":
-            self._average([first[p] for p in parameters])  # else every rank would take another step
+            self._average(plain)  # else every rank would take another step
         perturbed = [p.grad for p in parameters if p.grad is not None]
-        combine([first[p] for p in parameters], perturbed, self.alpha)
+        combine(plain, perturbed, self.alpha, self._held.scratch.length)
 
 
 @torch.no_grad()
-def combine(plain: list[Tensor], perturbed: list[Tensor], alpha: float) -> None:
+def combine(plain: list[Tensor], perturbed: list[Tensor], alpha: float, norm: Tensor | None = None) -> None:
     r"""Turn perturbed gradients into those of GSAM, without fresh memory.
 
     With d = g - g_p and c = g.g_p / ||g_p||^2, the step is (1 + alpha (c - 1)) g_p - alpha d, and c - 1 follows from
-    three norms: 2 (c - 1) = (||g||^2 - ||d||^2) / ||g_p||^2 - 1.
+    three norms: 2 (c - 1) = (||g|| - ||d||) (||g|| + ||d||) / ||g_p||^2 - 1.
 
     Args:
         plain: Gradients at the weights; overwritten by d.
         perturbed: Gradients at the perturbed weights; become the step's.
         alpha: Weight of the orthogonal part.
+        norm: ||g|| where it is known.
     """
     if not alpha or not plain:
         return
-    norm, length = joint_norm(plain), joint_norm(perturbed)
+    norm = joint_norm(plain) if norm is None else norm
+    length = joint_norm(perturbed)
     torch._foreach_sub_(shards(plain), shards(perturbed))
-    excess = ((norm / length).square() - (joint_norm(plain) / length).square() - 1) / 2
-    scale_all(perturbed, torch.nan_to_num(excess, nan=0.0, posinf=0.0, neginf=0.0) * alpha + 1)
+    apart = joint_norm(plain)
+    square = (norm - apart) / length * ((norm + apart) / length)
+    scale = torch.nan_to_num(square, nan=1.0, posinf=1.0, neginf=1.0) * (alpha / 2) + (1 - alpha / 2)
+    scale_all(perturbed, scale)
     torch._foreach_add_(shards(perturbed), shards(plain), alpha=-alpha)

@@ -35,6 +35,7 @@ class Scratch:
         steps_inside: Open context of ``first_step``.
         aside: Gradients of earlier micro-batches.
         first: Gradients of the first pass, for methods that use them again.
+        length: Norm of the first pass's gradients, where the ascent has computed it.
         kept: What the second passes of this step leave for ``step()``.
         backup: Persistent copies of the weights, so that no step allocates.
         moved: Parameters that ``perturb()`` moved.
@@ -55,6 +56,7 @@ class Scratch:
     steps_inside: ExitStack | None = None
     aside: dict[Tensor, Tensor] = field(default_factory=dict)
     first: dict[Tensor, Tensor] = field(default_factory=dict)
+    length: Tensor | None = None
     kept: dict[Tensor, Tensor] = field(default_factory=dict)
     backup: dict[Tensor, Tensor] = field(default_factory=dict)
     moved: list[Tensor] = field(default_factory=list)

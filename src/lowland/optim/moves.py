@@ -16,6 +16,7 @@ __all__ = [
     "add_scaled",
     "ascend",
     "copy_all",
+    "copy_where",
     "empty_twin",
     "interpolate",
     "joint_norm",
@@ -75,22 +76,30 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 @torch.no_grad()
-def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float | Tensor) -> None:
+def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
     """Move targets by ``weight (end - target)``; exact at the weights 0 and 1.
 
     Args:
         targets: Written in place.
         ends: One per target.
-        weight: A number, or a scalar tensor so that the device decides without the host.
+        weight: How far, in [0, 1].
     """
     into, values = shards(targets), shards(ends)
     for bucket in _buckets(into):
-        parts, others = [into[i] for i in bucket], [values[i] for i in bucket]
-        if isinstance(weight, Tensor):
-            local = weight.to(parts[0].device, parts[0].dtype)
-            torch._foreach_lerp_(parts, others, [local] * len(parts))
-        else:
-            torch._foreach_lerp_(parts, others, weight)
+        torch._foreach_lerp_([into[i] for i in bucket], [values[i] for i in bucket], weight)
+
+
+@torch.no_grad()
+def copy_where(flag: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy finite tensors where a flag is set, else leave the targets; the host never learns which.
+
+    Args:
+        flag: A boolean scalar on any device.
+        targets: Written in place.
+        sources: One per target.
+    """
+    scale_all(targets, (~flag).float())
+    add_scaled(targets, sources, flag.float())
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lowland.optim.ascent import Ascent
 from lowland.optim.bases import Base
 from lowland.optim.lookahead import check_period
-from lowland.optim.moves import copy_all, empty_twin, interpolate, joint_norm, shards
+from lowland.optim.moves import copy_all, copy_where, empty_twin, interpolate, joint_norm, shards
 from lowland.optim.options import AscentKeywords
 
 __all__ = ["SALA"]
@@ -135,11 +135,14 @@ class SALA(Ascent):
             copy_all(slow, fast)
         interpolate(slow, fast, self.alpha)
         backup = self._held.scratch.backup
-        differences = [backup.setdefault(p, empty_twin(p)) for p in fast]
+        for parameter in fast:
+            if parameter not in backup:
+                backup[parameter] = empty_twin(parameter)
+        differences = [backup[parameter] for parameter in fast]
         copy_all(differences, fast)
         torch._foreach_sub_(shards(differences), shards(slow))
         near = joint_norm(differences) < max(self._radius(group) for group in self.param_groups)
-        interpolate(fast, slow, near.float())
+        copy_where(near, fast, slow)
         self._held.scratch.pending = _to_host(near)
 
 
