@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from traceback import format_exception
 from typing import Any, Literal, Protocol, TypeAlias
@@ -122,6 +122,22 @@ class Engine(ABC):
 
     workers: int = 1
     """How many points are computed at the same time."""
+
+    @property
+    def worker_threads(self) -> int:
+        """Threads with which each point is computed; at another number the last bits differ."""
+        import torch
+
+        return torch.get_num_threads()
+
+    @contextmanager
+    def session(self) -> Generator[None]:
+        """Keep what was set up for a task (workers, say) between several runs of it inside.
+
+        Yields:
+            Nothing.
+        """
+        yield
 
     def run(
         self,

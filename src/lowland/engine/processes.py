@@ -15,15 +15,16 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 from lowland.core.errors import EngineError, InputError
 from lowland.core.modes import held_interrupts
-from lowland.engine.base import Engine, Point, Row, Task
+from lowland.engine.base import Point, Row, Task
 from lowland.engine.cores import accelerator, check_workers, thread_variables, threads_per_worker
+from lowland.engine.crew import Crew, CrewEngine
 from lowland.engine.handout import AHEAD, RETRIES, Handout
 from lowland.engine.packing import pack, unpack
 
@@ -33,7 +34,7 @@ _GRACE: Final = 2.0
 """Seconds a worker gets to leave its task's context before it is killed; Ctrl-C must end within 5 s."""
 
 
-class Processes(Engine):
+class Processes(CrewEngine):
     """Computes on several processes of this machine.
 
     Chunks are handed out as workers finish, at most two to each. A worker that dies is replaced and costs the points it
@@ -59,26 +60,19 @@ class Processes(Engine):
         self.workers, self.threads = workers, threads
         self.name = f"processes:{workers}"
 
-    def _rows(self, task: Task, points: Sequence[Point], chunk: int, known: dict[int, Row]) -> Iterator[list[Row]]:
+    @property
+    def worker_threads(self) -> int:
+        """Threads of each process."""
+        return self.threads or threads_per_worker(self.workers)
+
+    def _gather(self, task: Task) -> Crew:
         device = accelerator(task)
         check_workers(self.workers, self.threads, device)
-        handout = Handout(points, known, chunk)
-        threads = self.threads or threads_per_worker(self.workers)
-        crew = _Crew(pack(task), min(self.workers, len(points)), threads, device)
-        try:
-            while handout.unfinished:
-                crew.hand_out(handout)
-                for rows in crew.collect(handout):
-                    handout.finished(rows)
-                    yield rows
-        except BaseException:
-            crew.stop(at_once=True)
-            raise
-        crew.stop()
+        return _Crew(pack(task), self.workers, self.worker_threads, device)
 
 
 class _Crew:
-    """The workers of one run, some of them perhaps dead."""
+    """The processes, some of them perhaps dead; see `lowland.engine.crew.Crew`."""
 
     def __init__(self, task: bytes, size: int, threads: int, device: int | None) -> None:
         self._setup = pickle.dumps((threads, task))
@@ -105,7 +99,7 @@ class _Crew:
     def collect(self, handout: Handout) -> Iterator[list[Row]]:
         # wait for someone to report, and yield the rows that came
         by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
-        for connection in wait(list(by_connection)):
+        for connection in wait(list(by_connection), timeout=1.0):
             worker = by_connection[connection]
             kind, content = worker.receive()
             if kind == "rows":
@@ -134,7 +128,7 @@ class _Crew:
             handout.returned(waiting)
         return handout.lost(worker.chunks[0], reason, traceback) if worker.chunks else []
 
-    def stop(self, *, at_once: bool = False) -> None:
+    def stop(self, *, at_once: bool) -> None:
         # end all workers, within seconds
         with held_interrupts():
             for worker in self._workers:

@@ -25,8 +25,9 @@ from typing import Any, Final
 
 from lowland.core.errors import EngineError, InputError, optional_import
 from lowland.core.provenance import versions
-from lowland.engine.base import Engine, Point, Row, Task, failed_row, run_chunk
+from lowland.engine.base import Point, Row, Task, failed_row, run_chunk
 from lowland.engine.cores import accelerator, available_cores, check_workers, thread_variables
+from lowland.engine.crew import Crew, CrewEngine
 from lowland.engine.handout import AHEAD, RETRIES, Handout
 from lowland.engine.packing import pack, portable, unpack
 from lowland.engine.sockets import listening
@@ -51,7 +52,7 @@ _MATTERING: Final = ("lowland", "python", "torch", "numpy")
 """Whose versions must agree between driver and workers: they decide about bits, or about what can be unpacked."""
 
 
-class Ray(Engine):
+class Ray(CrewEngine):
     """Computes on the actors of a Ray cluster, one device or core each.
 
     Without an address it uses the cluster that this process, or the job it runs in, belongs to; if there is none, it
@@ -82,23 +83,19 @@ class Ray(Engine):
         self.workers = workers or (1 if address else available_cores())
         self.name = address or ("ray" if workers is None else f"ray:{workers}")
 
-    def _rows(self, task: Task, points: Sequence[Point], chunk: int, known: dict[int, Row]) -> Iterator[list[Row]]:
+    @property
+    def worker_threads(self) -> int:
+        """Threads of each actor."""
+        return self.threads or 1
+
+    def _gather(self, task: Task) -> Crew:
         content, device = pack(task), accelerator(task)
         ray = _connect(self.address, self.asked, self.threads, device)
-        handout = Handout(points, known, chunk)
-        crew = _Crew(ray, content, self.asked, self.threads or 1, device)
-        try:
-            while handout.unfinished:
-                crew.hand_out(handout)
-                for rows in crew.collect(handout):
-                    handout.finished(rows)
-                    yield rows
-        finally:
-            crew.stop()
+        return _Crew(ray, content, self.asked, self.worker_threads, device)
 
 
 class _Crew:
-    """The actors of one run, some of them perhaps lost."""
+    """The actors, some of them perhaps lost; see `lowland.engine.crew.Crew`."""
 
     def __init__(self, ray: Any, content: bytes, asked: int | None, threads: int, device: int | None) -> None:
         self._ray, self._asked, self._threads, self._device = ray, asked, threads, device
@@ -177,8 +174,9 @@ class _Crew:
             handout.returned(waiting)
         return handout.lost(seat.chunks[0], _reason(error), str(error)) if seat.chunks else []
 
-    def stop(self) -> None:
-        # let everyone leave the task's context, and end all actors within seconds
+    def stop(self, *, at_once: bool) -> None:
+        # an actor cannot be interrupted: whoever still computes after the grace is killed, at once or not
+        del at_once
         if not self._ray.is_initialized():
             return
         leaving = [seat.actor.leave.remote() for seat in self._seats]

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import xarray as xr
 
 from lowland.core.risk import EmpiricalRisk
@@ -89,13 +88,15 @@ def evaluate(
         "refined": None if refined is None else refined.describe(),
     }
     template = make_template(survey, grid, seen, make_recipe(survey, grid, request))
+    template.attrs["threads"] = runner.worker_threads
     with writer(store, template) as keeper:
-        survey = _decided(survey, grid, keeper, batch_size, precision, refined or Tolerance())
+        survey = _decided(survey, grid, keeper, runner.worker_threads, batch_size, precision, refined or Tolerance())
         run = SurveyRun(survey, grid, keeper, runner, on_event, seen.seconds)
-        if refined is None:
-            run.measure(np.arange(len(planes) * grid.size))
-        else:
-            run.refine(refined)
+        with runner.session():
+            if refined is None:
+                run.measure(np.arange(len(planes) * grid.size))
+            else:
+                run.refine(refined)
         run.finish()
     return keeper.dataset
 
@@ -104,12 +105,12 @@ def _decided(
     survey: Survey,
     grid: Grid,
     keeper: SurfaceWriter,
+    threads: int,
     batch_size: BatchSize,
     precision: Precision,
     tolerance: Tolerance,
 ) -> Survey:
     """Return the survey with its kernel: the stored one, or a new decision that is stored at once."""
-    threads = torch.get_num_threads()
     if "kernel" in keeper.dataset.attrs:
         if threads != keeper.dataset.attrs["threads"]:  # bits may differ: whoever compares must be able to see it
             keeper.annotate({"resumed_with_threads": threads})

@@ -89,6 +89,11 @@ class Survey:
         """The risk whose model, batch-norm mode and recalibration batches are used."""
         return next(iter(self.risks.values()))
 
+    @property
+    def device(self) -> torch.device:
+        """Where points are computed; tells an engine what kind of workers it needs."""
+        return self.first.device
+
     @contextmanager
     def placed(self) -> Generator[_Place]:
         """Bring the model into the measured state, save its base, and restore it bit for bit at the end.
