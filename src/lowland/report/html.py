@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
+from collections import Counter
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -28,6 +30,9 @@ from lowland.report.sections import (
 from lowland.viz.backends import draw
 
 __all__ = ["render", "write"]
+
+_ARRAY = re.compile(r'"bdata":"([A-Za-z0-9+/=]{256,})"')
+"""An array in plotly's JSON, long enough to be worth sharing."""
 
 
 def write(report: Report, path: str | Path) -> Path:
@@ -90,7 +95,7 @@ def render(report: Report) -> str:
         else "",
         body=body,
         footer=escape(report.footer),
-        figures="".join(page.figures),
+        figures=_figure_data(page.figures),
         plotly=plotly.offline.get_plotlyjs() if page.figures else "",
         script=_resource("report.js"),
     )
@@ -100,7 +105,7 @@ class _Page:
     """Turns blocks into HTML and collects the figures' data."""
 
     def __init__(self) -> None:
-        self.figures: list[str] = []
+        self.figures: dict[str, str] = {}
 
     def section(self, number: int, section: Section) -> str:
         blocks = "".join(self.block(block) for block in section.blocks)
@@ -127,10 +132,11 @@ class _Page:
 
     def figure(self, figure: Figure) -> str:
         name = f"figure-{len(self.figures) + 1}"
-        data = draw(figure.spec, "plotly").to_json()
+        # Written anew, since plotly writes every "/" of its base64 as six characters.
+        data = json.dumps(json.loads(draw(figure.spec, "plotly").to_json()), separators=(",", ":"), ensure_ascii=False)
         # Inside <script> only "<" could end the element; "\u003c" is the same character to JSON.
         safe = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-        self.figures.append(f'<script type="application/json" data-for="{name}">{safe}</script>\n')
+        self.figures[name] = safe
         title = getattr(figure.spec, "title", "")
         label = escape(f"{title}. {figure.spec.caption}".strip(". ") or "figure")
         link = f' data-link="{escape(figure.link)}"' if figure.link else ""
@@ -140,6 +146,29 @@ class _Page:
             f'<figure{run}><div class="plot" id="{name}" role="img" aria-label="{label}"{link} '
             f'style="height:{int(figure.height)}px"></div>{caption}</figure>'
         )
+
+
+def _figure_data(figures: dict[str, str]) -> str:
+    """Write the figures as JSON elements, arrays that several figures show (contour and surface) once.
+
+    Args:
+        figures: JSON of each figure by the id of its element.
+
+    Returns:
+        HTML; a shared array is written as ``"@N"``, the N-th entry of the element ``shared``; report.js puts it back.
+    """
+    counts = Counter(found for text in figures.values() for found in set(_ARRAY.findall(text)))
+    places = {found: place for place, found in enumerate(f for f, count in counts.items() if count > 1)}
+
+    def refer(match: re.Match[str]) -> str:
+        place = places.get(match.group(1))
+        return match.group(0) if place is None else f'"bdata":"@{place}"'
+
+    shared = f'<script type="application/json" id="shared">{json.dumps(list(places))}</script>\n'
+    return shared + "".join(
+        f'<script type="application/json" data-for="{name}">{_ARRAY.sub(refer, text)}</script>\n'
+        for name, text in figures.items()
+    )
 
 
 def _table(table: Table) -> str:

@@ -5,6 +5,9 @@
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
   const plots = Array.from(document.querySelectorAll(".plot"));
   const drawn = new Set();
+  const shared = JSON.parse((document.getElementById("shared") || { textContent: "[]" }).textContent);
+  // Arrays that several figures show are written once; "@" is no character of base64.
+  const whole = (key, value) => (key === "bdata" && value[0] === "@" ? shared[Number(value.slice(1))] : value);
 
   // Colours that depend on the page; everything else is fixed by the figure.
   function ink(layout, dark) {
@@ -49,7 +52,7 @@
 
   async function draw(plot) {
     const source = document.querySelector(`script[data-for="${plot.id}"]`);
-    const figure = JSON.parse(source.textContent);
+    const figure = JSON.parse(source.textContent, whole);
     fit(figure.layout, plot.clientWidth);
     await window.Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
     if (figure.frames) await window.Plotly.addFrames(plot, figure.frames);

@@ -24,6 +24,7 @@ __all__ = ["trust_box"]
 Check: TypeAlias = tuple[str, str, str]
 """Name, value and what it means."""
 
+_ROUNDING = 1e-12  # sums of differences end a little beside zero
 _DELTA = 0.1  # height above the centre at which basins are measured, in units of the loss
 
 
@@ -128,6 +129,7 @@ def _geometry(surface: xr.Dataset) -> list[Check]:
 
 def _each(values: Any) -> str:
     known = [float(value) for value in np.atleast_1d(values.values).ravel() if not math.isnan(value)]
+    known = [0.0 if abs(value) < _ROUNDING else value for value in known]
     texts = ["beyond the figure" if math.isinf(value) else show(value) for value in known]
     if len(texts) > 6:  # many directions: the range says more than the list
         finite = [value for value in known if math.isfinite(value)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_animation", "build_path", "is_walk", "path_of", "two_axes", "walk_note"]
 
-_FRAMES = 60  # a slider has about that many distinguishable positions, and the file stays small
+_FRAMES = 40  # as many as a slider on a phone can tell apart, and the file stays small
 
 
 def path_of(trajectory: xr.Dataset, name: str = "path") -> Path:

@@ -15,6 +15,7 @@ from plotly.subplots import make_subplots
 
 from lowland.core.errors import InputError
 from lowland.viz import style
+from lowland.viz.field import FloatArray
 from lowland.viz.plotly_curves import draw_line, draw_scatter
 from lowland.viz.plotly_fields import draw_contour, draw_heat_map, draw_surface
 from lowland.viz.plotly_text import GRID, Place, escape
@@ -33,6 +34,8 @@ from lowland.viz.spec import (
 )
 
 __all__ = ["draw", "draw_into", "save"]
+
+_BELOW = {"yref": "container", "yanchor": "bottom", "y": 0.0}  # where no axis title can be
 
 # Turn one scene and the others follow; plotly puts the id of the plot in place of the braces.
 _FOLLOW = """
@@ -73,12 +76,13 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
         figure = go.Figure()
         draw_into(figure, spec)
     figure.update_layout(
+        template="none",  # plotly's default would add 7 kB to every figure, to say what is said here
         font={"family": f"{style.FONT}, Verdana, sans-serif", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 56, "r": 12, "t": 40, "b": 48},
         hoverlabel={"namelength": -1},
-        legend={"orientation": "h", "xanchor": "left", "x": 0, **({} if moving else {"yanchor": "top", "y": -0.2})},
+        legend={"orientation": "h", "xanchor": "left", "x": 0, **({} if moving else _BELOW)},
         meta={"caption": escape(spec.caption)},
     )
     if isinstance(spec, Surface3D):
@@ -137,33 +141,40 @@ def _draw_animation(spec: Animation) -> go.Figure:
     contour = replace(spec.contour, title=spec.title or spec.contour.title)
     figure = go.Figure()
     draw_into(figure, contour)
-    figure.update_traces(opacity=0.3, selector={"type": "scatter"})
+    # The casing stays in full, so that the way ahead is seen; only the coloured trail grows.
+    figure.update_traces(opacity=0.45, selector={"type": "scatter", "mode": "lines"})
+    figure.update_traces(visible=False, selector={"type": "scatter", "mode": "lines+markers"})
     start = len(figure.data)
     for number, path in enumerate(contour.paths):
         look = style.curve_style(number)
         figure.add_trace(
-            go.Scatter(x=path.x, y=path.y, mode="lines", hoverinfo="skip", showlegend=False,
-                       line={"color": "white", "width": 6}),
-        )  # fmt: skip
-        sizes = [0] * (path.x.size - 1) + [13]  # only the head of the path carries a marker
-        figure.add_trace(
-            go.Scatter(x=path.x, y=path.y, mode="lines+markers", showlegend=False, name=escape(path.name),
-                       line={"color": look.colour, "width": 3},
-                       marker={"size": sizes, "color": look.colour, "line": {"width": 2, "color": "white"}}),
+            go.Scatter(x=_single(path.x), y=_single(path.y), mode="lines+markers", name=escape(path.name),
+                       showlegend=len(contour.paths) > 1, line={"color": look.colour, "width": 3},
+                       marker={"size": _head(path.x.size), "color": look.colour,
+                               "line": {"width": 2, "color": "white"}}),
         )  # fmt: skip
     moving = list(range(start, len(figure.data)))
     figure.frames = [
-        go.Frame(name=str(step), traces=moving, data=[part for path in contour.paths for part in _grown(path, step)])
+        go.Frame(name=str(step), traces=moving, data=[_grown(path, step) for path in contour.paths])
         for step in spec.frames
     ]
     _add_controls(figure, spec.frames)
     return figure
 
 
-def _grown(path: Path, step: int) -> tuple[go.Scatter, go.Scatter]:
+def _grown(path: Path, step: int) -> go.Scatter:
     count = max(1, int(np.searchsorted(path.steps, step, side="right")))
-    place = {"x": path.x[:count], "y": path.y[:count]}
-    return go.Scatter(place), go.Scatter({**place, "marker": {"size": [0] * (count - 1) + [13]}})
+    return go.Scatter(x=_single(path.x[:count]), y=_single(path.y[:count]), marker={"size": _head(count)})
+
+
+def _single(values: FloatArray) -> Any:
+    # half the bytes, finer than any screen: frames repeat the path many times
+    return values.astype(np.float32)
+
+
+def _head(count: int) -> Any:
+    """Return marker sizes that show the last point alone."""
+    return np.concatenate([np.zeros(count - 1, dtype=np.uint8), np.array([13], dtype=np.uint8)])
 
 
 def _add_controls(figure: go.Figure, frames: tuple[int, ...]) -> None:
@@ -177,10 +188,19 @@ def _add_controls(figure: go.Figure, frames: tuple[int, ...]) -> None:
         {"label": "pause", "method": "animate", "args": [[None], still]},
     ]
     slider = {
-        "steps": steps, "active": len(steps) - 1, "currentvalue": {"prefix": "step "}, "pad": {"t": 46}, "len": 0.8,
+        "steps": steps, "active": len(steps) - 1, "currentvalue": {"prefix": "step "}, "pad": {"t": 64}, "len": 0.8,
         "x": 0.2, "activebgcolor": "rgba(128,128,128,0.6)", **quiet,
     }  # fmt: skip
-    menu = {"type": "buttons", "buttons": buttons, "x": 0.14, "y": 0, "pad": {"t": 56}, "yanchor": "top", **quiet}
+    menu = {
+        "type": "buttons",
+        "buttons": buttons,
+        "x": 0.14,
+        "y": 0,
+        "pad": {"t": 72},
+        "yanchor": "top",
+        "showactive": False,
+        **quiet,
+    }
     above = {"y": 1.0, "yanchor": "bottom"}
     figure.update_layout(sliders=[slider], updatemenus=[menu], legend=above)
 

@@ -9,12 +9,13 @@ import plotly.graph_objects as go
 
 from lowland.viz import style
 from lowland.viz.field import Field, FloatArray
-from lowland.viz.plotly_text import GRID, Place, anchor_of, escape
+from lowland.viz.plotly_text import Place, anchor_of, escape
 from lowland.viz.scale import format_number
 from lowland.viz.spec import Contour, HeatMap, Scale, Surface3D
 
 __all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
 
+_WIRE = "rgb(150,150,150)"  # scenes draw no transparent grid
 _CAMERA = {"eye": {"x": 1.35, "y": -1.6, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.12}}
 
 
@@ -197,7 +198,7 @@ def draw_surface(figure: go.Figure, spec: Surface3D, place: Place, colours: str)
 def _scene_axis(label: str, first: float, last: float, **ticks: Any) -> dict[str, Any]:
     title = {"text": escape(label), "font": {"size": 11}}
     # No coloured walls: they would stay white on a dark page.
-    return {"title": title, "range": [first, last], "gridcolor": GRID, "showbackground": False, **ticks}
+    return {"title": title, "range": [first, last], "gridcolor": _WIRE, "showbackground": False, **ticks}
 
 
 def draw_heat_map(figure: go.Figure, spec: HeatMap, place: Place, colours: str) -> None:

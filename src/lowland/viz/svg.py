@@ -28,6 +28,7 @@ def embed_font(svg: str, family: str) -> str:
         return svg
     font = TTFont(font_manager.findfont(family), recalcTimestamp=False)
     options = subset.Options(flavor="woff", notdef_outline=True, hinting=False)
+    options.drop_tables += ["FFTM"]  # a time stamp of the font editor, which the subsetter warns of
     cutter = subset.Subsetter(options)
     # Entities add a few letters that are not needed ("&amp;" the a, m and p), which costs some hundred bytes.
     cutter.populate(text=re.sub(r"<[^>]+>", "", "".join(texts)) + "&<>")

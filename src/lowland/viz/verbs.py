@@ -158,7 +158,7 @@ def animate(
     metric: str = "loss",
     *,
     scale: Scale | None = None,
-    frames: int = 60,
+    frames: int = 40,
     title: str = "",
     size: str | tuple[float, float] | None = None,
 ) -> Any:
