@@ -208,6 +208,45 @@ def test_chunks_streams_and_regenerated_directions_give_the_same_bits(resident, 
     assert plain.attrs["recipe_fingerprint"] == other.attrs["recipe_fingerprint"]
 
 
+def bytes_held(plane):
+    """What a worker holds beyond the model and the plane's own tensors."""
+    model = network()
+    known = {t.data_ptr() for t in model.parameters()}
+    known |= {t.data_ptr() for axis in plane.axes for t in getattr(axis, "values", {}).values()}
+    survey = landscape.kernel.Survey({"": make_risk(model)}, (plane,), paired=False)
+    with survey.placed() as context:
+        held = [*context.base, *(t for axis in context.axes[0] if isinstance(axis, list) for t in axis)]
+        return sum(t.untyped_storage().nbytes() for t in held if t.data_ptr() not in known)
+
+
+def test_the_extra_memory_is_one_copy_of_the_parameters_beside_stored_directions():
+    model = network()
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    stored, again = random_plane(model), random_plane(model, stored=False)
+    assert sum(v.numel() * 4 for axis in stored.axes for v in axis.values.values()) == 2 * size
+    assert not any(isinstance(v, torch.Tensor) for axis in again.axes for v in vars(axis).values())
+    for plane in (stored, again):
+        assert bytes_held(plane) == size  # the base; stored directions are used where they are
+
+
+def test_other_threads_change_nothing_beyond_rounding_and_are_recorded(tmp_path):
+    model = network()
+    metric = Snoop(22, KeyboardInterrupt())
+    plane = random_plane(model)
+    one = evaluate(make_risk(model), plane, grid(3, 3))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_risk(model, metrics={"snoop": metric}), plane, grid(3, 3), store=tmp_path / "s.zarr")
+    torch.set_num_threads(2)
+    try:
+        two = evaluate(make_risk(model), plane, grid(3, 3))
+        mixed = evaluate(make_risk(model, metrics={"snoop": metric}), plane, grid(3, 3), store=tmp_path / "s.zarr")
+    finally:
+        torch.set_num_threads(1)
+    np.testing.assert_allclose(two.loss, one.loss, rtol=1e-6)
+    assert mixed.attrs["threads"] == 1 and mixed.attrs["resumed_with_threads"] == 2
+    assert one.attrs["threads"] == 1 and two.attrs["threads"] == 2
+
+
 def test_streaming_data_are_read_once_per_chunk():
     class Counting(list):
         reads = 0
