@@ -189,9 +189,10 @@ def test_curvature_always_comes_with_train_loss() -> None:
         ({}, "−0.200 (residual 0.01)"),
         ({"lambda_min_converged": 0.0, "lambda_min_bound": 0.5}, "not converged, |λ min| ≤ 0.500"),
         ({"bottom": 0.2, "lambda_min": 0.2}, "none found below 0 (0.200)"),
+        ({"bottom": -0.005, "lambda_min": -0.005}, "sign undecided (−0.00500, residual 0.01)"),
     ],
 )
-def test_the_lowest_eigenvalue_has_three_forms(variables: dict[str, float], expected: str) -> None:
+def test_the_lowest_eigenvalue_says_what_is_known_of_its_sign(variables: dict[str, float], expected: str) -> None:
     assert lowest_eigenvalue(curvature(0.1, **variables)) == expected
 
 
@@ -291,6 +292,34 @@ def test_seeds_of_one_method_are_found_from_the_specs(tmp_path: Path) -> None:
     assert [run.seed for run in runs] == [0, 1, 0, 0]
     with pytest.raises(InputError, match="each folder once"):
         report.read_runs([folders[0], folders[0]])
+
+
+def test_requested_measures_stand_side_by_side() -> None:
+    def measured(shift: float) -> Run:
+        more = {
+            "measure": ("measure", ["SAM", "worst, l2"]), "sharpness": ("measure", [0.1 + shift, 2.0]),
+            "sharpness_se": ("measure", [0.01, np.nan]), "winner": ("measure", ["", "auto-PGD"]),
+            "top_eigenvalue": ("rank", [9.0, 4.0]), "top_residual": ("rank", [0.001, 0.01]),
+            "layer": ("layer", ["conv.weight"]), "layer_trace": ("layer", [3.0]), "layer_trace_se": ("layer", [0.5]),
+        }  # fmt: skip
+        return Run(f"run {shift:g}", curvature={"end": curvature(0.1).assign(more)})
+
+    section = curvature_section([measured(0.0), measured(1.0)])
+    assert section is not None
+    tables = {b.caption: b for b in section.blocks if isinstance(b, Table)}
+    table = tables["Sharpness measures"]
+    assert table.header == ("measure", "run 0", "run 1")
+    assert table.rows[0] == ("SAM", "0.100 ± 0.010", "1.10 ± 0.010")
+    assert table.rows[1] == ("worst, l2", "2.00 (auto-PGD)", "2.00 (auto-PGD)")
+    assert table.notes[1] == "Train loss: run 0 0.100, run 1 0.100."
+    assert tables["Largest eigenvalues"].rows[1] == ("2", "4.00 (residual 0.01)", "4.00 (residual 0.01)")
+    folded = next(b for b in section.blocks if isinstance(b, report.Details))
+    assert isinstance(folded.blocks[0], Table) and folded.blocks[0].rows[0] == (
+        "conv.weight",
+        "3.00 ± 0.50",
+        "3.00 ± 0.50",
+    )
+    report.render(report.build([measured(0.0), measured(1.0)]))
 
 
 def test_paths_on_one_plane_share_a_picture() -> None:

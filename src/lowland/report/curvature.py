@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowland.report.measures import further_blocks
 from lowland.report.runs import Run, final_curvature
-from lowland.report.sections import Block, Figure, Paragraph, Section, Table
+from lowland.report.sections import Block, Paragraph, Section, Table
 from lowland.report.statistics import show
-from lowland.viz.curves import build_spectrum
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ _HEADER = (
 
 _SHOWN = frozenset({"train_loss", "train_accuracy", "weight_norm", "lambda_max", "lambda_min", "trace", "filter_trace",
                     "sam_sharpness"})  # fmt: skip
-_MINOR = ("_se", "_converged", "_bound", "_residual", "_spread")
+_MINOR = ("_se", "_converged", "_bound", "_residual", "_spread", "_checked")
 
 
 def scalar(result: xr.Dataset | None, name: str) -> float | None:
@@ -88,20 +88,24 @@ def lowest_eigenvalue(result: xr.Dataset) -> str:
         result: A curvature result.
 
     Returns:
-        The value with its residual where it converged; "not converged, |λ min| ≤ bound" where it did not; "none
-        found" where it converged and is not negative beyond its residual.
+        The value with its residual where it is negative beyond it; "none found below 0" or "sign undecided" where it is
+        not; "not converged, |λ min| ≤ bound" where the run did not converge.
     """
     value = scalar(result, "lambda_min")
     if value is None:
         return "–"
     bound = scalar(result, "lambda_min_bound")
+    answer = str(result.attrs.get("negative_curvature", ""))
     if scalar(result, "lambda_min_converged") == 0:
-        return "not converged" + ("" if bound is None else f", |λ min| ≤ {show(bound)}")
+        sign = "negative, " if answer == "negative" else ""
+        return f"{sign}not converged" + ("" if bound is None else f", |λ min| ≤ {show(bound)}")
     residual = scalar(result, "lambda_min_residual")
     if residual is None and "residual" in result and result["residual"].size:
         residual = float(result["residual"][int(np.argmin(result["eigenvalue"].values))])
-    if value + (residual or 0.0) >= 0:
+    if value - (residual or 0.0) >= 0:
         return f"none found below 0 ({show(value)})"
+    if value + (residual or 0.0) >= 0:
+        return f"sign undecided ({show(value)}, residual {show(residual, 1)})"
     return show(value) if residual is None else f"{show(value)} (residual {show(residual, 1)})"
 
 
@@ -147,7 +151,6 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
                                  "Curvature at the end of training, on the data and in the mode stated",
                                  tuple(notes))]  # fmt: skip
     further = _further(measured)
-    spectra = {r.name: d for r in runs for d in r.curvature.values() if "density" in d}
     blocks += [further] if further is not None else []
     modes = {str(result.attrs.get("batch_norm", "not stored")) for _, result in measured}
     if len(modes) > 1:
@@ -161,9 +164,7 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
             )
         )
         blocks.append(_matched(measured))
-    if spectra:
-        blocks.append(Figure(build_spectrum(spectra, title="Spectral density of the Hessian"), height=400))
-    return Section("Curvature", tuple(blocks))
+    return Section("Curvature", (*blocks, *further_blocks(runs)))
 
 
 def _known(value: float | None) -> str:

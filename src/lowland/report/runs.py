@@ -105,7 +105,8 @@ def final_curvature(run: Run) -> xr.Dataset | None:
     Returns:
         The last curvature result that holds eigenvalues with their train loss, or None.
     """
-    whole = [result for result in run.curvature.values() if "density" not in result]
+    whole = [r for r in run.curvature.values() if "lambda_max" in r or ("eigenvalue" in r and "density" not in r)]
+    whole = [result for result in whole if result.sizes.get("pair", 0) or "lambda_max" in result]
     return whole[-1] if whole else None
 
 
