@@ -20,7 +20,11 @@ from lowland.core.errors import LowlandError, StoreError
 from lowland.core.schema import new_curvature, new_surface, new_trajectory
 from lowland.store import dataset as dataset_module
 
-WRITERS = {"memory": lambda folder: None, "zarr": lambda folder: folder / "s.zarr"}
+WRITERS = {
+    "memory": lambda folder: None,
+    "zarr": lambda folder: folder / "s.zarr",
+    "remote": lambda folder: f"memory:/{folder}/s.zarr",
+}
 
 
 def template(recipe="a", nx=4, ny=3, **options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lowland.core.errors import StoreError
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, plain
-from lowland.store import zarr
+from lowland.store import remote, zarr
 from lowland.store.files import only_writer
 
 __all__ = ["MemoryWriter", "SurfaceWriter", "ZarrWriter", "open", "save", "writer"]
@@ -31,7 +31,7 @@ def open(path: str | Path) -> xr.Dataset:
     """Open a surface, trajectory or curvature result.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or the URL of a store on an object store.
 
     Returns:
         The Dataset, in memory; nothing stays open.
@@ -47,6 +47,9 @@ def open(path: str | Path) -> xr.Dataset:
         >>> open(path).sizes["axis"]
         2
     """
+    if remote.is_url(path):
+        with remote.fetched(str(path)) as folder, _named(folder, str(path)):
+            return open(folder)
     dataset = zarr.read(Path(path))
     check(dataset)
     return dataset
@@ -57,7 +60,7 @@ def save(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
 
     Args:
         dataset: A surface, trajectory or curvature result.
-        path: The store's folder.
+        path: The store's folder, or a URL.
         overwrite: Replace a store that is there. Default False.
 
     Raises:
@@ -65,8 +68,22 @@ def save(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> N
             written.
     """
     check(dataset)
+    if remote.is_url(path):
+        with remote.held(str(path)) as mirror, _named(mirror.folder, mirror.url):
+            zarr.create(dataset, mirror.folder, overwrite=overwrite)
+            mirror.publish()
+        return
     with only_writer(Path(path)):
         zarr.create(dataset, Path(path), overwrite=overwrite)
+
+
+@contextmanager
+def _named(folder: Path, url: str) -> Generator[None]:
+    # messages name the store as the user does, not the copy of it
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(str(error).replace(str(folder), url)) from error
 
 
 class SurfaceWriter(ABC):
@@ -154,6 +171,10 @@ class SurfaceWriter(ABC):
         """Bring everything that was put to disk now."""
 
 
+def _nothing() -> None:
+    return None
+
+
 class MemoryWriter(SurfaceWriter):
     """Keeps a surface in memory.
 
@@ -189,10 +210,14 @@ class ZarrWriter(SurfaceWriter):
         path: The store, which exists and holds the same surface.
         dataset: The surface.
         resumed: Whether there was an earlier run.
+        publish: Called whenever the folder has changed. Default: nothing, the folder is the store.
     """
 
-    def __init__(self, path: Path, dataset: xr.Dataset, *, resumed: bool = False) -> None:
+    def __init__(
+        self, path: Path, dataset: xr.Dataset, *, resumed: bool = False, publish: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(dataset, resumed=resumed)
+        self._publish = publish or _nothing
         self._marks = np.zeros(self._status.shape, dtype=np.bool_)
         self._flushed = -np.inf
         names = [name for name in self._arrays if name != "status"]
@@ -212,11 +237,13 @@ class ZarrWriter(SurfaceWriter):
 
     def _annotated(self) -> None:
         self._store.attributes(self.dataset.attrs)
+        self._publish()
 
     def flush(self) -> None:
         """Write every chunk that holds a new point."""
         if self._marks.any():
             self._store.write(self._marks, self._point_dims, self._dims)
+            self._publish()
             self._marks[:] = False
         self._flushed = time.monotonic()
 
@@ -226,7 +253,7 @@ def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWr
     """Open a store for writing: a new one, or one in which an earlier run of the same recipe goes on.
 
     Args:
-        path: The store's folder; None keeps the surface in memory.
+        path: The store's folder or URL; None keeps the surface in memory.
         template: The surface with every point open; its ``recipe_fingerprint`` must be that of the store.
 
     Yields:
@@ -240,8 +267,13 @@ def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWr
     if path is None:
         yield MemoryWriter(template.copy(deep=True))
         return
-    path = Path(path)
     with ExitStack() as stack:
+        publish: Callable[[], None] = _nothing
+        if remote.is_url(path):
+            mirror = stack.enter_context(remote.held(str(path)))
+            stack.enter_context(_named(mirror.folder, mirror.url))
+            path, publish = mirror.folder, mirror.publish
+        path = Path(path)
         stack.enter_context(only_writer(path))
         surface = template.copy(deep=True)
         resumed = zarr.exists(path)
@@ -249,7 +281,8 @@ def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWr
             _fill(surface, zarr.read(path), path)
         else:
             zarr.create(template, path)
-        keeper = ZarrWriter(path, surface, resumed=resumed)
+            publish()
+        keeper = ZarrWriter(path, surface, resumed=resumed, publish=publish)
         try:
             yield keeper
         finally:
