@@ -253,20 +253,23 @@ class Ascent(Wrapper):
     def _go_up(self, entries: list[Entry]) -> None:
         scratch = self._held.scratch
         parameters = [entry.parameter for entry in entries]
-        for parameter in parameters:
-            copy = scratch.backup.get(parameter)
-            if copy is None or copy.device != parameter.device or copy.dtype != parameter.dtype:
-                scratch.backup[parameter] = empty_twin(parameter)
-        copies = [scratch.backup[parameter] for parameter in parameters]
+        copies = [self._backup(parameter) for parameter in parameters]
         with held_interrupts():
             copy_all(copies, parameters)
-            scratch.moved = parameters
+            scratch.moved = parameters, copies
             self._move(entries)
             if self.keeps_first:
                 scratch.first = {p: p.grad for p in self._held.parameters() if p.grad is not None}
             self._warn_of_rounding(entries, copies)
             for parameter in self._held.parameters():
                 parameter.grad = None if self.combines else scratch.aside.get(parameter)
+
+    def _backup(self, parameter: Tensor) -> Tensor:
+        backup = self._held.scratch.backup
+        copy = backup.get(parameter)
+        if copy is None or copy.device != parameter.device or copy.dtype != parameter.dtype:
+            copy = backup[parameter] = empty_twin(parameter)
+        return copy
 
     def _move(self, entries: list[Entry]) -> None:
         for part in parts_of(entries, self.options.norm):
@@ -314,8 +317,8 @@ class Ascent(Wrapper):
     def _come_back(self) -> None:
         scratch = self._held.scratch
         with held_interrupts():
-            copy_all(scratch.moved, [scratch.backup[parameter] for parameter in scratch.moved])
-            scratch.moved = []
+            copy_all(*scratch.moved)
+            scratch.moved = [], []
 
     @torch.no_grad()
     def _finish_first(self) -> None:

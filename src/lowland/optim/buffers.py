@@ -92,31 +92,35 @@ class ModelFinder:
 
 
 def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    seen: set[int] = set()
-    for root in modules:
-        for module in root.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None and id(buffer) not in seen:
-                    seen.add(id(buffer))
-                    yield module, name, buffer
+    stack, seen = list(modules), set[int]()
+    while stack:  # a plain walk: nn.Module.modules() takes longer than all the copies
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        stack += [child for child in module._modules.values() if child is not None]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) not in seen:
+                seen.add(id(buffer))
+                yield module, name, buffer
 
 
 @contextmanager
-def buffers_kept(modules: Iterable[nn.Module], copies: dict[Tensor, Tensor]) -> Generator[None, None, None]:
+def buffers_kept(modules: Iterable[nn.Module], copies: list[tuple[Tensor, Tensor]]) -> Generator[None, None, None]:
     """Save all buffers and write them back at the end, with a few batched copies and no fresh memory.
 
     Args:
         modules: The outermost modules.
-        copies: Where the copies live from step to step; filled here.
+        copies: Buffers and their copies, kept from step to step; filled here.
 
     Yields:
         Nothing.
     """
     places = list(_named_buffers(modules))
     buffers = [buffer for _, _, buffer in places]
-    saved = [copies[buffer] if buffer in copies else empty_twin(buffer) for buffer in buffers]
-    copies.clear()
-    copies.update(zip(buffers, saved, strict=True))
+    if len(copies) != len(buffers) or any(old is not b for (old, _), b in zip(copies, buffers, strict=True)):
+        copies[:] = [(buffer, empty_twin(buffer)) for buffer in buffers]
+    saved = [copy for _, copy in copies]
     copy_all(saved, buffers)
     try:
         yield

@@ -38,7 +38,7 @@ class Scratch:
         length: Norm of the first pass's gradients, where the ascent has computed it.
         kept: What the second passes of this step leave for ``step()``.
         backup: Persistent copies of the weights, so that no step allocates.
-        moved: Parameters that ``perturb()`` moved.
+        moved: Parameters that ``perturb()`` moved, and where they were.
         random: Random state at the start of the first pass.
         witness: A parameter with the gradient it had at the end of the second pass.
         zeroings: How often gradients were cleared through the optimizer.
@@ -59,12 +59,12 @@ class Scratch:
     length: Tensor | None = None
     kept: dict[Tensor, Tensor] = field(default_factory=dict)
     backup: dict[Tensor, Tensor] = field(default_factory=dict)
-    moved: list[Tensor] = field(default_factory=list)
+    moved: tuple[list[Tensor], list[Tensor]] = ([], [])
     random: Any = None
     witness: tuple[Tensor, Tensor | None] | None = None
     zeroings: int = 0
     finder: ModelFinder | None = None
-    buffers: dict[Tensor, Tensor] = field(default_factory=dict)
+    buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     trained_buffers: dict[Tensor, Tensor] = field(default_factory=dict)
     pending: tuple[Tensor, Any] | None = None
     warned: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowland.core.params import global_norm, normalized_scale
 
@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
     """Return the local part of every tensor; it shares its storage.
 
@@ -36,11 +39,7 @@ def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
     Returns:
         Plain tensors.
     """
-    found = []
-    for tensor in tensors:
-        local = getattr(tensor, "_local_tensor", None)
-        found.append(tensor if local is None else local)
-    return found
+    return [t if type(t) in _PLAIN else getattr(t, "_local_tensor", t) for t in tensors]
 
 
 def empty_twin(tensor: Tensor) -> Tensor:
@@ -56,6 +55,10 @@ def empty_twin(tensor: Tensor) -> Tensor:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
+    if tensors:
+        device, dtype = tensors[0].device, tensors[0].dtype
+        if all(t.dtype is dtype and t.device == device for t in tensors):
+            return [list(range(len(tensors)))]
     keys: dict[Hashable, list[int]] = {}
     for index, tensor in enumerate(tensors):
         keys.setdefault((tensor.device, tensor.dtype), []).append(index)
@@ -125,14 +128,16 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     Returns:
         A scalar on the first tensor's device, in at least float32; 0 for no tensors.
     """
+    if tensors and all(type(t) in _PLAIN for t in tensors) and len(_buckets(tensors)) == 1:
+        return global_norm(tensors)
     kinds: dict[Hashable, list[Tensor]] = {}
     for tensor in tensors:
         mesh = getattr(tensor, "device_mesh", None)
-        kinds.setdefault((tensor.device, mesh), []).append(tensor)
+        kinds.setdefault((tensor.device, tensor.dtype, mesh), []).append(tensor)
     norms = [global_norm(part) for part in kinds.values()]
     if len(norms) <= 1:
         return norms[0] if norms else torch.zeros(())
-    joint: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    joint: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     return joint
 
 
@@ -190,7 +195,7 @@ def _add(targets: Sequence[Tensor], directions: Sequence[Tensor], number: Tensor
     for bucket in _buckets(into):
         parts, steps = [into[i] for i in bucket], [along[i] for i in bucket]
         local = number.to(parts[0].device)
-        if all(map(_fusable, parts, steps)):
+        if _fusable(parts, steps):
             skip = torch.nan_to_num(local, nan=0.0, posinf=0.0, neginf=0.0).eq_(0).float()
             torch._fused_sgd_(
                 parts,
@@ -214,14 +219,18 @@ def _add(targets: Sequence[Tensor], directions: Sequence[Tensor], number: Tensor
             part.add_(torch.where(usable, step * scale, 0.0))
 
 
-def _fusable(target: Tensor, direction: Tensor) -> bool:
-    kinds = {("cpu", torch.float32), ("cpu", torch.float64), ("cuda", torch.float32)}
-    return (
-        (target.device.type, target.dtype) in kinds
-        and direction.dtype == target.dtype
-        and direction.device == target.device
+_FUSED = {("cpu", torch.float32), ("cpu", torch.float64), ("cuda", torch.float32)}
+
+
+def _fusable(targets: list[Tensor], directions: list[Tensor]) -> bool:
+    # the kernel takes both as flat memory of one type; torch's is wrong for 16-bit types on the host
+    device, dtype = targets[0].device, targets[0].dtype
+    return (device.type, dtype) in _FUSED and all(
+        direction.dtype is dtype
+        and direction.device == device
         and direction.stride() == target.stride()
         and (target.is_contiguous() or target.is_contiguous(memory_format=torch.channels_last))
+        for target, direction in zip(targets, directions, strict=True)
     )
 
 

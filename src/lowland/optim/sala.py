@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lowland.optim.ascent import Ascent
 from lowland.optim.bases import Base
 from lowland.optim.lookahead import check_period
-from lowland.optim.moves import copy_all, copy_where, empty_twin, interpolate, joint_norm, shards
+from lowland.optim.moves import copy_all, copy_where, interpolate, joint_norm, shards
 from lowland.optim.options import AscentKeywords
 
 __all__ = ["SALA"]
@@ -134,11 +134,7 @@ class SALA(Ascent):
         if lazy or (self.period == 1 and self.slow_weights == "lazy" and self.steps == 0):
             copy_all(slow, fast)
         interpolate(slow, fast, self.alpha)
-        backup = self._held.scratch.backup
-        for parameter in fast:
-            if parameter not in backup:
-                backup[parameter] = empty_twin(parameter)
-        differences = [backup[parameter] for parameter in fast]
+        differences = [self._backup(parameter) for parameter in fast]
         copy_all(differences, fast)
         torch._foreach_sub_(shards(differences), shards(slow))
         near = joint_norm(differences) < max(self._radius(group) for group in self.param_groups)
