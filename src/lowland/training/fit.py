@@ -8,13 +8,14 @@ states of model, optimizer and loss this makes a resumed run end with the same b
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from lowland.core.exact import accuracy
 from lowland.core.modes import forked_rng
 from lowland.core.provenance import provenance
 from lowland.core.seeds import torch_seed
-from lowland.core.types import Batch, forward
+from lowland.core.types import Batch, forward, move
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
@@ -45,6 +46,9 @@ from lowland.training.schedule import ScheduleLike, as_schedule
 from lowland.training.setup import check_arguments, make_fabric, prepare_loss, recipe_of, split_batch, training_batches
 
 __all__ = ["FitResult", "fit"]
+
+Terms: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None, int]"
+"""Of a batch: plain loss, hits, counted targets (None where there are no classes), samples."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class _Loop:  # everything that lives as long as one call
     checkpoint_every_steps: int | None
     recipe: dict[str, Any]
     checkpoints: CheckpointFolder | None
-    terms: list[Tensor]  # of the running epoch: plain loss, hits, counted targets, samples
+    terms: list[Terms]  # of the running epoch
     best: tuple[int, dict[str, Tensor]] | None = None
 
 
@@ -164,15 +168,18 @@ def fit(
     """
     check_arguments(epochs, clip, micro_batches, select, checkpoint_every_steps, optimizer, model)
     place = None if folder is None else open_run_folder(Path(folder))
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes; Fabric does not run yet
     with (
-        nullcontext() if place is None else only_writer(place / "checkpoints"),
+        only_writer(place / "checkpoints") if place is not None and first else nullcontext(),
         forked_rng(torch_seed(seed, "training")),
     ):
         random.seed(torch_seed(seed, "training", "python"))
         np.random.seed(torch_seed(seed, "training", "numpy") % 2**32)
         fabric = make_fabric(accelerator, devices, precision)
         batches = training_batches(data, batch_size, seed, augment, fabric)
-        run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed)
+        run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
+        if run.rank:  # every process has dropout masks of its own; the first has those of a run on one device
+            torch.manual_seed(torch_seed(seed, "training", run.rank))
         prepare_loss(run, batches, fabric.device)
         recipe = recipe_of(
             run, batch_size, schedule, augment, (clip, micro_batches), select, precision, fabric.world_size
@@ -242,7 +249,7 @@ def _step(loop: _Loop, batch: Batch) -> None:
         run.loss.after_step()
 
 
-def _pass(loop: _Loop, batch: Batch, size: int) -> Tensor:
+def _pass(loop: _Loop, batch: Batch, size: int) -> Terms:
     # forward and backward over a part of a batch of `size` samples; gradients of parts add up to that of their mean
     output = forward(loop.model, batch)
     loss = loop.run.loss
@@ -253,20 +260,28 @@ def _pass(loop: _Loop, batch: Batch, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _terms(output: Any, value: Tensor, batch: Batch, ignored: int) -> Tensor:
-    # plain loss, hits, counted targets and samples of a batch, left on the device: no synchronisation
-    size = float(batch.size)
+def _terms(output: Any, value: Tensor, batch: Batch, ignored: int) -> Terms:
+    # left on the device and summed at the end of the epoch: no synchronisation, few operations
     hits = accuracy(output, batch.target, ignore_index=ignored)
-    counted = (value.new_zeros(()), value.new_zeros(())) if hits is None else (hits[0].sum(), hits[1].sum())
-    return torch.stack(
-        [value.detach().double() * size, *(c.double() for c in counted), value.new_full((), size).double()]
-    )
+    if hits is None:
+        return value.detach(), None, None, batch.size
+    return value.detach(), hits[0].sum(), hits[1].sum(), batch.size
+
+
+def _totals(terms: list[Terms], device: torch.device) -> Tensor:
+    # sums over a running epoch: plain loss times samples, hits, counted targets, samples
+    sizes = torch.tensor([float(size) for *_, size in terms], dtype=torch.float64, device=device)
+    losses = torch.stack([value for value, *_ in terms]).double()
+    none = sizes.new_zeros(1)
+    hits = torch.stack([h for _, h, _, _ in terms if h is not None] or [none]).double()
+    counted = torch.stack([c for _, _, c, _ in terms if c is not None] or [none]).double()
+    return torch.stack([(losses * sizes).sum(), hits.sum(), counted.sum(), sizes.sum()])
 
 
 def _end_epoch(loop: _Loop) -> None:
     # evaluate, let hooks work, decide what is best, write the checkpoint and the row
     run = loop.run
-    total = loop.fabric.all_reduce(torch.stack(loop.terms).sum(0), reduce_op="sum")
+    total = loop.fabric.all_reduce(_totals(loop.terms, loop.fabric.device), reduce_op="sum")
     loss, hits, counted, samples = total.tolist()
     loop.terms.clear()
     run.evaluation_passes += _mode(loop, training=False)
@@ -339,16 +354,22 @@ def _mode(loop: _Loop, *, training: bool) -> int:
 
 def _save(loop: _Loop) -> None:
     run = loop.run
-    if loop.checkpoints is None or not loop.fabric.is_global_zero:
+    if loop.checkpoints is None:
+        return
+    loss = run.loss.state_dict() if hasattr(run.loss, "state_dict") else {}
+    own: list[Any] = [(random_state(), loss, list(loop.terms))]  # what every process has of its own
+    if loop.fabric.world_size > 1:
+        own = own * loop.fabric.world_size
+        torch.distributed.all_gather_object(own, own[run.rank])
+    if not loop.fabric.is_global_zero:
         return
     weights, extra = split_state(run.model)
     state = {
-        "recipe": loop.recipe, "extra": extra, "optimizer": run.optimizer.state_dict(),
-        "loss": run.loss.state_dict() if hasattr(run.loss, "state_dict") else {},
+        "recipe": loop.recipe, "extra": extra, "optimizer": run.optimizer.state_dict(), "own": own,
         "precision": loop.fabric.strategy.precision.state_dict(), "hooks": [hook.state_dict() for hook in loop.hooks],
-        "rng": random_state(), "epoch": run.epoch, "step": run.step, "passes": run.passes, "stop": run.stop,
+        "epoch": run.epoch, "step": run.step, "passes": run.passes, "stop": run.stop,
         "evaluation_passes": run.evaluation_passes, "seconds": run.seconds, "rows": run.rows,
-        "terms": list(loop.terms), "best_step": None if loop.best is None else loop.best[0],
+        "best_step": None if loop.best is None else loop.best[0],
     }  # fmt: skip
     loop.checkpoints.save(run.step, weights, state, best=loop.best)
 
@@ -366,13 +387,14 @@ def _resume(loop: _Loop) -> None:
         raise CheckpointError(f"`hooks` must be those of the run in {run.folder} ({len(state['hooks'])} hooks there)")
     run.model.load_state_dict({**weights, **state["extra"]})
     run.optimizer.load_state_dict(state["optimizer"])
+    random_numbers, loss, terms = state["own"][run.rank]
     if hasattr(run.loss, "load_state_dict"):
-        run.loss.load_state_dict(state["loss"])
+        run.loss.load_state_dict(loss)
     loop.fabric.strategy.precision.load_state_dict(state["precision"])
     for hook, saved in zip(loop.hooks, state["hooks"], strict=True):
         hook.load_state_dict(saved)
-    restore_random_state(state["rng"])
+    restore_random_state(random_numbers)
     for name in ("epoch", "step", "passes", "stop", "evaluation_passes", "seconds", "rows"):
         setattr(run, name, state[name])
-    loop.terms = [terms.to(loop.fabric.device) for terms in state["terms"]]
+    loop.terms = [move(entry, loop.fabric.device) for entry in terms]
     loop.best = None if best is None else (state["best_step"], best)

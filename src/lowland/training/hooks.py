@@ -30,6 +30,7 @@ class Run:
         epochs: Length of the run in epochs.
         steps_per_epoch: Optimizer steps in an epoch.
         seed: The run's seed.
+        rank: This process, from 0; hooks that write do so on rank 0 alone.
         epoch: Epochs done.
         step: Optimizer steps done.
         passes: Forward-backward passes of training done.
@@ -48,6 +49,7 @@ class Run:
     epochs: int
     steps_per_epoch: int
     seed: int
+    rank: int = 0
     epoch: int = 0
     step: int = 0
     passes: int = 0
@@ -145,6 +147,8 @@ class Snapshots(Hook):
         """
         if run.folder is None:
             raise InputError("folder", "must be given for snapshots of the trajectory", None)
+        if run.rank != 0:
+            return
         folder = run.folder / "snapshots"
         if run.step == 0:  # what an abandoned run left there is not this run's trajectory
             (folder / "index.json").unlink(missing_ok=True)
@@ -171,7 +175,8 @@ class Snapshots(Hook):
             self._write(run)
 
     def _write(self, run: Run) -> None:
-        assert self._writer is not None
+        if self._writer is None:
+            return
         # running statistics too: the true loss of a snapshot needs those of its own time
         kept = [*((n, p) for n, p in run.model.named_parameters() if p.requires_grad), *run.model.named_buffers()]
         weights = {name: value.detach().float().cpu().numpy() for name, value in kept if value.is_floating_point()}
