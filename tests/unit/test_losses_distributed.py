@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +84,13 @@ def worker(rank: int, world: int, folder: Path) -> None:
         resumes_in_mid_epoch(rank, world, folder)
         refuses_what_it_cannot_do(rank, world)
         reshapes_together(rank, world)
+        dist.barrier()
     finally:
+        gc.collect()  # DDP holds on to the group
         dist.destroy_process_group()
+    # all has passed: leave at once, since threads of gloo can abort an interpreter that is shutting down
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def equals_one_process(rank: int, world: int, folder: Path, placement: str, planned: bool) -> None:
@@ -109,12 +117,17 @@ def repeated_samples(rank: int, world: int, folder: Path) -> None:
         ids = torch.tensor([7, 8 + rank]) if rank % 2 else torch.tensor([8 + rank, 7])
         memory.configure(None, lambda epoch, ids=ids: ids)
         outputs = torch.full((2, 1), float(rank), dtype=torch.float64)
+        last = max(other for other in range(world) if other % 2 == 0)
         memory.begin(0, recording=True, reading=False)
-        memory.record(memory.locate(ids, outputs), outputs)
+        rows = memory.locate(ids, outputs)
+        if rank == last:
+            memory.record(rows, outputs)
+        dist.barrier()  # the others are later by the clock, which must not count
+        if rank != last:
+            memory.record(rows, outputs)
         memory.begin(1, recording=True, reading=True)
         values, hit = memory.recall(memory.locate(ids, outputs), outputs)
         assert hit.all()
-        last = max(other for other in range(world) if other % 2 == 0)
         assert sorted(values[:, 0].tolist()) == sorted([float(rank), float(last)])
         dist.barrier()
 

@@ -283,6 +283,8 @@ def test_slope_over_losses_counts_what_training_met():
     torch.testing.assert_close(torch.tensor(data.slope.values), Sech().slope(torch.tensor(data.loss.values) / 1.4))
     assert data.left[0] == 0 and float(data.right[-1]) == pytest.approx(max(met.losses))
     assert float(data.mean_multiplier) == pytest.approx(sum(met.values) / len(met))
+    met.append(5, torch.tensor(math.nan), torch.tensor(math.nan))  # a run that diverged is still drawn
+    assert int(slope_over_losses(run.loss.reshaper, met, 1.4).passes.sum()) == 5 * 4
     with pytest.raises(InputError, match="recorded"):
         slope_over_losses(Sech(), Multipliers(), 1.0)
 

@@ -127,6 +127,7 @@ def test_int8_error_of_the_tempered_divergence():
         logits = (logits - low) / (high - low) * span
         kept = RowFormat("int8", (1000,))
         values = kept.decode(kept.encode(logits, 0)).values
+        assert float((values - logits).abs().max()) <= span / 254 / 2 * (1 + 1e-4)
         assert float(tempered_divergence(logits, values.double(), 5.0).mean()) <= allowed
 
 
@@ -302,3 +303,8 @@ def test_bad_settings_are_refused(options, argument):
 def test_rows_of_consecutive_ids_need_no_table():
     assert SampleRows(torch.arange(5).flip(0)).known is None
     assert SampleRows(5).of(torch.tensor([4, 5, -1])).tolist() == [4, -1, -1]
+
+
+def test_unknown_ids_have_no_row():
+    rows = SampleRows(torch.tensor([2**61, 5, 77]))
+    assert rows.of(torch.tensor([0, 5, 6, 77, 2**61, 2**61 + 1, -1])).tolist() == [-1, 0, -1, 1, 2, -1, -1]

@@ -90,6 +90,12 @@ def test_average_of_half_precision_weights_does_not_stall():
     for _ in range(1000):
         average.update(0.999)  # each step moves by less than bfloat16 resolves
     assert average.model.weight.item() == pytest.approx(2 - 0.999**1000, abs=0.01)
+    again = Average(model)
+    again.load_state_dict(average.state_dict())
+    for each in (average, again):  # what bfloat16 cannot hold is in the state too
+        for _ in range(1000):
+            each.update(0.999)
+    assert again.model.weight.item() == average.model.weight.item() == pytest.approx(2 - 0.999**2000, abs=0.01)
 
 
 def test_teacher_is_apart_from_the_model():

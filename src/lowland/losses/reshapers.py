@@ -337,8 +337,7 @@ def _bowl(x: Tensor) -> Tensor:
 
 
 def _bell(x: Tensor) -> Tensor:
-    # sech(x) tanh(x) for x >= 0 without overflow
-    return 2 * torch.exp(-x) * -torch.expm1(-2 * x) / (1 + torch.exp(-2 * x)).square()
+    return torch.tanh(x) / torch.cosh(x)  # sech(x) tanh(x); where cosh overflows to infinity, 0 is right
 
 
 def _wide(loss: Tensor) -> Tensor:
