@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,8 @@ def test_a_run_that_followed_the_wrong_eigenvalues_gives_way_to_the_cold_one() -
     cold = extreme_eigenvalues(operator)
     assert _outer(warm, cold) == (cold, True)
     assert _outer(cold, warm) == (cold, False) and _outer(cold, cold) == (cold, False)
+    for other in (replace(warm, lambda_max=cold.lambda_max), replace(warm, lambda_min=cold.lambda_min)):
+        assert _outer(other, cold) == (cold, True)  # one end is enough
     assert extreme_eigenvalues(operator, start=inner, noise=0.1).lambda_max == pytest.approx(9.0, rel=1e-3)
 
 

@@ -141,8 +141,8 @@ class Convexity:
 
     def _chosen(self, operator: Hessian) -> bool:
         """Return whether this point is checked cold: drawn by the bits of its weights, the same on every engine."""
-        tensor = operator.space.tensors[0].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        number = int.from_bytes(hashlib.sha256(tensor.numpy().tobytes()).digest()[:8], "little")
+        heads = torch.cat([p.detach().reshape(-1)[:8].double() for p in operator.space.tensors])
+        number = int.from_bytes(hashlib.sha256(heads.cpu().numpy().tobytes()).digest()[:8], "little")
         return number < self.check_share * 2**64
 
 

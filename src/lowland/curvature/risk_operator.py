@@ -187,7 +187,9 @@ class AbstractRiskOperator(AbstractOperator):
         self._complete = len(self._graphs) == count
 
     def _keep(self, index: int, graph: BatchGraph) -> BatchGraph:
-        """Return a graph, kept if the memory allowed holds it."""
+        """Return a graph, kept if a block is open beyond this call and the memory allowed holds it."""
+        if self._depth < 2:
+            return graph
         size = graph_bytes(graph.roots, self._space.tensors) if self.memory > 0 else 1
         if self._kept_bytes + size <= self.memory:
             self._graphs[index] = graph
