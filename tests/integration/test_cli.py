@@ -87,6 +87,44 @@ def test_survey_project_measure_and_report(run, capsys):
     assert json.loads(capsys.readouterr().out)["center"] == surface["center"]
 
 
+def test_lines_splits_figures_and_lists(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    assert main(["fit", str(other), *SMALL, "--seed", "1", "--quiet"]) == 0
+    splits = ["--splits", '["train", "test"]']
+    assert (
+        main(
+            ["line", str(run), "--other", str(other), "--points", "5", "--start", "0", "--stop", "1", *splits, "--json"]
+        )
+        == 0
+    )
+    line = json.loads(capsys.readouterr().out)
+    assert line["train"]["barrier"] > 0
+    matched = ["--match", "true", "--name", "matched", "--points", "5", "--start", "0", "--stop", "1"]
+    assert main(["line", str(run), "--other", str(other), *matched, "--risk.batch_norm", "recalibrated", "--json"]) == 0
+    assert "barrier" in json.loads(capsys.readouterr().out)["train"]
+    assert main(["line", str(run), "--directions", "3", "--points", "5", "--name", "band", "--quiet"]) == 0
+    assert main(["surface", str(run), "--points", "[3, 3]", "--probe", "convexity", "--name", "map", "--quiet"]) == 0
+    assert main(["surface", str(run), "--points", "[5, 5]", *splits, "--name", "both", "--quiet"]) == 0
+    for store, kind, ending in (
+        ("line", "line", "pdf"),
+        ("both", "contour", "svg"),
+        ("map", "convexity", "png"),
+        ("both", "surface", "html"),
+    ):
+        figure = tmp_path / f"{store}.{ending}"
+        assert (
+            main(
+                ["figure", str(run / "surfaces" / f"{store}.zarr"), "--kind", kind, "--output", str(figure), "--quiet"]
+            )
+            == 0
+        )
+        assert figure.stat().st_size > 1000
+    capsys.readouterr()
+    assert main(["list", "models", "optimizers", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"sam", "sala"} <= set(listed["optimizers"]) and "resnet20" in listed["models"]
+
+
 BAD = [
     (["nonsense"], "`command` must be one of"),
     (["fit", "{new}", "--model.name", "resnet21"], "resnet20"),
@@ -110,6 +148,11 @@ BAD = [
     (["trajectory", "{new}"], "`run` must be the folder of a run"),
     (["report", "{new}"], "`run`"),
     (["report", "{foreign}"], "`run`"),
+    (["line", "{run}", "--start", "1", "--stop", "0"], "`start, stop`"),
+    (["line", "{run}", "--other", "{new}"], "`run` must be the folder of a run"),
+    (["line", "{run}", "--splits", '["train", "exam"]'], "`splits`"),
+    (["figure", "{new}"], "{new}"),
+    (["list", "method"], "`kinds`"),
     (["demo", "--seeds", "1"], "`seeds` must be at least 2"),
     (["demo", "--methods", '["sgd", "tam"]'], "`methods` must name some of"),
     (["fit", "{foreign}"], "`folder`"),
@@ -127,7 +170,7 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, run, tmp_p
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = [line for line in shown.err.strip().splitlines() if "loading torch" not in line]
-    assert len(lines) == 1 and message in lines[0], shown.err
+    assert len(lines) == 1 and places.get(message, message) in lines[0], shown.err
     assert not (tmp_path / "new").exists()
     assert [path.name for path in foreign.iterdir()] == ["letter.txt"]
     assert sorted(str(path) for path in run.rglob("*")) == before

@@ -20,14 +20,18 @@ from lowland.core.errors import LowlandError, LowlandWarning
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = {
-    "demo": "train two methods on digits, survey them and write a report",
+    "demo": "train six methods on digits, survey them and write a report",
     "fit": "train one network into a run folder",
     "surface": "survey the loss on a plane around the weights of a run",
+    "line": "survey the loss on a line, in random directions or to another run",
     "trajectory": "project the training path of a run",
     "curvature": "measure the Hessian at the weights of a run",
     "report": "write one self-contained page about runs",
+    "figure": "draw stored results in any style, without computing again",
+    "list": "show the known models, data sets and methods",
     "study": "compare methods over seeds by a rule declared before",
     "recommend": "find out which method helps on your model and data",
+    "claims": "measure the published claims and write the ledger",
 }
 """Every command and what it does; ``lowland.cli.COMMAND`` holds it."""
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     runs = [report.read_run(folder) for folder in spec.runs]
     page = Path(spec.output)
     page.parent.mkdir(parents=True, exist_ok=True)
-    report.write(report.build(runs, title=spec.title), page)
+    report.write(report.build(runs, title=spec.title, allow_mixed=spec.allow_mixed), page)
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     output.result({"report": str(page), "runs": len(runs)}, [f"Report: {page}"])
     return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from lowland.cli.output import Output, command_arguments
+from lowland.core.schema import STATUS_FAILED
 from lowland.spec import SurfaceSpec, parse
 
 __all__ = ["main"]
@@ -27,15 +29,16 @@ def main(arguments: Sequence[str]) -> int:
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:
         surface, path = surface_run(spec, on_event=output.progress(f"surface of {spec.run}"))
-    loss = surface["loss"].sel(x=0.0, y=0.0, method="nearest")
-    failed = int((surface["status"] == 3).sum())
-    result = {
-        "path": str(path), "points": int(surface["status"].size), "failed": failed, "center": float(loss),
-        "lowest": float(np.nanmin(surface["loss"])), "highest": float(np.nanmax(surface["loss"])),
-    }  # fmt: skip
-    table = [
-        ["points", "failed", "loss at the centre", "lowest", "highest"],
-        [str(result["points"]), str(failed), *(f"{result[k]:.4g}" for k in ("center", "lowest", "highest"))],
-    ]
-    output.result(result, [f"Surface: {path}"], table)
+    failed = int((surface["status"] == STATUS_FAILED).sum())
+    splits = [str(name) for name in surface["split"].values] if "split" in surface.dims else [spec.risk.split]
+    result: dict[str, Any] = {"path": str(path), "points": int(surface["status"].size), "failed": failed}
+    rows = []
+    for name in splits:
+        loss = surface["loss"].sel(split=name) if "split" in surface.dims else surface["loss"]
+        center = float(loss.sel(x=0.0, y=0.0, method="nearest"))
+        values = {"center": center, "lowest": float(np.nanmin(loss)), "highest": float(np.nanmax(loss))}
+        result |= values if len(splits) == 1 else {name: values}
+        rows.append([name, str(result["points"]), str(failed), *(f"{value:.4g}" for value in values.values())])
+    head = ["split", "points", "failed", "loss at the centre", "lowest", "highest"]
+    output.result(result, [f"Surface: {path}"], [head, *rows])
     return 0

@@ -1,30 +1,28 @@
 """One typed, versioned spec per command, for YAML and flags alike, and the one place where names become objects."""
 
 from lowland.spec.parse import parse, to_yaml
-from lowland.spec.specs import (
+from lowland.spec.specs import DataSpec, DemoSpec, FitSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
+from lowland.spec.study import ClaimsSpec, RecommendSpec, SearchSpec, StudySpec, SurveySpec
+from lowland.spec.surveys import (
     CurvatureSpec,
-    DataSpec,
-    DemoSpec,
-    FitSpec,
-    LossSpec,
-    ModelSpec,
-    OptimizerSpec,
+    FigureSpec,
+    LineSpec,
     ReportSpec,
     RiskSpec,
-    ScheduleSpec,
     SurfaceSpec,
     TrajectorySpec,
 )
-from lowland.spec.study import RecommendSpec, SearchSpec, StudySpec, SurveySpec
 
 __all__ = [
     "parse",
     "to_yaml",
     "FitSpec",
     "SurfaceSpec",
+    "LineSpec",
     "TrajectorySpec",
     "CurvatureSpec",
     "ReportSpec",
+    "FigureSpec",
     "DemoSpec",
     "ModelSpec",
     "DataSpec",
@@ -36,4 +34,5 @@ __all__ = [
     "SearchSpec",
     "SurveySpec",
     "RecommendSpec",
+    "ClaimsSpec",
 ]

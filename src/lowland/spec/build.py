@@ -27,12 +27,10 @@ def methods(room: Any, base: type[Any]) -> dict[str, type[Any]]:
     Returns:
         Name -> class.
     """
-    found = {name: getattr(room, name) for name in room.__all__}
-    return {
-        name.lower(): kind
-        for name, kind in found.items()
-        if inspect.isclass(kind) and issubclass(kind, base) and not inspect.isabstract(kind)
-    }
+    kinds = [kind for kind in (getattr(room, name) for name in room.__all__) if inspect.isclass(kind)]
+    found = [kind for kind in kinds if issubclass(kind, base)]
+    bases = {above for kind in found for above in kind.__mro__[1:]}  # what others are made from is no method itself
+    return {kind.__name__.lower(): kind for kind in found if kind not in bases and not inspect.isabstract(kind)}
 
 
 def build_data(spec: DataSpec) -> data.DataSplits:

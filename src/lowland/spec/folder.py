@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import CheckpointError, InputError
 from lowland.spec.parse import from_yaml, to_yaml
-from lowland.spec.specs import FitSpec, RiskSpec
+from lowland.spec.specs import FitSpec
+from lowland.spec.surveys import RiskSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -160,14 +162,39 @@ class RunFolder:
         Returns:
             The risk of the plain criterion (methods wrapped around the loss are for training).
         """
+        return self.risks(spec, [spec.split])[spec.split]
+
+    def risks(self, spec: RiskSpec, splits: Sequence[str], model: nn.Module | None = None) -> dict[str, EmpiricalRisk]:
+        """Make the risks of several parts of the data, all of one model.
+
+        Args:
+            spec: Weights, data and batch-norm mode; its split is where batch-norm statistics are recalibrated.
+            splits: Names of parts: train, validation, test.
+            model: The network; None builds it with the weights of the spec.
+
+        Returns:
+            Name -> risk.
+
+        Raises:
+            InputError: If a part is unknown or named twice.
+        """
         from lowland.core.risk import EmpiricalRisk
         from lowland.spec.build import build_criterion
 
-        splits = self.data()
-        model = self.model(splits, spec.weights)
+        if not splits or len(set(splits)) < len(splits) or not set(splits) <= {"train", "validation", "test"}:
+            raise InputError("splits", "must name parts of the data, each once: train, validation, test", list(splits))
+        data = self.data()
+        model = self.model(data, spec.weights) if model is None else model
         criterion = build_criterion(self.spec.loss)
-        part = getattr(splits, spec.split)
-        batches = list(part.batches(spec.batch_size)) if hasattr(part, "batches") else part
-        return EmpiricalRisk(
-            model, criterion, batches, batch_norm=spec.batch_norm, samples=spec.samples, seed=spec.seed
-        )
+        batches = {name: _batches(getattr(data, name), spec.batch_size) for name in {*splits, spec.split}}
+        return {
+            name: EmpiricalRisk(
+                model, criterion, batches[name], batch_norm=spec.batch_norm, recalibration=batches[spec.split],
+                samples=spec.samples, seed=spec.seed,
+            )
+            for name in splits
+        }  # fmt: skip
+
+
+def _batches(part: Any, size: int) -> Any:
+    return list(part.batches(size)) if hasattr(part, "batches") else part

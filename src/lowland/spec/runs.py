@@ -10,17 +10,20 @@ from typing import Any, TypeAlias
 
 import torch
 import xarray as xr
+from torch import nn
 
 from lowland import curvature, landscape, store
 from lowland.core.errors import InputError, StoreError
+from lowland.core.risk import EmpiricalRisk
 from lowland.engine import Event
 from lowland.spec.build import build_data, build_loss, build_model, build_optimizer, build_schedule
 from lowland.spec.folder import RunFolder
 from lowland.spec.parse import to_yaml
-from lowland.spec.specs import CurvatureSpec, FitSpec, SurfaceSpec, TrajectorySpec
+from lowland.spec.specs import FitSpec
+from lowland.spec.surveys import CurvatureSpec, LineSpec, RiskSpec, SurfaceSpec, TrajectorySpec
 from lowland.training import Hook, Run, Snapshots, fit
 
-__all__ = ["OnEvent", "curvature_run", "fit_run", "surface_run", "threads", "trajectory_run"]
+__all__ = ["OnEvent", "curvature_run", "fit_run", "line_run", "surface_run", "threads", "trajectory_run"]
 
 OnEvent: TypeAlias = Callable[[Event], None]
 
@@ -110,11 +113,64 @@ def surface_run(spec: SurfaceSpec, *, on_event: OnEvent | None = None) -> tuple[
     folder = RunFolder(spec.run)
     path = folder.path / "surfaces" / f"{spec.name}.zarr"
     with threads(spec.threads):
-        risk = folder.risk(spec.risk)
-        plane = landscape.random_plane(risk.model, spec.seed, normalization=spec.normalization)
-        grid = landscape.grid(*spec.points, extent=spec.extent)
-        surface = landscape.evaluate(risk, plane, grid, engine=spec.engine, store=path, on_event=on_event)
+        risk = _measured(folder, spec.risk, spec.splits)
+        plane = landscape.random_plane(_model(risk), spec.seed, normalization=spec.normalization)
+        surface = landscape.evaluate(
+            risk, plane, landscape.grid(*spec.points, extent=spec.extent), engine=spec.engine, store=path,
+            probes=_PROBES[spec.probe](), refined=landscape.Tolerance() if spec.refine else None,
+            precision=spec.precision, on_event=on_event,
+        )  # fmt: skip
     return surface, path
+
+
+def line_run(spec: LineSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
+    """Survey the loss on a line; an interrupted survey goes on.
+
+    Args:
+        spec: What to survey.
+        on_event: Receives the progress, by points.
+
+    Returns:
+        The line, and where it is stored.
+
+    Raises:
+        InputError: If the other run is of another network.
+    """
+    folder = RunFolder(spec.run)
+    path = folder.path / "surfaces" / f"{spec.name}.zarr"
+    with threads(spec.threads):
+        risk = _measured(folder, spec.risk, spec.splits)
+        grid = landscape.grid(spec.points, extent=(spec.start, spec.stop))
+        lines = _lines(folder, spec, _model(risk))
+        line = landscape.evaluate(risk, lines, grid, engine=spec.engine, store=path, on_event=on_event)
+    return line, path
+
+
+def _lines(folder: RunFolder, spec: LineSpec, model: nn.Module) -> list[landscape.Plane]:
+    if spec.other is None:
+        seeds = range(spec.seed, spec.seed + spec.directions)
+        return [landscape.random_line(model, seed, normalization=spec.normalization) for seed in seeds]
+    other_folder = RunFolder(spec.other)
+    other = other_folder.model(other_folder.data(), spec.risk.weights)
+    if spec.match:
+        example = next(iter(folder.risk(spec.risk).batches()))
+        other = landscape.match_weights(model, other, example, seed=spec.seed).model
+    return [landscape.line_between(model, other, move_statistics=spec.risk.batch_norm == "running")]
+
+
+_PROBES: dict[str, Callable[[], tuple[landscape.Probe, ...]]] = {
+    "none": tuple,
+    "gradient": lambda: (landscape.GradientNorm(),),
+    "convexity": lambda: (curvature.Convexity(),),
+}
+
+
+def _measured(folder: RunFolder, spec: RiskSpec, splits: list[str] | None) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
+    return folder.risk(spec) if splits is None else folder.risks(spec, splits)
+
+
+def _model(risk: EmpiricalRisk | dict[str, EmpiricalRisk]) -> nn.Module:
+    return (next(iter(risk.values())) if isinstance(risk, dict) else risk).model
 
 
 def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
@@ -175,7 +231,8 @@ def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tu
     with threads(spec.threads):
         result = curvature.survey(
             folder.risk(spec.risk), trace_products=spec.trace_products, directions=spec.directions,
-            max_products=spec.max_products, rho=spec.rho, seed=spec.seed, on_product=ticker,
+            max_products=spec.max_products, rho=spec.rho, top=spec.top, density_probes=spec.density_probes,
+            layer_probes=spec.layer_probes, sharpness=spec.sharpness, seed=spec.seed, on_product=ticker,
         )  # fmt: skip
     result.attrs["spec"] = to_yaml(spec)
     if spec.risk.weights.isdigit():  # a place on the path; reports compare such results at matched loss

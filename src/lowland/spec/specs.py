@@ -1,4 +1,4 @@
-"""The specs: plain dataclasses whose fields are the flags of the commands and the keys of the YAML files.
+"""The specs of training: plain dataclasses whose fields are the flags of the commands and the keys of the YAML files.
 
 The docstrings are what ``--help`` shows: each field says its unit; type and default are added. A spec holds only plain
 values, so that it can be written to ``spec.yaml`` and read back to the same run. ``version`` is 1; a file of a newer
@@ -8,40 +8,14 @@ version is refused.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from lowland.core.errors import InputError
+from lowland.spec.checks import VERSION, check_positive, check_version
 
-__all__ = [
-    "VERSION",
-    "CurvatureSpec",
-    "DataSpec",
-    "DemoSpec",
-    "FitSpec",
-    "LossSpec",
-    "ModelSpec",
-    "OptimizerSpec",
-    "ReportSpec",
-    "RiskSpec",
-    "ScheduleSpec",
-    "SurfaceSpec",
-    "TrajectorySpec",
-]
-
-VERSION: Final = 1
+__all__ = ["DataSpec", "DemoSpec", "FitSpec", "LossSpec", "ModelSpec", "OptimizerSpec", "ScheduleSpec"]
 
 Options = dict[str, Any]
-
-
-def _positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise InputError(name, "must be positive", value)
-
-
-def _version(version: int) -> None:
-    if version != VERSION:
-        raise InputError("version", f"must be {VERSION}, the version of specs that this Lowland reads", version)
 
 
 @dataclass(kw_only=True)
@@ -93,7 +67,7 @@ class OptimizerSpec:
     options: Options = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _positive(learning_rate=self.learning_rate)
+        check_positive(learning_rate=self.learning_rate)
         if not 0 <= self.momentum < 1:
             raise InputError("optimizer.momentum", "must be in [0, 1)", self.momentum)
         if self.weight_decay < 0:
@@ -183,156 +157,13 @@ class FitSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        _version(self.version)
-        _positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
-        _positive(
+        check_version(self.version)
+        check_positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
+        check_positive(
             threads=self.threads,
             snapshots_every_epochs=self.snapshots_every_epochs,
             checkpoint_every_steps=self.checkpoint_every_steps,
         )
-
-
-@dataclass(kw_only=True)
-class RiskSpec:
-    """What is measured on the weights of a run, and on which data.
-
-    Args:
-        weights: Which weights of the run: best (chosen on validation), last, initial, or the step of a snapshot.
-        split: Which part of the data: train, validation or test.
-        samples: Size of a fixed random subset (samples); none takes all.
-        seed: Seed of the subset.
-        batch_size: Samples per forward pass (samples).
-        batch_norm: Statistics that normalise: running, batch (of the fixed partition) or recalibrated.
-    """
-
-    weights: str = "best"
-    split: Literal["train", "validation", "test"] = "train"
-    samples: int | None = None
-    seed: int = 0
-    batch_size: int = 500
-    batch_norm: Literal["running", "batch", "recalibrated"] = "running"
-
-    def __post_init__(self) -> None:
-        _positive(samples=self.samples, batch_size=self.batch_size)
-        if self.weights not in ("best", "last", "initial") and not self.weights.isdigit():
-            raise InputError("risk.weights", "must be best, last, initial or the step of a snapshot", self.weights)
-
-
-@dataclass(kw_only=True)
-class SurfaceSpec:
-    """Survey the loss on a random filter-normalised plane around the weights of a run.
-
-    Args:
-        run: Folder of the run.
-        name: Name of the surface; it is written to RUN/surfaces/NAME.zarr, and an interrupted survey goes on.
-        risk: What is measured.
-        points: Points along x and along y.
-        extent: Half width of the plane (units of the normalised directions).
-        seed: Seed of the directions.
-        normalization: filter, layer, weight or none.
-        engine: Who computes: serial.
-        threads: Threads of torch (threads); none leaves torch's own number.
-        version: Version of this spec.
-    """
-
-    run: str
-    name: str = "plane"
-    risk: RiskSpec = field(default_factory=RiskSpec)
-    points: tuple[int, int] = (51, 51)
-    extent: float = 1.0
-    seed: int = 0
-    normalization: Literal["filter", "layer", "weight", "none"] = "filter"
-    engine: str = "serial"
-    threads: int | None = None
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        _version(self.version)
-        _positive(points=min(self.points), extent=self.extent, threads=self.threads)
-        check_name(self.name)
-
-
-@dataclass(kw_only=True)
-class TrajectorySpec:
-    """Project the training path of a run on its principal directions, beside a random walk's.
-
-    Args:
-        run: Folder of the run; it must hold snapshots.
-        name: Name of the result; it is written to RUN/NAME.zarr.
-        risk: What is measured at every snapshot and at its projection.
-        anchor: Where the directions start: end (as in the paper) or mean.
-        losses: Measure the true loss of every snapshot and the loss of its projection beside it.
-        plane: Also survey the loss on the plane of the path.
-        points: Points along x and along y of that plane.
-        threads: Threads of torch (threads); none leaves torch's own number.
-        version: Version of this spec.
-    """
-
-    run: str
-    name: str = "trajectory"
-    # the path ends at the last weights; snapshots keep no batch-norm statistics, so they are made anew at every point
-    risk: RiskSpec = field(default_factory=lambda: RiskSpec(weights="last", batch_norm="recalibrated"))
-    anchor: Literal["end", "mean"] = "end"
-    losses: bool = True
-    plane: bool = True
-    points: tuple[int, int] = (25, 25)
-    threads: int | None = None
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        _version(self.version)
-        _positive(points=min(self.points), threads=self.threads)
-        check_name(self.name)
-
-
-@dataclass(kw_only=True)
-class CurvatureSpec:
-    """Measure both ends of the Hessian's spectrum, traces and sharpness at the weights of a run.
-
-    Args:
-        run: Folder of the run.
-        name: Name of the result; it is written to RUN/curvature/NAME.zarr.
-        risk: What is measured.
-        max_products: Most Hessian-vector products of the Krylov run (products).
-        trace_products: Products of the trace (products).
-        directions: Random filter-normalised directions of the filter-weighted trace (directions).
-        rho: Radius of the SAM sharpness (weight units).
-        seed: Seed of start vector and probes.
-        threads: Threads of torch (threads); none leaves torch's own number.
-        version: Version of this spec.
-    """
-
-    run: str
-    name: str = "hessian"
-    risk: RiskSpec = field(default_factory=RiskSpec)
-    max_products: int = 80
-    trace_products: int = 30
-    directions: int = 32
-    rho: float = 0.05
-    seed: int = 0
-    threads: int | None = None
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        _version(self.version)
-        _positive(max_products=self.max_products, trace_products=self.trace_products, directions=self.directions)
-        _positive(rho=self.rho, threads=self.threads)
-        check_name(self.name)
-
-
-@dataclass(kw_only=True)
-class ReportSpec:
-    """Write one self-contained page about finished runs.
-
-    Args:
-        runs: Folders of the runs.
-        output: File to write.
-        title: Heading of the page.
-    """
-
-    runs: list[str]
-    output: str = "report.html"
-    title: str = "Lowland report"
 
 
 @dataclass(kw_only=True)
@@ -362,22 +193,9 @@ class DemoSpec:
     engine: str = "serial"
 
     def __post_init__(self) -> None:
-        _positive(epochs=self.epochs, train_size=self.train_size, points=self.points, extent=self.extent)
+        check_positive(epochs=self.epochs, train_size=self.train_size, points=self.points, extent=self.extent)
         if self.seeds < 2:
             raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
         known = ("sgd", "sam", "sala", "llr", "saf", "mesa")
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(known):
             raise InputError("methods", f"must name some of {', '.join(known)}, each once", self.methods)
-
-
-def check_name(name: str) -> None:
-    """Check that a name is usable as a file's name in a run folder.
-
-    Args:
-        name: The name.
-
-    Raises:
-        InputError: If it is empty, starts with a dot or holds a separator.
-    """
-    if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise InputError("name", "must be a plain file name", name)

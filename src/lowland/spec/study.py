@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lowland.core.errors import InputError
-from lowland.spec.specs import VERSION, DataSpec, FitSpec, ModelSpec, RiskSpec, _version
+from lowland.spec.checks import VERSION, check_version
+from lowland.spec.specs import DataSpec, FitSpec, ModelSpec
+from lowland.spec.surveys import RiskSpec
 
-__all__ = ["Changes", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
+__all__ = ["Changes", "ClaimsSpec", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
 
 Changes = dict[str, Any]
 """Dotted key of a run's spec -> value, such as ``{"optimizer.method": "sam", "optimizer.options.rho": 0.1}``."""
@@ -116,7 +118,7 @@ class StudySpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        _version(self.version)
+        check_version(self.version)
         if self.seeds < 2:
             raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
         if not self.smallest_effect > 0:
@@ -187,10 +189,41 @@ class RecommendSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
-        _version(self.version)
+        check_version(self.version)
         if self.seeds < 2 or self.fresh < 4:
             raise InputError("seeds, fresh", "must be at least 2 and 4, for intervals", (self.seeds, self.fresh))
         if self.trials < 1:
             raise InputError("trials", "must be at least 1", self.trials)
         if not self.smallest_effect > 0:
             raise InputError("smallest_effect", "must be positive", self.smallest_effect)
+
+
+@dataclass(kw_only=True)
+class ClaimsSpec:
+    """Run the claims ledger; rows that are done and whose code has not changed are left alone.
+
+    Args:
+        rows: Names of rows or groups; none takes all.
+        full: The larger size: more seeds, data and epochs, on an accelerator where there is one.
+        only: run (and write the page), table (write the page from what is stored) or budget (print what it will cost).
+        seeds: Seeds of each row (runs); none takes each row's own number.
+        minutes: Begin no new seed after this time (minutes); none runs to the end.
+        folder: Where runs are kept.
+        store: Where numbers per seed are kept.
+        page: The page to write.
+    """
+
+    rows: list[str] = field(default_factory=list)
+    full: bool = False
+    only: Literal["run", "table", "budget"] = "run"
+    seeds: int | None = None
+    minutes: float | None = None
+    folder: str = "runs/claims"
+    store: str = "docs/claims"
+    page: str = "docs/claims.md"
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and self.seeds < 2:
+            raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError("minutes", "must be positive", self.minutes)

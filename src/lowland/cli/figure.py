@@ -1,0 +1,57 @@
+"""``lowland figure``: draw stored results in any style, without computing anything again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from lowland.cli.output import Output, command_arguments
+from lowland.core.errors import InputError
+from lowland.spec import FigureSpec, parse
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        arguments: What stood after ``lowland figure``; the words before the first flag are the stores.
+
+    Returns:
+        The exit code.
+    """
+    words = command_arguments(arguments, "results")
+    spec, flags = parse(FigureSpec, words, "lowland figure", quiet=False, json=False)
+    from lowland import store
+    from lowland.viz import FigureOptions, export
+
+    named = {field.name: getattr(spec, field.name) for field in fields(FigureOptions) if hasattr(spec, field.name)}
+    results = {name: store.open(path) for name, path in _names(spec.results).items()}
+    paths = {name: store.open(path) for name, path in _names(spec.trajectories).items()}
+    made = export(results, spec.output, spec.kind, trajectories=paths, options=FigureOptions(**named))
+    output = Output(quiet=flags["quiet"], as_json=flags["json"])
+    output.result({"figure": str(made), "results": len(results)}, [f"Figure: {made}"])
+    return 0
+
+
+def _names(paths: Sequence[str]) -> dict[str, str]:
+    """Name results by their run where they lie in one, so that panels can be told apart.
+
+    Args:
+        paths: The stores.
+
+    Returns:
+        Name -> store.
+    """
+    names = []
+    for path in paths:
+        place = Path(path).absolute()
+        run = place.parent.parent if place.parent.name in ("surfaces", "curvature") else place.parent
+        names.append(f"{run.name}" if (run / "spec.yaml").is_file() else place.stem)
+    if len(set(names)) < len(names):
+        names = [f"{name} {Path(path).stem}" for name, path in zip(names, paths, strict=True)]
+    if len(set(names)) < len(names):
+        raise InputError("results", "must have different names", names)
+    return dict(zip(names, paths, strict=True))
