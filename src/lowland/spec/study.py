@@ -208,6 +208,7 @@ class ClaimsSpec:
         only: run (and write the page), table (write the page from what is stored) or budget (print what it will cost).
         seeds: Seeds of each row (runs); none takes each row's own number.
         minutes: Begin no new seed after this time (minutes); none runs to the end.
+        engine: Who computes, row by row: serial, processes:N or ray.
         folder: Where runs are kept.
         store: Where numbers per seed are kept.
         page: The page to write.
@@ -218,6 +219,7 @@ class ClaimsSpec:
     only: Literal["run", "table", "budget"] = "run"
     seeds: int | None = None
     minutes: float | None = None
+    engine: str = "serial"
     folder: str = "runs/claims"
     store: str = "docs/claims"
     page: str = "docs/claims.md"

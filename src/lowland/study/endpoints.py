@@ -26,11 +26,13 @@ class Cost:
 
     Args:
         passes: Forward-backward passes over a batch; forward passes of validation and teachers count a third each.
+        training: The same without validation: what a step costs.
         seconds: Time in training steps.
         epochs: Length of the run.
     """
 
     passes: float
+    training: float
     seconds: float
     epochs: int
 
@@ -47,8 +49,8 @@ def cost_of(path: str | Path) -> Cost:
     result, rows = read_result(path), read_metrics(Path(path) / "metrics.csv")
     steps = [row["step"] - before for row, before in zip(rows, [0.0, *(row["step"] for row in rows)], strict=False)]
     teacher = sum(count for row, count in zip(rows, steps, strict=True) if "loss_mesa_kl" in row)
-    passes = float(result["passes"]) + FORWARD * (float(result["evaluation_passes"]) + teacher)
-    return Cost(passes, float(result["seconds"]), len(rows))
+    training = float(result["passes"]) + FORWARD * teacher
+    return Cost(training + FORWARD * float(result["evaluation_passes"]), training, float(result["seconds"]), len(rows))
 
 
 def read_result(path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,317 @@
+"""The claims ledger: each published claim with our number, its interval, its cost, the rule, and the answer.
+
+A row is a `Claim`. Its numbers per seed are written to ``docs/claims/NAME.json`` after every seed, with date, machine,
+time and the fingerprint of the code they depend on; ``docs/claims.md`` is made from those files alone. A row whose code
+has changed since is stale and runs again; its old answer stays in the table, marked, until then. Rows that were never
+run say so.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lowland.core.errors import InputError, StoreError
+from lowland.core.names import unknown
+from lowland.core.provenance import provenance
+from lowland.study.bench import Arm, Bench, code_of, fingerprint_of
+from lowland.study.statistics import Answer, Effect, answer, benjamini_hochberg, paired_effect, retention
+from lowland.training.files import write_atomic
+
+__all__ = ["Claim", "Measure", "Outcome", "Record", "outcome", "read_record", "run_claim"]
+
+Measure = Callable[[Bench, Mapping[str, Arm], int], dict[str, float]]
+"""(bench, arms, seed) -> endpoint of every arm, and ``"passes ARM"`` where it is known."""
+
+SCHEMA = "lowland.claim/1"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the ledger, declared before it runs.
+
+    Args:
+        name: Name of the row and of its file.
+        group: Method or paper.
+        statement: What is claimed, in a sentence.
+        published: The published number, with its setting; "no number published" where there is none.
+        endpoint: What is measured, with its unit and the task.
+        smallest: Smallest effect of interest, in the endpoint's unit.
+        comparisons: (treated, base) pairs; three names (treated, reference, base) ask whether the treated arm keeps
+            three quarters of the reference's gain.
+        measure: Gives the numbers of a seed.
+        arms: What is trained.
+        higher: Whether the claim says that the treated arm is higher.
+        seeds: Seeds of the small run.
+        seconds: Expected seconds per seed on one core, for the budget; runs that another row shares not counted.
+        code: Files that the numbers depend on besides those of the arms.
+        primary: Whether the row counts in the correction over the ledger.
+        note: What differs from the published setting.
+    """
+
+    name: str
+    group: str
+    statement: str
+    published: str
+    endpoint: str
+    smallest: float
+    comparisons: tuple[tuple[str, ...], ...]
+    measure: Measure
+    arms: Mapping[str, Arm] = field(default_factory=dict)
+    higher: bool = True
+    seeds: int = 20
+    seconds: float = 10.0
+    code: tuple[str, ...] = ()
+    primary: bool = True
+    note: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the code that the numbers depend on, and of the runs' specs."""
+        files = [file for arm in self.arms.values() for file in code_of(arm.spec)]
+        specs = {name: [str(arm.spec), str(dict(arm.grid)), arm.tuned] for name, arm in self.arms.items()}
+        return fingerprint_of([*files, *self.code]) + fingerprint_text(json.dumps(specs, sort_keys=True))[:8]
+
+
+def fingerprint_text(text: str) -> str:
+    """Return a fingerprint of a text.
+
+    Args:
+        text: The text.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    import hashlib
+
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass
+class Record:
+    """What is stored about a row.
+
+    Args:
+        claim: Name of the row.
+        fingerprint: Of the code that gave the numbers.
+        runs: One entry per seed: seed, values, passes, seconds, created, machine, versions, and error where it failed.
+    """
+
+    claim: str
+    fingerprint: str
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    def values(self, arm: str) -> dict[int, float]:
+        """Return the endpoint of an arm by seed.
+
+        Args:
+            arm: Name of the arm.
+
+        Returns:
+            Seed -> number; failed seeds are left out (and shown as failed).
+        """
+        found = {run["seed"]: run["values"].get(arm, math.nan) for run in self.runs if not run.get("error")}
+        return {seed: float(value) for seed, value in found.items() if math.isfinite(float(value))}
+
+    @property
+    def failed(self) -> dict[int, str]:
+        """Error by seed."""
+        broken = {run["seed"]: str(run["error"]) for run in self.runs if run.get("error")}
+        for run in self.runs:
+            bad = [name for name, value in run["values"].items() if not math.isfinite(float(value))]
+            if bad and run["seed"] not in broken:
+                broken[run["seed"]] = f"no number for {', '.join(bad)}"
+        return broken
+
+
+def read_record(store: Path, claim: str) -> Record | None:
+    """Read what is stored about a row.
+
+    Args:
+        store: Folder of the files.
+        claim: Name of the row.
+
+    Returns:
+        The record; None where the row was never run.
+
+    Raises:
+        StoreError: If the file is damaged or of another schema.
+    """
+    path = store / f"{claim}.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"its schema is {content['schema']!r}")
+        return Record(content["claim"], content["fingerprint"], list(content["runs"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"not a record of the ledger: {path} ({error})") from error
+
+
+def run_claim(
+    claim: Claim, store: Path, bench: Bench, *, seeds: int | None = None, until: float | None = None,
+    on_seed: Callable[[int, dict[str, Any]], None] | None = None,
+) -> Record:  # fmt: skip
+    """Run the seeds of a row that are missing; numbers of changed code are dropped and measured anew.
+
+    Args:
+        claim: The row.
+        store: Folder of the files; the row's is rewritten after every seed.
+        bench: Where runs are trained.
+        seeds: Seeds to have in the end; None takes the row's own number.
+        until: `time.monotonic()` after which no new seed is begun.
+        on_seed: Called after every seed.
+
+    Returns:
+        The record.
+    """
+    record = read_record(store, claim.name)
+    if record is None or record.fingerprint != claim.fingerprint:
+        record = Record(claim.name, claim.fingerprint)
+    known = {run["seed"] for run in record.runs if not run.get("error")}
+    for seed in range(claim.seeds if seeds is None else seeds):
+        if seed in known or (until is not None and time.monotonic() > until):
+            continue
+        run = _seed(claim, bench, seed)
+        others = [other for other in record.runs if other["seed"] != seed]
+        record.runs = sorted([*others, run], key=lambda entry: int(entry["seed"]))
+        _write(store, record)
+        if on_seed is not None:
+            on_seed(seed, run)
+    return record
+
+
+def _seed(claim: Claim, bench: Bench, seed: int) -> dict[str, Any]:
+    started, cpu = time.monotonic(), time.process_time()
+    error, found = "", {}
+    try:
+        found = claim.measure(bench, claim.arms, seed)
+    except Exception as failure:  # a failed seed is a result: it is stored and shown
+        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+    made = provenance()
+    values = {name: value for name, value in found.items() if not name.startswith("passes ")}
+    return {
+        "seed": seed, "values": {name: _plain(value) for name, value in values.items()},
+        "passes": {name.removeprefix("passes "): v for name, v in found.items() if name.startswith("passes ")},
+        "error": error, "seconds": round(time.monotonic() - started, 2),
+        "cpu_seconds": round(time.process_time() - cpu, 2),
+        "created": made["created"], "versions": made["versions"], "revision": made["revision"],
+        "machine": f"{made['machine']}, {os.cpu_count()} cores, {platform.processor() or 'CPU'}",
+    }  # fmt: skip
+
+
+def _plain(value: float) -> float | str:
+    return float(value) if math.isfinite(value) else str(float(value))
+
+
+def _write(store: Path, record: Record) -> None:
+    content = {"schema": SCHEMA, "claim": record.claim, "fingerprint": record.fingerprint, "runs": record.runs}
+    write_atomic(store / f"{record.claim}.json", (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+State = Literal["not run yet", "stale", "incomplete", "done"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row with its answers.
+
+    Args:
+        claim: The row.
+        state: not run yet, stale (the code has changed since), incomplete (fewer seeds than declared), or done.
+        record: What is stored.
+        effects: One per comparison; None where it has fewer than two seeds.
+        answers: One per comparison.
+    """
+
+    claim: Claim
+    state: State
+    record: Record | None
+    effects: tuple[Effect | None, ...] = ()
+    answers: tuple[Answer, ...] = ()
+
+
+def outcome(claim: Claim, record: Record | None) -> Outcome:
+    """Apply a row's rule to what is stored.
+
+    Args:
+        claim: The row.
+        record: What is stored; None where it was never run.
+
+    Returns:
+        The answers; a comparison with a failed seed is undecided.
+    """
+    if record is None or not record.runs:
+        return Outcome(claim, "not run yet", None)
+    state: State = "done" if len(record.runs) >= claim.seeds else "incomplete"
+    state = state if record.fingerprint == claim.fingerprint else "stale"
+    pairs = [compared for compared in claim.comparisons if len(compared) == 2]
+    effects: dict[tuple[str, ...], Effect | None] = {pair: _effect(claim, record, pair) for pair in pairs}
+    known = {compared: effect for compared, effect in effects.items() if effect is not None}
+    given: dict[tuple[str, ...], Answer] = dict(
+        zip(known, answer([*known.values()], smallest=claim.smallest), strict=True)
+    )
+    for compared in claim.comparisons:
+        if len(compared) == 3 and _shared(record, compared) >= 2:
+            treated, reference, base = (record.values(name) for name in compared)
+            effects[compared], given[compared] = retention(treated, reference, base, higher=claim.higher)
+    few = Answer("undecided", "fewer than 2 seeds")
+    answers = [given.get(compared, few) for compared in claim.comparisons]
+    if record.failed:
+        text = f"{len(record.failed)} seeds failed"
+        answers = [Answer("undecided", text, found.seeds_needed, found.p, found.adjusted) for found in answers]
+    return Outcome(claim, state, record, tuple(effects.get(c) for c in claim.comparisons), tuple(answers))
+
+
+def _shared(record: Record, names: Sequence[str]) -> int:
+    return len(set.intersection(*(set(record.values(name)) for name in names)))
+
+
+def _effect(claim: Claim, record: Record, names: Sequence[str]) -> Effect | None:
+    if _shared(record, names) < 2:
+        return None
+    return paired_effect(record.values(names[0]), record.values(names[1]), higher=claim.higher)
+
+
+def over_the_ledger(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Adjust the first comparison of every primary row for the number of rows (Benjamini and Hochberg).
+
+    Args:
+        outcomes: All rows.
+
+    Returns:
+        Row -> adjusted p value, of the rows that have one.
+    """
+    rows = [(o.claim.name, o.answers[0].adjusted) for o in outcomes if o.claim.primary and o.answers]
+    rows = [(name, p) for name, p in rows if math.isfinite(p)]
+    return dict(zip([name for name, _ in rows], benjamini_hochberg([p for _, p in rows]), strict=True))
+
+
+def chosen(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
+    """Return rows by name or group.
+
+    Args:
+        claims: All rows.
+        names: Names of rows or groups; none takes all.
+
+    Returns:
+        The rows, in the ledger's order.
+
+    Raises:
+        InputError: If a name is unknown or two rows share one.
+    """
+    every = [claim.name for claim in claims]
+    if len(set(every)) < len(every):
+        raise InputError("claims", "must have different names", every)
+    for name in names:
+        if name not in every and name not in {claim.group for claim in claims}:
+            raise unknown("rows", name, [*every, *{claim.group for claim in claims}])
+    return [claim for claim in claims if not names or claim.name in names or claim.group in names]

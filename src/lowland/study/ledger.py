@@ -1,0 +1,115 @@
+"""The rows of the ledger handed to an engine, each an independent point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowland.engine import OnEvent, Point, Row, select
+from lowland.spec.study import ClaimsSpec
+from lowland.study.bench import Bench
+from lowland.study.claims import Claim, Outcome, chosen, outcome, read_record, run_claim
+from lowland.study.page import page
+from lowland.study.recipes import FULL, SMALL, claims
+from lowland.training.files import write_atomic
+
+__all__ = ["rows_of", "run_ledger", "write_page"]
+
+
+def rows_of(spec: ClaimsSpec) -> list[Claim]:
+    """Return every row of the spec's size.
+
+    Args:
+        spec: The spec.
+
+    Returns:
+        The rows, in the ledger's order.
+    """
+    return claims(FULL if spec.full else SMALL)
+
+
+def store_of(spec: ClaimsSpec) -> Path:
+    """Return where the numbers are kept.
+
+    Args:
+        spec: The spec.
+
+    Returns:
+        A folder; the full size has its own.
+    """
+    return Path(spec.store) / "full" if spec.full else Path(spec.store)
+
+
+@dataclass(frozen=True)
+class RowTask:
+    """The task of an engine: point i runs row i.
+
+    Args:
+        spec: The spec.
+        names: Names of the rows.
+        until: Time of day (seconds) after which no new seed is begun.
+    """
+
+    spec: ClaimsSpec
+    names: tuple[str, ...]
+    until: float | None
+
+    def placed(self) -> AbstractContextManager[Any]:
+        """Build the rows, which hold functions, where they run.
+
+        Returns:
+            A context with the rows by name.
+        """
+        return nullcontext({claim.name: claim for claim in rows_of(self.spec)})
+
+    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
+        """Run rows.
+
+        Args:
+            context: The rows by name.
+            points: Which.
+            parents: Nothing.
+
+        Returns:
+            Seeds stored and failed, by row.
+        """
+        rows = []
+        for point in points:
+            limit = None if self.until is None else time.monotonic() + self.until - time.time()
+            claim = context[self.names[point.index]]
+            record = run_claim(claim, store_of(self.spec), Bench(self.spec.folder), seeds=self.spec.seeds, until=limit)
+            values = {"seeds": float(len(record.runs)), "failed": float(len(record.failed))}
+            rows.append(Row(point.index, values))
+        return rows
+
+
+def run_ledger(spec: ClaimsSpec, *, on_event: OnEvent | None = None) -> None:
+    """Run the rows that are not done.
+
+    Args:
+        spec: Which rows, how large, where.
+        on_event: Receives the progress, by rows.
+    """
+    names = tuple(claim.name for claim in chosen(rows_of(spec), spec.rows))
+    until = None if spec.minutes is None else time.time() + 60 * spec.minutes
+    points = [Point(place, (float(place),)) for place in range(len(names))]
+    for _ in select(spec.engine).run(RowTask(spec, names, until), points, on_event=on_event):
+        write_page(spec)
+
+
+def write_page(spec: ClaimsSpec) -> list[Outcome]:
+    """Write the page from what is stored, without training anything.
+
+    Args:
+        spec: The spec.
+
+    Returns:
+        Every row with its answers.
+    """
+    outcomes = [outcome(claim, read_record(store_of(spec), claim.name)) for claim in rows_of(spec)]
+    write_atomic(Path(spec.page), page(outcomes).encode())
+    return outcomes

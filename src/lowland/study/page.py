@@ -1,0 +1,133 @@
+"""The ledger as a page: budget first, then every row with its number, cost, rule and answer, failed ones as plainly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from lowland.report.statistics import show, show_interval, t_interval
+from lowland.study.claims import Claim, Outcome, over_the_ledger
+from lowland.study.recipes import UNDECIDED
+
+__all__ = ["budget_table", "page"]
+
+_HEAD = """# The claims ledger
+
+Each row is one published claim, measured here at a size that two cores can carry: the published number, ours with its
+interval and cost, the rule that was declared before, and the answer. This page is written by `make claims` from the
+numbers per seed in `docs/claims/`; `lowland claims --only table` writes it again without training anything.
+
+The rule of every row: *reproduced* where the 95 % interval of the difference, paired by seed, lies on the claimed side
+of 0; *refuted* where it lies below the smallest effect of interest; *undecided* otherwise, with the seeds that would
+decide with a chance of 80 %. Holm's correction guards the comparisons inside a row, Benjamini and Hochberg's the first
+comparison of the primary rows. "Keeps three quarters of the gain" is tested as one contrast of three arms. A row with a
+failed seed is undecided. A positive difference always means "as claimed".
+"""
+
+
+def budget_table(claims: Sequence[Claim]) -> str:
+    """Write what a full run of the ledger is expected to cost.
+
+    Args:
+        claims: The rows.
+
+    Returns:
+        A Markdown table; the sum is of one core.
+    """
+    lines = ["| group | rows | seeds x rows | expected minutes of one core |", "|---|---|---|---|"]
+    for group in dict.fromkeys(claim.group for claim in claims):
+        own = [claim for claim in claims if claim.group == group]
+        minutes = sum(claim.seeds * claim.seconds for claim in own) / 60
+        lines.append(f"| {group} | {len(own)} | {sum(claim.seeds for claim in own)} | {minutes:.0f} |")
+    total = sum(claim.seeds * claim.seconds for claim in claims) / 60
+    lines.append(f"| together | {len(claims)} | {sum(claim.seeds for claim in claims)} | {total:.0f} |")
+    return "\n".join(lines)
+
+
+def page(outcomes: Sequence[Outcome]) -> str:
+    """Write the page.
+
+    Args:
+        outcomes: Every row with what is stored about it.
+
+    Returns:
+        Markdown.
+    """
+    claims = [one.claim for one in outcomes]
+    adjusted = over_the_ledger(outcomes)
+    parts = [_HEAD, "## Budget\n", budget_table(claims), "", _states(outcomes), ""]
+    for group in dict.fromkeys(claim.group for claim in claims):
+        parts += [f"## {group}\n"]
+        parts += [_row(one, adjusted.get(one.claim.name, math.nan)) for one in outcomes if one.claim.group == group]
+    parts += ["## What cannot be decided here\n", "| group | claim | reason |", "|---|---|---|"]
+    parts += [f"| {group} | {claim} | {reason} |" for group, claim, reason in UNDECIDED]
+    return "\n".join(parts) + "\n"
+
+
+def _states(outcomes: Sequence[Outcome]) -> str:
+    counts = {
+        state: sum(one.state == state for one in outcomes) for state in ("done", "incomplete", "stale", "not run yet")
+    }
+    shown = ", ".join(f"{count} {state}" for state, count in counts.items())
+    return f"State of the rows: {shown}. Only rows that are not done run again."
+
+
+def _row(one: Outcome, ledger: float) -> str:
+    claim = one.claim
+    lines = [f"### {claim.name}\n", f"{claim.statement}\n", f"- Published: {claim.published}",
+             f"- Endpoint: {claim.endpoint}; {'higher' if claim.higher else 'lower'} is claimed; smallest effect of "
+             f"interest {claim.smallest:g}"]  # fmt: skip
+    if claim.note:
+        lines.append(f"- Differs: {claim.note}")
+    if one.record is None:
+        return "\n".join([*lines, f"- **Not run yet** ({claim.seeds} seeds declared)", ""])
+    lines += [f"- State: {_state(one)}", f"- Run: {_provenance(one)}", "", *_arms(one), "", *_answers(one, ledger), ""]
+    return "\n".join(lines)
+
+
+def _state(one: Outcome) -> str:
+    assert one.record is not None
+    text = f"{one.state}, {len(one.record.runs)} of {one.claim.seeds} seeds"
+    failed = "; ".join(f"seed {seed}: {error}" for seed, error in one.record.failed.items())
+    more = " (measured with code that has changed since)" if one.state == "stale" else ""
+    return text + more + (f". **Failed**: {failed}" if failed else "")
+
+
+def _provenance(one: Outcome) -> str:
+    assert one.record is not None
+    runs = one.record.runs
+    seeds = [run["seed"] for run in runs]
+    days = sorted({str(run["created"])[:10] for run in runs})
+    time = sum(float(run["cpu_seconds"]) for run in runs)
+    machines = "; ".join(sorted({str(run["machine"]) for run in runs}))
+    torch = ", ".join(sorted({str(run["versions"].get("torch")) for run in runs}))
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
+    span = f"seeds {min(seeds)} to {max(seeds)}"
+    return f"{span}, {when}, {machines}, torch {torch}, {time:.0f} s of processor time"
+
+
+def _arms(one: Outcome) -> list[str]:
+    assert one.record is not None
+    names = dict.fromkeys(name for run in one.record.runs for name in run["values"])
+    lines = ["| arm | mean over seeds | passes |", "|---|---|---|"]
+    for name in names:
+        values = [*one.record.values(name).values()]
+        passes = [run["passes"][name] for run in one.record.runs if name in run.get("passes", {})]
+        cost = show(sum(passes) / len(passes)) if passes else "–"
+        lines.append(f"| {name} | {show_interval(t_interval(values), decimals=4)} | {cost} |")
+    return lines
+
+
+def _answers(one: Outcome, ledger: float) -> list[str]:
+    lines = ["| comparison | difference as claimed | p (Holm) | p (ledger) | answer |", "|---|---|---|---|---|"]
+    for place, (names, effect, given) in enumerate(zip(one.claim.comparisons, one.effects, one.answers, strict=True)):
+        words = (f"{names[0]} against {names[1]}" if len(names) == 2 else
+                 f"{names[0]} keeps three quarters of {names[1]}'s gain over {names[2]}")  # fmt: skip
+        interval = "–" if effect is None else show_interval(effect.interval, sign=True, decimals=4)
+        needed = (
+            f" ({given.seeds_needed} seeds would decide)" if given.verdict == "undecided" and given.seeds_needed else ""
+        )
+        share = show(ledger, 2) if place == 0 and math.isfinite(ledger) else "–"
+        holm = show(given.adjusted, 2) if math.isfinite(given.adjusted) else "–"
+        lines.append(f"| {words} | {interval} | {holm} | {share} | **{given.verdict}**{needed}: {given.reason} |")
+    return lines

@@ -1,0 +1,171 @@
+"""Numbers of a finished run that have to be measured: curvature, sharpness along the path, surfaces, the path's share.
+
+Each takes the run's folder and returns one number; what it measures is stored in the folder, so that it is measured
+once. All use the training part, running batch-norm statistics and the last weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from lowland import curvature, landscape
+from lowland.core.risk import EmpiricalRisk
+from lowland.spec import RiskSpec, SurfaceSpec, TrajectorySpec
+from lowland.spec.folder import RunFolder
+from lowland.spec.runs import surface_run, trajectory_run
+from lowland.store import SnapshotReader
+from lowland.store.geometry import numbers
+from lowland.study.matched import matched_steps
+from lowland.training.files import write_atomic
+
+__all__ = [
+    "lambda_max_at_matched_loss",
+    "negative_share",
+    "path_share_above_null",
+    "sharpness_at_end",
+    "sharpness_late",
+    "surface_number",
+]
+
+FLOORS: Final = {"roughness": 1e-6, "curvature": 1e-3}
+"""Numbers that are compared on a logarithmic scale, and what stands for values at or below 0."""
+
+RISK: Final = RiskSpec(weights="last")
+
+
+def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
+    """Return a stored number, or measure and store it.
+
+    Args:
+        path: The run's folder.
+        name: Name of the number.
+        measure: Measures it; plain JSON values.
+
+    Returns:
+        The number.
+    """
+    file = path / "readers" / f"{name}.json"
+    if not file.is_file():
+        write_atomic(file, (json.dumps(measure()) + "\n").encode())
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _at(run: RunFolder, step: int) -> EmpiricalRisk:
+    return run.risk(replace(RISK, weights=str(step)))
+
+
+def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
+    """Return log10 of the Hessian's largest eigenvalue of each run, where their paths have the same train loss.
+
+    Args:
+        paths: Folders of the runs, with snapshots.
+
+    Returns:
+        One number per run, in the order given.
+    """
+    runs = [RunFolder(path) for path in paths]
+    steps = matched_steps(runs, RISK)
+    ends = [curvature.extreme_eigenvalues(_at(run, step)) for run, step in zip(runs, steps, strict=True)]
+    return [math.log10(max(end.lambda_max, 1e-300)) for end in ends]
+
+
+def sharpness_at_end(path: Path) -> float:
+    """Return log10 of SAM's sharpness (rho 0.05) at the last weights.
+
+    Args:
+        path: The run's folder.
+
+    Returns:
+        The number.
+    """
+
+    def measure() -> float:
+        return curvature.sam_sharpness(RunFolder(path).risk(RISK)).value
+
+    return math.log10(max(float(kept(path, "sharpness_at_end", measure)), 1e-300))
+
+
+def sharpness_late(path: Path) -> float:
+    """Return log10 of SAM's sharpness, averaged over the snapshots of the second half of the run.
+
+    Args:
+        path: The run's folder, with snapshots.
+
+    Returns:
+        The number.
+    """
+
+    def measure() -> list[float]:
+        run = RunFolder(path)
+        steps = SnapshotReader(run.path / "snapshots").steps
+        late = [step for step in steps if step > steps[-1] / 2][::4]
+        return [curvature.sam_sharpness(_at(run, step)).value for step in late]
+
+    return math.log10(max(float(np.mean(kept(path, "sharpness_late", measure))), 1e-300))
+
+
+def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Path], float]:
+    """Return a reader of one number of the loss surface: 11 x 11 points, extent 1, one fixed pair of directions.
+
+    Roughness and curvature are returned as log10, with a floor of 1e-6 and 1e-3.
+
+    Args:
+        name: ``"roughness"``, ``"curvature"`` or ``"basin_width"``; the last two are averaged over the axes.
+        normalization: filter, layer, weight or none.
+
+    Returns:
+        A reader of (folder).
+    """
+
+    def read(path: Path) -> float:
+        where = f"plane-{normalization}"
+        kind: Any = normalization
+        spec = SurfaceSpec(run=str(path), name=where, risk=RISK, points=(11, 11), normalization=kind, threads=1)
+        surface, _ = surface_run(spec)
+        value = float(np.mean(numbers(surface)[name].values))
+        return math.log10(max(value, FLOORS[name])) if name in FLOORS else value
+
+    return read
+
+
+def negative_share(path: Path) -> float:
+    """Return the share of points of a 5 x 5 convexity map with negative curvature beyond its residual.
+
+    Args:
+        path: The run's folder.
+
+    Returns:
+        A share; undecided points count as not negative.
+    """
+
+    def measure() -> float:
+        risk = RunFolder(path).risk(RISK)
+        plane = landscape.random_plane(risk.model, 0)
+        grid = landscape.grid(5, 5, extent=1.0)
+        surface = landscape.evaluate(risk, plane, grid, probes=[curvature.Convexity(max_products=40)])
+        counts = curvature.convexity_summary(surface)
+        return float(counts["negative"]) / 25
+
+    return float(kept(path, "negative_share", measure))
+
+
+def path_share_above_null(path: Path) -> float:
+    """Return the share of the path's variance on two components, less that of a random walk with the same steps.
+
+    Args:
+        path: The run's folder, with snapshots.
+
+    Returns:
+        A difference of shares.
+    """
+    found, _ = trajectory_run(TrajectorySpec(run=str(path), risk=RISK, losses=False, plane=False, threads=1))
+    shares = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
+    own, null = shares
+    return own - null

@@ -1,0 +1,221 @@
+"""What the rows of LLR measure beyond endpoints: controls, divergence, escape times, curvature, attacks, step times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from lowland import curvature
+from lowland.core.params import ParameterSpace
+from lowland.core.seeds import generator
+from lowland.losses import LLR, Multipliers, Replayed, ScaledDecay, Sech, learning_rate_factor
+from lowland.spec import FitSpec
+from lowland.spec.build import build_criterion, build_data, build_loss, build_model, build_optimizer, build_schedule
+from lowland.spec.folder import RunFolder
+from lowland.study.bench import Arm, Bench
+from lowland.study.endpoints import read_endpoint, read_result
+from lowland.study.readers import RISK
+from lowland.training import fit
+from lowland.training.robustness import median_perturbation
+
+__all__ = [
+    "controls",
+    "escape_steps",
+    "median_attack",
+    "reshaped_curvature",
+    "seconds_per_step",
+    "share_diverged",
+]
+
+RATES: Final = (0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+def controls(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Train LLR and its three controls; the multipliers are those of the next seed, averaged over each epoch.
+
+    Args:
+        bench: Unused: these runs are not kept.
+        arms: One arm, the task with LLR.
+        seed: The seed.
+
+    Returns:
+        Test accuracy by arm.
+    """
+    del bench
+    (task,) = arms.values()
+    other = _train(replace(task.spec, seed=seed + 1))[1]
+    assert isinstance(other, LLR)
+    record = other.multipliers
+    return {
+        "LLR": _train(replace(task.spec, seed=seed))[0],
+        "multiplier on the gradient": _train(replace(task.spec, seed=seed), replayed=record)[0],
+        "multiplier on the rate": _train(replace(task.spec, seed=seed), rate=record)[0],
+        "LLR, decay scaled": _train(replace(task.spec, seed=seed), scale_decay=True)[0],
+    }
+
+
+def _train(
+    spec: FitSpec, *, replayed: Multipliers | None = None, rate: Multipliers | None = None, scale_decay: bool = False
+) -> tuple[float, Any]:
+    splits = build_data(spec.data)
+    model = build_model(spec.model, splits, seed=spec.seed)
+    optimizer, schedule = build_optimizer(spec.optimizer, model), build_schedule(spec.schedule)
+    loss: Any = build_loss(spec.loss, model, splits)
+    planned: Any = schedule
+    if replayed is not None:
+        loss = Replayed(build_criterion(spec.loss), replayed)
+    if rate is not None:
+        loss, factor = build_criterion(spec.loss), learning_rate_factor(rate)
+        planned = lambda progress, step, epochs: factor(int(progress)) * schedule(progress, step, epochs)  # ruff: ignore[lambda-assignment]
+    if scale_decay:
+        ScaledDecay(optimizer, loss)
+    result = fit(model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
+                 schedule=planned, accelerator=spec.accelerator)  # fmt: skip
+    return result.test["accuracy"], loss
+
+
+def share_diverged(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Count the learning rates whose run ends above the loss of a guess, or is not finite.
+
+    Args:
+        bench: Where the runs are trained.
+        arms: The arms.
+        seed: The seed.
+
+    Returns:
+        Share by arm.
+    """
+    found = {}
+    for name, one in arms.items():
+        ends = []
+        for rate in RATES:
+            optimizer = replace(one.spec.optimizer, learning_rate=rate)
+            path = bench.train(replace(one.spec, optimizer=optimizer, snapshots_every_epochs=None), seed)
+            ends.append(read_endpoint(path, "train_loss"))
+        found[name] = sum(not end <= math.log(10) for end in ends) / len(ends)
+    return found
+
+
+def seconds_per_step(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Measure the time of a step over that of plain SGD's, in runs of the same seed.
+
+    Args:
+        bench: Where the runs are trained.
+        arms: ``"SGD"`` and ``"LLR"``.
+        seed: The seed.
+
+    Returns:
+        Ratio of LLR, and the bound of the claim.
+    """
+    results = {name: read_result(bench.train(bench.settled(one), seed)) for name, one in arms.items()}
+    times = {name: float(result["seconds"]) / float(result["steps"]) for name, result in results.items()}
+    return {"LLR": times["LLR"] / times["SGD"], "1.05 times SGD": 1.05}
+
+
+def median_attack(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Measure the median perturbation that changes the answer.
+
+    Args:
+        bench: Where the runs are trained.
+        arms: The arms.
+        seed: The seed.
+
+    Returns:
+        Median by arm.
+    """
+    found = {}
+    for name, one in arms.items():
+        run = RunFolder(bench.train(bench.settled(one), seed))
+        splits = run.data()
+        found[name] = float(median_perturbation(run.model(splits, "last"), splits, samples=200))
+    return found
+
+
+def reshaped_curvature(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Measure the largest eigenvalue of the reshaped loss at the end of plain training, beside the plain one's.
+
+    The reshaped loss of the whole training part, L0 f(L / L0), has the Hessian f' H + f'' / L0 g g^T; L0 is the
+    initial loss.
+
+    Args:
+        bench: Where the run is trained.
+        arms: ``"SGD"``.
+        seed: The seed.
+
+    Returns:
+        log10 of both.
+    """
+    run = RunFolder(bench.train(bench.settled(arms["SGD"]), seed))
+    risk, start = run.risk(RISK), run.risk(replace(RISK, weights="initial"))
+    initial, loss = start.evaluate()["loss"].value, risk.evaluate()["loss"].value
+    first, second = _slopes(Sech(), loss / initial)
+    gradient = ParameterSpace(risk.model).flatten(risk.gradient()).double().numpy()
+    top = math.log10(max(curvature.extreme_eigenvalues(risk).lambda_max, 1e-300))
+    with curvature.Hessian(risk) as hessian:
+
+        def product(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+            flat = torch.as_tensor(vector.reshape(-1), dtype=torch.float32)
+            plain = (hessian @ flat).double().numpy()
+            result: NDArray[np.float64] = first * plain + second / initial * gradient * (gradient @ vector.reshape(-1))
+            return result
+
+        operator = LinearOperator((len(gradient), len(gradient)), matvec=product, dtype=np.float64)
+        start_vector = generator(seed, "krylov", "reshaped").standard_normal(len(gradient))
+        value = float(eigsh(operator, k=1, which="LA", tol=1e-3, v0=start_vector, return_eigenvectors=False)[0])
+    return {"plain": top, "reshaped": math.log10(max(value, 1e-300))}
+
+
+def _slopes(reshaper: Sech, u: float) -> tuple[float, float]:
+    point = torch.tensor(u, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(reshaper.value(point), point, create_graph=True)
+    (second,) = torch.autograd.grad(first, point)
+    return float(first.detach()), float(second)
+
+
+def escape_steps(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Simulate noisy gradient descent in a loss with a sharp and a wide minimum; count steps until the sharp is left.
+
+    L(x) = 0.1 + 0.5 (1 - (x / w)^2)^2, w = 0.3 for x < 0 and 1 for x >= 0. 200 particles begin in the sharp minimum;
+    a step is x - 0.01 f'(L / 4) (L' + 4.8 xi): the multiplier scales gradient and noise alike, as a batch's does. The
+    third arm has the constant rate that the reshaped particles had on average. Particles that stay count the limit.
+
+    Args:
+        bench: Unused.
+        arms: Unused.
+        seed: The seed.
+
+    Returns:
+        log10 of the mean number of steps by arm.
+    """
+    del bench, arms
+    reshaper = Sech()
+    reshaped, mean = _escape(seed, lambda u: reshaper.slope(torch.as_tensor(u)).numpy())
+    plain, _ = _escape(seed, np.ones_like)
+    scaled, _ = _escape(seed, lambda u: np.full_like(u, mean))
+    return {"LLR": reshaped, "plain": plain, "plain at LLR's mean rate": scaled}
+
+
+def _escape(seed: int, slope: Any, *, particles: int = 200, limit: int = 30_000) -> tuple[float, float]:
+    random = generator(seed, "probe", "two wells")
+    x, left = np.full(particles, -0.3), np.full(particles, float(limit))
+    total, count = 0.0, 0
+    for step in range(limit):
+        inside = left == limit
+        if not inside.any():
+            break
+        width = np.where(x < 0, 0.3, 1.0)
+        rest = 1 - (x / width) ** 2
+        factor = slope((0.1 + 0.5 * rest**2) / 4)
+        total, count = total + float(factor[inside].sum()), count + int(inside.sum())
+        noise = 4.8 * random.standard_normal(particles)
+        x = x - 0.01 * factor * (-2 * x / width**2 * rest + noise)
+        x = np.clip(x, -0.6, 2.0)  # a step from a steep wall must not throw a particle out of the landscape
+        left = np.where(inside & (x > 0), step + 1.0, left)
+    return math.log10(float(left.mean())), total / count

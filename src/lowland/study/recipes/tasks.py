@@ -1,0 +1,150 @@
+"""The tasks of the ledger, each with headroom, and the measures that most rows share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lowland.spec import DataSpec, FitSpec, ModelSpec, OptimizerSpec
+from lowland.study.bench import Arm, Bench
+from lowland.study.claims import Measure
+from lowland.study.endpoints import cost_of, read_endpoint
+
+__all__ = ["FULL", "SMALL", "Size", "arm", "digits", "endpoint", "passes_over", "reader", "signals"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the ledger's runs are.
+
+    Args:
+        name: ``"small"`` or ``"full"``.
+        seeds: Seeds of a row whose runs take seconds.
+        few: Seeds of a row whose runs take longer.
+        samples: Training samples of the signals.
+        epochs: Epochs on the signals.
+        images: Training images of the digits.
+        survey_epochs: Epochs on the digits.
+        accelerator: cpu, cuda or auto.
+    """
+
+    name: str
+    seeds: int
+    few: int
+    samples: int
+    epochs: int
+    images: int
+    survey_epochs: int
+    accelerator: str = "cpu"
+
+
+SMALL: Final = Size("small", 20, 6, 1000, 60, 150, 40)
+FULL: Final = Size("full", 40, 20, 4000, 200, 897, 100, "auto")
+
+
+def signals(size: Size, **options: Any) -> FitSpec:
+    """Return the task of the accuracy rows: MNIST-1D with 30 % symmetric label noise, ResNet-8, 20,000 test signals.
+
+    Args:
+        size: Small or full.
+        **options: Fields of the run that differ.
+
+    Returns:
+        The run.
+    """
+    data = DataSpec(name="mnist1d", options={"train_size": size.samples, "label_noise": 0.3})
+    settings: dict[str, Any] = {
+        "epochs": size.epochs, "batch_size": 64, "snapshots_every_epochs": None, "threads": 1,
+        "optimizer": OptimizerSpec(learning_rate=0.05, weight_decay=1e-3), "accelerator": size.accelerator,
+    }  # fmt: skip
+    return FitSpec(model=ModelSpec(name="resnet1d"), data=data, **{**settings, **options})
+
+
+def digits(size: Size, *, model: ModelSpec | None = None, **options: Any) -> FitSpec:
+    """Return the task of the rows that survey: 150 of scikit-learn's digits with 30 % label noise, a narrow ResNet-8.
+
+    Args:
+        size: Small or full; full has all 897 images.
+        model: Another network.
+        **options: Fields of the run that differ.
+
+    Returns:
+        The run, with snapshots.
+    """
+    data = DataSpec(name="digits", options={"train_size": size.images, "label_noise": 0.3})
+    settings: dict[str, Any] = {
+        "epochs": size.survey_epochs, "batch_size": 32, "snapshots_every_epochs": 1, "threads": 1,
+        "optimizer": OptimizerSpec(learning_rate=0.05, weight_decay=5e-4), "accelerator": size.accelerator,
+    }  # fmt: skip
+    network = model or ModelSpec(name="resnet8", options={"width": 8})
+    return FitSpec(model=network, data=data, **{**settings, **options})
+
+
+def arm(run: FitSpec, changes: Mapping[str, Any] | None = None, *, tuned: bool = False, **grid: list[Any]) -> Arm:
+    """Return an arm.
+
+    Args:
+        run: The task.
+        changes: What the method changes.
+        tuned: Whether its settings are searched.
+        **grid: What is searched besides learning rate and weight decay; ``__`` stands for the dots of a key.
+
+    Returns:
+        The arm.
+    """
+    return Arm(run, dict(changes or {}), {key.replace("__", "."): values for key, values in grid.items()}, tuned)
+
+
+def endpoint(name: str) -> Measure:
+    """Return the measure of rows that read one endpoint of every arm.
+
+    Args:
+        name: The endpoint.
+
+    Returns:
+        A measure.
+    """
+    return reader(lambda path: read_endpoint(path, name))
+
+
+def reader(read: Callable[[Path], float]) -> Measure:
+    """Return the measure of rows that read one number of every arm's run.
+
+    Args:
+        read: Folder of a run -> number.
+
+    Returns:
+        A measure; cost in passes beside it.
+    """
+
+    def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, one in arms.items():
+            path = bench.train(bench.settled(one), seed)
+            with bench.alone(path):
+                found[name] = read(path)
+            found[f"passes {name}"] = cost_of(path).passes
+        return found
+
+    return measure
+
+
+def passes_over(base: str) -> Measure:
+    """Return the measure of a step's cost: log2 of an arm's training passes over those of the base, a teacher's too.
+
+    Args:
+        base: Name of the base arm.
+
+    Returns:
+        A measure.
+    """
+
+    def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+        costs = {name: cost_of(bench.train(bench.settled(one), seed)).training for name, one in arms.items()}
+        ratios = {name: math.log2(passes / costs[base]) for name, passes in costs.items()}
+        return {**ratios, **{f"passes {name}": passes for name, passes in costs.items()}}
+
+    return measure
