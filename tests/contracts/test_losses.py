@@ -128,9 +128,10 @@ def test_differs_from_plain_after_its_start(make):
 
 def test_the_perturbed_pass_leaves_no_trace(make):
     run = Run(make()).train(0, 4)
+    batch = run.batches(3)[0]
+    run.loss(run.model(batch.input), batch)  # a teacher has seen the batch, as in every step
     before = copy.deepcopy(run.loss.state_dict())
     with perturbed_pass():
-        batch = run.batches(3)[0]
         run.loss(run.model(batch.input), batch).backward()
     assert equal_states(before, run.loss.state_dict())
 
@@ -170,6 +171,15 @@ def test_setting_the_epoch_twice_changes_nothing(make):
         twice.loss.epoch = epoch
         twice.train(epoch, epoch + 1)
     assert same_bits(once.weights(), twice.weights())
+
+
+def test_preparing_it_again_begins_a_new_run(make):
+    loss = make()
+    first = Run(loss).train(0, 4)
+    assert len(first.loss.epoch_log())
+    again, fresh = Run(loss).train(), Run(make()).train()
+    assert same_bits(again.weights(), fresh.weights())
+    assert equal_states(again.loss.state_dict(), fresh.loss.state_dict())
 
 
 def test_logs_the_plain_loss(make):

@@ -148,10 +148,10 @@ def test_teacher_passes_are_only_those_needed():
                 loss(model(data.input), data)
             loss.after_step()
         passes.append(loss.teacher.passes)
-    assert passes == [0, 2, 4, 4]
+    assert passes == [0, 2, 4, 4] and loss.extra_forward_passes == 4
     with torch.no_grad():
         loss(model(data.input), data)
-    assert loss.teacher.passes == 4
+    assert loss.teacher.passes == loss.extra_forward_passes == 4
 
 
 def test_a_perturbed_pass_on_other_data_asks_the_teacher_again():

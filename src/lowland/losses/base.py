@@ -117,6 +117,11 @@ class TrainingLoss(ABC):
         return self.needs_index or (self.inner is not None and self.inner.needs_input)
 
     @property
+    def extra_forward_passes(self) -> int:
+        """Forward passes of the run beside the model's own, such as a teacher's; for counting equal compute."""
+        return 0 if self.inner is None else self.inner.extra_forward_passes
+
+    @property
     def plain_value(self) -> Tensor | None:
         """The plain criterion's value in the last clean training pass, detached, on its device; None before it."""
         return self.inner.plain_value if self.inner is not None else self._plain
@@ -130,9 +135,10 @@ class TrainingLoss(ABC):
         samples: int | Tensor | None = None,
         plan: Plan | None = None,
     ) -> None:
-        """Tell the loss about the run, once before it starts (also before a resume, and then `load_state_dict`).
+        """Begin a run; call it once before the first step (before a resume too, and then `load_state_dict`).
 
-        Every loss takes what it needs and ignores the rest, so that a loop can pass all it knows.
+        What an earlier run left behind is forgotten. Every loss takes what it needs and ignores the rest, so that a
+        loop can pass all it knows.
 
         Args:
             model: The model in training; DDP, Fabric and compile wrappers are looked through.
@@ -143,6 +149,7 @@ class TrainingLoss(ABC):
         """
         if self.inner is not None:
             self.inner.prepare(model=model, epochs=epochs, steps_per_epoch=steps_per_epoch, samples=samples, plan=plan)
+        self._epoch, self._plain, self._totals = 0, None, Totals()
         self._prepare(model=model, epochs=epochs, steps_per_epoch=steps_per_epoch, samples=samples, plan=plan)
 
     def after_step(self) -> None:
@@ -234,7 +241,7 @@ class TrainingLoss(ABC):
         """Return what the loss was built with, by argument name; for its ``repr``, which recipes of runs keep."""
 
     def _prepare(self, **run: Any) -> None:
-        """Take what is needed of the run."""
+        """Forget an earlier run, and take what is needed of this one."""
         del run
 
     def _begin_epoch(self) -> None:

@@ -84,6 +84,10 @@ class Replayed(TrainingLoss):
             raise InputError("recorded", f"must cover pass {number}", f"{len(values)} passes")
         return values[number]
 
+    def _prepare(self, **run: Any) -> None:
+        del run
+        self._passes, self.multipliers = 0, Multipliers()
+
     def _state(self) -> dict[str, Any]:
         return {"passes": self._passes, "multipliers": self.multipliers.state_dict()}
 
@@ -166,7 +170,7 @@ class ScaledDecay:
     def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._restore(optimizer)  # a step that failed half-way left the scaled values
         record = self.loss.multipliers
-        if record is not self._record:  # a state was loaded since
+        if record is not self._record:  # a state was loaded since, or a run began
             self._record, self._seen = record, record.restored
         values = record.values[self._seen :]
         self._seen = len(record)

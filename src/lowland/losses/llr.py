@@ -213,6 +213,9 @@ class LLR(TrainingLoss):
 
     def _prepare(self, **run: Any) -> None:
         self._epochs = run["epochs"]
+        self._first, self._negative, self.multipliers = Totals(), None, Multipliers()
+        if self._from_first_epoch:
+            self._initial = None
 
     def _end_epoch(self) -> None:
         super()._end_epoch()

@@ -96,15 +96,15 @@ class OutputMemory:
         self._epoch, self._recording, self._reading = 0, False, False
 
     def configure(self, samples: int | Tensor | None, plan: Plan | None) -> None:
-        """Learn about the data, before anything is kept.
+        """Learn about the data, and forget what an earlier run left.
 
         Args:
             samples: Number of samples or their ids; what the constructor was given goes before it.
             plan: The ids that this process will meet in an epoch.
         """
-        if samples is not None and not self._given:
+        if not self._given:
             self.rows = SampleRows(samples)
-        self._plan = plan
+        self._plan, self._format, self._shelf, self._room, self._noticed = plan, None, None, 0, {}
 
     def begin(self, epoch: int, *, recording: bool, reading: bool) -> None:
         """Begin an epoch, or go on with it after a resume; with several processes, on all of them together.

@@ -101,11 +101,17 @@ class MESA(TrainingLoss):
         self._steps: int | None = None
         self._seen: tuple[Any, tuple[Any, ...], Tensor] | None = None
         self._passed = self._stepped = False
+        self._teacher_passes = 0
 
     @property
     def needs_input(self) -> bool:
         """Whether the loss must be called with the whole batch: it must, the teacher takes the input."""
         return True
+
+    @property
+    def extra_forward_passes(self) -> int:
+        """Passes of the teacher in this run."""
+        return self._teacher_passes + super().extra_forward_passes
 
     @property
     def effective_weight(self) -> float:
@@ -173,6 +179,7 @@ class MESA(TrainingLoss):
         wanted = None if self.teacher_precision is None else _PRECISIONS[self.teacher_precision]
         with nullcontext() if wanted is None else torch.autocast(device.type, dtype=wanted):
             logits: Tensor = forward(average.model, batch)
+        self._teacher_passes += 1
         self._seen = (batch.input, mark, logits)
         return logits
 
@@ -188,6 +195,7 @@ class MESA(TrainingLoss):
         self._epochs, self._steps = run["epochs"], run["steps_per_epoch"]
         self.active.contains(0, self._epochs)  # fractions need the length of the run
         self.decay_at(0)
+        self._seen, self._passed, self._stepped, self._teacher_passes = None, False, False, 0
         if run["model"] is not None:
             self.average = Average(run["model"])
 
@@ -210,10 +218,11 @@ class MESA(TrainingLoss):
 
     def _state(self) -> dict[str, Any]:
         average = None if self.average is None else self.average.state_dict()
-        return {"average": average, "passed": self._passed, "stepped": self._stepped}
+        flags = {"passed": self._passed, "stepped": self._stepped, "teacher_passes": self._teacher_passes}
+        return {"average": average, **flags}
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
-        if {"average", "passed", "stepped"} - set(state):
+        if {"average", "passed", "stepped", "teacher_passes"} - set(state):
             raise CheckpointError("the state of MESA lacks entries; nothing was loaded")
         if state["average"] is not None and self.average is None:
             raise CheckpointError("the state of MESA needs loss.prepare(model=...) first; nothing was loaded")
@@ -224,6 +233,7 @@ class MESA(TrainingLoss):
         if state["average"] is not None:
             self._ready().load_state_dict(state["average"])
         self._passed, self._stepped, self._seen = state["passed"], state["stepped"], None
+        self._teacher_passes = int(state["teacher_passes"])
 
 
 class Average:

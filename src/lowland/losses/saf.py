@@ -184,6 +184,7 @@ class SAF(TrainingLoss):
 
     def _prepare(self, **run: Any) -> None:
         self._epochs = run["epochs"]
+        self._begun = False
         self.memory.configure(run["samples"], run["plan"])
         self.memory.look_back = self._resolved()
 
