@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test slow check docs bench clean
+.PHONY: help demo test slow check docs bench claims clean
 
 help: ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,10 +30,14 @@ check: $(VENV)/.dev ## Check style, types, layers and the examples in docstrings
 	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules src -n 2
 
 docs: $(VENV)/.docs ## Build the documentation into site/
+	$(BIN)/python examples/gallery.py docs/images
 	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.dev ## Run the benchmarks; each prints one table and stores it under benchmarks/results
 	@for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+claims: $(VENV)/.dev ## Measure the published claims (resumable; 75 minutes of two cores) and write docs/claims.md
+	OMP_NUM_THREADS=1 $(BIN)/lowland claims --engine processes:2
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site

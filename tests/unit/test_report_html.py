@@ -164,13 +164,18 @@ def test_runs_of_different_train_loss_are_not_compared_at_the_end() -> None:
 
 def test_matched_loss_takes_the_snapshot_of_equal_loss() -> None:
     early = {"step-10": curvature(0.11, top=55.0), "end": curvature(0.01, top=3.0)}
-    a = Run("a", curvature=early)
+    early["sharpness"] = curvature(0.1).drop_vars(["lambda_max", "eigenvalue", "residual"])  # holds no eigenvalues
+    early = {name: early[name] for name in ("sharpness", "step-10", "end")}
+    a = Run("a", curvature=early, result={"learning_rate": 0.1, "momentum": 0.9})
     b = Run("b", curvature={"end": curvature(0.1, top=16.0)})
     section = curvature_section([a, b])
     assert section is not None
     matched = [block for block in section.blocks if isinstance(block, Table)][1]
     rows = {row[0]: row for row in matched.rows}
     assert rows["a"][1] == "step-10" and rows["a"][matched.header.index("λ max")].startswith("55.0")
+    assert rows["a"][matched.header.index("η λ max / 2(1+β)")] == "–"  # the step size at that snapshot is not known
+    first = section.blocks[0]
+    assert isinstance(first, Table) and first.rows[0][first.header.index("η λ max / 2(1+β)")] == "0.079"
     assert rows["b"][1] == "end"
 
 

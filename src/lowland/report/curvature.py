@@ -145,7 +145,8 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
         "λ max and λ min are the ends of the Hessian's spectrum, each with the norm of its residual H v − λ v; a "
         "Krylov method cannot promise that nothing was missed.",
         "Filter-weighted trace: mean curvature over all filter-normalised directions, with its standard error.",
-        "η λ max / 2(1+β), with step size η of the chosen epoch and momentum β: training pushes it towards 1.",
+        "η λ max / 2(1+β), with step size η of the chosen epoch and momentum β: plain SGD pushes it towards 1; the "
+        "edge of SAM lies lower.",
     ]
     blocks: list[Block] = [Table(_HEADER, tuple(_row(run, result) for run, result in measured),
                                  "Curvature at the end of training, on the data and in the mode stated",
@@ -155,14 +156,16 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
     modes = {str(result.attrs.get("batch_norm", "not stored")) for _, result in measured}
     if len(modes) > 1:
         blocks.append(Paragraph(f"Not comparable: the batch-norm modes differ ({', '.join(sorted(modes))})."))
-    if len(measured) > 1 and not comparable(losses):
+    apart = len(measured) > 1 and not comparable(losses)
+    if apart:
         blocks.append(
             Paragraph(
                 "Not comparable at the end: the train losses differ by more than a factor "
                 f"{LOSS_RATIO} (or are not stored), and cross-entropy curvature vanishes as a net memorises. "
-                "The table below compares the runs at matched train loss."
+                "The runs are compared at matched train loss below."
             )
         )
+    if apart or (len(measured) > 1 and any(_along(run) > 1 for run, _ in measured)):
         blocks.append(_matched(measured))
     return Section("Curvature", (*blocks, *further_blocks(runs)))
 
@@ -181,7 +184,7 @@ def _edge(run: Run, result: xr.Dataset) -> str:
     return show(rate * top / (2 * (1 + momentum)), 2)
 
 
-def _row(run: Run, result: xr.Dataset) -> tuple[str, ...]:
+def _row(run: Run, result: xr.Dataset, *, end: bool = True) -> tuple[str, ...]:
     attrs = result.attrs
     return (
         run.name,
@@ -189,7 +192,7 @@ def _row(run: Run, result: xr.Dataset) -> tuple[str, ...]:
         _known(scalar(result, "train_accuracy")),
         show(scalar(result, "weight_norm")),
         highest_eigenvalue(result),
-        _edge(run, result),
+        _edge(run, result) if end else "–",  # the step size is that of the chosen epoch
         lowest_eigenvalue(result),
         with_error(result, "trace"),
         with_error(result, "filter_trace"),
@@ -212,6 +215,11 @@ def _further(measured: Sequence[tuple[Run, xr.Dataset]]) -> Table | None:
     return Table(("run", *(name.replace("_", " ") for name in names)), rows, "Further measures at the end of training")
 
 
+def _along(run: Run) -> int:
+    """Return at how many points of training a run's curvature was measured."""
+    return sum(scalar(result, "lambda_max") is not None for result in run.curvature.values())
+
+
 def _matched(measured: Sequence[tuple[Run, xr.Dataset]]) -> Block:
     # The lowest train loss that every run has reached, looked up along each run's own curvature results.
     ends = [scalar(result, "train_loss") for _, result in measured]
@@ -222,12 +230,14 @@ def _matched(measured: Sequence[tuple[Run, xr.Dataset]]) -> Block:
     rows, missing = [], []
     for run, _ in measured:
         near = [(abs(math.log(loss / target)), name, result) for name, result in run.curvature.items()
-                if (loss := scalar(result, "train_loss")) is not None and loss > 0]  # fmt: skip
+                if (loss := scalar(result, "train_loss")) is not None and loss > 0
+                and scalar(result, "lambda_max") is not None]  # fmt: skip
         distance, name, result = min(near, key=lambda entry: entry[0])
         if distance > math.log(LOSS_RATIO):
             missing.append(run.name)
             continue
-        rows.append((run.name, name, *_row(run, result)[1:]))
+        at_end = result is final_curvature(run)
+        rows.append((run.name, name, *_row(run, result, end=at_end)[1:]))
     if missing:
         return Paragraph(
             f"No comparison at matched loss: no curvature of {', '.join(missing)} was measured within a factor "
