@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from tests.report_cases import curvature, plane, run, spectrum, walk
 
-from lowland import report
-from lowland.core.errors import InputError
+from lowland import report, store
+from lowland.core.errors import InputError, StoreError
 from lowland.core.schema import new_surface
 from lowland.report.comparison import comparison_table
 from lowland.report.curvature import curvature_section, lowest_eigenvalue
+from lowland.report.landscapes import landscapes_section
 from lowland.report.runs import Run
 from lowland.report.sections import Paragraph, Table
 from lowland.report.statistics import paired_interval, show, t_interval
@@ -297,6 +298,21 @@ def test_seeds_of_one_method_are_found_from_the_specs(tmp_path: Path) -> None:
     assert [run.seed for run in runs] == [0, 1, 0, 0]
     with pytest.raises(InputError, match="each folder once"):
         report.read_runs([folders[0], folders[0]])
+
+
+def test_a_page_holds_no_more_solids_than_a_browser_keeps_alive() -> None:
+    section = landscapes_section([Run(f"run {k}", surfaces={"plane": plane(4, 4)}) for k in range(10)])
+    assert section is not None
+    galleries = [block for block in section.blocks if isinstance(block, report.Gallery)]
+    assert [len(gallery.blocks) for gallery in galleries] == [10, 8, 10]
+    assert any(isinstance(b, Paragraph) and "first 8 of 10" in b.text for b in section.blocks)
+
+
+def test_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "surfaces").mkdir()
+    store.save(curvature(0.1), tmp_path / "surfaces" / "wrong.zarr")
+    with pytest.raises(StoreError, match="expected a surface"):
+        report.read_run(tmp_path)
 
 
 def test_requested_measures_stand_side_by_side() -> None:

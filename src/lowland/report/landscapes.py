@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["landscapes_section"]
+_MOST_SOLIDS = 8
+"""Surfaces in three dimensions on one page: browsers keep 8 to 16 such canvases alive and blank the oldest."""
+
 _CONVEXITY = (
     "Where the Hessian has negative curvature: negative beyond its residual, undecided, or none found. A Krylov run "
     "cannot promise that nothing was missed, and a subset of the samples biases both ends outward: compare maps of "
@@ -102,4 +105,7 @@ def _galleries(drawable: Sequence[tuple[Run, str, Any]], metric: str, scale: Sca
         solid = build_surface(surface, metric, scale=scale, title=title, caption="")
         surfaces.append(Figure(solid, run.name, link="surfaces", height=height))
         boxes.append(trust_box(surface, title, run=run.name, curvature=final_curvature(run)))
-    return [Gallery(tuple(contours)), Gallery(tuple(surfaces)), Gallery(tuple(boxes))]
+    blocks: list[Block] = [Gallery(tuple(contours)), Gallery(tuple(surfaces[:_MOST_SOLIDS])), Gallery(tuple(boxes))]
+    if len(surfaces) > _MOST_SOLIDS:
+        blocks.insert(2, Paragraph(f"In three dimensions: the first {_MOST_SOLIDS} of {len(surfaces)}.", note=True))
+    return blocks
