@@ -272,19 +272,49 @@ def test_copies_go_on_alike(member, base, when, how):
 
 @members
 @bases
-def test_distributed_checkpoint_helpers_keep_everything(member, base):
-    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+@pytest.mark.parametrize("flat", [False, True])
+def test_distributed_checkpoint_helpers_keep_everything(member, base, flat):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
 
     straight, first, second = build(member, base), build(member, base), build(member, base)
     two_pass(*straight, data(12))
     two_pass(*first, data(12)[:5])
     first[1].zero_grad()
-    model_state, optimizer_state = get_state_dict(*first)
+    model_state, optimizer_state = get_state_dict(*first, options=options)
     assert "lowland" not in optimizer_state
     set_state_dict(
-        *second, model_state_dict=copy.deepcopy(model_state), optim_state_dict=copy.deepcopy(optimizer_state)
+        *second,
+        model_state_dict=copy.deepcopy(model_state),
+        optim_state_dict=copy.deepcopy(optimizer_state),
+        options=options,
     )
     two_pass(*second, data(12)[5:])
+    assert_same(straight[0], second[0])
+
+
+@members
+@pytest.mark.parametrize("flat", [False, True])
+def test_distributed_checkpoints_of_a_base_without_state(member, flat):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+
+    if member == "MSAM":
+        pytest.skip("MSAM wants a momentum buffer")
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+
+    def fresh():
+        model = network()
+        return model, MEMBERS[member](torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+
+    straight, first, second = fresh(), fresh(), fresh()
+    two_pass(*straight, data(9))
+    two_pass(*first, data(9)[:4])
+    first[1].zero_grad()
+    weights, state = copy.deepcopy(get_state_dict(*first, options=options))
+    set_state_dict(*second, model_state_dict=weights, optim_state_dict=state, options=options)
+    assert first[1].steps == second[1].steps == 4, "torch's initialising steps are none of ours"
+    two_pass(*second, data(9)[4:])
     assert_same(straight[0], second[0])
 
 

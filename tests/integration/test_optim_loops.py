@@ -27,6 +27,7 @@ METHODS = {
 }
 methods = pytest.mark.parametrize("method", list(METHODS))
 bases = pytest.mark.parametrize("base", ["sgd", "adamw"])
+cases = pytest.mark.parametrize(("base", "micro_batches"), [("sgd", 1), ("sgd", 2), ("adamw", 1), ("adamw", 2)])
 loss_of = nn.CrossEntropyLoss()
 
 
@@ -82,12 +83,12 @@ def assert_same(first, second):
 
 
 @methods
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_fabric(method, micro_batches):
+@cases
+def test_fabric(method, base, micro_batches):
     from lightning_fabric import Fabric
 
-    expected = plain_loop(*build(method, ascent="micro-batch"), micro_batches=micro_batches)
-    mine, wrapper = build(method, ascent="micro-batch")
+    expected = plain_loop(*build(method, base, ascent="micro-batch"), micro_batches=micro_batches)
+    mine, wrapper = build(method, base, ascent="micro-batch")
     fabric = Fabric(accelerator="cpu", devices=1)
     model, optimizer = fabric.setup(mine, wrapper)
     for index, (x, y) in enumerate(data()):
@@ -109,15 +110,15 @@ def test_fabric(method, micro_batches):
 
 
 @methods
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_accelerate(method, micro_batches):
+@cases
+def test_accelerate(method, base, micro_batches):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    expected = plain_loop(*build(method, ascent="micro-batch"), micro_batches=micro_batches)
-    mine, wrapper = build(method, ascent="micro-batch")
+    expected = plain_loop(*build(method, base, ascent="micro-batch"), micro_batches=micro_batches)
+    mine, wrapper = build(method, base, ascent="micro-batch")
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=micro_batches)
     loader = torch.utils.data.DataLoader(data(), batch_size=None)
     model, optimizer, loader = accelerator.prepare(mine, wrapper, loader)
@@ -198,10 +199,10 @@ def hugging_face_trainer(model, wrapper, folder, micro_batches):
 
 
 @methods
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_hugging_face_trainer(method, micro_batches, tmp_path):
-    expected = plain_loop(*build(method, ascent="micro-batch"), micro_batches=micro_batches)
-    mine, wrapper = build(method, ascent="micro-batch")
+@cases
+def test_hugging_face_trainer(method, base, micro_batches, tmp_path):
+    expected = plain_loop(*build(method, base, ascent="micro-batch"), micro_batches=micro_batches)
+    mine, wrapper = build(method, base, ascent="micro-batch")
     hugging_face_trainer(mine, wrapper, tmp_path, micro_batches)
     assert_same(expected, mine)
 
@@ -274,9 +275,10 @@ def test_lightning_automatic_optimization(method, base, kind):
 
 
 @methods
-def test_lightning_accumulation(method):
-    expected = plain_loop(*build(method, ascent="micro-batch"), micro_batches=2)
-    mine, wrapper = build(method, ascent="micro-batch")
+@bases
+def test_lightning_accumulation(method, base):
+    expected = plain_loop(*build(method, base, ascent="micro-batch"), micro_batches=2)
+    mine, wrapper = build(method, base, ascent="micro-batch")
     fit_with_lightning(mine, wrapper, "accumulating", micro_batches=2)
     assert_same(expected, mine)
 

@@ -28,6 +28,7 @@ from lowland.optim.options import AscentKeywords, AscentOptions, check_rho
 from lowland.optim.passes import (
     Entry,
     average_over_ranks,
+    entries_of,
     noise_state,
     parts_of,
     replayed,
@@ -186,7 +187,7 @@ class Ascent(Wrapper):
         """
         self._check_may_perturb()
         held, scratch = self._held, self._held.scratch
-        entries = self._entries()
+        entries = entries_of(self.param_groups, self._radius)
         scratch.inside = True
         try:
             with ExitStack() as stack:
@@ -232,22 +233,6 @@ class Ascent(Wrapper):
             raise InputError("rng", '"replay" needs the first pass inside first_pass()', "replay")
         if self.options.distributed == "local" and world_size() > 1 and not scratch.marked:
             raise InputError("distributed", '"local" needs the first pass inside first_pass(model)', "local")
-
-    def _entries(self) -> list[Entry]:
-        found = []
-        for index, group in enumerate(self.param_groups):
-            rho = self._radius(group)
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is None or rho <= 0:
-                    continue
-                if gradient.layout != torch.strided:
-                    raise InputError(
-                        "params", "must have dense gradients for an ascent", str(gradient.layout),
-                        "use sparse=False, or rho=0 in that group",
-                    )  # fmt: skip
-                found.append(Entry(parameter, gradient, rho, index, float(group.get("weight_decay", 0.0))))
-        return found
 
     @torch.no_grad()
     def _go_up(self, entries: list[Entry]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,20 +30,24 @@ class OptimizerViews(Optimizer):
         InputError: If a base is a class, wraps already, needs a closure, or holds complex parameters.
     """
 
+    evaluation: ClassVar[str | None] = None
+    """Name of the own tensors that are the weights to evaluate and deploy; None: the trained ones."""
+
     def __init__(self, base: Base) -> None:
         bases = _checked_bases(base)
         for one in bases:
             for group in one.param_groups:
                 self._check_group(group)
         super().__init__([{"params": []}], {})
-        self._held = Holder(bases)
+        self._held = Holder(bases, self.evaluation)
         for parameter in self._held.parameters():
-            entry = self.state.get(parameter, {})
+            entry: dict[Any, Any] = next((base.state[parameter] for base in bases if parameter in base.state), {})
             for key in [key for key in entry if str(key).startswith(PREFIX + ".")]:
                 del entry[key]
         for group in self.param_groups:
             group.pop(PREFIX, None)
             self._adopt_group(group)
+        self.param_groups[0][PREFIX] = self._held.numbers
 
     @property
     def base(self) -> Optimizer | tuple[Optimizer, ...]:
@@ -75,11 +79,11 @@ class OptimizerViews(Optimizer):
 
     @property
     def state(self) -> Any:
-        """The per-parameter state of the base; of several bases, a view of all."""
+        """The per-parameter state of the base; a view where there are several, or own tensors beside it."""
         held = getattr(self, "_held", None)
         if held is None:
             return {}
-        return held.bases[0].state if len(held.bases) == 1 else JointState(held.bases)
+        return held.bases[0].state if len(held.bases) == 1 and not held.tensors else JointState(held)
 
     @state.setter
     def state(self, state: Any) -> None:

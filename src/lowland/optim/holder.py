@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Holder:
 
     Args:
         bases: The wrapped optimizers.
+        evaluation: Name of the own tensors that are evaluated; None: the trained weights.
 
     Attributes:
         bases: The wrapped optimizers.
@@ -90,8 +92,8 @@ class Holder:
         scratch: What is never saved.
     """
 
-    def __init__(self, bases: tuple[torch.optim.Optimizer, ...]) -> None:
-        self.bases = bases
+    def __init__(self, bases: tuple[torch.optim.Optimizer, ...], evaluation: str | None = None) -> None:
+        self.bases, self.evaluation = bases, evaluation
         self.numbers: dict[str, int | float | bool] = {"steps": 0}
         self.tensors: dict[str, dict[Tensor, Tensor]] = {}
         self.evaluating = False
@@ -105,6 +107,22 @@ class Holder:
         vars(self).update(state)
         self.scratch = Scratch()
 
+    def readable(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Return a parameter's own tensors under the names that a checkpoint has them by, whatever the mode.
+
+        Args:
+            parameter: The parameter.
+
+        Returns:
+            Name -> tensor.
+        """
+        found = {name: values[parameter] for name, values in self.tensors.items() if parameter in values}
+        if self.evaluation in found:
+            found["trained"] = parameter.detach()
+            if self.evaluating:
+                found[self.evaluation], found["trained"] = found["trained"], found[self.evaluation]
+        return found
+
     def parameters(self) -> Iterator[Tensor]:
         """Yield every optimized parameter in the order of the groups.
 
@@ -117,29 +135,35 @@ class Holder:
 
 
 class JointState(MutableMapping[Tensor, Any]):
-    """The per-parameter state of several optimizers as one mapping; entries stay with their owner.
+    """The per-parameter state of the bases as one mapping, with ours beside it under prefixed names.
+
+    What is written goes to the owner of the parameter; ours is there to be read, by checkpoints that ask for each name.
 
     Args:
-        bases: The optimizers.
+        holder: The state of the wrapper.
     """
 
-    def __init__(self, bases: tuple[torch.optim.Optimizer, ...]) -> None:
-        self._bases = bases
+    def __init__(self, holder: Holder) -> None:
+        self._holder, self._bases = holder, holder.bases
 
     def _owner(self, parameter: Tensor) -> torch.optim.Optimizer:
-        for base in self._bases:
+        for base in self._bases[1:]:
             if any(parameter is p for group in base.param_groups for p in group["params"]):
                 return base
         return self._bases[0]
 
     def __getitem__(self, parameter: Tensor) -> Any:
-        return self._owner(parameter).state[parameter]
+        ours = {f"{PREFIX}.{name}": value for name, value in self._holder.readable(parameter).items()}
+        return ChainMap(self._owner(parameter).state[parameter], ours)
 
     def __setitem__(self, parameter: Tensor, value: Any) -> None:
         self._owner(parameter).state[parameter] = value
 
     def __delitem__(self, parameter: Tensor) -> None:
         del self._owner(parameter).state[parameter]
+
+    def __contains__(self, parameter: object) -> bool:
+        return any(parameter in base.state for base in self._bases)
 
     def __iter__(self) -> Iterator[Tensor]:
         for base in self._bases:
@@ -203,6 +227,8 @@ def strip(saved: Mapping[str, Any], sizes: list[int], method: str) -> tuple[list
     if len(groups) != sum(sizes):
         raise CheckpointError(f"the checkpoint has {len(groups)} parameter groups, the optimizer {sum(sizes)}")
     mark = dict(saved.get(PREFIX) or (saved["param_groups"][0].get(PREFIX, {}) if groups else {}))
+    if "method" not in mark:  # the bare state of a base that we wrap
+        mark = {}
     if mark and mark["method"] != method:
         raise CheckpointError(
             f"the checkpoint is of {mark['method']}, the optimizer is {method}; to go on with the base optimizer's "

@@ -90,12 +90,13 @@ class MSAM(Wrapper):
             return
         factor = 1.0 if self.schedule is None else float(self.schedule(self.steps))
         moves: dict[float, list[tuple[Tensor, Tensor]]] = {}
-        for group in self.param_groups:
-            rho = float(group.get("rho", self.rho)) * factor
-            for parameter in group["params"]:
-                velocity = self.state.get(parameter, {}).get("momentum_buffer")
-                if velocity is not None and rho > 0:
-                    moves.setdefault(rho, []).append((parameter, velocity))
+        for base in self._held.bases:
+            for group in base.param_groups:
+                rho = float(group.get("rho", self.rho)) * factor
+                for parameter in group["params"]:
+                    velocity = base.state.get(parameter, {}).get("momentum_buffer")
+                    if velocity is not None and rho > 0:
+                        moves.setdefault(rho, []).append((parameter, velocity))
         norm = joint_norm([velocity for pairs in moves.values() for _, velocity in pairs])
         for rho, pairs in moves.items():
             ascend([p for p, _ in pairs], [v for _, v in pairs], norm, -rho)

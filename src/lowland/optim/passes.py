@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 
-__all__ = ["Entry", "average_over_ranks", "noise_state", "parts_of", "replayed", "unshared", "unsynced", "world_size"]
+__all__ = [
+    "Entry",
+    "average_over_ranks",
+    "entries_of",
+    "noise_state",
+    "parts_of",
+    "replayed",
+    "unshared",
+    "unsynced",
+    "world_size",
+]
 
 RandomState = dict[torch.device | None, Tensor]
 
@@ -34,6 +44,35 @@ class Entry:
     rho: float
     group: int
     decay: float
+
+
+def entries_of(groups: list[dict[str, Any]], radius: Callable[[dict[str, Any]], float]) -> list[Entry]:
+    """Collect what an ascent moves: parameters with a gradient, in groups with a radius above 0.
+
+    Args:
+        groups: The parameter groups.
+        radius: Radius of a group.
+
+    Returns:
+        The entries; nothing is changed.
+
+    Raises:
+        InputError: If a gradient is not dense.
+    """
+    found = []
+    for index, group in enumerate(groups):
+        rho, decay = radius(group), float(group.get("weight_decay", 0.0))
+        for parameter in group["params"] if rho > 0 else ():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.layout != torch.strided:
+                raise InputError(
+                    "params", "must have dense gradients for an ascent", str(gradient.layout),
+                    "use sparse=False, or rho=0 in that group",
+                )  # fmt: skip
+            found.append(Entry(parameter, gradient, rho, index, decay))
+    return found
 
 
 def parts_of(entries: list[Entry], norm: str) -> Iterator[list[Entry]]:

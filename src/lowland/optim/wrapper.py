@@ -41,9 +41,6 @@ class Wrapper(OptimizerViews):
     method: ClassVar[str] = "Wrapper"
     """Name of the method in checkpoints."""
 
-    evaluation: ClassVar[str | None] = None
-    """Name of the own tensors that are the weights to evaluate and deploy; None: the trained ones."""
-
     own: ClassVar[tuple[str, ...]] = ()
     """Names of the own tensors, one per parameter."""
 
@@ -207,14 +204,10 @@ class Wrapper(OptimizerViews):
     # Checkpoints.
 
     def _own_tensors(self) -> dict[str, dict[int, Tensor]]:
-        held = self._held
-        order = {p: i for i, p in enumerate(held.parameters())}
-        own = {name: {order[p]: t for p, t in values.items()} for name, values in held.tensors.items()}
-        if self.evaluation is not None:
-            trained = {order[p]: p.detach() for p in held.tensors.get(self.evaluation, {})}
-            if held.evaluating:
-                own[self.evaluation], trained = trained, own[self.evaluation]
-            own["trained"] = trained
+        own: dict[str, dict[int, Tensor]] = {}
+        for index, parameter in enumerate(self._held.parameters()):
+            for name, value in self._held.readable(parameter).items():
+                own.setdefault(name, {})[index] = value
         return own
 
     def state_dict(self) -> dict[str, Any]:
