@@ -86,7 +86,7 @@ class _GaussNewtonGraph:
         """What the graph hangs on."""
         return [self.output, *self.slope, *self.pulled]
 
-    def products(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    def product(self, parts: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
         """Return the product with one vector; see `BatchGraph`."""
         if not self.pulled or not self.slope:
             return [torch.zeros_like(p) for p in self.tensors]
@@ -97,7 +97,7 @@ class _GaussNewtonGraph:
         bent = torch.autograd.grad(self.slope, self.inner, pushed, retain_graph=True, materialize_grads=True)[0]
         active = [p for p in self.tensors if p.requires_grad]
         results = torch.autograd.grad(
-            self.output, active, bent, retain_graph=True, allow_unused=True, materialize_grads=True
+            self.output, active, bent, retain_graph=keep, allow_unused=True, materialize_grads=True
         )
         found = {id(p): result for p, result in zip(active, results, strict=True)}
         return [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in self.tensors]

@@ -59,7 +59,7 @@ class _HessianGraph:
     roots: Sequence[Tensor]
     weight: Tensor
 
-    def products(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    def product(self, parts: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
         """Return the product with one vector; see `BatchGraph`."""
         if not self.roots:
             return [torch.zeros_like(p) for p in self.tensors]
@@ -67,7 +67,7 @@ class _HessianGraph:
         active = [p for p in self.tensors if p.requires_grad]
         results = torch.autograd.grad(
             self.roots, active, [place[id(p)] for p in self.sources],
-            retain_graph=True, allow_unused=True, materialize_grads=True,
+            retain_graph=keep, allow_unused=True, materialize_grads=True,
         )  # fmt: skip
         found = {id(p): result for p, result in zip(active, results, strict=True)}
         return [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in self.tensors]

@@ -9,7 +9,8 @@ Deviations from the textbook:
    orthogonality reached is measured.
 2. At a breakdown (an invariant subspace is found) the run goes on with a fresh random vector, so that degenerate and
    zero operators are served too.
-3. Residuals have a floor of the rounding error, so that none is claimed to be smaller than the arithmetic allows.
+3. Residuals have a floor, so that none is claimed to be smaller than the arithmetic allows: the rounding error, or what
+   a product has along basis vectors where a symmetric operator has nothing.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Lanczos:
         self._basis = torch.empty(8, operator.size, dtype=operator.dtype, device=operator.device)
         self._diagonal: list[float] = []
         self._off_diagonal: list[float] = []
-        self._largest = 0.0
+        self._largest, self._noise = 0.0, 0.0
         vector = self._random(0)
         if start is not None:
             vector = self._warm(start, vector, noise)
@@ -167,6 +168,8 @@ class Lanczos:
         image, overlap = _orthogonalised(image, basis)
         length = float(torch.linalg.vector_norm(image))
         alpha = float(overlap[step])
+        if step > 1:
+            self._noise = max(self._noise, float(torch.linalg.vector_norm(overlap[: step - 1])))
         if not np.isfinite(alpha) or not np.isfinite(length):
             raise NotFinite("operator", "must give finite products", "nan or inf")
         self._diagonal.append(alpha)
@@ -203,7 +206,7 @@ class Lanczos:
             raise InputError("steps", "must be at least 1 before Ritz pairs exist", 0)
         diagonal, beside = np.asarray(self._diagonal), np.asarray(self._off_diagonal)
         values, vectors = (np.asarray(part, dtype=np.float64) for part in eigh_tridiagonal(diagonal, beside[:-1]))
-        floor = self.epsilon * float(np.abs(values).max())
+        floor = max(self.epsilon * float(np.abs(values).max()), self._noise)
         residuals = np.hypot(np.abs(beside[-1] * vectors[-1]), floor)
         return Ritz(values, residuals, vectors[0] ** 2, vectors)
 
@@ -242,6 +245,7 @@ class Lanczos:
             "diagonal": list(self._diagonal),
             "off_diagonal": list(self._off_diagonal),
             "largest": self._largest,
+            "noise": self._noise,
             "randomness": self.randomness,
             "seed": self.seed,
             "stream": self.stream,
@@ -266,7 +270,7 @@ class Lanczos:
         run = cls(operator, seed=state["seed"], stream=state["stream"])
         run._basis = state["basis"].to(run._basis).clone()
         run._diagonal, run._off_diagonal = list(state["diagonal"]), list(state["off_diagonal"])
-        run._largest, run.randomness = state["largest"], state["randomness"]
+        run._largest, run._noise, run.randomness = state["largest"], state["noise"], state["randomness"]
         return run
 
 

@@ -31,6 +31,8 @@ from lowland.curvature.hessian import Hessian
 __all__ = ["Convexity", "convexity_summary"]
 
 _NEGATIVE: Final = {"negative": 1.0, "undecided": 0.0, "none found": -1.0}
+_SLACK: Final = 1e-4
+"""Two runs that differ by less than this share of the spectral scale agree: the accuracy asked of the lower end."""
 _CARRIED: Final = 2
 """Eigenvectors from each end that are handed on: where the outermost two have changed places, the start holds both."""
 _INNER: Final = 0.25
@@ -159,12 +161,13 @@ def _numbers(ends: SpectrumEnds) -> dict[str, float]:
 
 
 def _outer(first: SpectrumEnds, second: SpectrumEnds) -> tuple[SpectrumEnds, bool]:
-    """Return the run that reaches further out, and whether they disagree beyond their residuals.
+    """Return the run that reaches further out, and whether they disagree beyond residuals and 1e-4 of the scale.
 
     A Ritz value never lies beyond the end of the spectrum, so that the outer one is always the better one.
     """
-    low = first.lambda_min - second.lambda_min > first.residual_min + second.residual_min
-    high = second.lambda_max - first.lambda_max > first.residual_max + second.residual_max
+    slack = _SLACK * max(first.scale, second.scale)
+    low = first.lambda_min - second.lambda_min > first.residual_min + second.residual_min + slack
+    high = second.lambda_max - first.lambda_max > first.residual_max + second.residual_max + slack
     return (second, True) if low or high else (first, False)
 
 

@@ -43,8 +43,8 @@ class BatchGraph(Protocol):
     def roots(self) -> Sequence[Tensor]:
         """What the graph hangs on."""
 
-    def products(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Multiply one vector, given and returned as one tensor per parameter; the graph stays usable."""
+    def product(self, parts: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
+        """Multiply one vector, given and returned as one tensor per parameter; the graph stays usable if asked to."""
 
 
 class AbstractRiskOperator(AbstractOperator):
@@ -158,10 +158,11 @@ class AbstractRiskOperator(AbstractOperator):
         weight = torch.zeros(
             (), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
         )
-        for graph in self._all_graphs():
+        for graph, kept in self._all_graphs():
             weight = weight + graph.weight
-            for total, part in zip(sums, parts, strict=True):
-                total.add_(torch.cat([piece.reshape(-1).to(self.dtype) for piece in graph.products(part)]))
+            for number, (total, part) in enumerate(zip(sums, parts, strict=True), 1):
+                result = graph.product(part, keep=kept or number < len(parts))
+                total.add_(torch.cat([piece.reshape(-1).to(self.dtype) for piece in result]))
             del graph  # a graph that is not kept must be gone before the next one is built
         return [total / weight.to(self.dtype) for total in sums]
 
@@ -169,32 +170,33 @@ class AbstractRiskOperator(AbstractOperator):
         pieces = torch.split(vector, list(self._space.sizes))
         return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self._space.tensors, strict=True)]
 
-    def _all_graphs(self) -> Iterator[BatchGraph]:
+    def _all_graphs(self) -> Iterator[tuple[BatchGraph, bool]]:
+        """Yield the graph of every piece of data, and whether it is kept."""
         if self._complete:
-            yield from self._graphs.values()
+            yield from ((graph, True) for graph in self._graphs.values())
             return
         pieces = (piece for batch in self.risk.batches() for piece in halves(batch, self._splits))
         count = 0
         for index, piece in enumerate(pieces):
             count += 1
             if index in self._graphs:
-                yield self._graphs[index]
+                yield self._graphs[index], True
             else:
                 graph = self.build(piece, self._space)
                 self.built += 1
-                yield self._keep(index, graph)
+                yield graph, self._keep(index, graph)
                 del graph
         self._complete = len(self._graphs) == count
 
-    def _keep(self, index: int, graph: BatchGraph) -> BatchGraph:
-        """Return a graph, kept if a block is open beyond this call and the memory allowed holds it."""
+    def _keep(self, index: int, graph: BatchGraph) -> bool:
+        """Return whether a graph is kept: if a block is open beyond this call and the memory allowed holds it."""
         if self._depth < 2:
-            return graph
+            return False
         size = graph_bytes(graph.roots, self._space.tensors) if self.memory > 0 else 1
         if self._kept_bytes + size <= self.memory:
             self._graphs[index] = graph
             self._kept_bytes += size
-        return graph
+        return index in self._graphs
 
     def _refresh(self) -> None:
         """Drop the graphs if weights or statistics have changed since they were built."""
