@@ -99,6 +99,13 @@ def test_flat_and_broken_ground():
     assert len(everywhere.guessed) == 0
 
 
+def test_what_lies_around_a_broken_point_is_measured():
+    found, _ = picture(lambda x, y: np.where((x == 0) & (y == 0), np.nan, basin(x, y)))
+    near = {(25 + i) * 51 + 25 + j for i in (-3, 0, 3) for j in (-3, 0, 3)}  # the next level's points around it
+    assert near <= set(found.measured.tolist())
+    assert len(found.measured) < 600 and np.isfinite(found.values).all()
+
+
 def test_what_is_measured_depends_on_nothing_but_the_values():
     first, second = picture(basin)[0], picture(basin)[0]
     assert np.array_equal(first.measured, second.measured) and np.array_equal(first.values, second.values)
