@@ -115,6 +115,8 @@ def test_hostile_names_stay_text() -> None:
     assert "img" not in found.tags
     assert found.handlers == []
     assert "alert('x')</script>" not in text
+    blocks = re.findall(r'<script type="application/json"[^>]*>(.*)</script>\n', text)
+    assert len(blocks) > 8 and not any("<" in block for block in blocks)
     assert found.text.count(HOSTILE) >= 4
     harmless = outline(report.render(report.build([run("a", method="a", seed=0, accuracy=0.9),
                                                    run("b", method="b", seed=0, accuracy=0.8)])))  # fmt: skip
