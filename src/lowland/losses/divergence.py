@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["tempered_divergence"]
+__all__ = ["outside_autocast", "tempered_divergence"]
 
 
 def tempered_divergence(target: Tensor, output: Tensor, temperature: float, *, class_axis: int = 1) -> Tensor:
@@ -27,9 +30,22 @@ def tempered_divergence(target: Tensor, output: Tensor, temperature: float, *, c
         >>> tempered_divergence(torch.eye(2), torch.eye(2), 5.0).tolist()
         [0.0, 0.0]
     """
-    with torch.autocast(output.device.type, enabled=False):
+    with outside_autocast(output.device):
         wide = torch.promote_types(torch.promote_types(output.dtype, target.dtype), torch.float32)
         past = torch.log_softmax(target.detach().to(wide) / temperature, dim=class_axis)
         now = torch.log_softmax(output.to(wide) / temperature, dim=class_axis)
         terms = (past.exp() * (past - now)).sum(class_axis)
         return terms.reshape(terms.shape[0], -1).mean(1)
+
+
+def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which operations keep the precision of what they are given.
+
+    Args:
+        device: Where the operations run; one that has no autocast needs no context.
+
+    Returns:
+        The context.
+    """
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

@@ -27,6 +27,7 @@ from lowland.core.modes import current_pass
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, Totals, TrainingLoss
+from lowland.losses.divergence import outside_autocast
 from lowland.losses.multipliers import Multipliers
 from lowland.losses.reshapers import Reshaper, Sech
 from lowland.losses.schedule import ActiveEpochs
@@ -166,7 +167,7 @@ class LLR(TrainingLoss):
         clean = current_pass() == "clean"
         if clean and self._initial is None:
             self._first.add("loss", loss, output.shape[0] if output.ndim else 1)
-        with torch.autocast(loss.device.type, enabled=False):
+        with outside_autocast(loss.device):
             met = self._met(loss) if reshapes else loss
             value = self._reshaped(met) if reshapes else loss
             if clean:
