@@ -368,8 +368,11 @@ def test_bad_input_is_one_clear_line_and_changes_nothing(options: Options, words
     loader = options.pop("loader", False)
     settings = {"epochs": 1, "batch_size": 8, **options}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if not any(isinstance(hook, Snapshots) for hook in options.get("hooks", ())):
+        settings["folder"] = tmp_path / "run"
     with pytest.raises(InputError) as caught:
         fit(model, optimizer, nn.CrossEntropyLoss(), splits(loader), **settings)
+    assert not (tmp_path / "run").exists()
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

@@ -101,7 +101,7 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, name: str, damage: str)
             return
     else:
         path.write_bytes(
-            content[: len(content) // 2] if damage == "truncated" else bytes([content[0] ^ 1]) + content[1:]
+            content[: len(content) // 2] if damage == "truncated" else content[:-1] + bytes([content[-1] ^ 1])
         )
     with pytest.raises(CheckpointError) as caught:
         checkpoints.load()

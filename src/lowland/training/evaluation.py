@@ -43,6 +43,7 @@ class Evaluation:
 
     def __init__(self, fabric: Any, model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_size: int) -> None:
         self.fabric, self.model, self.loss, self.batch_size = fabric, model, loss, batch_size
+        self.resident: dict[int, TensorData] = {}
         self.ignored = int(getattr(loss, "ignore_index", -100))
 
     @torch.no_grad()
@@ -57,7 +58,9 @@ class Evaluation:
         """
         totals: dict[str, Tensor] = {}
         count = 0
-        for raw in part.batches(self.batch_size) if isinstance(part, TensorData) else part:
+        if isinstance(part, TensorData):  # moved to the device once
+            part = self.resident.setdefault(id(part), part.to(self.fabric.device)).batches(self.batch_size)
+        for raw in part:
             for name, sums in self._sums(as_batch(raw).to(self.fabric.device)).items():
                 totals[name] = totals[name] + sums if name in totals else sums
             count += 1

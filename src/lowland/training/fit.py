@@ -8,7 +8,6 @@ states of model, optimizer and loss this makes a resumed run end with the same b
 from __future__ import annotations
 
 import math
-import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -167,16 +166,15 @@ def fit(
         (1, 1)
     """
     check_arguments(epochs, clip, micro_batches, select, checkpoint_every_steps, optimizer, model)
+    multiple, noise = as_schedule(schedule), torch_seed(seed, "training")
+    fabric = make_fabric(accelerator, devices, precision)
+    batches = training_batches(data, batch_size, seed, augment, fabric)
+    # all that a user can get wrong has been met; only now is something written
     place = None if folder is None else open_run_folder(Path(folder))
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes; Fabric does not run yet
-    with (
-        only_writer(place / "checkpoints") if place is not None and first else nullcontext(),
-        forked_rng(torch_seed(seed, "training")),
-    ):
+    lock = nullcontext() if place is None or not fabric.is_global_zero else only_writer(place / "checkpoints")
+    with lock, forked_rng(noise):
         random.seed(torch_seed(seed, "training", "python"))
         np.random.seed(torch_seed(seed, "training", "numpy") % 2**32)
-        fabric = make_fabric(accelerator, devices, precision)
-        batches = training_batches(data, batch_size, seed, augment, fabric)
         run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
         if run.rank:  # every process has dropout masks of its own; the first has those of a run on one device
             torch.manual_seed(torch_seed(seed, "training", run.rank))
@@ -187,7 +185,7 @@ def fit(
         wrapped, stepper = fabric.setup(model, optimizer)
         loop = _Loop(
             fabric, wrapped, stepper, run, batches, Evaluation(fabric, wrapped, plain_loss(loss), batch_size),
-            as_schedule(schedule), [float(group["lr"]) for group in optimizer.param_groups], hooks, clip,
+            multiple, [float(group["lr"]) for group in optimizer.param_groups], hooks, clip,
             micro_batches, wrapped._forward_module, checkpoint_every_steps, recipe,
             None if place is None else CheckpointFolder(place), [],
         )  # fmt: skip
