@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowland.core.errors import InputError
 from lowland.curvature import Lanczos, MatrixOperator, extreme_eigenvalues, top_eigenvalues
-from lowland.curvature.eigenvalues import lower_reach
+from lowland.curvature.bounds import lower_reach
 
 SPECTRA: dict[str, Tensor] = {
     "positive": torch.linspace(0.5, 9.0, 60),

@@ -6,12 +6,7 @@ Everything is an operator with ``@``; estimators eat operators, or a risk (its H
 from lowland.curvature.average_case import average_case_sharpness
 from lowland.curvature.density import SpectralDensity, spectral_density
 from lowland.curvature.diagonal import DiagonalEstimate, diagonal, layer_traces
-from lowland.curvature.eigenvalues import (
-    SpectrumEnds,
-    TopEigenvalues,
-    extreme_eigenvalues,
-    top_eigenvalues,
-)
+from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues
 from lowland.curvature.gauss_newton import GaussNewton
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.interop import ForeignOperator, from_curvlinops
@@ -23,6 +18,7 @@ from lowland.curvature.protocol import logits_normalised, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
 from lowland.curvature.stability import Stability, interval, stability, warm_started_extremes
 from lowland.curvature.survey import survey
+from lowland.curvature.top import TopEigenvalues, top_eigenvalues
 from lowland.curvature.trace import ProbeEstimate, filter_weighted_trace, trace
 from lowland.curvature.worst_case import WorstCase, worst_case_sharpness
 

@@ -1,4 +1,4 @@
-"""Both ends of the spectrum, and its top pairs, from Krylov runs with a residual for every number.
+"""Both ends of the spectrum from one Krylov run, with a residual for every number.
 
 What "converged" means for the lower end: on a trained net the smallest eigenvalue is about one per cent of the largest,
 so that a residual measured against the largest says nothing about it. It has its own tolerance, relative to itself.
@@ -10,25 +10,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
+from lowland.curvature.bounds import lower_reach
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.lanczos import Lanczos, Ritz
 from lowland.curvature.operator import AbstractOperator
 
-__all__ = [
-    "SpectrumEnds",
-    "TopEigenvalues",
-    "as_operator",
-    "extreme_eigenvalues",
-    "lower_reach",
-    "missed_share",
-    "top_eigenvalues",
-]
+__all__ = ["Source", "SpectrumEnds", "as_operator", "extreme_eigenvalues"]
 
 Source: TypeAlias = "EmpiricalRisk | AbstractOperator"
 """A risk (its Hessian is meant) or any operator."""
@@ -150,6 +141,7 @@ def extreme_eigenvalues(
         InputError: If an argument is out of range.
 
     Example:
+        >>> import torch
         >>> from lowland.curvature.operator import MatrixOperator
         >>> ends = extreme_eigenvalues(MatrixOperator(torch.diag(torch.arange(-1.0, 9.0, dtype=torch.float64))))
         >>> round(ends.lambda_max, 6), round(ends.lambda_min, 6), ends.negative
@@ -208,195 +200,3 @@ def _ends(run: Lanczos, ritz: Ritz, tolerance: float, seed: int, pairs: int, *, 
         orthogonality=orthogonality,
         vectors=run.vectors(ritz, [k for i in range(min(pairs, run.steps)) for k in (run.steps - 1 - i, i)]),
     )
-
-
-def missed_share(steps: int, size: int, *, randomness: float = 1.0, risk: float = 0.01) -> float:
-    """Return how far beyond an extreme Ritz value the spectrum may reach, relative to its width.
-
-    With probability ``1 - risk`` over the random start, the error of an extreme Ritz value after m products is at most
-    eps times the width of the spectrum, with ``1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1)) = risk`` (Kuczynski and
-    Wozniakowski, SIAM J. Matrix Anal. 13, 1992, theorem 4.2a). A warm start is random only in a share r of its length,
-    which puts ``sqrt(n) / r`` in the place of ``sqrt(n)``: the given part can only by chance cancel the random one.
-
-    Args:
-        steps: Number of products m.
-        size: Dimension n.
-        randomness: Share r of the start vector's length that is random. Default 1, a cold start.
-        risk: Probability that the bound fails. Default 0.01.
-
-    Returns:
-        eps, in [0, 1]; 0 when the whole space is spanned, 1 where nothing can be said.
-
-    Example:
-        >>> round(missed_share(40, 1000), 4)
-        0.0117
-    """
-    if steps >= size:
-        return 0.0
-    if steps < 1 or randomness == 0.0:
-        return 1.0
-    odds = math.log(1.648 * math.sqrt(size) / (randomness * risk))
-    return min(1.0, (odds / (2 * steps - 1)) ** 2)
-
-
-def lower_reach(run: Lanczos, ritz: Ritz, *, tolerance: float = 1e-3, risk: float = 0.01) -> float:
-    """Return how far below the smallest Ritz value the spectrum may reach, with probability ``1 - risk``.
-
-    The bound of `missed_share` times the width would count the few large eigenvalues of a trained net as width. But q
-    steps of the run can be spent on polynomials that vanish at the q largest eigenvalues, and never grow below them:
-    the bound then holds with m - q products and the width W of what is left. The best q is taken. W is read off the
-    Ritz values, whose ends may fall short by the same share each: ``W = (theta_q+1 - theta_min) / (1 - 2 share)``.
-
-    Args:
-        run: A Krylov run.
-        ritz: Its Ritz pairs.
-        tolerance: Residual, relative to the scale, up to which a pair counts as one of the largest. Default 1e-3.
-        risk: Probability that the bound fails. Default 0.01.
-
-    Returns:
-        A length on the axis of eigenvalues; infinite where the run is too short to say anything.
-    """
-    if run.exhausted:
-        return 0.0
-    best = math.inf
-    for q in range(run.steps):
-        share = missed_share(run.steps - q, run.size, randomness=run.randomness, risk=risk)
-        if share >= 0.5:
-            break
-        width = float(ritz.values[-1 - q] + ritz.residuals[-1 - q] - ritz.values[0]) / (1 - 2 * share)
-        best = min(best, share * width)
-        if ritz.residuals[-1 - q] > tolerance * ritz.scale:
-            break
-    return best
-
-
-@dataclass(frozen=True, slots=True)
-class TopEigenvalues:
-    """Several eigenpairs from one end of the spectrum.
-
-    Args:
-        values: Eigenvalues, the outermost first, shape [k].
-        residuals: Norm of ``A v - lambda v`` of each, shape [k].
-        converged: Residual at most ``tolerance * scale``, shape [k].
-        scale: Largest absolute Ritz value.
-        products: Number of products taken, the checks included.
-        checked: Whether a second run orthogonal to all pairs found nothing further out.
-        vectors: Shape [n, k].
-    """
-
-    values: np.ndarray[tuple[int], np.dtype[np.float64]]
-    residuals: np.ndarray[tuple[int], np.dtype[np.float64]]
-    converged: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    scale: float
-    products: int
-    checked: bool
-    vectors: Tensor = field(repr=False, compare=False)
-
-
-def top_eigenvalues(
-    source: Source,
-    k: int = 5,
-    *,
-    which: Literal["largest", "smallest"] = "largest",
-    tolerance: float = 1e-3,
-    max_products: int = 200,
-    check: bool = True,
-    seed: int = 0,
-) -> TopEigenvalues:
-    """Return the k outermost eigenpairs of one end.
-
-    One Krylov run sees only one vector of a degenerate eigenvalue. With ``check`` a second run, orthogonal to the pairs
-    found, looks for further copies and for what was missed, until it finds nothing further out.
-
-    Args:
-        source: A risk (its Hessian) or an operator.
-        k: How many pairs, at most the dimension.
-        which: Which end.
-        tolerance: Residual relative to the spectral scale. Default 1e-3.
-        max_products: Most products for each run. Default 200.
-        check: Whether to look for missed pairs. Default True.
-        seed: Seed of the start vectors.
-
-    Returns:
-        Values from the outermost inwards, with residuals and vectors.
-
-    Raises:
-        InputError: If `k` exceeds the dimension or an argument is out of range.
-
-    Example:
-        >>> from lowland.curvature.operator import MatrixOperator
-        >>> spectrum = torch.tensor([3.0, 3.0, 1.0, 0.5, 0.0], dtype=torch.float64)
-        >>> top_eigenvalues(MatrixOperator(torch.diag(spectrum)), 3).values.round(6).tolist()
-        [3.0, 3.0, 1.0]
-    """
-    operator = as_operator(source)
-    if not 1 <= k <= operator.size:
-        raise InputError("k", f"must lie between 1 and the dimension {operator.size}", k)
-    if which not in ("largest", "smallest"):
-        raise InputError("which", 'must be "largest" or "smallest"', which)
-    if not 0 < tolerance < 1:
-        raise InputError("tolerance", "must lie between 0 and 1", tolerance)
-    sign = 1.0 if which == "largest" else -1.0
-    before = operator.products
-    with operator:
-        found = _outermost(Lanczos(operator, seed=seed), k, sign, tolerance, max_products)
-        checked = not check
-        for again in range(1, k + 1 if check else 0):
-            if found.size >= operator.size:
-                checked = True
-                break
-            run = Lanczos(operator, against=found.vectors, seed=seed, stream=again)
-            more = _outermost(run, 1, sign, tolerance, max_products, beyond=found)
-            if sign * more.values[0] <= sign * found.values[-1] + more.residuals[0]:
-                checked = True
-                break
-            found = _merged(found, more, sign, k)
-    return TopEigenvalues(
-        found.values, found.residuals, found.residuals <= tolerance * found.scale, found.scale,
-        operator.products - before, check and checked, found.vectors,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    values: np.ndarray[tuple[int], np.dtype[np.float64]]
-    residuals: np.ndarray[tuple[int], np.dtype[np.float64]]
-    scale: float
-    vectors: Tensor
-
-    @property
-    def size(self) -> int:
-        return len(self.values)
-
-
-def _outermost(
-    run: Lanczos, k: int, sign: float, tolerance: float, max_products: int, *, beyond: _Pairs | None = None
-) -> _Pairs:
-    """Return the k outermost pairs once converged, or once it is clear that none lies further out than those known."""
-    ritz = _after(run, k)
-    while not run.exhausted and run.steps < max_products:
-        order = np.argsort(-sign * ritz.values)[:k]
-        if len(order) == k and bool((ritz.residuals[order] <= tolerance * ritz.scale).all()):
-            break
-        if beyond is not None:
-            reach = missed_share(run.steps, run.size) * 2 * max(beyond.scale, ritz.scale)
-            if sign * ritz.values[order[0]] + reach < sign * beyond.values[-1]:
-                break
-        ritz = _after(run, 1)
-    chosen = np.argsort(-sign * ritz.values)[:k].tolist()
-    return _Pairs(ritz.values[chosen], ritz.residuals[chosen], ritz.scale, run.vectors(ritz, chosen))
-
-
-def _after(run: Lanczos, steps: int) -> Ritz:
-    run.extend(steps)
-    return run.ritz()
-
-
-def _merged(first: _Pairs, second: _Pairs, sign: float, k: int) -> _Pairs:
-    values = np.concatenate([first.values, second.values])
-    residuals = np.concatenate([first.residuals, second.residuals])
-    order = np.argsort(-sign * values)[:k]
-    vectors = torch.cat([first.vectors, second.vectors], 1)[
-        :, torch.as_tensor(order.copy(), device=first.vectors.device)
-    ]
-    return _Pairs(values[order], residuals[order], max(first.scale, second.scale), vectors)

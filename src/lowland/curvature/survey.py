@@ -14,10 +14,11 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_curvature
 from lowland.curvature.density import spectral_density
 from lowland.curvature.diagonal import layer_traces
-from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues, top_eigenvalues
+from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.measures import sharpness_table
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
+from lowland.curvature.top import top_eigenvalues
 from lowland.curvature.trace import ProbeEstimate, filter_weighted_trace, trace
 
 __all__ = ["survey"]
