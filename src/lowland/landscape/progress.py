@@ -57,6 +57,8 @@ class SurveyRun:
             indices: Flat numbers of points.
         """
         points, known = self._points({int(i) for i in indices} - self._tried)
+        if not points:
+            return
         self._tried |= {point.index for point in points}
         self._done -= int(sum(self._keeper.status[point.index] == STATUS_FAILED for point in points))
         run = self._engine.run(
