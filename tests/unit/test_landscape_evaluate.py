@@ -331,6 +331,13 @@ def test_the_recipe_computes_any_point_again():
     assert recipe["planes"][0]["rules"]["0.weight"] == "filter axis 0" and abs(recipe["planes"][0]["cosine"]) < 1
 
 
+def test_planes_and_surfaces_show_themselves_briefly():
+    model = network()
+    plane = random_plane(model)
+    assert len(repr(plane)) < 700 and "cosine" in repr(plane) and "tensor(" not in repr(plane) + repr(plane.axes)
+    assert "loss" in evaluate(make_risk(model), plane, grid(3, 3))._repr_html_()
+
+
 def test_events_estimate_the_time():
     model = network()
     events = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ class StoredAxis(Axis):
         recipe: How it was made, as plain JSON values; where it cannot be made again from them, with a fingerprint.
     """
 
-    values: Mapping[str, Tensor]
+    values: Mapping[str, Tensor] = field(repr=False)
     recipe: Mapping[str, Any]
 
     def entry(self, space: ParameterSpace, place: int, base: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class SeededAxis(Axis):
     number: int
     normalization: Normalization = "filter"
     move_fixed: bool = False
-    norms_from: Mapping[str, Tensor] | None = None
+    norms_from: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def entry(self, space: ParameterSpace, place: int, base: Tensor) -> Tensor:
         """Return freshly drawn numbers, always the same ones."""

@@ -42,17 +42,17 @@ class Plane:
         buffers: Per axis, directions of the buffers (batch-norm statistics) by name; empty if buffers stay.
     """
 
-    axes: tuple[Axis, ...]
+    axes: tuple[Axis, ...] = field(repr=False)
     origin: str
     recipe: Mapping[str, Any]
     units: str
     norms: tuple[float, ...]
     cosine: float | None
-    rules: Mapping[str, str]
+    rules: Mapping[str, str] = field(repr=False)
     modules: tuple[str, ...] | None = None
     trainable: bool = True
     markers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    buffers: tuple[Mapping[str, Tensor], ...] = ()
+    buffers: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
 
     def space(self, model: nn.Module) -> ParameterSpace:
         """Return the parameters that move; only inside a context that shows effective weights.
