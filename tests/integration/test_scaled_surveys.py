@@ -103,6 +103,35 @@ def test_the_model_in_this_process_is_left_alone_and_workers_are_kept_for_a_refi
     assert same(found, survey("serial", shape=(17, 17), **options))
 
 
+def test_directions_that_are_drawn_again_for_every_point_save_memory_and_change_no_bit():
+    """The way to survey a model that fills a device: neither worker ever holds a direction."""
+    risk = make_risk()
+    where = landscape.grid(4, 3, extent=1.0)
+    stored = landscape.evaluate(risk, landscape.random_plane(risk.model, seed=0), where)
+    drawn = landscape.random_plane(risk.model, seed=0, stored=False)
+    assert same(landscape.evaluate(risk, drawn, where, engine=ENGINES["processes:2"]()), stored)
+
+
+@pytest.mark.slow
+def test_the_job_file_runs_as_it_stands(tmp_path):
+    script, path = Path("examples/ray_survey.py").resolve(), tmp_path / "s.zarr"
+    words = [sys.executable, str(script), str(path), "--points", "5"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "done: 25/25" in done.stdout, done.stderr
+    words = [sys.executable, str(script), str(tmp_path / "alone.zarr"), "--points", "5", "--engine", "serial"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=120, env=one_thread())
+    np.testing.assert_allclose(store.open(path).loss, store.open(tmp_path / "alone.zarr").loss, rtol=1e-6)
+
+
+def one_thread():
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_survey_into_an_object_store_from_several_processes():
+    found = survey("processes:2", store="memory://scaled/s.zarr")
+    assert same(store.open("memory://scaled/s.zarr"), found) and same(found, survey("serial"))
+
+
 def test_the_threads_of_the_workers_are_recorded():
     assert survey("processes:2", shape=(2, 2)).attrs["threads"] == 1
 
