@@ -283,3 +283,16 @@ def test_a_risk_that_is_not_deterministic_is_refused(operator: Any) -> None:
 
     with pytest.raises(NotDeterministic):
         operator(EmpiricalRisk(Noisy(), nn.CrossEntropyLoss(), [(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))]))
+
+
+def test_parametrised_weights_are_differentiated_by_their_effective_value(operator: Any) -> None:
+    plain, case = operator(risk_of(make("mlp"))), make("mlp")
+    nn.utils.parametrizations.weight_norm(case.model[0])
+    before = snapshot(case.model)
+    made = operator(risk_of(case))
+    assert set(made.shapes) == set(plain.shapes)
+    vector = torch.randn(plain.size, dtype=torch.float64)
+    expected, found = plain.split(plain @ vector), made @ plain.split(vector)
+    for name, part in expected.items():
+        torch.testing.assert_close(found[name], part, rtol=1e-9, atol=1e-12)
+    assert_untouched(case.model, before)
