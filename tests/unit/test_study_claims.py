@@ -197,3 +197,15 @@ def test_two_processes_run_rows_side_by_side(tmp_path):
     assert main(["claims", *rows, "--seeds", "2", "--engine", "processes:2", "--quiet", *sizes]) == 0
     assert sorted(path.stem for path in (tmp_path / "store").glob("*.json")) == rows
     assert "incomplete, 2 of 20 seeds" in (tmp_path / "claims.md").read_text(encoding="utf-8")
+
+
+def test_a_sharpness_is_shown_with_its_train_loss_and_with_what_cannot_be_compared(tmp_path):
+    def measure(bench, arms, seed):
+        values = {"base": 1.0 + 0.01 * seed, "treated": 1.1 + 0.011 * seed}
+        return {**values, "train loss base": 0.1, "train loss treated": 0.1 if seed < 0 else 0.4}
+
+    claim = planted()
+    claim = Claim(claim.name, "G", "s", "p", "e", 0.01, claim.comparisons, measure, seeds=6)
+    run_claim(claim, tmp_path, Bench(tmp_path))
+    text = page([outcome(claim, read_record(tmp_path, "planted"))])
+    assert "treated and base: not comparable at the end" in text and "| 0.400 |" in text

@@ -28,9 +28,12 @@ from lowland.training.files import write_atomic
 __all__ = ["Claim", "Measure", "Outcome", "Record", "outcome", "read_record", "run_claim"]
 
 Measure = Callable[[Bench, Mapping[str, Arm], int], dict[str, float]]
-"""(bench, arms, seed) -> endpoint of every arm, and ``"passes ARM"`` where it is known."""
+"""(bench, arms, seed) -> endpoint of every arm, and ``"passes ARM"`` and ``"train loss ARM"`` where they count."""
 
 SCHEMA = "lowland.claim/1"
+
+BESIDE = ("passes", "train loss")
+"""What a measure may say of an arm besides its endpoint."""
 
 
 @dataclass(frozen=True)
@@ -197,10 +200,14 @@ def _seed(claim: Claim, bench: Bench, seed: int) -> dict[str, Any]:
     except Exception as failure:  # a failed seed is a result: it is stored and shown
         error = f"{type(failure).__name__}: {failure}".splitlines()[0]
     made = provenance()
-    values = {name: value for name, value in found.items() if not name.startswith("passes ")}
+    beside: dict[str, dict[str, float]] = {kind: {} for kind in BESIDE}
+    values = {}
+    for name, value in found.items():
+        kind = next((kind for kind in BESIDE if name.startswith(f"{kind} ")), "")
+        (beside[kind] if kind else values)[name.removeprefix(f"{kind} ")] = value
     return {
         "seed": seed, "values": {name: _plain(value) for name, value in values.items()},
-        "passes": {name.removeprefix("passes "): v for name, v in found.items() if name.startswith("passes ")},
+        "passes": beside["passes"], "train_loss": {name: _plain(v) for name, v in beside["train loss"].items()},
         "error": error, "seconds": round(time.monotonic() - started, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "created": made["created"], "versions": made["versions"], "revision": made["revision"],

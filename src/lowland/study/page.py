@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from lowland.report.curvature import comparable
 from lowland.report.statistics import show, show_interval, t_interval
 from lowland.study.claims import Claim, Outcome, over_the_ledger
 from lowland.study.recipes import UNDECIDED
@@ -109,13 +110,29 @@ def _provenance(one: Outcome) -> str:
 def _arms(one: Outcome) -> list[str]:
     assert one.record is not None
     names = dict.fromkeys(name for run in one.record.runs for name in run["values"])
-    lines = ["| arm | mean over seeds | passes |", "|---|---|---|"]
+    lines = ["| arm | mean over seeds | passes | train loss |", "|---|---|---|---|"]
     for name in names:
-        values = [*one.record.values(name).values()]
-        passes = [run["passes"][name] for run in one.record.runs if name in run.get("passes", {})]
-        cost = show(sum(passes) / len(passes)) if passes else "–"
-        lines.append(f"| {name} | {show_interval(t_interval(values), decimals=4)} | {cost} |")
-    return lines
+        values = t_interval([*one.record.values(name).values()])
+        passes, loss = (_mean(one, kind, name) for kind in ("passes", "train_loss"))
+        lines.append(f"| {name} | {show_interval(values, decimals=4)} | {show(passes)} | {show(loss)} |")
+    return lines + _comparability(one)
+
+
+def _mean(one: Outcome, kind: str, name: str) -> float | None:
+    assert one.record is not None
+    known = [float(run[kind][name]) for run in one.record.runs if name in run.get(kind, {})]
+    return sum(known) / len(known) if known else None
+
+
+def _comparability(one: Outcome) -> list[str]:
+    # a sharpness is not compared where the train losses are too far apart
+    apart = []
+    for names in one.claim.comparisons:
+        losses = [_mean(one, "train_loss", name) for name in names]
+        if all(loss is not None for loss in losses) and not comparable(losses):
+            apart.append(" and ".join(names))
+    text = "not comparable at the end, their train losses differ by more than a factor 1.5; see the rows at equal loss"
+    return ["", f"{'; '.join(apart)}: {text}."] if apart else []
 
 
 def _answers(one: Outcome, ledger: float) -> list[str]:

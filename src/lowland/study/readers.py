@@ -29,7 +29,7 @@ __all__ = [
     "lambda_max_at_matched_loss",
     "negative_share",
     "path_share_above_null",
-    "sharpness_at_end",
+    "sharpness_at_matched_loss",
     "sharpness_late",
     "surface_number",
 ]
@@ -76,20 +76,19 @@ def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
     return [math.log10(max(end.lambda_max, 1e-300)) for end in ends]
 
 
-def sharpness_at_end(path: Path) -> float:
-    """Return log10 of SAM's sharpness (rho 0.05) at the last weights.
+def sharpness_at_matched_loss(paths: Sequence[Path]) -> list[float]:
+    """Return log10 of SAM's sharpness (rho 0.05) of each run, where their paths have the same train loss.
 
     Args:
-        path: The run's folder.
+        paths: Folders of the runs, with snapshots.
 
     Returns:
-        The number.
+        One number per run, in the order given.
     """
-
-    def measure() -> float:
-        return curvature.sam_sharpness(RunFolder(path).risk(RISK)).value
-
-    return math.log10(max(float(kept(path, "sharpness_at_end", measure)), 1e-300))
+    runs = [RunFolder(path) for path in paths]
+    steps = matched_steps(runs, RISK)
+    found = [curvature.sam_sharpness(_at(run, step)).value for run, step in zip(runs, steps, strict=True)]
+    return [math.log10(max(value, 1e-12)) for value in found]
 
 
 def sharpness_late(path: Path) -> float:

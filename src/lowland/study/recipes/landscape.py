@@ -60,7 +60,7 @@ def _architecture(size: Size) -> list[Claim]:
     skips = {"with shortcuts": net(20), "without": net(20, skip=False)}
     deep = {"56 layers without": net(56, skip=False), "20 layers without": net(20, skip=False)}
     wide = {"width 16": net(20, width=16, skip=False), "width 4": net(20, width=4, skip=False)}
-    rough = reader(surface_number("roughness"))
+    rough = reader(surface_number("roughness"), surveyed=True)
     return [
         Claim("li-skips", "Li et al.", "Without shortcuts the surface is rougher.", _NONE, _ROUGH, 0.1,
               (("without", "with shortcuts"),), rough, skips, seeds=size.few, seconds=20, code=_CODE),
@@ -70,7 +70,8 @@ def _architecture(size: Size) -> list[Claim]:
               (("width 16", "width 4"),), rough, wide, higher=False, seeds=size.few, seconds=25, code=_CODE),
         Claim("li-convexity", "Li et al.", "Without shortcuts more of the plane is not convex.",
               "DenseNet-like regions have a ratio below 1 %", "share of 25 points of a plane with negative curvature "
-              "beyond its residual, digits", 0.05, (("without", "with shortcuts"),), reader(negative_share), skips,
+              "beyond its residual, digits", 0.05, (("without", "with shortcuts"),),
+              reader(negative_share, surveyed=True), skips,
               seeds=size.few, seconds=60, code=("curvature/probe.py", "curvature/lanczos.py", "study/readers.py")),
         Claim("li-trainability", "Li et al.", "Without shortcuts a deep network is harder to train.",
               "ResNet-56 on CIFAR-10: error 5.89 % with, 13.31 % without (rate 0.1)",
@@ -81,7 +82,7 @@ def _architecture(size: Size) -> list[Claim]:
 
 
 def _training(size: Size) -> list[Claim]:
-    bowl = reader(surface_number("curvature"))
+    bowl = reader(surface_number("curvature"), surveyed=True)
     samples = size.images
     plain = digits(size)
 
@@ -91,7 +92,7 @@ def _training(size: Size) -> list[Claim]:
     batches = {"batches of 16": changed(batch_size=16), "whole batch": changed(batch_size=samples)}
     rates = {"rate 0.2": changed(optimizer__learning_rate=0.2), "rate 0.01": changed(optimizer__learning_rate=0.01)}
     adam = {"optimizer__name": "adam", "optimizer__learning_rate": 1e-3, "optimizer__weight_decay": 0.0}
-    note = "the train losses differ: see the rows at matched loss"
+    note = "at the end of training, where the train losses may differ"
     return [
         Claim("li-batch", "Li et al.", "Small batches end in wider regions than large ones.", _NONE, _BOWL, 0.1,
               (("batches of 16", "whole batch"),), bowl, batches, higher=False, seeds=size.seeds, seconds=6, code=_CODE,

@@ -14,9 +14,9 @@ from lowland.spec.build import build_data, build_model
 from lowland.spec.study import Changes
 from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Claim
-from lowland.study.readers import sharpness_at_end
-from lowland.study.recipes.sam import RHO, SAM
-from lowland.study.recipes.tasks import Size, arm, digits, endpoint, passes_over, reader, signals
+from lowland.study.readers import sharpness_at_matched_loss
+from lowland.study.recipes.sam import RHO, SAM, matched
+from lowland.study.recipes.tasks import Size, arm, digits, endpoint, passes_over, signals
 
 __all__ = ["SALA", "lookahead_claims"]
 
@@ -65,10 +65,11 @@ def lookahead_claims(size: Size) -> list[Claim]:
             seeds=size.seeds, seconds=12,
         ),
         Claim(
-            "sala-sharpness", "SALA", "SALA ends in flatter regions than SGD.", "numbers not found",
-            "log10 of SAM's sharpness (rho 0.05) at the end, digits", 0.1, (("SALA", "SGD"), ("SAM", "SGD")),
-            reader(sharpness_at_end), surveyed, higher=False, seeds=size.seeds, seconds=2,
-            code=("curvature/sharpness.py", "study/readers.py"),
+            "sala-sharpness", "SALA", "SALA finds flatter regions than SGD, at equal train loss.", "numbers not found",
+            "log10 of SAM's sharpness (rho 0.05) where the paths have the same train loss, digits", 0.1,
+            (("SALA", "SGD"), ("SAM", "SGD")),
+            matched(sharpness_at_matched_loss), surveyed, higher=False, seeds=size.seeds, seconds=2,
+            code=("curvature/sharpness.py", "study/readers.py", "study/matched.py"),
         ),
         Claim(
             "sala-direction", "SALA", "SALA's first-stage gradient is nearer to a SAM step than the plain gradient is.",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from lowland.spec.build import build_data, build_loss, build_model, build_optimizer
 from lowland.spec.study import Changes
 from lowland.study.bench import Arm, Bench
-from lowland.study.claims import Claim
+from lowland.study.claims import Claim, Measure
 from lowland.study.readers import lambda_max_at_matched_loss
 from lowland.study.recipes.tasks import Size, arm, digits, endpoint, signals
 from lowland.training import fit
 
-__all__ = ["SAM", "sam_claims"]
+__all__ = ["SAM", "matched", "sam_claims"]
 
 SAM: Changes = {"optimizer.method": "sam", "optimizer.options.rho": 0.1}
 RHO = {"optimizer__options__rho": [0.05, 0.1, 0.2]}
@@ -54,7 +54,8 @@ def sam_claims(size: Size) -> list[Claim]:
             "sam-curvature", "SAM", "SAM ends in flatter regions than SGD, at equal train loss.",
             "largest eigenvalue 24 against 1.0, at unequal train loss",
             "log10 of the largest Hessian eigenvalue where the paths have the same train loss, digits", 0.1,
-            (("SAM", "SGD"),), matched_curvature, {"SGD": arm(small), "SAM": arm(small, SAM)}, higher=False,
+            (("SAM", "SGD"),), matched(lambda_max_at_matched_loss),
+            {"SGD": arm(small), "SAM": arm(small, SAM)}, higher=False,
             seeds=size.seeds, seconds=8, code=("study/matched.py", "curvature/eigenvalues.py", "curvature/lanczos.py"),
         ),
         Claim(
@@ -74,19 +75,21 @@ def sam_claims(size: Size) -> list[Claim]:
     ]  # fmt: skip
 
 
-def matched_curvature(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Measure all arms at a train loss that their paths share.
+def matched(read: Callable[[Sequence[Path]], list[float]]) -> Measure:
+    """Return the measure of rows that compare all arms at a train loss that their paths share.
 
     Args:
-        bench: Where they are trained.
-        arms: The arms.
-        seed: The seed.
+        read: Folders of the runs -> one number per run.
 
     Returns:
-        log10 of the largest eigenvalue by arm.
+        A measure.
     """
-    paths: list[Path] = [bench.train(bench.settled(one), seed) for one in arms.values()]
-    return dict(zip(arms, lambda_max_at_matched_loss(paths), strict=True))
+
+    def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+        paths = [bench.train(bench.settled(one), seed) for one in arms.values()]
+        return dict(zip(arms, read(paths), strict=True))
+
+    return measure
 
 
 def micro_batches(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:

@@ -110,14 +110,15 @@ def endpoint(name: str) -> Measure:
     return reader(lambda path: read_endpoint(path, name))
 
 
-def reader(read: Callable[[Path], float]) -> Measure:
+def reader(read: Callable[[Path], float], *, surveyed: bool = False) -> Measure:
     """Return the measure of rows that read one number of every arm's run.
 
     Args:
         read: Folder of a run -> number.
+        surveyed: Whether the number is a sharpness or curvature, which means nothing without the train loss.
 
     Returns:
-        A measure; cost in passes beside it.
+        A measure; cost in passes beside it, and ``"train loss ARM"`` where the number was surveyed.
     """
 
     def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
@@ -127,6 +128,8 @@ def reader(read: Callable[[Path], float]) -> Measure:
             with bench.alone(path):
                 found[name] = read(path)
             found[f"passes {name}"] = cost_of(path).passes
+            if surveyed:
+                found[f"train loss {name}"] = read_endpoint(path, "train_loss")
         return found
 
     return measure

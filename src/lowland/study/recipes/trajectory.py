@@ -44,12 +44,14 @@ def trajectory_claims(size: Size) -> list[Claim]:
         Claim(
             "saf-sharpness", "SAF and MESA", "SAF and MESA find flatter regions than SGD along the whole path.",
             "figure 4b; no numbers in the text", sharp, 0.1, (("SAF", "SGD"), ("MESA", "SGD")),
-            reader(sharpness_late), plain, higher=False, seeds=size.seeds, seconds=8, code=path, note=_NOTE,
+            reader(sharpness_late, surveyed=True),
+            plain, higher=False, seeds=size.seeds, seconds=8, code=path, note=_NOTE,
         ),
         Claim(
             "saf-sharpness-sam", "SAF and MESA", "SAM is flatter than SAF in the second half of training.",
             "figure 4b; no numbers in the text", sharp, 0.1, (("SAM", "SAF"), ("SAM", "MESA")),
-            reader(sharpness_late), surveyed, higher=False, seeds=size.seeds, seconds=5, code=path, note=_NOTE,
+            reader(sharpness_late, surveyed=True),
+            surveyed, higher=False, seeds=size.seeds, seconds=5, code=path, note=_NOTE,
         ),
         Claim(
             "saf-largest-drop", "SAF and MESA", "SAF avoids sudden drops of the train loss.",
