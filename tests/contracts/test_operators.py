@@ -288,10 +288,10 @@ def test_a_risk_that_is_not_deterministic_is_refused(operator: Any) -> None:
 def test_parametrised_weights_are_differentiated_by_their_effective_value(operator: Any) -> None:
     plain, case = operator(risk_of(make("mlp"))), make("mlp")
     nn.utils.parametrizations.weight_norm(case.model[0])
+    vector = torch.randn(plain.size, dtype=torch.float64)
     before = snapshot(case.model)
     made = operator(risk_of(case))
     assert set(made.shapes) == set(plain.shapes)
-    vector = torch.randn(plain.size, dtype=torch.float64)
     expected, found = plain.split(plain @ vector), made @ plain.split(vector)
     for name, part in expected.items():
         torch.testing.assert_close(found[name], part, rtol=1e-9, atol=1e-12)
