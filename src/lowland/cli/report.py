@@ -23,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     spec, flags = parse(ReportSpec, command_arguments(arguments, "runs"), "lowland report", quiet=False, json=False)
     from lowland import report
 
-    runs = [report.read_run(folder) for folder in spec.runs]
+    runs = report.read_runs(spec.runs)
     page = Path(spec.output)
     page.parent.mkdir(parents=True, exist_ok=True)
     report.write(report.build(runs, title=spec.title, allow_mixed=spec.allow_mixed), page)
