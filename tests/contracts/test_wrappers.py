@@ -258,6 +258,17 @@ def test_bare_checkpoint_loads_and_ours_loads_into_the_bare_base(member, base):
 
 @members
 @bases
+def test_a_checkpoint_from_before_the_first_step_loads_into_the_bare_base(member, base):
+    _, optimizer = build(member, base)
+    model = network()
+    bare = BASES[base](model.parameters())
+    bare.load_state_dict(saved(optimizer.state_dict()))
+    loss_of(model(data(1)[0][0]), data(1)[0][1]).backward()
+    bare.step()  # AdamW would take an entry of ours for its own state
+
+
+@members
+@bases
 @pytest.mark.parametrize("when", [0, 3])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copies_go_on_alike(member, base, when, how):
