@@ -32,7 +32,8 @@ def cifar_parts(classes: int, count: int) -> dict[str, tuple[Images, NDArray[np.
     name = f"cifar{classes}"
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if classes == 10 else ["train", "test"]
     return {
-        part: (pixels(count, 32, *NORMALISATION[name], seed=i), labels(count, classes, i)) for i, part in enumerate(names)
+        part: (pixels(count, 32, *NORMALISATION[name], seed=i), labels(count, classes, i))
+        for i, part in enumerate(names)
     }
 
 
@@ -40,7 +41,12 @@ def write_cifar_pickles(folder: Path, classes: int = 10, count: int = 40) -> Pat
     folder.mkdir(parents=True)
     key = b"labels" if classes == 10 else b"fine_labels"
     for name, (images, target) in cifar_parts(classes, count).items():
-        content = {b"batch_label": b"x", key: target.tolist(), b"data": images.reshape(count, -1), b"filenames": [b"a"] * count}
+        content = {
+            b"batch_label": b"x",
+            key: target.tolist(),
+            b"data": images.reshape(count, -1),
+            b"filenames": [b"a"] * count,
+        }
         (folder / name).write_bytes(pickle.dumps(content, protocol=2))
     return folder
 
@@ -79,7 +85,9 @@ def write_mnist(folder: Path, count: int = 240, suffix: str = "") -> Path:
     return folder
 
 
-def write_folders(folder: Path, count: int = 30, parts: tuple[str, ...] = ("train", "val", "test"), size: int = 8) -> Path:
+def write_folders(
+    folder: Path, count: int = 30, parts: tuple[str, ...] = ("train", "val", "test"), size: int = 8
+) -> Path:
     from PIL import Image
 
     for seed, part in enumerate(parts):

@@ -12,8 +12,6 @@ from importlib import resources
 from pathlib import Path
 from string import Template
 
-import plotly.offline
-
 from lowland.core.errors import InputError
 from lowland.report.sections import (
     Block,
@@ -28,6 +26,7 @@ from lowland.report.sections import (
     Table,
 )
 from lowland.viz.backends import draw
+from lowland.viz.plotly import script
 
 __all__ = ["render", "write"]
 
@@ -96,7 +95,7 @@ def render(report: Report) -> str:
         body=body,
         footer=escape(report.footer),
         figures=_figure_data(page.figures),
-        plotly=plotly.offline.get_plotlyjs() if page.figures else "",
+        plotly=script() if page.figures else "",
         script=_resource("report.js"),
     )
 

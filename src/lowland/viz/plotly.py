@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from lowland.core.errors import InputError
@@ -33,7 +34,7 @@ from lowland.viz.spec import (
     Surface3D,
 )
 
-__all__ = ["draw", "draw_into", "save"]
+__all__ = ["draw", "draw_into", "save", "script"]
 
 _BELOW = {"yref": "container", "yanchor": "bottom", "y": 0.0}  # where no axis title can be
 
@@ -110,6 +111,16 @@ def save(figure: go.Figure, path: str | FilePath) -> None:
     scenes = [key for key in figure.layout.to_plotly_json() if key.startswith("scene")]
     script = [_FOLLOW] if len(scenes) > 1 else None
     figure.write_html(path, include_plotlyjs=True, full_html=True, post_script=script)
+
+
+def script() -> str:
+    """Return plotly's own script, for a page that must open offline.
+
+    Returns:
+        JavaScript, 4.8 MB.
+    """
+    text: str = get_plotlyjs()
+    return text
 
 
 def draw_into(figure: go.Figure, spec: Single, place: Place | None = None, colours: str = "coloraxis") -> None:
