@@ -99,6 +99,19 @@ def test_flat_and_broken_ground():
     assert len(everywhere.guessed) == 0
 
 
+def test_noise_that_is_known_is_not_chased():
+    rounding = 1 + 0.006 * np.random.default_rng(2).standard_normal((51, 51)).reshape(-1)
+    plane = grid(51, 51)
+    truth = basin(plane.x[:, None], plane.y[None]).reshape(-1)
+    counts = []
+    for noise in (0.0, 0.2):
+        found = refine(plane, Tolerance(), lambda i: (truth * rounding)[i][:, None], noise=noise)
+        counts.append(len(found.measured))
+        ratios = too_far(found.values[:, 0] - truth[found.guessed], truth[found.guessed], np.ptp(truth), Tolerance())
+        assert (ratios > 1).mean() < 0.01
+    assert counts[1] < 200 < 1000 < counts[0]
+
+
 def test_what_lies_around_a_broken_point_is_measured():
     found, _ = picture(lambda x, y: np.where((x == 0) & (y == 0), np.nan, basin(x, y)))
     near = {(25 + i) * 51 + 25 + j for i in (-3, 0, 3) for j in (-3, 0, 3)}  # the next level's points around it

@@ -118,7 +118,7 @@ class Refined:
     report: dict[str, Any]
 
 
-def refine(grid: Grid, tolerance: Tolerance, measure: Measure) -> Refined:
+def refine(grid: Grid, tolerance: Tolerance, measure: Measure, *, noise: float = 0.0) -> Refined:
     """Measure as few points of a grid as the tolerance allows.
 
     What is measured depends on the grid, the tolerance and the values alone, so that a run that goes on does the same.
@@ -127,11 +127,13 @@ def refine(grid: Grid, tolerance: Tolerance, measure: Measure) -> Refined:
         grid: The full grid.
         tolerance: How exact.
         measure: Measures points; called with points not asked for before.
+        noise: How far measured values are off, in units of the tolerance (bfloat16). Interpolants disagree by that much
+            on the smoothest ground, and more points would not help. Default 0.
 
     Returns:
         What was measured and what was interpolated.
     """
-    known = _Known(grid, measure)
+    known = _Known(grid, measure, noise)
     stream = generator(tolerance.seed, "probe", "refinement")
     strict = tolerance
     failures, checked, worst = 0, 0, 0.0
@@ -183,8 +185,8 @@ def interpolated(grid: Grid, measured: Indices, values: Values, wanted: Indices)
 class _Known:
     """The points measured so far, and what they say about the others."""
 
-    def __init__(self, grid: Grid, measure: Measure) -> None:
-        self._places, self._measure = _places(grid), measure
+    def __init__(self, grid: Grid, measure: Measure, noise: float) -> None:
+        self._places, self._measure, self._noise = _places(grid), measure, noise
         self._mask = np.zeros(grid.size, dtype=np.bool_)
         self._values: Values = np.zeros((grid.size, 0))
 
@@ -223,7 +225,7 @@ class _Known:
     def doubtful(self, indices: Indices, tolerance: Tolerance) -> NDArray[np.bool_]:
         """Return where two interpolants disagree, or something near is not finite."""
         first, second = self.predict(indices, "cubic"), self.predict(indices)
-        ratios = too_far(first - second, second, self.span(), tolerance) * tolerance.safety
+        ratios = (too_far(first - second, second, self.span(), tolerance) - self._noise) * tolerance.safety
         broken = self._places[self._mask & ~np.isfinite(self._values).all(1)]
         doubt: NDArray[np.bool_] = np.asarray(~(ratios <= 1).all(1))  # NaN is a doubt too
         if len(broken):
