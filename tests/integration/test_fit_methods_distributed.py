@@ -129,6 +129,14 @@ def test_another_number_of_processes_is_refused_with_the_reason(tmp_path):
     assert "REFUSED" in output and "devices (1 there, 2 here)" in output
 
 
+def test_the_command_runs_under_torchrun_and_again_on_the_finished_run(tmp_path):
+    command = str(Path(sys.executable).with_name("lowland"))
+    flags = ["--devices", "2", "--epochs", "1", "--threads", "1", "--model.name", "resnet8", "--json"]
+    for _ in range(2):
+        output = torchrun("--no-python", command, "fit", "--folder", str(tmp_path / "run"), *flags)
+        assert '"passes": 15' in output.replace("\n", " ")
+
+
 def other(folder):
     model = plain_network()
     try:

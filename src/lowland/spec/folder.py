@@ -11,6 +11,7 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.spec.parse import from_yaml, to_yaml
 from lowland.spec.specs import FitSpec
 from lowland.spec.surveys import RiskSpec
+from lowland.store.files import write_atomically
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,10 +62,11 @@ class RunFolder:
             if known != spec:
                 raise InputError("folder", "holds a run of another spec", str(path), "choose another --folder")
             return cls(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        # torchrun starts several processes at once, which all come here: each may meet what another is writing
+        if path.exists() and (not path.is_dir() or any(file.name not in entry.name for entry in path.iterdir())):
             raise InputError("folder", "must be new, empty or the folder of this run", str(path))
         path.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        write_atomically(file, text.encode())
         return cls(path)
 
     @property

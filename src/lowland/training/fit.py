@@ -332,6 +332,7 @@ def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
         summary |= {f"test_{name}": value for name, value in test.items()}
         costs = {"passes": run.passes, "evaluation_passes": run.evaluation_passes, "seconds": run.seconds}
         write_result(run.folder / "result.json", {**summary, **costs, "recipe": loop.recipe, **provenance()})
+    loop.fabric.barrier()  # whoever returns finds the folder complete
     return result
 
 
