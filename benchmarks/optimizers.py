@@ -256,7 +256,10 @@ def table(result: dict[str, Any]) -> str:
 def write_docs(text: str) -> None:
     page = PAGE.read_text()
     new = re.sub(
-        r"(<!-- costs -->\n).*?(\n<!-- /costs -->)", lambda found: found[1] + text + found[2], page, flags=re.DOTALL
+        r"(<!-- costs -->\n).*?(<!-- /costs -->)",
+        lambda found: found[1] + text + "\n" + found[2],
+        page,
+        flags=re.DOTALL,
     )
     PAGE.write_text(new)
 
