@@ -60,7 +60,7 @@ def sam_claims(size: Size) -> list[Claim]:
         ),
         Claim(
             "sam-m", "SAM", "A smaller m (samples that share an ascent) generalises better.",
-            "smaller m is better, figure 3; no numbers in the text",
+            "smaller m is better; no number taken over",
             "test accuracy, MNIST-1D with 30 % label noise, batches of 256", 0.005,
             (("m = 16", "m = 256"), ("m = 64", "m = 256")), micro_batches, {"m = 256": arm(wide, SAM)},
             seeds=size.few, seconds=60, code=("optim/ascent.py",),
@@ -68,7 +68,7 @@ def sam_claims(size: Size) -> list[Claim]:
         ),
         Claim(
             "sam-late", "SAM", "SAM in the last part of training suffices.",
-            "Andriushchenko and Flammarion 2022, figure; no numbers in the text",
+            "Andriushchenko and Flammarion 2022; no number taken over",
             "test accuracy, MNIST-1D with 30 % label noise", 0.005, tuple((name, "SGD") for name in late),
             endpoint("test_accuracy"), {"SGD": arm(run), **late}, seeds=size.seeds, seconds=40,
         ),
