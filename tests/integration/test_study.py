@@ -156,7 +156,9 @@ def test_the_page_has_every_part(tmp_path):
 
 @pytest.mark.slow
 def test_processes_give_the_same_numbers(tmp_path):
-    serial, spread = (run_study(tiny_study(tmp_path / name, seeds=2, engine=name)) for name in ("serial", "processes:2"))
+    serial, spread = (
+        run_study(tiny_study(tmp_path / name, seeds=2, engine=name)) for name in ("serial", "processes:2")
+    )
     assert [row.values for row in compare_methods(serial)] == [row.values for row in compare_methods(spread)]
 
 
@@ -168,7 +170,9 @@ def test_every_endpoint_reads_a_number(tmp_path):
     assert all(math.isfinite(value) for value in values.values())
     assert values["steps_to_loss"] == 3 and math.isnan(read_endpoint(folder, "steps_to_loss:0"))
     assert values["test_error"] == pytest.approx(1 - values["test_accuracy"])
-    assert values["largest_drop"] == max(a["train_loss"] - b["train_loss"] for a, b in zip(rows, rows[1:], strict=False))
+    assert values["largest_drop"] == max(
+        a["train_loss"] - b["train_loss"] for a, b in zip(rows, rows[1:], strict=False)
+    )
     assert cost_of(folder).epochs == 3
 
 
