@@ -1,6 +1,7 @@
 """What goes out next, and what happens to chunks whose worker died."""
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,9 +9,10 @@ from torch import nn
 
 from lowland.core.errors import EngineError, InputError
 from lowland.engine.base import Point, Row
-from lowland.engine.cores import available_cores, check_workers, thread_variables, threads_per_worker
+from lowland.engine.cores import accelerator, available_cores, check_workers, thread_variables, threads_per_worker
 from lowland.engine.handout import AHEAD, RETRIES, Handout
 from lowland.engine.packing import pack, portable, unpack
+from lowland.engine.processes import _visible
 
 
 def points(n, parents=None):
@@ -165,3 +167,18 @@ def test_rows_of_arrays_are_kept_for_children():
     handout.take()
     handout.finished([Row(0, {}, {"v": np.ones(3)})])
     assert handout.parents(handout.take())[0].carry["v"].sum() == 3.0
+
+
+def test_each_worker_sees_its_own_accelerator_under_the_number_that_the_task_names(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _visible(None, 1) == {}
+    assert [_visible(0, seat)["CUDA_VISIBLE_DEVICES"].split(",")[0] for seat in range(3)] == ["0", "1", "2"]
+    assert sorted(_visible(2, seat)["CUDA_VISIBLE_DEVICES"].split(",")[2] for seat in range(3)) == ["0", "1", "2"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7,9")
+    assert _visible(0, 1)["CUDA_VISIBLE_DEVICES"] == "7,5,9"
+
+
+def test_the_accelerator_of_a_task():
+    assert accelerator(object()) is None
+    assert [accelerator(SimpleNamespace(device=name)) for name in ("cpu", "cuda", "cuda:3")] == [None, 0, 3]
