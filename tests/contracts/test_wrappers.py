@@ -102,6 +102,17 @@ def test_closure_equals_two_pass_loop(member, base):
 
 
 @members
+def test_a_model_moved_after_construction_takes_the_methods_tensors_along(member):
+    model, optimizer = build(member, "sgd")
+    model.double()
+    two_pass(model, optimizer, data(12, torch.float64))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    for tensors in optimizer._held.tensors.values():
+        for parameter, tensor in tensors.items():
+            assert tensor.dtype == parameter.dtype == torch.float64
+
+
+@members
 @bases
 def test_stock_grad_scaler_changes_no_bit(member, base):
     plain, driven = build(member, base), build(member, base)

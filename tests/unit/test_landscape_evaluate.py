@@ -434,6 +434,10 @@ def test_arguments_that_do_not_fit_are_refused():
         evaluate(make_risk(model, batch_norm="batch"), plane, grid(3, 3), batch_size=2)
     with pytest.raises(InputError, match="`probes`"):
         evaluate(risk, plane, grid(3, 3), probes=[len])
+    clash = landscape.GradientNorm()
+    clash.names = ("loss",)
+    with pytest.raises(InputError, match="the risk's own metrics"):
+        evaluate(risk, plane, grid(3, 3), probes=[clash])
     with pytest.raises(InputError, match="every number once"):
         evaluate(risk, plane, grid(3, 3), probes=[landscape.GradientNorm(), landscape.GradientNorm()])
     with pytest.raises(InputError, match="`engine`"):
@@ -470,3 +474,14 @@ def test_the_estimate_class_is_the_one_that_is_stored():
     surface = evaluate(make_risk(model), random_line(model), grid(1, extent=(-1, 1)))
     assert isinstance(make_risk(model).evaluate()["loss"], Estimate)
     assert float(surface.loss_skew[0]) == make_risk(model).evaluate()["loss"].skewness
+
+
+@pytest.mark.parametrize(("normalization", "unit"), [
+    ("filter", "norm of the weights, per filter"), ("layer", "norm of the weights, per layer"),
+    ("weight", "norm of the weights, per weight"),
+])  # fmt: skip
+def test_the_unit_is_that_of_the_normalisation(normalization, unit):
+    model = nn.Linear(3, 2)
+    directions = [[torch.ones_like(p) for p in model.parameters()]]
+    given = landscape.user_plane(model, directions, normalization=normalization)
+    assert given.units == landscape.random_plane(model, normalization=normalization).units == unit

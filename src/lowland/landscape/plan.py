@@ -116,7 +116,7 @@ def look(survey: Survey) -> Look:
         Names, errors, seconds and samples.
 
     Raises:
-        InputError: If splits measure different things.
+        InputError: If splits measure different things, or a probe has the name of a metric.
     """
     for risk in survey.risks.values():
         risk.check_deterministic()  # measures the first batch too, so that the clock below meets warm caches
@@ -134,6 +134,9 @@ def look(survey: Survey) -> Look:
             if number and found != names:
                 raise InputError("risk", "must measure the same metrics on every split", sorted(found))
             names = found
+            twice = sorted({name for probe in survey.probes for name in probe.names} & set(names))
+            if twice:
+                raise InputError("probes", "must not have names of the risk's own metrics", twice)
             count = batch.size + sum(other.size for other in batches)
             seconds += each * count / batch.size
             samples = count if number == 0 else samples

@@ -201,8 +201,15 @@ def random_plane(
             "move_fixed": move_fixed,
             "axes": axes,
         }
-        units = FILTER_UNITS if normalization == "filter" else f"direction normalised by {normalization}"
+        units = _units(normalization, "length of the Gaussian direction")
         return make_plane(space, found, recipe={"kind": "random", "arguments": arguments}, units=units, modules=modules)
+
+
+def _units(normalization: Normalization, plain: str) -> str:
+    """Return what a coordinate of 1 means."""
+    if normalization == "filter":
+        return FILTER_UNITS
+    return plain if normalization == "none" else f"norm of the weights, per {normalization}"
 
 
 def random_line(
@@ -284,7 +291,7 @@ def user_plane(
             described = {"kind": "given", "axis": number, "fingerprint": fingerprint(values)}
             found.append(StoredAxis(values, described))
         if units is None:
-            units = "length of the direction given" if normalization == "none" else FILTER_UNITS
+            units = _units(normalization, "length of the direction given")
         described = {"kind": "given", "arguments": {"normalization": normalization, "move_fixed": move_fixed}}
         return make_plane(space, found, recipe=dict(recipe or described), units=units, modules=modules, markers=markers)
 

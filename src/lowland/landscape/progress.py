@@ -137,8 +137,10 @@ class SurveyRun:
     ) -> None:
         """Fill the points that were not measured; standard errors and skewness stay NaN there."""
         columns: dict[str, Any] = {"loss": losses}
+        probed = {name for probe in self._survey.probes for name in probe.names}
         for name in map(str, self._keeper.dataset.data_vars):
-            if name not in ("loss", "status", "error") and not name.endswith(("_se", "_skew")):
+            # numbers of probes may be codes and counts, which have no values in between: they stay NaN there
+            if name not in ("loss", "status", "error", *probed) and not name.endswith(("_se", "_skew")):
                 columns[name] = interpolated(self._grid, measured, self._values(name, start + measured), guessed)
         several = len(self._survey.risks) > 1
         for place, index in enumerate(guessed):

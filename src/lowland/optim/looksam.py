@@ -93,7 +93,7 @@ class LookSAM(Ascent):
                 kept[parameter] = gradient
 
     def _before_base(self) -> None:
-        directions, kept = self._held.tensors["direction"], self._held.scratch.kept
+        directions, kept = dict(zip(*self._own("direction"), strict=True)), self._held.scratch.kept
         moving = [p for p in self._held.parameters() if p.grad is not None and (not kept or p in kept)]
         if kept and self.options.distributed == "local":
             self._average(list(kept.values()))  # else every rank would go on in another direction

@@ -30,7 +30,19 @@ def methods(room: Any, base: type[Any]) -> dict[str, type[Any]]:
     kinds = [kind for kind in (getattr(room, name) for name in room.__all__) if inspect.isclass(kind)]
     found = [kind for kind in kinds if issubclass(kind, base)]
     bases = {above for kind in found for above in kind.__mro__[1:]}  # what others are made from is no method itself
-    return {kind.__name__.lower(): kind for kind in found if kind not in bases and not inspect.isabstract(kind)}
+    return {
+        kind.__name__.lower(): kind
+        for kind in found
+        if kind not in bases and not inspect.isabstract(kind) and _from_plain_values(kind)
+    }
+
+
+def _from_plain_values(kind: type[Any]) -> bool:
+    """Tell whether a method can be built from what it wraps and a spec's options; some need another run's record."""
+    needed = [
+        p for p in inspect.signature(kind).parameters.values() if p.default is p.empty and p.kind != p.VAR_KEYWORD
+    ]
+    return all(p.name in ("base", "criterion") or "int" in str(p.annotation) for p in needed)
 
 
 def build_data(spec: DataSpec) -> data.DataSplits:

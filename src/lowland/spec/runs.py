@@ -187,7 +187,7 @@ def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> 
         InputError: If the run has no snapshots.
     """
     folder = RunFolder(spec.run)
-    path = folder.path / f"{spec.name}.zarr"
+    path = folder.path / "trajectory.zarr"
     if not (folder.path / "snapshots" / "index.json").is_file():
         raise InputError("run", "must hold snapshots", spec.run, "train it with --snapshots_every_epochs 1")
     with threads(spec.threads):
@@ -204,7 +204,7 @@ def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> 
             found.attrs["spec"] = to_yaml(spec)
             store.save(found, path)
         if plane is not None:
-            surface = folder.path / "surfaces" / f"{spec.name}.zarr"
+            surface = folder.path / "surfaces" / "trajectory.zarr"
             grid = landscape.grid_around(found, *spec.points)
             landscape.evaluate(risk, plane, grid, store=surface, on_event=on_event)
     return found, path
@@ -267,7 +267,9 @@ def _stored(path: Path, spec: Any) -> xr.Dataset | None:
         return None
     found = store.open(path)
     if found.attrs.get("spec") != to_yaml(spec):
-        raise StoreError(f"{path} holds a result of another spec; choose another --name")
+        raise StoreError(
+            f"{path} holds a result of another spec; remove it, or choose another --name where there is one"
+        )
     return found
 
 

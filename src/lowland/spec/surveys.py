@@ -139,11 +139,10 @@ class LineSpec:
 
 @dataclass(kw_only=True)
 class TrajectorySpec:
-    """Project the training path of a run on its principal directions, beside a random walk's.
+    """Project the training path of a run on its principal directions, beside a random walk's, into RUN/trajectory.zarr.
 
     Args:
         run: Folder of the run; it must hold snapshots.
-        name: Name of the result; it is written to RUN/NAME.zarr.
         risk: What is measured at every snapshot and at its projection.
         anchor: Where the directions start: end (as in the paper) or mean.
         losses: Measure the true loss of every snapshot and the loss of its projection beside it.
@@ -154,7 +153,6 @@ class TrajectorySpec:
     """
 
     run: str
-    name: str = "trajectory"
     # the path ends at the last weights; snapshots keep no batch-norm statistics, so they are made anew at every point
     risk: RiskSpec = field(default_factory=lambda: RiskSpec(weights="last", batch_norm="recalibrated"))
     anchor: Literal["end", "mean"] = "end"
@@ -167,7 +165,6 @@ class TrajectorySpec:
     def __post_init__(self) -> None:
         check_version(self.version)
         check_positive(points=min(self.points), threads=self.threads)
-        check_name(self.name)
 
 
 @dataclass(kw_only=True)
