@@ -245,7 +245,7 @@ class Estimate:
         standard_error: NaN where only totals or a single sample are known.
         samples: Number of samples n (0 where only totals are known).
         weight: Total of the denominators.
-        skewness: Skewness of the residuals; the plain interval is unreliable for n < 25 skewness^2 (SCIENCE 11).
+        skewness: Skewness of the residuals; the plain interval is unreliable for n < 25 skewness^2.
 
     Example:
         >>> Estimate.of(moments(torch.tensor([1.0, 3.0]))).standard_error

@@ -171,7 +171,7 @@ def project_trajectory(
     walks: int = 20,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Project a training path onto a plane, with everything needed to judge the picture (SCIENCE 10).
+    """Project a training path onto a plane, with everything needed to judge the picture.
 
     Args:
         model: The model at the plane's origin, usually the end of the path.

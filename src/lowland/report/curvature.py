@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LOSS_RATIO", "comparable", "curvature_section", "lowest_eigenvalue", "scalar", "with_error"]
 
 LOSS_RATIO = 1.5
-"""Train losses that differ by more make curvatures incomparable at the end of training (SCIENCE 1)."""
+"""Train losses that differ by more make curvatures incomparable at the end of training."""
 
 _HEADER = (
     "run", "train loss", "train accuracy", "weight norm", "λ max", "η λ max / 2(1+β)", "λ min", "trace",
@@ -82,7 +82,7 @@ def highest_eigenvalue(result: xr.Dataset) -> str:
 
 
 def lowest_eigenvalue(result: xr.Dataset) -> str:
-    """Write lambda_min in one of its three forms (SCIENCE 4).
+    """Write lambda_min in one of its three forms.
 
     Args:
         result: A curvature result.

@@ -110,7 +110,7 @@ def _standard_errors(surface: xr.Dataset) -> list[Check]:
 
 
 def _geometry(surface: xr.Dataset) -> list[Check]:
-    """Return basin width, roughness, barrier and central curvature as the picture shows them (SCIENCE 5)."""
+    """Return basin width, roughness, barrier and central curvature as the picture shows them."""
     if "loss" not in surface:
         return []
     found = numbers(surface, delta=_DELTA)

@@ -24,7 +24,7 @@ __all__ = ["MemoryWriter", "SurfaceWriter", "ZarrWriter", "open", "save", "write
 Array: TypeAlias = NDArray[Any]
 
 _SECONDS: Final = 2.0
-"""Longest work that may be lost besides the chunk in flight (DESIGN: flushed every two seconds)."""
+"""Longest work that may be lost besides the chunk in flight."""
 
 
 def open(path: str | Path) -> xr.Dataset:

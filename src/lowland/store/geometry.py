@@ -1,6 +1,6 @@
 """Numbers taken from a surface: curvature at the centre, basin width, barrier, roughness; bands around its values.
 
-Everything here reads a stored Dataset and needs neither model nor data (SCIENCE 5, 11).
+Everything here reads a stored Dataset and needs neither model nor data.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def bands(
     estimand: Literal["population", "data set"] = "population",
     size: int | None = None,
 ) -> xr.Dataset:
-    """Return confidence bands around the values of a surface, with a named estimand (SCIENCE 11).
+    """Return confidence bands around the values of a surface, with a named estimand.
 
     Args:
         surface: A surface with ``NAME_se``.

@@ -38,7 +38,7 @@ _METHODS: Final[dict[str, tuple[str, str, Changes, dict[str, list[Any]]]]] = {
     "SAF": ("loss", "saf", {"loss.options.start": 0.3}, {"loss.options.weight": [0.1, 0.3]}),
     "MESA": ("loss", "mesa", {"loss.options.start": 0.3}, {"loss.options.weight": [0.3, 0.8]}),
 }
-"""Method -> where it is wrapped, its name there, what it needs, what is searched (the grids of FACTS 2.3, 4.3, 5)."""
+"""Method -> where it is wrapped, its name there, what it needs, what is searched (the grids of the papers)."""
 
 
 @dataclass(frozen=True)

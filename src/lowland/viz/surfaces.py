@@ -32,7 +32,7 @@ __all__ = [
 Choice: TypeAlias = str | int | None
 
 CONVEXITY = ("negative beyond its residual", "undecided", "none found")
-"""The three values of a convexity map, in the order of their codes (SCIENCE: a Krylov run promises no more)."""
+"""The three values of a convexity map, in the order of their codes (a Krylov run promises no more)."""
 
 
 def select(surface: xr.Dataset, *, split: Choice = None, direction: Choice = None) -> tuple[xr.Dataset, str]:
@@ -214,7 +214,7 @@ def build_heat_map(
 def build_convexity_map(
     surface: xr.Dataset, *, direction: Choice = None, title: str = "", caption: str | None = None
 ) -> HeatMap:
-    """Make the spec of a three-valued convexity map (SCIENCE 4).
+    """Make the spec of a three-valued convexity map.
 
     The answers come from the probe that measured the map, which knows whether each run converged.
 
