@@ -253,16 +253,6 @@ class EmpiricalRisk:
                 totals[name] = totals[name] + part if name in totals else part
         return totals
 
-    def total_weight(self) -> float:
-        """Return the total of the loss's denominators over all data (one pass; needed before any product).
-
-        Returns:
-            The number the summed loss is divided by.
-        """
-        with self.prepared(), torch.no_grad():
-            self.recalibrate()
-            return float(sum(self.loss_terms(batch)[1].double() for batch in self.batches()))
-
     def gradient(self, *, modules: list[str] | None = None) -> dict[str, Tensor]:
         """Return the exact gradient of the risk by parameter name; unused parameters give zeros.
 

@@ -31,7 +31,6 @@ __all__ = [
     "STATUS_INTERPOLATED",
     "STATUS_MEASURED",
     "STATUS_OPEN",
-    "SURFACE_ATTRIBUTES",
     "UNITS",
     "check",
     "identifier",
@@ -59,18 +58,6 @@ UNITS: Final[dict[str, str]] = {
     "ratio": "1",
 }
 """Unit of each coordinate and known metric; a user's own metric has the unit ``""``."""
-
-SURFACE_ATTRIBUTES: Final = (
-    "schema",
-    "lowland",
-    "created",
-    "recipe",  # JSON: how to compute any point again: directions, seeds, normalisation, risk, kernel
-    "recipe_fingerprint",  # what must agree before a second run may go on in the same store
-    "batch_norm",
-    "precision",
-    "threads",
-    "samples",
-)
 
 
 def identifier(kind: str) -> str:

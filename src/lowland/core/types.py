@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 
-__all__ = ["Batch", "Closure", "Evaluate", "Measured", "Metric", "RawBatch", "as_batch", "forward", "move"]
+__all__ = ["Batch", "Evaluate", "Measured", "Metric", "RawBatch", "as_batch", "forward", "move"]
 
 RawBatch: TypeAlias = Any
 """What a loader yields: a `Batch`, a tuple ``(input, target)`` or ``(input, target, index)``, or a dict."""
@@ -42,13 +42,6 @@ class Metric(Protocol):
 
     def __call__(self, output: Any, batch: Batch, /) -> Tensor | tuple[Tensor, Tensor | float]:
         """Return per-sample values, or numerators and denominators."""
-
-
-class Closure(Protocol):
-    """Zeroes gradients, runs forward and backward, and returns the loss, as torch's optimizers define it."""
-
-    def __call__(self) -> Tensor | float:
-        """Run one forward and backward pass and return the loss."""
 
 
 @dataclass(frozen=True, slots=True)
