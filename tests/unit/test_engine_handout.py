@@ -89,6 +89,20 @@ def test_a_chunk_that_nobody_began_costs_no_retry():
     assert indices(handout.take()) == [0, 1] and AHEAD == 2
 
 
+def test_suspects_are_computed_with_nothing_before_or_behind_them():
+    """An answer can be lost on its way when the next chunk kills the worker: the first is not to blame."""
+    handout = Handout(points(4), {}, 1)
+    first, second = handout.take(), handout.take()
+    handout.lost(first, "died")
+    handout.returned(second, suspect=True)
+    busy = [[Point(9, (0.0,))]]
+    assert handout.take(held=busy) == []
+    one = handout.take()
+    assert indices(one) == [0] and handout.take(held=[one]) == []
+    assert indices(handout.take()) == [1] and indices(handout.take(held=busy)) == [2]
+    assert handout.take(held=[*busy, *busy]) == []
+
+
 def test_scripts_functions_travel_by_value():
     offset = 3
     assert unpack(pack(lambda x: x + offset))(1) == 4

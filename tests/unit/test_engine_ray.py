@@ -150,10 +150,11 @@ class Counting(Handout):
 
     out = most = 0
 
-    def take(self, workers=1):
-        Counting.out += 1
+    def take(self, workers=1, held=()):
+        chunk = super().take(workers, held)
+        Counting.out += bool(chunk)
         Counting.most = max(Counting.most, Counting.out)
-        return super().take(workers)
+        return chunk
 
     def finished(self, rows):
         Counting.out -= 1
@@ -162,7 +163,7 @@ class Counting(Handout):
 
 @pytest.mark.slow
 def test_ten_thousand_points_leave_the_driver_s_memory_flat_and_no_backlog(cluster, monkeypatch):
-    monkeypatch.setattr(module, "Handout", Counting)
+    monkeypatch.setattr("lowland.engine.crew.Handout", Counting)
     process, sizes, count = psutil.Process(), [], 0
     for rows in Ray(workers=2, threads=1).run(Network(carry=2500), grid(10_000), chunk=8):  # 100 MB if all were kept
         count += len(rows)

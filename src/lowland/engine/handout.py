@@ -48,6 +48,7 @@ class Handout:
         self._waiting: defaultdict[int, list[int]] = defaultdict(list)
         self._ready: list[int] = []
         self._deaths: Counter[int] = Counter()
+        self._suspects: set[int] = set()
         self.unfinished = len(points)
         for place, point in enumerate(points):
             if point.parent is None or point.parent in known:
@@ -61,20 +62,23 @@ class Handout:
         """Whether a point can go out now."""
         return bool(self._ready)
 
-    def take(self, workers: int = 1) -> list[Point]:
-        """Hand out the next chunk.
+    def take(self, workers: int = 1, held: Sequence[Sequence[Point]] = ()) -> list[Point]:
+        """Hand out the next chunk to a worker.
 
         Args:
             workers: Number of workers; the last chunks are made small so that all of them end together.
+            held: Chunks that the worker has. Suspects go only to a worker that has none, and nothing goes behind them.
 
         Returns:
-            Points in the grid's order; empty when none is ready.
+            Points in the grid's order; empty when the worker shall get nothing now.
         """
+        if len(held) >= AHEAD or any(point.index in self._suspects for chunk in held for point in chunk):
+            return []
         size = min(self._chunk, max(1, math.ceil(len(self._ready) / (AHEAD * workers)))) if workers > 1 else self._chunk
         part: list[Point] = []
         while self._ready and len(part) < size:
-            alone = self._points[self._ready[0]].index in self._deaths
-            if alone and part:
+            alone = self._points[self._ready[0]].index in self._suspects
+            if alone and (part or held):
                 break
             part.append(self._points[heapq.heappop(self._ready)])
             if alone:
@@ -110,13 +114,16 @@ class Handout:
                 if not self._children[parent]:
                     self.known.pop(parent, None)
 
-    def returned(self, chunk: Sequence[Point]) -> None:
+    def returned(self, chunk: Sequence[Point], *, suspect: bool = False) -> None:
         """Take back a chunk that no one began to compute.
 
         Args:
             chunk: The points.
+            suspect: Whether someone may have begun after all. Default False.
         """
         for point in chunk:
+            if suspect:
+                self._suspects.add(point.index)
             heapq.heappush(self._ready, self._place[point.index])
 
     def lost(self, chunk: Sequence[Point], reason: str, traceback: str = "") -> list[Row]:
@@ -133,6 +140,7 @@ class Handout:
         given_up = []
         for point in chunk:
             self._deaths[point.index] += 1
+            self._suspects.add(point.index)
             if self._deaths[point.index] > RETRIES:
                 text = f"its worker {reason}, {self._deaths[point.index]} times"
                 given_up.append(Row(point.index, {}, error=text, traceback=traceback))

@@ -86,8 +86,8 @@ class _Crew:
             self._start()
         for _ in range(AHEAD):
             for worker in self._workers:
-                if worker.ready and len(worker.chunks) < AHEAD and handout.ready:
-                    worker.give(handout.take(len(self._workers)), handout)
+                if worker.ready and (chunk := handout.take(len(self._workers), worker.chunks)):
+                    worker.give(chunk, handout)
 
     def _start(self) -> None:
         taken = {worker.seat for worker in self._workers}

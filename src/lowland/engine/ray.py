@@ -115,8 +115,8 @@ class _Crew:
             self._seats.append(_Seat(self._kind.remote(), self._content, self._threads))
         for _ in range(AHEAD):
             for seat in self._seats:
-                if seat.ready and len(seat.chunks) < AHEAD and handout.ready:
-                    seat.give(handout.take(len(self._seats)), handout)
+                if seat.ready and (chunk := handout.take(len(self._seats), seat.chunks)):
+                    seat.give(chunk, handout)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -170,8 +170,8 @@ class _Crew:
             self._false_starts += 1
             if self._false_starts > RETRIES:
                 raise EngineError(f"workers do not start: the last one {_reason(error)}") from error
-        for waiting in list(seat.chunks)[1:]:
-            handout.returned(waiting)
+        for waiting in list(seat.chunks)[1:]:  # an answer may be lost on its way when the next chunk kills the worker
+            handout.returned(waiting, suspect=True)
         return handout.lost(seat.chunks[0], _reason(error), str(error)) if seat.chunks else []
 
     def stop(self, *, at_once: bool) -> None:
