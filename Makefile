@@ -17,10 +17,10 @@ demo: $(VENV)/.demo ## Train two networks, survey them and write runs/demo/repor
 	$(BIN)/lowland demo
 
 test: $(VENV)/.dev ## Run the tests (minutes)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 slow: $(VENV)/.dev ## Run the tests that take longer
-	$(BIN)/pytest -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --durations=15
 
 check: $(VENV)/.dev ## Check style, types, layers and the examples in docstrings
 	$(BIN)/ruff format --check .

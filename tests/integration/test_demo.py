@@ -18,16 +18,16 @@ SMALL = [*METHODS, "--seeds", "2", "--epochs", "3", "--train_size", "60", "--poi
 COSTS = ("ms per step", "seconds")
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, engine: str = "serial") -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen(
-        [sys.executable, "-m", "lowland.cli.main", "demo", "--folder", "demo", *SMALL],
+        [sys.executable, "-m", "lowland.cli.main", "demo", "--folder", "demo", "--engine", engine, *SMALL],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
-def finish(folder: Path) -> list[dict[str, str]]:
-    child = start(folder)
+def finish(folder: Path, engine: str = "serial") -> list[dict[str, str]]:
+    child = start(folder, engine)
     shown, errors = child.communicate(timeout=280)
     assert child.returncode == 0, errors
     assert (folder / "demo" / "report.html").stat().st_size > 1_000_000
@@ -56,17 +56,18 @@ def test_the_table_has_what_a_reader_needs(whole):
     assert "2.00 ×" in next(cell for name, cell in whole[1].items() if name.startswith("passes"))
 
 
-def test_the_same_demo_gives_the_same_numbers(whole, tmp_path):
-    assert finish(tmp_path) == whole
+def test_the_same_demo_gives_the_same_numbers_also_on_two_processes(whole, tmp_path):
+    assert finish(tmp_path, "processes:2") == whole
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["serial", "processes:2"])
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
-def test_killed_again_and_again_it_ends_with_the_same_numbers(kill, whole, tmp_path):
+def test_killed_again_and_again_it_ends_with_the_same_numbers(kill, engine, whole, tmp_path):
     moments = random.Random(int(kill))
     killed = 0
-    for _ in range(8):
-        child = start(tmp_path)
+    for _ in range(6):
+        child = start(tmp_path, engine)
         try:
             child.wait(timeout=moments.uniform(2.5, 9.0))
             child.communicate()
@@ -78,4 +79,4 @@ def test_killed_again_and_again_it_ends_with_the_same_numbers(kill, whole, tmp_p
             assert kill == signal.SIGKILL or child.returncode == 130, errors
         time.sleep(0.1)
     assert killed
-    assert finish(tmp_path) == whole
+    assert finish(tmp_path, engine) == whole

@@ -56,8 +56,8 @@ def evaluate(
             memory alone.
         probes: What is measured beyond the risk's own metrics, such as `GradientNorm`.
         refined: Measure only as many points as this tolerance asks for, interpolate the rest (status 2) and check it;
-            what was found is in the attribute ``refinement``. Numbers of probes stay NaN at interpolated points. Default
-            None: measure every point.
+            what was found is in the attribute ``refinement``. Numbers of probes stay NaN at interpolated points.
+            Default None: measure every point.
         precision: ``"float32"`` (default) computes in the model's own type; ``"bfloat16"``; or ``"auto"``: bfloat16
             where it is faster and stays within half of ``refined`` (or of the default tolerance).
         batch_size: Samples per forward pass. None (default) keeps the risk's batches; ``"auto"`` tries sizes and memory

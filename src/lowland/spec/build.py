@@ -38,7 +38,11 @@ def methods(room: Any, base: type[Any]) -> dict[str, type[Any]]:
 
 
 def _from_plain_values(kind: type[Any]) -> bool:
-    """Tell whether a method can be built from what it wraps and a spec's options; some need another run's record."""
+    """Tell whether a method can be built from what it wraps and a spec's options; some need another run's record.
+
+    Returns:
+        Whether nothing but what it wraps, or numbers, must be given.
+    """
     needed = [
         p for p in inspect.signature(kind).parameters.values() if p.default is p.empty and p.kind != p.VAR_KEYWORD
     ]

@@ -179,7 +179,7 @@ class DemoSpec:
         label_noise: Share of training and validation labels drawn anew (fraction).
         points: Points along each axis of the surfaces.
         extent: Half width of the surfaces (units of the normalised directions).
-        engine: Who trains and surveys: serial or processes:N.
+        engine: Who trains and surveys: serial, processes:N, or auto (two processes where there are two cores).
     """
 
     folder: str = "runs/demo"
@@ -190,7 +190,7 @@ class DemoSpec:
     label_noise: float = 0.2
     points: int = 31
     extent: float = 1.0
-    engine: str = "serial"
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         check_positive(epochs=self.epochs, train_size=self.train_size, points=self.points, extent=self.extent)

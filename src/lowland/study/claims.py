@@ -201,7 +201,7 @@ def _seed(claim: Claim, bench: Bench, seed: int) -> dict[str, Any]:
         error = f"{type(failure).__name__}: {failure}".splitlines()[0]
     made = provenance()
     beside: dict[str, dict[str, float]] = {kind: {} for kind in BESIDE}
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in found.items():
         kind = next((kind for kind in BESIDE if name.startswith(f"{kind} ")), "")
         (beside[kind] if kind else values)[name.removeprefix(f"{kind} ")] = value

@@ -8,6 +8,7 @@ normalised to each network's own filters, on one scale; and its curvature again 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
@@ -169,7 +170,10 @@ def _do(spec: DemoSpec, works: Sequence[Work], on_event: Callable[[Event], None]
         LowlandError: If one of them failed.
     """
     points = [Point(index, (float(index),)) for index in range(len(works))]
-    for rows in select(spec.engine).run(_Works(works), points, on_event=on_event):
+    engine = spec.engine
+    if engine == "auto":
+        engine = "processes:2" if len(os.sched_getaffinity(0)) > 1 else "serial"
+    for rows in select(engine).run(_Works(works), points, on_event=on_event):
         for row in rows:
             if row.failed:
                 raise LowlandError(f"{works[row.index][0].__name__} failed: {row.error}")

@@ -112,7 +112,7 @@ def telling_epsilon(
 ) -> float:  # fmt: skip
     """Find the radius at which a baseline keeps about half of its accuracy, where methods can be told apart.
 
-    At radii where nearly all or nearly no samples survive, every comparison is a tie (30 to 70 % is where attacks differ).
+    At radii where nearly all or nearly no samples survive, every comparison is a tie; 30 to 70 % is best.
 
     Args:
         model: The baseline.
