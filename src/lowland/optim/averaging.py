@@ -6,6 +6,7 @@ the convention of all wrappers here: ``eval()`` puts the average into the model,
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -41,8 +42,9 @@ class _Averaging(Wrapper):
     def _fresh_numbers(self) -> dict[str, int | float | bool]:
         return {"steps": 0, "averaged": 0}
 
+    @abstractmethod
     def _average(self) -> Callable[[list[Tensor], list[Tensor], int], None]:
-        raise NotImplementedError
+        """Return torch's function that moves an average towards the weights."""
 
     def _after_base(self) -> None:
         trained, average = self._own("average")
