@@ -1,11 +1,13 @@
 """Numbers of a finished run that have to be measured: curvature, sharpness along the path, surfaces, the path's share.
 
-Each takes the run's folder and returns one number; what it measures is stored in the folder, so that it is measured
-once. All use the training part, running batch-norm statistics and the last weights.
+Each takes the run's folder and returns one number. All use the training part, running batch-norm statistics and the
+last weights. What `kept` stores in the run's folder carries a fingerprint of the code that measures, so that changed
+code measures anew.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -17,11 +19,11 @@ import numpy as np
 
 from lowland import curvature, landscape
 from lowland.core.risk import EmpiricalRisk
-from lowland.spec import RiskSpec, SurfaceSpec, TrajectorySpec
+from lowland.spec import RiskSpec
 from lowland.spec.folder import RunFolder
-from lowland.spec.runs import surface_run, trajectory_run
 from lowland.store import SnapshotReader
 from lowland.store.geometry import numbers
+from lowland.study.bench import SOURCE, fingerprint_of
 from lowland.study.matched import matched_steps
 from lowland.training.files import write_atomic
 
@@ -51,10 +53,21 @@ def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     Returns:
         The number.
     """
-    file = path / "readers" / f"{name}.json"
+    file = path / "readers" / f"{name}-{_code()}.json"
     if not file.is_file():
         write_atomic(file, (json.dumps(measure()) + "\n").encode())
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _code() -> str:
+    rooms = [str(file.relative_to(SOURCE)) for room in _ROOMS for file in (SOURCE / room).glob("*.py")]
+    return fingerprint_of([*rooms, *_FILES])
+
+
+_ROOMS: Final = ("core", "curvature", "landscape")
+_FILES: Final = ("spec/folder.py", "store/geometry.py", "store/snapshots.py", "study/matched.py", "study/readers.py")
+"""Code that a number measured on a finished run depends on."""
 
 
 def _at(run: RunFolder, step: int) -> EmpiricalRisk:
@@ -124,11 +137,14 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
     """
 
     def read(path: Path) -> float:
-        where = f"plane-{normalization}"
-        kind: Any = normalization
-        spec = SurfaceSpec(run=str(path), name=where, risk=RISK, points=(11, 11), normalization=kind, threads=1)
-        surface, _ = surface_run(spec)
-        value = float(np.mean(numbers(surface)[name].values))
+        def measure() -> dict[str, float]:
+            risk = RunFolder(path).risk(RISK)
+            kind: Any = normalization
+            plane = landscape.random_plane(risk.model, 0, normalization=kind)
+            found = numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
+            return {key: float(np.mean(found[key].values)) for key in ("roughness", "curvature", "basin_width")}
+
+        value = float(kept(path, f"plane-{normalization}", measure)[name])
         return math.log10(max(value, FLOORS[name])) if name in FLOORS else value
 
     return read
@@ -164,7 +180,12 @@ def path_share_above_null(path: Path) -> float:
     Returns:
         A difference of shares.
     """
-    found, _ = trajectory_run(TrajectorySpec(run=str(path), risk=RISK, losses=False, plane=False, threads=1))
-    shares = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
-    own, null = shares
-    return own - null
+
+    def measure() -> float:
+        run = RunFolder(path)
+        snapshots = SnapshotReader(run.path / "snapshots")
+        found = landscape.project_trajectory(run.risk(RISK).model, snapshots)
+        own, null = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
+        return own - null
+
+    return float(kept(path, "path_share_above_null", measure))
