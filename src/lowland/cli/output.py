@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ class Output:
     """
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks for all
         self.quiet, self.as_json = quiet or as_json, as_json
         self._silent = quiet
         self._console = Console(stderr=True)

@@ -124,6 +124,7 @@ class FitSpec:
         epochs: Length of the run (epochs).
         batch_size: Samples per step (samples).
         seed: Seed of initial weights, order, augmentation and dropout; label noise and subsets have the data's seed.
+        micro_batches: Parts that each batch is cut into, to save memory (parts); the methods say what that means for them.
         clip: Largest global gradient norm (gradient units); none clips nothing.
         select: Which epoch counts: best validation accuracy, or last.
         precision: Numbers of the forward pass, in Fabric's words: 32-true, bf16-mixed, 16-mixed, 64-true.
@@ -145,6 +146,7 @@ class FitSpec:
     epochs: int = 30
     batch_size: int = 64
     seed: int = 0
+    micro_batches: int = 1
     clip: float | None = None
     select: Literal["best", "last"] = "best"
     precision: str = "32-true"
@@ -158,6 +160,7 @@ class FitSpec:
 
     def __post_init__(self) -> None:
         check_version(self.version)
+        check_positive(micro_batches=self.micro_batches)
         check_positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
         check_positive(
             threads=self.threads,
