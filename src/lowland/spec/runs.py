@@ -93,9 +93,9 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
     with threads(spec.threads):
         fit(
             model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
-            schedule=schedule, micro_batches=spec.micro_batches, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
+            schedule=schedule, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
             checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision,
-            accelerator=spec.accelerator, devices=spec.devices,
+            micro_batches=spec.micro_batches, accelerator=spec.accelerator, devices=spec.devices,
         )  # fmt: skip
     return folder
 

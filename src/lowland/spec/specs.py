@@ -124,7 +124,7 @@ class FitSpec:
         epochs: Length of the run (epochs).
         batch_size: Samples per step (samples).
         seed: Seed of initial weights, order, augmentation and dropout; label noise and subsets have the data's seed.
-        micro_batches: Parts that each batch is cut into, to save memory (parts); the methods say what that means for them.
+        micro_batches: Parts that each batch is cut into, to save memory (parts).
         clip: Largest global gradient norm (gradient units); none clips nothing.
         select: Which epoch counts: best validation accuracy, or last.
         precision: Numbers of the forward pass, in Fabric's words: 32-true, bf16-mixed, 16-mixed, 64-true.
