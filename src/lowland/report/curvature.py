@@ -149,7 +149,7 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
         "edge of SAM lies lower.",
     ]
     blocks: list[Block] = [Table(_HEADER, tuple(_row(run, result) for run, result in measured),
-                                 "Curvature at the end of training, on the data and in the mode stated",
+                                 "Curvature at the weights that count, on the data and in the mode stated",
                                  tuple(notes))]  # fmt: skip
     further = _further(measured)
     blocks += [further] if further is not None else []
@@ -212,7 +212,9 @@ def _further(measured: Sequence[tuple[Run, xr.Dataset]]) -> Table | None:
     if not names:
         return None
     rows = tuple((run.name, *(with_error(result, name) for name in names)) for run, result in measured)
-    return Table(("run", *(name.replace("_", " ") for name in names)), rows, "Further measures at the end of training")
+    return Table(
+        ("run", *(name.replace("_", " ") for name in names)), rows, "Further measures at the weights that count"
+    )
 
 
 def _along(run: Run) -> int:
