@@ -50,7 +50,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[augment,data,dev,hdf5,hf,lightning,optuna,ray,remote,robust]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[augment,data,dev,hdf5,hf,lightning,optuna,ray,remote,robust,tensorboard]"
 	# curvlinops asks for torchvision without importing it: install it and what it really uses by name
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch linear_operator jaxtyping wadler_lindig einops einconv opt_einsum tqdm
 	touch $@ $(VENV)/.demo
