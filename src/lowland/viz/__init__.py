@@ -28,6 +28,7 @@ from lowland.viz.verbs import (
     heat_map,
     line,
     path,
+    slope,
     surface,
 )
 
@@ -48,5 +49,6 @@ __all__ = [
     "path",
     "save",
     "shared_scale",
+    "slope",
     "surface",
 ]

@@ -17,7 +17,7 @@ from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, sel
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["build_cost", "build_density", "build_line", "build_spectrum"]
+__all__ = ["build_cost", "build_density", "build_line", "build_slope", "build_spectrum"]
 
 _LOG_FROM = 20.0  # a line is read off its axis; below this span a linear axis reads better
 _DENSITY_FLOOR = 1e-6  # of the highest density; a Gaussian-broadened spectrum has no true zeros to show below
@@ -218,3 +218,40 @@ def _marks(x: FloatArray, values: FloatArray, status: FloatArray) -> dict[str, F
 def _range_unit(line: xr.Dataset) -> str:
     unit = str(line["x"].attrs.get("units", ""))
     return "" if unit == "normalised direction" else unit
+
+
+def build_slope(result: xr.Dataset, *, title: str = "") -> Line:
+    """Make the spec of LLR's slope over the histogram of the losses that training met.
+
+    Both share one axis: the histogram is scaled so that its highest bin reaches the highest slope.
+
+    Args:
+        result: What `lowland.losses.slope_over_losses` returns.
+        title: Title of the figure.
+
+    Returns:
+        The spec.
+
+    Raises:
+        InputError: If a variable is missing.
+    """
+    missing = {"slope", "passes", "mean_multiplier", "left", "right"} - set(map(str, result.variables))
+    if missing:
+        raise InputError("result", "must come from lowland.losses.slope_over_losses", sorted(missing))
+    losses, slope = result["loss"].values.astype(float), result["slope"].values.astype(float)
+    passes = result["passes"].values.astype(float)
+    scale = float(np.nanmax(np.append(slope, 1.0))) / max(float(passes.max()), 1.0)
+    edges = np.repeat(np.append(result["left"].values, result["right"].values[-1]), 2)
+    steps = np.concatenate([[0.0], np.repeat(passes * scale, 2), [0.0]])
+    ones = np.ones(2)
+    curves = (
+        Curve("losses met (scaled)", edges, steps, low=np.zeros_like(steps), high=steps, band="histogram"),
+        Curve("slope f'", losses, slope),
+        Curve("plain gradient", losses[[0, -1]], ones, reference=True),
+    )
+    caption = (
+        f"{result.attrs.get('reshaper', '')}, initial loss {float(result.attrs.get('initial_loss', np.nan)):.4g}; mean "
+        f"multiplier of the gradient {float(result['mean_multiplier']):.3g}; highest bin: {passes.max():.0f} of "
+        f"{passes.sum():.0f} passes"
+    )
+    return Line(curves, Axis("loss of the batch"), Axis("multiplier of the gradient"), title, caption)

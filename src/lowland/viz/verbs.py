@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lowland.viz.backends import draw
-from lowland.viz.curves import build_cost, build_line, build_spectrum
+from lowland.viz.curves import build_cost, build_line, build_slope, build_spectrum
 from lowland.viz.export import FigureOptions, build_figure
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.spec import Contour, Estimate, Scale
@@ -25,6 +25,7 @@ __all__ = [
     "heat_map",
     "line",
     "path",
+    "slope",
     "surface",
 ]
 
@@ -299,3 +300,24 @@ def compare(
     """
     options = FigureOptions(metric=metric, columns=columns, title=title)
     return draw(build_figure(results, kind, options=options), backend, size=size)
+
+
+def slope(
+    result: xr.Dataset,
+    *,
+    backend: str = "matplotlib",
+    title: str = "",
+    size: str | tuple[float, float] | None = None,
+) -> Any:
+    """Draw the slope of LLR's reshaping over the histogram of the losses that training met.
+
+    Args:
+        result: What `lowland.losses.slope_over_losses` returns.
+        backend: One of `BACKENDS`.
+        title: Title of the figure.
+        size: "column", "text", "slide", or width and height in inches.
+
+    Returns:
+        The backend's own figure.
+    """
+    return draw(build_slope(result, title=title), backend, size=size)
