@@ -15,6 +15,10 @@ import pytest
 
 from lowland.cli.main import COMMANDS, main
 
+# What the installed command does. `python -m` would end by SIGINT instead of with 130 when the interrupt happens to arrive
+# inside exec of text, which imports do.
+COMMAND = "import sys; from lowland.cli.main import main; sys.exit(main())"
+
 SMALL = ["--data.options.train_size", "60", "--model.options.width", "4", "--epochs", "3", "--threads", "1"]
 
 
@@ -22,7 +26,7 @@ def lowland(*arguments: str, cwd: Path | None = None, timeout: float = 200) -> s
     """Run the command in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.run(
-        [sys.executable, "-m", "lowland.cli.main", *arguments],
+        [sys.executable, "-c", COMMAND, *arguments],
         capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment,
     )  # fmt: skip
 
@@ -242,7 +246,7 @@ def test_interrupt_exits_130_and_the_same_command_goes_on(tmp_path):
     arguments = ["fit", "run", *SMALL, "--epochs", "400", "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
-        [sys.executable, "-m", "lowland.cli.main", *arguments], cwd=tmp_path, env=environment,
+        [sys.executable, "-c", COMMAND, *arguments], cwd=tmp_path, env=environment,
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 60

@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+# What the installed command does. `python -m` would end by SIGINT instead of with 130 when the interrupt happens to arrive
+# inside exec of text, which imports do.
+COMMAND = "import sys; from lowland.cli.main import main; sys.exit(main())"
+
 METHODS = ["--methods", '["sgd", "sam", "saf"]']
 SMALL = [*METHODS, "--seeds", "2", "--epochs", "3", "--train_size", "60", "--points", "5", "--json"]
 COSTS = ("ms per step", "seconds")
@@ -21,7 +25,7 @@ COSTS = ("ms per step", "seconds")
 def start(folder: Path, engine: str = "serial") -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen(
-        [sys.executable, "-m", "lowland.cli.main", "demo", "--folder", "demo", "--engine", engine, *SMALL],
+        [sys.executable, "-c", COMMAND, "demo", "--folder", "demo", "--engine", engine, *SMALL],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
