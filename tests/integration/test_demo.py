@@ -80,6 +80,8 @@ def test_killed_again_and_again_it_ends_with_the_same_numbers(kill, engine, whol
             child.send_signal(kill)
             _, errors = child.communicate(timeout=60)
             killed += 1
+            if child.returncode == 0 and "Exception ignored" in errors:
+                break  # Python drops an exception, Ctrl-C's too, that is raised inside a destructor: the demo went on
             assert kill == signal.SIGKILL or child.returncode == 130, errors
         time.sleep(0.1)
     assert killed

@@ -13,6 +13,7 @@ from tests.integration.test_fit import double_splits, plain_network
 from torch import nn
 
 from lowland import optim
+from lowland.spec.runs import leave_processes
 from lowland.training import Hook, Run, Snapshots, fit, read_weights
 
 pytestmark = pytest.mark.slow
@@ -67,3 +68,4 @@ def test_a_killed_run_of_two_processes_goes_on_with_the_same_bits(tmp_path: Path
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]), 2, None if sys.argv[2] == "None" else int(sys.argv[2]))
+    leave_processes()

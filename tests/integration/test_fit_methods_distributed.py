@@ -13,6 +13,7 @@ from torch import nn
 
 from lowland import losses, optim
 from lowland.core.errors import CheckpointError
+from lowland.spec.runs import leave_processes
 from lowland.training import Hook, fit, read_weights
 
 pytestmark = pytest.mark.slow
@@ -146,7 +147,9 @@ def other(folder):
         )  # fmt: skip
     except CheckpointError as error:
         print("REFUSED", error, flush=True)  # ruff: ignore[print]
+    leave_processes()
 
 
 if __name__ == "__main__":
     train(Path(sys.argv[1]), 2, None if sys.argv[2] == "None" else int(sys.argv[2]))
+    leave_processes()

@@ -170,7 +170,8 @@ def test_ten_thousand_points_leave_the_driver_s_memory_flat_and_no_backlog(clust
         if len(sizes) < count // 1000:
             sizes.append(process.memory_info().rss)
     assert count == 10_000
-    assert sizes[-1] - sizes[1] < 20e6
+    # after the first half, in which Ray's and the allocator's own pools fill; keeping all rows would add 50 MB
+    assert sizes[-1] - sizes[4] < 15e6
     assert 0 < Counting.most <= AHEAD * 2
 
 

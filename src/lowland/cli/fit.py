@@ -21,11 +21,12 @@ def main(arguments: Sequence[str]) -> int:
     """
     words = command_arguments(arguments, "folder")
     spec, flags = parse(FitSpec, words, "lowland fit", quiet=False, json=False)
-    from lowland.spec.runs import fit_run
+    from lowland.spec.runs import fit_run, leave_processes
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:
         folder = fit_run(spec, on_event=output.progress(f"training {spec.folder}"))
+        leave_processes()
     result = folder.result()
     test, chosen = result["test"], result["chosen"]
     table = [["epoch", "train loss", "validation accuracy", "test accuracy", "test loss", "passes", "seconds"]]

@@ -23,7 +23,16 @@ from lowland.spec.specs import FitSpec
 from lowland.spec.surveys import CurvatureSpec, LineSpec, RiskSpec, SurfaceSpec, TrajectorySpec
 from lowland.training import Hook, Run, Snapshots, fit
 
-__all__ = ["OnEvent", "curvature_run", "fit_run", "line_run", "surface_run", "threads", "trajectory_run"]
+__all__ = [
+    "OnEvent",
+    "curvature_run",
+    "fit_run",
+    "leave_processes",
+    "line_run",
+    "surface_run",
+    "threads",
+    "trajectory_run",
+]
 
 OnEvent: TypeAlias = Callable[[Event], None]
 
@@ -98,6 +107,12 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
             micro_batches=spec.micro_batches, accelerator=spec.accelerator, devices=spec.devices,
         )  # fmt: skip
     return folder
+
+
+def leave_processes() -> None:
+    """End the communication between the processes of a run; else gloo's threads can abort Python when it exits."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def surface_run(spec: SurfaceSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
