@@ -59,7 +59,7 @@ def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Tab
     columns += _cost_columns(groups, base)
     present = [(title, cells) for title, cells in columns if set(cells.values()) != {"–"}]
     rows = tuple((name, *(cells[name] for _, cells in present)) for name in groups)
-    return Table(("method", *(title for title, _ in present)), rows, "Methods, at the weights that count (of the chosen epoch, or the last)",
+    return Table(("method", *(title for title, _ in present)), rows, "Methods, at the weights that count",
                  _notes(groups, base))  # fmt: skip
 
 
