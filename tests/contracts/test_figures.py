@@ -204,8 +204,8 @@ def test_tiny_and_constant_surfaces_draw(backend: str, nx: int, ny: int) -> None
     surface = new_surface(np.arange(nx), np.arange(ny))
     surface["loss"][:] = 1.0
     surface["status"][:] = 1
-    viz.contour(surface, backend=backend)
-    viz.heat_map(surface, backend=backend)
+    assert viz.contour(surface, backend=backend) is not None
+    assert viz.heat_map(surface, backend=backend) is not None
 
 
 def test_a_surface_without_a_finished_point_is_refused() -> None:

@@ -274,8 +274,12 @@ def test_a_checkpoint_from_before_the_first_step_loads_into_the_bare_base(member
     model = network()
     bare = BASES[base](model.parameters())
     bare.load_state_dict(saved(optimizer.state_dict()))
-    loss_of(model(data(1)[0][0]), data(1)[0][1]).backward()
-    bare.step()  # AdamW would take an entry of ours for its own state
+    plain = network()
+    untouched = BASES[base](plain.parameters())
+    for net, optimizer in ((model, bare), (plain, untouched)):
+        loss_of(net(data(1)[0][0]), data(1)[0][1]).backward()
+        optimizer.step()  # AdamW would take an entry of ours for its own state
+    assert_same(model, plain)
 
 
 @members

@@ -67,6 +67,7 @@ def test_wrapping_the_loss_equals_scaling_the_gradient():
     controlled = Controlled(None)
     controlled.control = LLR(nn.CrossEntropyLoss(), initial_loss=1.4)
     controlled.train()
+    assert wrapped.loss.multipliers.values
     close(wrapped, controlled)
 
 

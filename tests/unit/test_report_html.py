@@ -379,7 +379,7 @@ def test_viz_and_report_work_without_torch() -> None:
         "from lowland.report import Run, build, render\n"
         "assert 'Comparison' in render(build([Run('a', result={'test_accuracy': 0.5})]))\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_no_section_number_is_lost() -> None:
