@@ -13,9 +13,9 @@ from lowland.study import claims as module
 from lowland.study.bench import Arm, Bench, bare_code, code_of, fingerprint_of, settings_of
 from lowland.study.claims import Claim, chosen, outcome, over_the_ledger, read_record, run_claim
 from lowland.study.page import budget_table, page
-from lowland.study.recipes import FULL, SMALL, Size, claims
-from lowland.study.recipes.llr_measures import escape_steps
-from lowland.study.recipes.lookahead import first_stage_cosines
+from lowland.study.rows import FULL, SMALL, Size, claims
+from lowland.study.rows.llr_measures import escape_steps
+from lowland.study.rows.lookahead import first_stage_cosines
 
 TINY = Size("small", 2, 2, 64, 2, 48, 2)
 

@@ -14,7 +14,7 @@ from lowland.spec.study import ClaimsSpec
 from lowland.study.bench import Bench
 from lowland.study.claims import Claim, Outcome, chosen, outcome, read_record, run_claim
 from lowland.study.page import page
-from lowland.study.recipes import FULL, SMALL, claims
+from lowland.study.rows import FULL, SMALL, claims
 from lowland.training.files import write_atomic
 
 __all__ = ["rows_of", "run_ledger", "write_page"]

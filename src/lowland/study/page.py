@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lowland.report.curvature import comparable
 from lowland.report.statistics import show, show_interval, t_interval
 from lowland.study.claims import Claim, Outcome, over_the_ledger
-from lowland.study.recipes import UNDECIDED
+from lowland.study.rows import UNDECIDED
 
 __all__ = ["budget_table", "page"]
 

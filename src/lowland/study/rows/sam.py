@@ -11,7 +11,7 @@ from lowland.spec.study import Changes
 from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Claim, Measure
 from lowland.study.readers import lambda_max_at_matched_loss
-from lowland.study.recipes.tasks import Size, arm, digits, endpoint, signals
+from lowland.study.rows.tasks import Size, arm, digits, endpoint, signals
 from lowland.training import fit
 
 __all__ = ["SAM", "matched", "sam_claims"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from lowland.spec.study import Changes
 from lowland.study.claims import Claim
 from lowland.study.readers import sharpness_late
-from lowland.study.recipes.sam import RHO, SAM
-from lowland.study.recipes.tasks import Size, arm, digits, endpoint, passes_over, reader, signals
+from lowland.study.rows.sam import RHO, SAM
+from lowland.study.rows.tasks import Size, arm, digits, endpoint, passes_over, reader, signals
 
 __all__ = ["MESA", "SAF", "trajectory_claims"]
 

@@ -11,7 +11,7 @@ from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Claim
 from lowland.study.endpoints import read_endpoint
 from lowland.study.readers import negative_share, path_share_above_null, surface_number
-from lowland.study.recipes.tasks import Size, arm, digits, endpoint, reader
+from lowland.study.rows.tasks import Size, arm, digits, endpoint, reader
 
 __all__ = ["landscape_claims"]
 

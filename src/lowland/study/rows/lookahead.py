@@ -15,8 +15,8 @@ from lowland.spec.study import Changes
 from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Claim
 from lowland.study.readers import sharpness_at_matched_loss
-from lowland.study.recipes.sam import RHO, SAM, matched
-from lowland.study.recipes.tasks import Size, arm, digits, endpoint, passes_over, signals
+from lowland.study.rows.sam import RHO, SAM, matched
+from lowland.study.rows.tasks import Size, arm, digits, endpoint, passes_over, signals
 
 __all__ = ["SALA", "lookahead_claims"]
 

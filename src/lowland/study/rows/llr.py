@@ -9,7 +9,7 @@ from typing import Any
 from lowland.spec import DataSpec, FitSpec, ModelSpec
 from lowland.spec.study import Changes
 from lowland.study.claims import Claim
-from lowland.study.recipes.llr_measures import (
+from lowland.study.rows.llr_measures import (
     controls,
     escape_steps,
     median_attack,
@@ -17,7 +17,7 @@ from lowland.study.recipes.llr_measures import (
     seconds_per_step,
     share_diverged,
 )
-from lowland.study.recipes.tasks import Size, arm, digits, endpoint, signals
+from lowland.study.rows.tasks import Size, arm, digits, endpoint, signals
 
 __all__ = ["LLR", "llr_claims"]
 
@@ -138,13 +138,13 @@ def _theory(size: Size) -> list[Claim]:
             "theory of the predecessors; no number taken",
             "log10 of the mean steps until a particle leaves the sharp well of a two-well loss, gradient noise scaled "
             "alike", 0.1, (("LLR", "plain"), ("LLR", "plain at LLR's mean rate")), escape_steps, higher=False,
-            seeds=size.seeds, seconds=4, code=("losses/reshapers.py", "study/recipes/llr_measures.py"),
+            seeds=size.seeds, seconds=4, code=("losses/reshapers.py", "study/rows/llr_measures.py"),
         ),
         Claim(
             "llr-curvature", "LLR", "The reshaped loss is flatter where the plain loss is ultra-low.", _NONE,
             "log10 of the largest eigenvalue of the reshaped loss, f' H + f'' g g^T, beside the plain one, digits", 0.1,
             (("reshaped", "plain"),), reshaped_curvature, {"SGD": arm(digits(size))}, higher=False, seeds=size.few,
-            seconds=6, code=("curvature/hessian.py", "losses/reshapers.py", "study/recipes/llr_measures.py"),
+            seconds=6, code=("curvature/hessian.py", "losses/reshapers.py", "study/rows/llr_measures.py"),
         ),
     ]  # fmt: skip
 

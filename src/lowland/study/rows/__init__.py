@@ -1,13 +1,13 @@
 """The rows of the ledger, one file per paper; `claims` lists them all."""
 
 from lowland.study.claims import Claim
-from lowland.study.recipes.landscape import landscape_claims
-from lowland.study.recipes.llr import llr_claims
-from lowland.study.recipes.lookahead import lookahead_claims
-from lowland.study.recipes.sam import sam_claims
-from lowland.study.recipes.tasks import FULL, SMALL, Size
-from lowland.study.recipes.trajectory import trajectory_claims
-from lowland.study.recipes.undecided import UNDECIDED
+from lowland.study.rows.landscape import landscape_claims
+from lowland.study.rows.llr import llr_claims
+from lowland.study.rows.lookahead import lookahead_claims
+from lowland.study.rows.sam import sam_claims
+from lowland.study.rows.tasks import FULL, SMALL, Size
+from lowland.study.rows.trajectory import trajectory_claims
+from lowland.study.rows.undecided import UNDECIDED
 
 __all__ = ["FULL", "SMALL", "UNDECIDED", "Size", "claims"]
 
