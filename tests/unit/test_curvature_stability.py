@@ -96,14 +96,42 @@ def test_a_curve_over_training_follows_the_cold_values_with_few_products() -> No
             total = sum(loss / 40 for loss, _ in (risk.loss_terms(batch) for batch in risk.batches()))
             total.backward()
             optimizer.step()
-        ends = warm_started_extremes(risk, ends)
+        ends = warm_started_extremes(risk, ends.vectors)
         assert ends.warm and ends.products <= 6
         cold = extreme_eigenvalues(risk, max_products=60)
         assert ends.lambda_max == pytest.approx(cold.lambda_max, rel=0.02)
 
 
+def test_known_ends_save_the_run_where_all_steps_are_equal() -> None:
+    risk = small_risk()
+    ends = extreme_eigenvalues(risk, max_products=60)
+    optimizer = torch.optim.SGD(risk.model.parameters(), lr=0.2, momentum=0.9)
+    counted = Hessian(risk)
+    known = stability(counted, optimizer, ends=ends)
+    assert counted.products == 0
+    assert known.ratio == pytest.approx(stability(risk, optimizer).ratio, rel=1e-3)
+    weights = list(risk.model.parameters())
+    mixed = torch.optim.SGD([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:]}], lr=0.2, momentum=0.9)
+    assert stability(counted, mixed, ends=ends).ratio == pytest.approx(stability(risk, mixed).ratio)
+    assert counted.products > 0
+
+
+def test_momentum_alone_does_not_make_an_optimizer_sgd() -> None:
+    layer = torch.nn.Linear(3, 3, bias=False)
+    risk = EmpiricalRisk(layer, torch.nn.MSELoss(), [(torch.eye(3), torch.eye(3))])
+    with pytest.raises(InputError, match="SGD, RMSprop or Adam"):
+        stability(risk, torch.optim.Muon(layer.parameters()))
+
+
 def test_the_interval_keeps_the_cost_below_its_share() -> None:
-    steps = interval(products=6, samples=512, batch_size=64, share=0.03)
-    assert 512 * (3 + 4 * 6) / (steps * 3 * 64) <= 0.03 + 1e-12 < 512 * (3 + 4 * 6) / ((steps - 1) * 3 * 64)
+    run = {"steps": 20_000, "batch_size": 64, "samples": 512, "products": 6, "first": 30}
+
+    def share(warm: int) -> float:
+        return 512 * (4 + 4 * 30 + (3 + 4 * 6) * warm) / (3 * 64 * 20_000)
+
+    warm = 20_000 // interval(**run, share=0.03)
+    assert share(warm) <= 0.03 < share(warm + 1)
     with pytest.raises(InputError, match="share"):
-        interval(products=6, samples=512, batch_size=64, share=0.0)
+        interval(**run, share=0.0)
+    with pytest.raises(InputError, match="two measurements"):
+        interval(**{**run, "steps": 100}, share=0.03)

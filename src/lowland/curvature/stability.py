@@ -56,7 +56,14 @@ class Stability:
 
 
 def stability(
-    source: EmpiricalRisk | AbstractRiskOperator, optimizer: Optimizer, *, seed: int = 0, max_products: int = 80
+    source: EmpiricalRisk | AbstractRiskOperator,
+    optimizer: Optimizer,
+    *,
+    seed: int = 0,
+    max_products: int = 80,
+    min_products: int = 6,
+    start: Tensor | None = None,
+    ends: SpectrumEnds | None = None,
 ) -> Stability:
     """Return ``eta lambda_max / (2 (1 + beta))``, in the metric of the optimizer's own state for Adam and its kin.
 
@@ -65,6 +72,9 @@ def stability(
         optimizer: SGD, RMSprop, Adam or AdamW (wrapped or not): what counts is the state it keeps.
         seed: Seed of the Krylov run.
         max_products: Most products. Default 80.
+        min_products: Fewest products. Default 6.
+        start: Warm start: approximate eigenvectors of D H D, shape [n] or [n, k].
+        ends: Both ends of H itself where they are known; they save the run where every weight has the same step size.
 
     Returns:
         The ratio and what it was made of.
@@ -84,15 +94,31 @@ def stability(
     limits = {limit for limit, _, _ in settings.values()}
     if len(limits) != 1:
         raise InputError("optimizer", "must have the same momentum in all groups", sorted(limits))
-    with operator:
-        scale: list[Tensor] = []
-        for name, parameter, _ in operator.space:
-            if id(parameter) not in settings:
-                raise InputError("optimizer", f"must hold every parameter of the risk ({name!r} is missing)")
-            scale.append(settings[id(parameter)][1].sqrt().to(operator.dtype).expand(parameter.shape).reshape(-1))
-        ends = extreme_eigenvalues(ScaledOperator(operator, torch.cat(scale)), seed=seed, max_products=max_products)
     limit, method = limits.pop(), next(iter(settings.values()))[2]
+    with operator:
+        steps = _steps(operator, settings)
+        if ends is not None and all(step.ndim == 0 for step in steps) and len({float(step) for step in steps}) == 1:
+            largest = float(steps[0]) * ends.lambda_max
+            return Stability(largest / limit, largest, limit, ends, method)
+        scale = [
+            step.sqrt().to(operator.dtype).expand(parameter.shape).reshape(-1)
+            for step, (_, parameter, _) in zip(steps, operator.space, strict=True)
+        ]
+        ends = extreme_eigenvalues(
+            ScaledOperator(operator, torch.cat(scale)), seed=seed, start=start,
+            max_products=max_products, min_products=min(min_products, max_products),
+        )  # fmt: skip
     return Stability(ends.lambda_max / limit, ends.lambda_max, limit, ends, method)
+
+
+def _steps(operator: AbstractRiskOperator, settings: Mapping[int, tuple[float, Tensor, str]]) -> list[Tensor]:
+    """Return the effective step size of every parameter of the risk: a number, or one per weight."""
+    steps = []
+    for name, parameter, _ in operator.space:
+        if id(parameter) not in settings:
+            raise InputError("optimizer", f"must hold every parameter of the risk ({name!r} is missing)")
+        steps.append(settings[id(parameter)][1])
+    return steps
 
 
 def _settings(optimizer: Optimizer) -> dict[int, tuple[float, Tensor, str]]:
@@ -117,7 +143,7 @@ def _setting(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float,
     beta = float(group.get("momentum", 0.0))
     if square is not None:
         return 2 * (1 + beta), rate / (square.double().sqrt() + float(group["eps"])), "RMSprop: P^-1/2 H P^-1/2"
-    if "momentum" not in group:
+    if "momentum" not in group or "dampening" not in group:  # Muon has momentum too, and another metric
         raise InputError("optimizer", "must keep the state of SGD, RMSprop or Adam", sorted(group))
     if group.get("nesterov", False):
         return 2 * (1 + beta) / (1 + 2 * beta), rate, "SGD with Nesterov's momentum"
@@ -125,7 +151,12 @@ def _setting(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float,
 
 
 def warm_started_extremes(
-    risk: EmpiricalRisk, previous: SpectrumEnds | None = None, *, products: int = 6, first: int = 30, seed: int = 0
+    source: EmpiricalRisk | AbstractRiskOperator,
+    start: Tensor | None = None,
+    *,
+    products: int = 6,
+    first: int = 30,
+    seed: int = 0,
 ) -> SpectrumEnds:
     """Return both ends at the present weights for a curve over training: a few products from the last eigenvectors.
 
@@ -133,45 +164,59 @@ def warm_started_extremes(
     how nearly; they go with every point of the curve.
 
     Args:
-        risk: What is measured; a fixed subset of the training data.
-        previous: What the last call returned, or None for a cold start.
+        source: What is measured: a fixed subset of the training data, or an operator of it.
+        start: The ``vectors`` of what the last call returned, or None for a cold start.
         products: Products of a warm call. Default 6.
         first: Most products of a cold call. Default 30.
         seed: Seed of the random vectors.
 
     Returns:
-        The ends; hand them to the next call.
+        The ends; hand their vectors to the next call.
     """
-    operator = Hessian(risk, check=previous is None)
-    if previous is None:
-        return extreme_eigenvalues(operator, max_products=max(first, 6), seed=seed)
-    start = previous.vectors.to(operator.device, operator.dtype)
-    return extreme_eigenvalues(operator, start=start, min_products=min(3, products), max_products=products, seed=seed)
+    operator = source if isinstance(source, AbstractRiskOperator) else Hessian(source, check=start is None)
+    if start is None:
+        return extreme_eigenvalues(operator, max_products=first, min_products=min(6, first), seed=seed)
+    warm = start.to(operator.device, operator.dtype)
+    return extreme_eigenvalues(operator, start=warm, min_products=min(3, products), max_products=products, seed=seed)
 
 
-def interval(*, products: int, samples: int, batch_size: int, share: float = 0.03) -> int:
+def interval(*, steps: int, batch_size: int, samples: int, products: int = 6, first: int = 30,
+             share: float = 0.03) -> int:  # fmt: skip
     """Return how many training steps must lie between two measurements so that they take at most a share of the run.
 
-    Counted in forward passes per sample: a step takes 3; a measurement 3 for its graph and 4 for each product.
+    Counted in forward passes per sample: a step takes 3; a measurement 3 for its graph and 4 for each product, and the
+    first one 1 more for the check that the risk is deterministic. The first measurement is before the first step.
 
     Args:
-        products: Products of a measurement.
-        samples: Samples of the risk.
+        steps: Optimizer steps of the run.
         batch_size: Samples of a training step.
+        samples: Samples of the risk.
+        products: Products of a warm measurement. Default 6.
+        first: Products of the first measurement. Default 30.
         share: Largest share of the run's cost. Default 0.03.
 
     Returns:
         Steps, at least 1.
 
     Raises:
-        InputError: If an argument is not positive.
+        InputError: If an argument is not positive, or the run is too short to pay for two measurements.
 
     Example:
-        >>> interval(products=6, samples=256, batch_size=128)
-        600
+        >>> interval(steps=10_000, batch_size=128, samples=256)
+        668
     """
-    for name, value in (("products", products), ("samples", samples), ("batch_size", batch_size), ("share", share)):
+    given = {"steps": steps, "batch_size": batch_size, "samples": samples, "products": products, "share": share}
+    for name, value in given.items():
         if not value > 0:
             raise InputError(name, "must be positive", value)
-    cost = samples * (_STEP_COST + _PRODUCT_COST * products)
-    return max(1, math.ceil(round(cost / (_STEP_COST * batch_size * share), 6)))
+    budget = share * _STEP_COST * steps * batch_size
+    cold = samples * (1 + _STEP_COST + _PRODUCT_COST * first)
+    warm = samples * (_STEP_COST + _PRODUCT_COST * products)
+    more = math.floor((budget - cold) / warm)
+    if more < 1:
+        enough = math.ceil((cold + warm) / (share * _STEP_COST * batch_size))
+        raise InputError(
+            "share", f"must pay for two measurements, which {share:g} of this run does not", f"{steps} steps",
+            f"train for {enough} steps or more, measure on fewer samples, or give the interval yourself",
+        )  # fmt: skip
+    return math.ceil(steps / more)

@@ -1,6 +1,7 @@
 """Training: the loop on Lightning Fabric, its hooks, checkpoints and numbers; robustness of what was trained."""
 
 from lowland.training.checkpoint import CheckpointFolder, read_weights
+from lowland.training.curvature_curve import CurvatureCurve
 from lowland.training.fit import FitResult, fit
 from lowland.training.hooks import Hook, Run, Snapshots
 from lowland.training.metrics import read_metrics
@@ -14,6 +15,7 @@ __all__ = [
     "Hook",
     "Run",
     "Snapshots",
+    "CurvatureCurve",
     "CheckpointFolder",
     "read_weights",
     "read_metrics",

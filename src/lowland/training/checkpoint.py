@@ -7,6 +7,7 @@ afterwards.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 from lowland import models
 from lowland.core.errors import CheckpointError
 from lowland.models.weights import decode_pickle, decode_safetensors
-from lowland.training.files import checksum, write_atomic
+from lowland.store.files import write_atomically
+from lowland.store.runs import RunPaths
 
 __all__ = [
     "CheckpointFolder",
@@ -44,7 +46,7 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "checkpoints"
+        self.path = RunPaths(folder).checkpoints
 
     def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], *,
              best: tuple[int, Mapping[str, Tensor]] | None) -> None:  # fmt: skip
@@ -64,9 +66,9 @@ class CheckpointFolder:
         if best is not None:
             index["files"]["best"] = self._write_best(*best)
         for role, (name, data) in files.items():
-            write_atomic(self.path / name, data)
-            index["files"][role] = {"name": name, "sha256": checksum(data)}
-        write_atomic(self.path / "index.json", (json.dumps(index, indent=2) + "\n").encode())
+            write_atomically(self.path / name, data)
+            index["files"][role] = {"name": name, "sha256": _checksum(data)}
+        write_atomically(self.path / "index.json", (json.dumps(index, indent=2) + "\n").encode())
         self._forget(index)
 
     def _write_best(self, step: int, weights: Mapping[str, Tensor]) -> dict[str, str]:
@@ -76,8 +78,8 @@ class CheckpointFolder:
         if entry.get("name") == name and (self.path / name).exists():
             return entry
         data = to_safetensors(weights)
-        write_atomic(self.path / name, data)
-        return {"name": name, "sha256": checksum(data)}
+        write_atomically(self.path / name, data)
+        return {"name": name, "sha256": _checksum(data)}
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Tensor] | None] | None:
         """Read the last checkpoint, verified.
@@ -112,13 +114,13 @@ class CheckpointFolder:
             data = path.read_bytes()
         except OSError as error:
             raise CheckpointError(f"a file of the checkpoint is missing: {path} ({error.strerror})") from error
-        if checksum(data) != files[role]["sha256"]:
+        if _checksum(data) != files[role]["sha256"]:
             raise CheckpointError(f"the checkpoint was truncated or changed since it was written: {path}")
         return data
 
     def _forget(self, index: Mapping[str, Any]) -> None:
         keep = {entry["name"] for entry in index["files"].values()}
-        for pattern in ("step-*", "best-*", ".*.tmp"):
+        for pattern in ("step-*", "best-*", ".*.part"):
             for path in self.path.glob(pattern):
                 if path.name not in keep:
                     path.unlink(missing_ok=True)
@@ -229,6 +231,10 @@ def to_safetensors(weights: Mapping[str, Tensor]) -> bytes:
             apart[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return safetensors.torch.save(apart, metadata={"format": "pt"})
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _to_state(state: Mapping[str, Any]) -> bytes:

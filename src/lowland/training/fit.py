@@ -209,8 +209,10 @@ def _train_epoch(loop: _Loop) -> None:
         _step(loop, batch.to(loop.fabric.device, non_blocking=True))
         run.step += 1
         done += 1
+        paused = time.perf_counter()
         for hook in loop.hooks:
             hook.on_step_end(run)
+        started += time.perf_counter() - paused
         every = loop.checkpoint_every_steps
         if every is not None and run.step % every == 0 and done < run.steps_per_epoch:
             run.seconds += time.perf_counter() - started

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from lowland.core.errors import InputError
-from lowland.training.files import write_atomic
+from lowland.store.files import write_atomically
+from lowland.store.runs import read_metrics
 
 __all__ = ["COLUMNS", "Row", "better", "chosen_row", "read_metrics", "write_metrics", "write_result"]
 
@@ -47,27 +47,7 @@ def write_metrics(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _shown(name, value) for name, value in row.items()})
-    write_atomic(path, text.getvalue().encode())
-
-
-def read_metrics(path: Path) -> list[Row]:
-    """Read the rows of a run.
-
-    Args:
-        path: A metrics.csv.
-
-    Returns:
-        One mapping per epoch; empty cells are left out.
-
-    Raises:
-        InputError: If the file is absent or no metrics file.
-    """
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        return [{name: float(value) for name, value in row.items() if value} for row in rows]
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError("folder", f"must hold a readable metrics.csv ({error})", str(path.parent)) from error
+    write_atomically(path, text.getvalue().encode())
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
@@ -77,7 +57,7 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
         path: Where to.
         result: Plain values; numbers that are not finite become strings.
     """
-    write_atomic(path, (json.dumps(_plain(result), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(_plain(result), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def better(row: Mapping[str, float], best: Mapping[str, float] | None) -> bool:

@@ -1,0 +1,207 @@
+"""A curve over training: both ends of the Hessian's spectrum, and how near the optimizer is to the stability edge."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lowland.core.errors import InputError
+from lowland.core.modes import BatchNormMode
+from lowland.core.risk import EmpiricalRisk
+from lowland.curvature import Hessian, SpectrumEnds, interval, stability, warm_started_extremes
+from lowland.training.evaluation import plain_loss
+from lowland.training.files import write_atomic
+from lowland.training.hooks import Hook, Run
+
+__all__ = ["CURVATURE_COLUMNS", "CurvatureCurve"]
+
+CURVATURE_COLUMNS = (
+    "step",  # optimizer steps done
+    "lambda_max",
+    "lambda_max_residual",  # an eigenvalue lies within it of lambda_max
+    "lambda_min",
+    "lambda_min_residual",
+    "stability",  # 1 is the edge; empty where it is not known, as before an adaptive method's first step
+    "learning_rate",  # of the first group, at this step
+    "products",  # Hessian products of this measurement
+    "seconds",  # spent in this measurement
+)
+"""Columns of curvature.csv."""
+
+_KNOWN_BY = ("lambda_max", "lambda_max_residual", "lambda_min", "lambda_min_residual", "stability")
+
+
+class CurvatureCurve(Hook):
+    """Measures lambda_max, lambda_min and the ratio to the stability edge along training, by warm-started products.
+
+    Measured is the plain criterion on a fixed subset of the training data, at the weights that are trained. Every
+    measurement starts from the eigenvectors of the one before, so that a few products suffice; residuals stand beside
+    the values. All go into ``curvature.csv`` of the run's folder, the last of each epoch into ``metrics.csv``, and
+    `rows` holds them where there is no folder. The ratio is ``eta lambda_max / (2 (1 + beta))`` for SGD, and that of
+    the preconditioned Hessian for Adam and its kin, which takes further products (see `lowland.curvature.stability`);
+    it is NaN where it is not known.
+
+    Args:
+        samples: Size of the subset; fewer where there are fewer. Default 256.
+        products: Products of a warm measurement. Default 6.
+        share: Largest share of the run's cost; it sets the number of steps between measurements (see
+            `lowland.curvature.interval`). Default 0.03.
+        every_steps: Steps between measurements instead; None takes them from ``share``.
+        batch_norm: ``"running"`` statistics (default) or the ``"batch"`` statistics of the subset.
+        seed: Seed of subset and start vectors. Default 0.
+
+    Raises:
+        InputError: If an argument is out of range; at the start of the run, if it is too short for the share.
+
+    Example:
+        >>> from lowland import data, models
+        >>> from lowland.training import fit
+        >>> curve = CurvatureCurve(samples=32, every_steps=1)
+        >>> model = models.create("resnet8", width=4, channels=1, seed=0)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> digits = data.load("digits", train_size=64)
+        >>> _ = fit(model, optimizer, torch.nn.CrossEntropyLoss(), digits, epochs=2, hooks=[curve])
+        >>> [int(row["step"]) for row in curve.rows]
+        [0, 1, 2]
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int = 256,
+        products: int = 6,
+        share: float = 0.03,
+        every_steps: int | None = None,
+        batch_norm: BatchNormMode = "running",
+        seed: int = 0,
+    ) -> None:
+        for name, value in (("samples", samples), ("products", products), ("every_steps", every_steps)):
+            if value is not None and value < 1:
+                raise InputError(name, "must be at least 1", value)
+        if not 0 < share <= 1:
+            raise InputError("share", "must lie in (0, 1]", share)
+        if batch_norm not in ("running", "batch"):
+            raise InputError("batch_norm", 'must be "running" or "batch"', batch_norm)
+        self.samples, self.products, self.share, self.every_steps = samples, products, share, every_steps
+        self.batch_norm: BatchNormMode = batch_norm
+        self.seed = seed
+        self.rows: list[dict[str, float]] = []
+        self._every = 0
+        self._risk: EmpiricalRisk | None = None
+        self._starts: dict[str, Tensor] = {}  # eigenvectors of the last measurement, by operator
+
+    def on_fit_start(self, run: Run) -> None:
+        """Choose the subset and the interval, and measure the start unless the run goes on.
+
+        Args:
+            run: The run.
+
+        Raises:
+            InputError: If the run is too short for the share, or its data cannot be read again.
+        """
+        train: Any = run.data.train
+        count = len(train.dataset if isinstance(train, DataLoader) else train)
+        samples = min(self.samples, count)
+        adaptive = "betas" in run.optimizer.param_groups[0] or "alpha" in run.optimizer.param_groups[0]
+        runs = 2 if adaptive else 1
+        self._every = self.every_steps or interval(
+            steps=run.epochs * run.steps_per_epoch, batch_size=math.ceil(count / run.steps_per_epoch), samples=samples,
+            products=runs * self.products, first=runs * _FIRST, share=self.share,
+        )  # fmt: skip
+        if run.rank:
+            return
+        batches: Any = train if isinstance(train, DataLoader) else list(train.batches(_BATCH))
+        self._risk = EmpiricalRisk(
+            run.model, plain_loss(run.loss), batches, samples=samples, seed=self.seed, batch_norm=self.batch_norm
+        )
+        if run.step == 0:
+            self.rows, self._starts = [], {}
+            self._measure(run)
+
+    def on_step_end(self, run: Run) -> None:
+        """Measure if this step is one of those to measure at.
+
+        Args:
+            run: The run.
+        """
+        if self._risk is not None and run.step % self._every == 0:
+            self._measure(run)
+
+    def on_epoch_end(self, run: Run) -> None:
+        """Put the last measurement into the epoch's row.
+
+        Args:
+            run: The run.
+        """
+        if self.rows:
+            run.row.update({name: self.rows[-1][name] for name in _KNOWN_BY})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rows so far and the eigenvectors that the next measurement starts from.
+
+        Returns:
+            The state.
+        """
+        return {"rows": [dict(row) for row in self.rows], "starts": dict(self._starts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned.
+
+        Args:
+            state: The state.
+        """
+        self.rows, self._starts = [dict(row) for row in state["rows"]], dict(state["starts"])
+
+    def _measure(self, run: Run) -> None:
+        assert self._risk is not None
+        started = time.perf_counter()
+        with Hessian(self._risk, check=not self._starts) as operator:
+            ends = warm_started_extremes(
+                operator, self._starts.get("plain"), products=self.products, first=_FIRST, seed=self.seed
+            )
+            self._starts["plain"] = ends.vectors.cpu()
+            ratio = self._ratio(operator, run.optimizer, ends)
+        values = (
+            run.step, ends.lambda_max, ends.residual_max, ends.lambda_min, ends.residual_min, ratio,
+            float(run.optimizer.param_groups[0]["lr"]), operator.products, time.perf_counter() - started,
+        )  # fmt: skip
+        self.rows.append(dict(zip(CURVATURE_COLUMNS, map(float, values), strict=True)))
+        if run.folder is not None:
+            _write(run.folder / "curvature.csv", self.rows)
+
+    def _ratio(self, operator: Hessian, optimizer: torch.optim.Optimizer, ends: SpectrumEnds) -> float:
+        start = self._starts.get("preconditioned")
+        try:
+            edge = stability(
+                operator, optimizer, ends=ends, start=None if start is None else start.to(operator.device),
+                max_products=_FIRST if start is None else self.products, min_products=3, seed=self.seed,
+            )  # fmt: skip
+        except InputError:  # no metric is known of this optimizer, or not before its first step
+            return math.nan
+        if edge.ends is not ends:
+            self._starts["preconditioned"] = edge.ends.vectors.cpu()
+        return edge.ratio
+
+
+_FIRST = 30
+"""Most products of a cold measurement."""
+_BATCH = 128
+"""Samples whose graph is built at once, before the subset is taken."""
+
+
+def _write(path: Path, rows: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=CURVATURE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        whole = {name: int(row[name]) for name in ("step", "products")}
+        writer.writerow({name: whole.get(name, "" if math.isnan(v) else repr(v)) for name, v in row.items()})
+    write_atomic(path, text.getvalue().encode())
