@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lowland.core.errors import StoreError
 
-__all__ = ["make_folder", "only_writer", "write_atomically"]
+__all__ = ["make_folder", "only_writer", "replacing", "write_atomically"]
 
 
 def make_folder(folder: Path) -> None:
@@ -29,18 +30,45 @@ def make_folder(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all: to a temporary file beside it, then renamed over it.
+    """Write a file as a whole or not at all, even where the power fails.
 
     Args:
-        path: The file.
+        path: The file; its folder is made.
         content: What it shall hold.
 
     Raises:
         StoreError: If the disk is full or the place cannot be written; the old file is kept.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "new" / "file"
+        >>> write_atomically(path, b"whole")
+        >>> path.read_bytes()
+        b'whole'
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Let a file be written under another name beside it, and rename it over the old one at the end.
+
+    Args:
+        path: The file; its folder is made.
+
+    Yields:
+        The temporary file, to be written and closed inside; an exception leaves the old file as it was.
+
+    Raises:
+        StoreError: If the disk is full or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb") as file:  # its bytes must be on the disk before its name is
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise StoreError(f"cannot write {path} ({_reason(error)}); what was there is kept") from error

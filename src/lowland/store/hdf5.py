@@ -10,9 +10,8 @@ A direction file holds one group per axis, ``xdirection`` and ``ydirection``, wi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from lowland.core.errors import InputError, StoreError, optional_import
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, new_surface
+from lowland.store.files import replacing
 
 __all__ = ["read_directions", "read_surface", "write_directions", "write_surface"]
 
@@ -180,15 +180,5 @@ def _opened(path: str | Path, mode: str) -> Generator[Any]:
 @contextmanager
 def _replacing(path: str | Path) -> Generator[Any]:
     # as a whole or not at all: a kill leaves the old file
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with _opened(temporary, "w") as file:
-            yield file
-        try:
-            os.replace(temporary, path)
-        except OSError as error:
-            raise StoreError(f"cannot write {path} ({error.strerror or error})") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as temporary, _opened(temporary, "w") as file:
+        yield file
