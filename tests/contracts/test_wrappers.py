@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tests.optim_cases import METHODS
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -15,17 +16,14 @@ from lowland.core.errors import InputError, MissingPass
 from lowland.core.modes import current_pass, same_bits
 
 MEMBERS = {
-    "SAM": lambda base, **options: optim.SAM(base, rho=0.05, **options),
+    **METHODS,
     "SAM interval": lambda base, **options: optim.SAM(base, start=2, interval=3, stop=30, **options),
-    "ASAM": lambda base, **options: optim.ASAM(base, **options),
-    "GSAM": lambda base, **options: optim.GSAM(base, rho=0.1, rho_min=0.05, alpha=0.3, **options),
-    "LookSAM": lambda base, **options: optim.LookSAM(base, period=3, **options),
-    "SALA": lambda base, **options: optim.SALA(base, rho=0.08, period=3, **options),
+    "GSAM decaying": lambda base, **options: optim.GSAM(base, rho=0.1, rho_min=0.05, alpha=0.3, **options),
+    "LookSAM of three": lambda base, **options: optim.LookSAM(base, period=3, **options),
+    "SALA of three": lambda base, **options: optim.SALA(base, rho=0.08, period=3, **options),
     "SALA lazy": lambda base, **options: optim.SALA(base, rho=0.1, slow_weights="lazy", **options),
-    "MSAM": lambda base, **options: optim.MSAM(base, rho=0.3, **options),
-    "Lookahead": lambda base, **options: optim.Lookahead(base, period=3, **options),
-    "EMA": lambda base, **options: optim.EMA(base, decay=0.9, **options),
-    "SWA": lambda base, **options: optim.SWA(base, start=3, interval=2, **options),
+    "Lookahead of three": lambda base, **options: optim.Lookahead(base, period=3, **options),
+    "SWA every two": lambda base, **options: optim.SWA(base, start=3, interval=2, **options),
 }
 BASES = {
     "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=1e-3),

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.multiprocessing as mp
+from tests.optim_cases import METHODS
 from torch import nn
 
 import lowland.optim as optim
@@ -15,17 +16,6 @@ from lowland.core.errors import InputError
 from lowland.core.modes import same_bits
 
 pytestmark = pytest.mark.slow
-METHODS = {
-    "SAM": lambda base, **options: optim.SAM(base, **options),
-    "ASAM": lambda base, **options: optim.ASAM(base, **options),
-    "GSAM": lambda base, **options: optim.GSAM(base, rho=0.1, **options),
-    "LookSAM": lambda base, **options: optim.LookSAM(base, period=2, **options),
-    "SALA": lambda base, **options: optim.SALA(base, **options),
-    "MSAM": lambda base, **_: optim.MSAM(base, rho=0.3),
-    "Lookahead": lambda base, **_: optim.Lookahead(base, period=2),
-    "EMA": lambda base, **_: optim.EMA(base, decay=0.9),
-    "SWA": lambda base, **_: optim.SWA(base, start=2, interval=1),
-}
 STEPS = 5
 loss_of = nn.CrossEntropyLoss()
 

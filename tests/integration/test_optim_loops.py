@@ -8,23 +8,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tests.optim_cases import METHODS
 from torch import nn
 
 import lowland.optim as optim
 from lowland.core.errors import MissingPass
 from lowland.core.modes import same_bits
 
-METHODS = {
-    "SAM": lambda base, **options: optim.SAM(base, **options),
-    "ASAM": lambda base, **options: optim.ASAM(base, **options),
-    "GSAM": lambda base, **options: optim.GSAM(base, rho=0.1, **options),
-    "LookSAM": lambda base, **options: optim.LookSAM(base, period=2, **options),
-    "SALA": lambda base, **options: optim.SALA(base, **options),
-    "MSAM": lambda base, **_: optim.MSAM(base, rho=0.3),
-    "Lookahead": lambda base, **_: optim.Lookahead(base, period=3),
-    "EMA": lambda base, **_: optim.EMA(base, decay=0.9),
-    "SWA": lambda base, **_: optim.SWA(base, start=2, interval=2),
-}
 methods = pytest.mark.parametrize("method", list(METHODS))
 bases = pytest.mark.parametrize("base", ["sgd", "adamw"])
 cases = pytest.mark.parametrize(("base", "micro_batches"), [("sgd", 1), ("sgd", 2), ("adamw", 1), ("adamw", 2)])

@@ -44,6 +44,10 @@ __all__ = ["Ascent"]
 class Ascent(Wrapper):
     """Base of the methods with a second pass at perturbed weights.
 
+    A method's hooks: ``_wants_pass`` (asked any time before a step; changes nothing), ``_direction`` (on entering
+    ``perturb()``, once per norm; may overwrite gradients unless ``keeps_first``), ``_after_second`` (on leaving it,
+    with ``keeps_first``; may change gradients). Weights are moved, kept and brought back here alone.
+
     Args:
         base: An optimizer instance, or several under one norm.
         rho: Length of the ascent; also ``rho`` in a parameter group, where 0 leaves the group out of it.
@@ -328,9 +332,9 @@ class Ascent(Wrapper):
     # The closure.
 
     def _run_closure(self, closure: Callable[[], Any]) -> Any:
-        if not self.needs_perturbation():
-            return super()._run_closure(closure)
         scratch = self._held.scratch
+        if scratch.driven or not self.needs_perturbation():
+            return super()._run_closure(closure)
         before = [(p, p.grad) for p in self._held.parameters() if p.grad is not None]
         zeroings = scratch.zeroings
         with self.first_pass():
