@@ -48,6 +48,7 @@ class Scratch:
         trained_buffers: The buffers of the trained weights, while recalibrated ones are in the model.
         pending: A number on its way from the device, and the event after which it is there.
         warned: Whether the warning of rounding had its chance.
+        driven: Whether somebody else runs all passes: a closure given to ``step()`` is then whole as it is.
     """
 
     inside: bool = False
@@ -69,6 +70,7 @@ class Scratch:
     trained_buffers: dict[Tensor, Tensor] = field(default_factory=dict)
     pending: tuple[Tensor, Any] | None = None
     warned: bool = False
+    driven: bool = False
 
     def forget(self) -> None:
         """Drop everything that belongs to the step in progress; the backup's memory is kept."""
