@@ -129,3 +129,11 @@ def test_bad_input_gives_one_clear_line(name: str, options: dict[str, object], w
     with pytest.raises(InputError) as caught:
         data.load(name, **options)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def named(*, name: str) -> data.DataSplits:
+    return data.load("digits", train_size=len(name))
+
+
+def test_an_option_called_name_reaches_a_data_set_of_your_own() -> None:
+    assert len(data.load(f"{__name__}:named", name="seven77").train) == 7

@@ -28,6 +28,7 @@ MEMBERS: dict[str, tuple[dict[str, object], tuple[int, ...], tuple[int, ...]]] =
     "resnet18": ({"width": 4}, (3, 16, 16), (10,)),
     "resnet34": ({"width": 4, "skip": False, "classes": 3}, (3, 16, 16), (3,)),
     "resnet50": ({"width": 4, "stem": "imagenet"}, (3, 64, 64), (10,)),
+    "resnet101": ({"width": 2, "stem": "cifar"}, (3, 8, 8), (10,)),
     "wide_resnet": ({"depth": 10, "factor": 1, "skip": False}, (3, 16, 16), (10,)),
     "wrn28_10": ({"factor": 1, "classes": 5}, (3, 16, 16), (5,)),
     "wrn16_4": ({"factor": 1, "channels": 1}, (1, 16, 16), (10,)),

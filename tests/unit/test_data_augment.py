@@ -87,6 +87,48 @@ def test_a_crop_is_a_window_of_the_padded_image_and_all_shifts_occur() -> None:
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_a_reflecting_crop_shows_windows_of_the_mirrored_image() -> None:
+    x = torch.arange(1.0, 31.0).view(1, 1, 5, 6).expand(400, 1, 5, 6)
+    out = data.RandomCrop(2, mode="reflect")(Batch(x), Draws(3, torch.arange(400))).input
+    padded = torch.from_numpy(np.pad(x[0, 0].numpy(), 2, mode="reflect"))
+    windows = torch.stack([padded[r : r + 5, c : c + 6] for r in range(5) for c in range(5)])
+    assert (out[:, None, 0] == windows).flatten(2).all(2).any(1).all()
+    plain = data.RandomCrop(2)(Batch(x), Draws(3, torch.arange(400))).input
+    assert torch.equal(out[plain != 0], plain[plain != 0])  # the same shifts, other edges
+
+
+BY_NAME: dict[str, tuple[dict[str, object], Callable[[], data.Augment]]] = {
+    "crop": ({"padding": 2}, lambda: data.RandomCrop(2)),
+    "flip": ({}, data.Flip),
+    "cutout": ({"size": 4, "probability": 0.5}, lambda: data.Cutout(4, probability=0.5)),
+    "mixup": ({"alpha": 0.2}, lambda: data.Mixup(5, alpha=0.2)),
+    "cutmix": ({}, lambda: data.CutMix(5)),
+    "kornia": ({"kind": "RandomInvert", "p": 1.0}, lambda: data.Kornia(lambda K: K.RandomInvert(p=1.0))),
+}
+
+
+@pytest.mark.parametrize("name", data.AUGMENTATIONS)
+def test_a_name_gives_what_its_class_gives(name: str) -> None:
+    if name == "kornia":
+        pytest.importorskip("kornia")
+    options, make = BY_NAME[name]
+    part = images()
+    batch = Batch(part.input[:, :1], part.target, part.index)
+    named = data.augmentation([{"name": name, **options}], classes=5)
+    assert named is not None and " at 0x" not in repr(named)  # a run knows it again by its repr
+    ours, theirs = (f(batch, draws_for(part.index, seed=0, epoch=0)) for f in (named, make()))
+    assert torch.equal(ours.input, theirs.input) and torch.equal(ours.target, theirs.target)
+    assert not torch.equal(ours.input, batch.input)
+
+
+def test_names_are_applied_in_order_and_none_is_none() -> None:
+    named = data.augmentation(["crop", {"name": "cutmix"}, "torch.nn:Identity"], classes=5)
+    assert isinstance(named, data.Compose) and [type(part).__name__ for part in named.parts] == [
+        "RandomCrop", "CutMix", "Identity",
+    ]  # fmt: skip
+    assert data.augmentation([], classes=5) is None
+
+
 def test_flips_mirror_about_half_of_the_images() -> None:
     x = torch.randn(1, 3, 4, 5).expand(2000, 3, 4, 5)
     out = data.Flip()(Batch(x), Draws(3, torch.arange(2000))).input

@@ -15,6 +15,7 @@ EXACT: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "ResNet-18, ImageNet": (lambda: models.imagenet_resnet(18, classes=1000, stem="imagenet"), 11_689_512),
     "ResNet-34, ImageNet": (lambda: models.imagenet_resnet(34, classes=1000, stem="imagenet"), 21_797_672),
     "ResNet-50, ImageNet": (lambda: models.imagenet_resnet(50, classes=1000, stem="imagenet"), 25_557_032),
+    "ResNet-101, ImageNet": (lambda: models.imagenet_resnet(101, classes=1000, stem="imagenet"), 44_549_160),
     "ResNet-18, CIFAR-10": (lambda: models.imagenet_resnet(18), 11_173_962),
     "ResNet-34, CIFAR-10": (lambda: models.imagenet_resnet(34), 21_282_122),
     "ResNet-50, CIFAR-10": (lambda: models.imagenet_resnet(50), 23_520_842),

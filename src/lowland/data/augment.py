@@ -10,20 +10,20 @@ Zhang et al. 2018, equation 1; CutMix, Yun et al. 2019, equation 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import InputError
+from lowland.core.names import unknown
 from lowland.core.types import Batch
 from lowland.data.draws import Draws
 from lowland.data.resident import Augment
 
-__all__ = ["Compose", "CutMix", "Cutout", "Flip", "Kornia", "Mixup", "RandomCrop", "standard"]
+__all__ = ["Compose", "CutMix", "Cutout", "Flip", "Mixup", "RandomCrop", "images_of", "standard"]
 
 
 @dataclass(frozen=True)
@@ -56,22 +56,26 @@ class Compose:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Shift each image by up to `padding` pixels each way; what comes in is `fill`.
+    """Shift each image by up to `padding` pixels each way; what comes in is `fill`, or the image mirrored at its edge.
 
     Args:
         padding: Largest shift in pixels. Default 4 (He et al. 2016, for 32x32 images).
         fill: Value of the pixels outside. Default 0, the mean of normalised inputs.
+        mode: ``"constant"`` takes `fill`, ``"reflect"`` mirrors the image (SALA's settings). Default ``"constant"``.
 
     Raises:
-        InputError: If the padding is negative.
+        InputError: If the padding is negative or the mode unknown.
     """
 
     padding: int = 4
     fill: float = 0.0
+    mode: Literal["constant", "reflect"] = "constant"
 
     def __post_init__(self) -> None:
         if self.padding < 0:
             raise InputError("padding", "must not be negative", self.padding)
+        if self.mode not in ("constant", "reflect"):
+            raise unknown("mode", self.mode, ("constant", "reflect"))
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
         """Return the batch with every image shifted.
@@ -82,12 +86,20 @@ class RandomCrop:
 
         Returns:
             A new batch.
+
+        Raises:
+            InputError: If the images are too small to be mirrored.
         """
-        x = _images(batch)
+        x = images_of(batch)
         n, channels, height, width = x.shape
+        if self.mode == "reflect" and self.padding >= min(height, width):
+            raise InputError(
+                "padding", f"must be below {min(height, width)}, the image's side, to reflect", self.padding
+            )
         rows = draws.integers(2 * self.padding + 1).view(n, 1, 1) + torch.arange(height, device=x.device).view(1, -1, 1)
         columns = draws.integers(2 * self.padding + 1).view(n, 1, 1) + torch.arange(width, device=x.device)
-        padded = F.pad(x, (self.padding,) * 4, value=self.fill)
+        fill = self.fill if self.mode == "constant" else None
+        padded = F.pad(x, (self.padding,) * 4, mode=self.mode, value=fill)
         flat = (rows * padded.shape[3] + columns).view(n, 1, -1).expand(n, channels, -1)
         return replace(batch, input=padded.flatten(2).gather(2, flat).view(n, channels, height, width))
 
@@ -118,7 +130,7 @@ class Flip:
         Returns:
             A new batch.
         """
-        x = _images(batch)
+        x = images_of(batch)
         turned = draws.uniform() < self.probability
         return replace(batch, input=torch.where(turned.view(-1, 1, 1, 1), x.flip(3), x))
 
@@ -155,7 +167,7 @@ class Cutout:
         Returns:
             A new batch.
         """
-        x = _images(batch)
+        x = images_of(batch)
         n, _, height, width = x.shape
         inside = _square(draws, n, height, width, torch.full((n,), self.size, device=x.device))
         inside &= (draws.uniform() < self.probability).view(-1, 1, 1)
@@ -193,7 +205,7 @@ class Mixup:
         Returns:
             A new batch with class probabilities as targets.
         """
-        x = _images(batch)
+        x = images_of(batch)
         share = _beta(draws, self.alpha)
         share = torch.maximum(share, 1 - share).float()
         other = _partners(draws)
@@ -229,51 +241,13 @@ class CutMix:
         Returns:
             A new batch with class probabilities as targets.
         """
-        x = _images(batch)
+        x = images_of(batch)
         n, _, height, width = x.shape
         cut = (1 - _beta(draws, self.alpha)).sqrt().float()
         inside = _square(draws, n, height, width, cut * height, cut * width)
         other = _partners(draws)
         share = 1 - inside.flatten(1).float().mean(1)
         return _mixed(batch, torch.where(inside.unsqueeze(1), x[other], x), other, share, self.classes)
-
-
-@dataclass(frozen=True)
-class Kornia:
-    """Apply any augmentation of kornia, one sample at a time under a seed of its own.
-
-    Args:
-        build: Makes the augmentation, such as ``lambda K: K.ColorJiggle(0.1, 0.1, 0.1, 0.1)``; it is handed the module
-            ``kornia.augmentation``.
-
-    Raises:
-        MissingExtra: If kornia is not installed.
-    """
-
-    build: Callable[[Any], Callable[[Tensor], Tensor]]
-
-    def __post_init__(self) -> None:
-        module = optional_import("kornia.augmentation", extra="augment", needed_for="augmentations of kornia")
-        object.__setattr__(self, "_apply", self.build(module))
-
-    def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the augmented batch.
-
-        Args:
-            batch: Images [n, channels, h, w].
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch.
-        """
-        x = _images(batch)
-        seeds = draws.integers(2**24).tolist()
-        rows = []
-        with torch.random.fork_rng():
-            for row, seed in zip(x, seeds, strict=True):
-                torch.manual_seed(seed)
-                rows.append(self._apply(row.unsqueeze(0)))  # type: ignore[attr-defined]
-        return replace(batch, input=torch.cat(rows))
 
 
 def standard(*, padding: int = 4, flip: bool = True, cutout: int | None = None) -> Compose:
@@ -295,7 +269,18 @@ def standard(*, padding: int = 4, flip: bool = True, cutout: int | None = None) 
     return Compose(*parts)
 
 
-def _images(batch: Batch) -> Tensor:
+def images_of(batch: Batch) -> Tensor:
+    """Return the images of a batch.
+
+    Args:
+        batch: The batch.
+
+    Returns:
+        Shape [n, channels, h, w].
+
+    Raises:
+        InputError: If it holds something else.
+    """
     if not isinstance(batch.input, Tensor) or batch.input.ndim != 4:
         got = tuple(batch.input.shape) if isinstance(batch.input, Tensor) else type(batch.input).__name__
         raise InputError("augment", "must be given images [n, channels, h, w]", got)

@@ -1,22 +1,25 @@
-"""From a data set's name to its splits."""
+"""From names to data sets and to augmentations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lowland.core.errors import InputError
 from lowland.core.names import check_options, find
+from lowland.data.augment import Compose, CutMix, Cutout, Flip, Mixup, RandomCrop
 from lowland.data.cifar import cifar10, cifar100, svhn
 from lowland.data.digits import digits
 from lowland.data.folders import folders
 from lowland.data.huggingface import huggingface
+from lowland.data.kornia import kornia_by_name
 from lowland.data.mnist import mnist
 from lowland.data.mnist1d import mnist1d
+from lowland.data.resident import Augment
 from lowland.data.splits import DataSplits
 from lowland.data.text import text, topics
 
-__all__ = ["DATASETS", "load"]
+__all__ = ["AUGMENTATIONS", "DATASETS", "augmentation", "load"]
 
 DATASETS: dict[str, Callable[..., DataSplits]] = {
     "digits": digits,
@@ -32,8 +35,18 @@ DATASETS: dict[str, Callable[..., DataSplits]] = {
 }
 """Every data set by name; a new one joins by a line here and one in the contract suite."""
 
+AUGMENTATIONS: dict[str, Callable[..., Augment]] = {
+    "crop": RandomCrop,
+    "flip": Flip,
+    "cutout": Cutout,
+    "mixup": Mixup,
+    "cutmix": CutMix,
+    "kornia": kornia_by_name,
+}
+"""Every augmentation by name; a new one joins by a line here and one in its tests."""
 
-def load(name: str, **options: Any) -> DataSplits:
+
+def load(name: str, /, **options: Any) -> DataSplits:
     """Load a data set by name or by import path.
 
     Args:
@@ -56,3 +69,45 @@ def load(name: str, **options: Any) -> DataSplits:
     if not isinstance(splits, DataSplits):
         raise InputError("data", "must return lowland.data.DataSplits", type(splits).__name__)
     return splits
+
+
+def augmentation(parts: Sequence[str | Mapping[str, Any]], *, classes: int) -> Augment | None:
+    """Build augmentations by name, to be applied one after the other.
+
+    Args:
+        parts: Each a key of `AUGMENTATIONS` or an import path ``"module:callable"`` (of a callable that returns an
+            augmentation), or a mapping of ``name`` and that callable's keyword arguments.
+        classes: Number of classes, which mixing ones need.
+
+    Returns:
+        The augmentation; None where there are no parts.
+
+    Raises:
+        InputError: If a name or an option is unknown or out of range.
+
+    Example:
+        >>> augmentation(["crop", {"name": "cutout", "size": 8}], classes=10).parts[1].size
+        8
+    """
+    made = [_one(part, classes) for part in parts]
+    return Compose(*made) if made else None
+
+
+def _one(part: str | Mapping[str, Any], classes: int) -> Augment:
+    options = dict(part) if isinstance(part, Mapping) else {"name": part}
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise InputError("augment", "must hold names, or mappings with a name", part)
+    build = find("augment", name, AUGMENTATIONS)
+    if build in (Mixup, CutMix):
+        options.setdefault("classes", classes)
+    check_options("augmentation", name, build, options)
+    try:
+        made = build(**options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError("augment", f"must fit the augmentation {name!r} ({error})", options) from error
+    if not callable(made):
+        raise InputError("augment", "must name what returns an augmentation", type(made).__name__)
+    return made  # type: ignore[no-any-return]

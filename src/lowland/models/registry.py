@@ -28,7 +28,7 @@ __all__ = ["MODELS", "create"]
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": resnet,
     **{f"resnet{depth}": partial(resnet, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"resnet{depth}": partial(imagenet_resnet, depth) for depth in (18, 34, 50)},
+    **{f"resnet{depth}": partial(imagenet_resnet, depth) for depth in (18, 34, 50, 101)},
     "wide_resnet": wide_resnet,
     "wrn28_10": partial(wide_resnet, 28, factor=10),
     "wrn16_4": partial(wide_resnet, 16, factor=4),
@@ -46,7 +46,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 """Every model by name; a new one joins by a line here and one in the contract suite."""
 
 
-def create(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
+def create(name: str, /, *, seed: int | None = None, **options: Any) -> nn.Module:
     """Build a model by name or by import path.
 
     Args:

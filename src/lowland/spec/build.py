@@ -1,20 +1,31 @@
-"""Where names become objects: models, data, optimizers, losses and schedules from their specs."""
+"""Where names become objects: models, data, augmentations, optimizers, losses and schedules from their specs."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from lowland import data, losses, models, optim
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, LowlandError
+from lowland.core.modes import forked_rng
 from lowland.core.names import find, import_path, unknown
 from lowland.spec.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 from lowland.training import Schedule
 
-__all__ = ["build_criterion", "build_data", "build_loss", "build_model", "build_optimizer", "build_schedule", "methods"]
+__all__ = [
+    "build_augment",
+    "build_criterion",
+    "build_data",
+    "build_loss",
+    "build_model",
+    "build_optimizer",
+    "build_schedule",
+    "methods",
+]
 
 
 def methods(room: Any, base: type[Any]) -> dict[str, type[Any]]:
@@ -59,6 +70,43 @@ def build_data(spec: DataSpec) -> data.DataSplits:
         Its parts.
     """
     return data.load(spec.name, **spec.options)
+
+
+def build_augment(
+    parts: Sequence[str | Mapping[str, Any]], splits: data.DataSplits, loss: LossSpec
+) -> data.Augment | None:
+    """Build the augmentations of a spec, and try them on a few samples.
+
+    Args:
+        parts: Names, or names with options; see `lowland.data.augmentation`.
+        splits: The data.
+        loss: The run's loss, which must be able to work with mixed samples.
+
+    Returns:
+        The augmentation; None where there are no parts.
+
+    Raises:
+        InputError: If a name or option is unknown, or they do not fit the data or the loss.
+    """
+    augment = data.augmentation(parts, classes=splits.classes)
+    if augment is None:
+        return None
+    train = splits.train
+    if not isinstance(train, data.TensorData):
+        raise InputError("augment", "must be empty for data that come from a loader, which augments by itself", parts)
+    names = {part["name"] if isinstance(part, Mapping) else part for part in parts}
+    if names & {"mixup", "cutmix"} and loss.method == "saf" and loss.options.get("mixed", "skip") == "skip":
+        advice = "compare pairs that come again by loss.options.mixed: match, or take mixup and cutmix out"
+        raise InputError("augment", "must leave samples unmixed for SAF, or it would do nothing", parts, advice)
+    few = train.take(torch.arange(min(8, len(train))))
+    try:
+        with forked_rng():
+            next(iter(few.batches(8, augment=augment)))
+    except LowlandError:
+        raise
+    except Exception as error:
+        raise InputError("augment", f"must fit the data {splits.name!r} ({error})", parts) from error
+    return augment
 
 
 def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Module:

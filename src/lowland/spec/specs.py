@@ -121,6 +121,8 @@ class FitSpec:
         optimizer: The optimizer.
         loss: The loss.
         schedule: The learning rate over the run.
+        augment: What is done to training images, in order: names (crop, flip, cutout, mixup, cutmix, kornia) or
+            mappings such as {name: cutout, size: 8}; see lowland list augmentations.
         epochs: Length of the run (epochs).
         batch_size: Samples per step (samples).
         seed: Seed of initial weights, order, augmentation and dropout; label noise and subsets have the data's seed.
@@ -143,6 +145,7 @@ class FitSpec:
     optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     loss: LossSpec = field(default_factory=LossSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    augment: list[str | Options] = field(default_factory=list)
     epochs: int = 30
     batch_size: int = 64
     seed: int = 0

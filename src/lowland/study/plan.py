@@ -22,7 +22,7 @@ Kind = Literal["trials", "epochs", "compute"]
 METHOD_KEYS: Final = ("optimizer", "loss", "schedule", "clip")
 """What a method may change; data, model, length and the rule that chooses the epoch are the same for all."""
 
-VARIANT_KEYS: Final = ("model", "data", "epochs", "batch_size", "schedule", "optimizer", "loss")
+VARIANT_KEYS: Final = ("model", "data", "augment", "epochs", "batch_size", "schedule", "optimizer", "loss")
 """What may differ between the parts of a study; methods are compared inside a part only."""
 
 
