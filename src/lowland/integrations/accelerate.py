@@ -1,0 +1,88 @@
+"""Accelerate: one call in the place of ``accelerator.backward`` runs the passes that the optimizer wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from lowland.core.errors import InputError, optional_import
+from lowland.integrations.passes import Passes
+from lowland.optim import Ascent
+
+_accelerate: Any = optional_import("accelerate", extra="hf", needed_for="the integration with Accelerate")
+
+__all__ = ["AcceleratePasses"]
+
+
+class AcceleratePasses:
+    """Backward passes for a loop written with Accelerate.
+
+    With accumulation, ``with accelerator.accumulate(model)`` says which micro-batch is a step's last; clipping, the
+    optimizer's ``step()`` and ``zero_grad()`` stay as they are. The loss is a function here, since a second pass has to
+    run it again. One `AcceleratePasses` serves a whole run.
+
+    Args:
+        accelerator: The accelerator.
+        model: The model that it prepared.
+        optimizer: The optimizer that it prepared; any will do, of one pass or two.
+
+    Raises:
+        InputError: If model or optimizer is another's, or the strategy cannot give what the optimizer wants.
+
+    Example:
+        >>> import torch
+        >>> from accelerate import Accelerator
+        >>> from lowland.optim import SAM
+        >>> net = nn.Linear(2, 1)
+        >>> accelerator = Accelerator(cpu=True)
+        >>> model, optimizer = accelerator.prepare(net, SAM(torch.optim.SGD(net.parameters(), lr=0.1), rho=0.05))
+        >>> passes = AcceleratePasses(accelerator, model, optimizer)
+        >>> loss = passes.backward(lambda: model(torch.ones(4, 2)).square().mean())
+        >>> optimizer.step()
+        >>> loss.requires_grad
+        False
+    """
+
+    def __init__(self, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
+        if not isinstance(accelerator, _accelerate.Accelerator):
+            raise InputError("accelerator", "must be an accelerate.Accelerator", type(accelerator).__name__)
+        if not any(optimizer is known for known in accelerator._optimizers):
+            raise InputError(
+                "optimizer", "must be what accelerator.prepare() returned", type(optimizer).__name__,
+                "prepare model and optimizer first",
+            )  # fmt: skip
+        self.accelerator, self.model = accelerator, model
+        self._passes = Passes(optimizer)
+        kind = accelerator.distributed_type.value
+        sharded = kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2
+        if isinstance(self._passes.optimizer, Ascent) and (
+            kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP") or sharded
+        ):
+            raise InputError("distributed_type", "must be one device, DDP or FSDP2 for a two-pass optimizer", kind)
+
+    def backward(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Run forward and backward as often as the optimizer wants.
+
+        Args:
+            loss: Runs the forward pass under whatever autocast it wants and returns the loss, a scalar.
+
+        Returns:
+            The loss of the first pass, detached.
+
+        Raises:
+            InputError: If `loss` is no function, or the setting cannot give what the optimizer's options promise.
+        """
+        if not callable(loss):
+            raise InputError(
+                "loss", "must be a function that runs the forward pass", type(loss).__name__,
+                "write passes.backward(lambda: criterion(model(x), y))",
+            )  # fmt: skip
+
+        def work() -> Tensor:
+            value = loss()
+            self.accelerator.backward(value)
+            return value.detach()
+
+        return self._passes.run(work, last=self.accelerator.sync_gradients, model=self.model)

@@ -1,0 +1,331 @@
+"""Lightning, automatic optimization: every optimizer, loss and hook of Lowland in a LightningModule as it stands.
+
+Lightning runs a micro-batch by calling a closure (forward, `zero_grad`, backward), from the optimizer's step or, while
+it accumulates, by itself; gradient scaling, the division by the number of micro-batches and DDP's synchronisation are
+inside or around it. So the callback wraps that closure, and both passes of a micro-batch are what one pass was. The
+module's own hooks run in both passes, except that `self.log` and torchmetrics take note of the clean pass alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowland.core.errors import InputError, optional_import
+from lowland.core.modes import has_running_statistics
+from lowland.integrations.life import Life, evaluation_weights, fixed_order, foreign_data, host, made_folder
+from lowland.integrations.lightning_closure import give_back, take_over
+from lowland.integrations.passes import Passes, innermost
+from lowland.integrations.whole_batch import WholeBatch, losses_of
+from lowland.optim import Ascent, Wrapper
+from lowland.training import Hook, Run
+
+_lightning: Any = optional_import("lightning.pytorch", extra="lightning", needed_for="the integration with Lightning")
+
+__all__ = ["LightningCallback", "LightningMixin"]
+
+_STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
+
+
+class LightningCallback(_lightning.Callback):  # type: ignore[misc]
+    """Makes Lowland's optimizers, losses and hooks work in a LightningModule with automatic optimization.
+
+    - The optimizer that ``configure_optimizers`` returns gets every pass it wants, in any precision, with any number of
+      accumulated batches, on one device or under DDP.
+    - Losses found among the attributes of the module (or of its submodules) know the run, its epochs and steps; where
+      they need sample ids, the ids of `lowland.data.Indexed` are taken off the batch before ``training_step`` sees it.
+    - Validation, tests and hooks see the weights that an averaging optimizer wants evaluated, with batch-norm
+      statistics of their own.
+    - Hooks of `lowland.training.fit` run; what they say is logged. State travels in Lightning's checkpoints.
+
+    Args:
+        model: Name of the attribute that holds the network, if the module itself has no ``forward`` on a batch's input:
+            surveys, MESA's teacher and batch-norm statistics call it. Default None: the module.
+        loss: The criterion ``(output, target)`` that hooks measure; None takes that of the module's first loss of ours.
+        hooks: Hooks, such as `lowland.training.Snapshots`, `SharpnessLog`, `SurfaceAtEnd`.
+        folder: Folder of the run, for hooks that write.
+
+    Raises:
+        InputError: If an argument is of another kind; at the start of training, if module or trainer cannot do what the
+            optimizer or a loss wants.
+
+    Example:
+        >>> callback = LightningCallback()
+        >>> callback.state_key
+        'LightningCallback'
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        loss: Any = None,
+        hooks: Sequence[Hook] = (),
+        folder: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        self.model_name, self.loss, self.folder = model, loss, folder
+        self._life = Life((), hooks)
+        self._completed: list[tuple[nn.Module, str, WholeBatch]] = []
+        self._passes: Passes | None = None
+        self._steps = 0
+        self._weights = ExitStack()
+
+    # Events of Lightning, in their order.
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Check the arguments before anything is set up.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            stage: What the trainer does.
+        """
+        if stage == "fit":
+            self._model(pl_module)
+            self._life.losses = [loss for _, _, loss in losses_of(pl_module)]
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take over the closures, and complete the calls of losses.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+
+        Raises:
+            InputError: If the trainer or the module cannot do what the optimizer or a loss wants.
+        """
+        self._check(trainer, pl_module)
+        self._give_back(trainer)
+        for owner, name, loss in losses_of(pl_module):
+            if loss.needs_input:
+                self._completed.append((owner, name, WholeBatch(loss)))
+                setattr(owner, name, self._completed[-1][2])
+        if not pl_module.automatic_optimization or not trainer.optimizers:
+            return
+        self._passes = Passes(trainer.optimizers[0])
+        self._passes.drive(True)
+        take_over(trainer, self._passes, [entry for *_, entry in self._completed])
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin the life of losses and hooks.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._steps = trainer.global_step
+        self._life.start(self._run(trainer, pl_module))
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Tell losses the epoch.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._life.begin_epoch(trainer.current_epoch)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Tell everybody of an optimizer step, if there was one.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            outputs: Result of the training step.
+            batch: The batch.
+            batch_idx: Its number.
+        """
+        if trainer.global_step > self._steps:
+            self._steps = trainer.global_step
+            self._life.after_step(trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Log what losses and hooks have to say.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        with self._evaluated(trainer, pl_module):
+            row = self._life.end_epoch(trainer.current_epoch + 1)
+        if row and not trainer.barebones:
+            values = {name: torch.tensor(value, device=pl_module.device) for name, value in row.items()}
+            pl_module.log_dict(values, rank_zero_only=True)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """End the life of hooks.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        with self._evaluated(trainer, pl_module):
+            self._life.end()
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Give closures and losses back.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._give_back(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Give closures, losses and trained weights back.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            exception: What happened.
+        """
+        self._weights.close()
+        self._give_back(trainer)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the evaluation weights into the model.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._weights.close()
+        if not trainer.sanity_checking:
+            self._weights.enter_context(self._evaluated(trainer, pl_module))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Put the trained weights back.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        self._weights.close()
+
+    on_test_start, on_predict_start = on_validation_start, on_validation_start
+    on_test_end, on_predict_end = on_validation_end, on_validation_end
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of losses and hooks, one entry per process.
+
+        Returns:
+            Tensors on the host and plain values.
+        """
+        mine = host(self._life.state_dict())
+        every = [mine]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            every = [mine] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(every, mine)
+        return {"every": every}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Keep a state for the start of training.
+
+        Args:
+            state_dict: What `state_dict` returned, with the same number of processes.
+
+        Raises:
+            InputError: If it was written by another number of processes.
+        """
+        every, rank, world = state_dict["every"], 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if len(every) != world and self._life.losses:
+            raise InputError("devices", f"must be those of the checkpoint ({len(every)} processes)", world)
+        self._life.saved = every[min(rank, len(every) - 1)]
+
+    # What the events do.
+
+    def _model(self, module: Any) -> nn.Module:
+        found = module if self.model_name is None else getattr(module, self.model_name, None)
+        if not isinstance(found, nn.Module):
+            raise InputError("model", "must name an attribute of the module that holds a network", self.model_name)
+        return found
+
+    def _check(self, trainer: Any, module: Any) -> None:
+        optimizer = innermost(trainer.optimizers[0]) if trainer.optimizers else None
+        network = self._model(module)
+        averaging = isinstance(optimizer, Wrapper) and optimizer.evaluation is not None
+        if (self._life.calls_model or (averaging and has_running_statistics(network))) and (
+            type(network).forward in (nn.Module.forward, _lightning.LightningModule.forward)
+        ):
+            raise InputError(
+                "model", "must name the network: hooks, MESA and batch-norm statistics call it on a batch's input, and "
+                "the LightningModule has no forward", self.model_name, 'pass LightningCallback(model="net")',
+            )  # fmt: skip
+        if not isinstance(optimizer, Ascent):
+            return
+        strategy = type(trainer.strategy).__name__
+        if strategy not in _STRATEGIES:
+            raise InputError("strategy", "must be one device, DDP or FSDP2 for a two-pass optimizer", strategy)
+        if not module.automatic_optimization:
+            return  # the module's own loop enters perturb(); a step without it raises
+        if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+            raise InputError(
+                "training_step", "must take a batch for a two-pass optimizer: the second pass cannot draw from an "
+                "iterator again", "dataloader_iter",
+            )  # fmt: skip
+
+    def _run(self, trainer: Any, module: Any) -> Run:
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        total = trainer.estimated_stepping_batches
+        epochs = math.ceil(total / per_epoch) if math.isfinite(total) else 0
+        losses = self._life.losses
+        loss = self.loss if self.loss is not None else (losses[0] if losses else None)
+        return Run(
+            self._model(module), innermost(trainer.optimizers[0]) if trainer.optimizers else None,  # type: ignore[arg-type]
+            loss, foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders),
+            made_folder(self.folder), epochs, per_epoch, 0, trainer.global_rank, trainer.current_epoch,
+            trainer.global_step,
+        )  # fmt: skip
+
+    @contextmanager
+    def _evaluated(self, trainer: Any, module: Any) -> Generator[None, None, None]:
+        optimizer = innermost(trainer.optimizers[0]) if trainer.optimizers else None
+        with evaluation_weights(optimizer, self._model(module), lambda: fixed_order(trainer.train_dataloader)):
+            yield
+
+    def _give_back(self, trainer: Any) -> None:
+        for owner, name, completed in self._completed:
+            setattr(owner, name, completed.loss)
+        self._completed = []
+        if self._passes is not None:
+            self._passes.drive(False)
+            self._passes = None
+        give_back(trainer)
+
+
+class LightningMixin:
+    """Brings a `LightningCallback` along: ``class Flat(LightningMixin, Net)`` needs nothing in the Trainer.
+
+    A `LightningCallback` given to the Trainer goes before it.
+
+    Example:
+        >>> class Net(_lightning.LightningModule):
+        ...     pass
+        >>> class Flat(LightningMixin, Net):
+        ...     lowland = {"model": "net"}
+    """
+
+    lowland: Mapping[str, Any] = {}
+    """Arguments of the callback."""
+
+    def configure_callbacks(self) -> list[Any]:
+        """Return the callbacks of the module with ours in front.
+
+        Returns:
+            The callbacks.
+        """
+        own: Any = super().configure_callbacks()  # type: ignore[misc]
+        own = list(own) if isinstance(own, Sequence) else [own]
+        trainer: Any = self.trainer  # type: ignore[attr-defined]
+        known = any(isinstance(callback, LightningCallback) for callback in [*own, *trainer.callbacks])
+        return own if known else [LightningCallback(**self.lowland), *own]

@@ -1,0 +1,155 @@
+"""Both passes of a micro-batch in a loop that somebody else wrote: the trainer hands over its forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lowland.core.errors import InputError
+from lowland.optim import Ascent, Wrapper
+from lowland.optim.passes import average_over_ranks, world_size
+
+__all__ = ["Passes", "innermost"]
+
+T = TypeVar("T")
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return the optimizer that the user built, without what a trainer put around it.
+
+    Args:
+        optimizer: An optimizer, possibly inside wrappers that keep it as ``optimizer`` or ``_optimizer``.
+
+    Returns:
+        A `lowland.optim.Wrapper`, or the innermost optimizer there is.
+
+    Example:
+        >>> import torch
+        >>> innermost(torch.optim.SGD([torch.zeros(1)], lr=0.1)).__class__.__name__
+        'SGD'
+    """
+    while not isinstance(optimizer, Wrapper):
+        inside = getattr(optimizer, "optimizer", None) or getattr(optimizer, "_optimizer", None)
+        if inside is None:
+            break
+        optimizer = inside
+    return optimizer
+
+
+class Passes:
+    """Runs the forward and backward of every micro-batch as often as the optimizer wants, at the weights it wants.
+
+    With ``ascent="micro-batch"`` each micro-batch has its second pass at once. With ``ascent="step"`` the work of a
+    step's micro-batches is kept, and all of it runs again after the last one's first pass; this keeps their inputs
+    alive for as long.
+
+    Args:
+        optimizer: What the trainer steps; anything that is no two-pass optimizer gets one pass.
+
+    Example:
+        >>> import torch
+        >>> from lowland.optim import SAM
+        >>> model = nn.Linear(2, 1)
+        >>> passes = Passes(SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05))
+        >>> seen = []
+        >>> def work():
+        ...     loss = model(torch.ones(1, 2)).square().sum()
+        ...     loss.backward()
+        ...     seen.append(float(loss))
+        >>> passes.run(work, last=True)
+        >>> seen[1] > seen[0]
+        True
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = innermost(optimizer)
+        self._kept: list[Callable[[], Any]] = []
+        self._due: int | None = None  # steps that must have been taken before the next pass
+
+    def drive(self, whole: bool) -> None:
+        """Say whether closures given to the optimizer's step run every pass by themselves.
+
+        Args:
+            whole: True while a trainer's closures go through `run`.
+        """
+        if isinstance(self.optimizer, Ascent):
+            self.optimizer._held.scratch.driven = whole
+
+    def run(self, work: Callable[[], T], *, last: bool, model: nn.Module | None = None) -> T:
+        """Run a micro-batch.
+
+        Args:
+            work: Forward and backward of the micro-batch, under the trainer's own autocast, scaler and division.
+            last: Whether the optimizer's step follows.
+            model: The model as the trainer calls it; under DDP the wrapped one.
+
+        Returns:
+            What `work` returned in the first pass.
+
+        Raises:
+            InputError: If the trainer's setting cannot give what the optimizer's options promise.
+        """
+        ascent = self.optimizer
+        if self._due is not None and isinstance(ascent, Ascent) and ascent.steps < self._due:
+            ascent.zero_grad()  # a scaler skipped the step; what is left of it must not look like a micro-batch
+            self._kept = []
+        self._due = None
+        if not isinstance(ascent, Ascent) or not ascent.needs_perturbation():
+            return work()
+        _check(ascent, last=last)
+        try:
+            result = self._both(ascent, work, last, model)
+        except BaseException:
+            self._kept = []
+            raise
+        self._due = ascent.steps + 1 if last else None
+        return result
+
+    def _both(self, ascent: Ascent, work: Callable[[], T], last: bool, model: nn.Module | None) -> T:
+        with ascent.first_pass(model):
+            result = work()
+        again: list[Callable[[], Any]] = [work]
+        if ascent.options.ascent == "step":
+            self._kept.append(work)
+            if not last:
+                return result
+            again, self._kept = self._kept, []
+        else:
+            _synchronise(ascent, model)
+        with ascent.perturb():
+            for early in again[:-1]:
+                with _unsynced(model):
+                    early()
+            again[-1]()
+        return result
+
+
+def _check(ascent: Ascent, *, last: bool) -> None:
+    if last:
+        return
+    if ascent.options.ascent == "step" and ascent.options.rng == "replay":
+        raise InputError(
+            "rng", '"replay" cannot hold over several micro-batches under ascent="step": loaders draw between them',
+            "replay", 'use ascent="micro-batch"',
+        )  # fmt: skip
+    if any(hasattr(p, "device_mesh") for group in ascent.param_groups for p in group["params"]):
+        raise InputError(
+            "accumulation", "must be off for sharded parameters: their gradients exist only after the last micro-batch",
+            advice="use larger batches, or DDP",
+        )  # fmt: skip
+
+
+def _synchronise(ascent: Ascent, model: nn.Module | None) -> None:
+    # trainers keep the gradients of all but the last micro-batch unsynced; a synced ascent needs their mean
+    if world_size() == 1 or ascent.options.distributed == "local" or getattr(model, "require_backward_grad_sync", True):
+        return
+    gradients = [p.grad for group in ascent.param_groups for p in group["params"] if p.grad is not None]
+    average_over_ranks(gradients, getattr(model, "process_group", None))
+
+
+def _unsynced(model: nn.Module | None) -> AbstractContextManager[Any]:
+    silent = getattr(model, "no_sync", None) if world_size() > 1 else None
+    return nullcontext() if silent is None else silent()

@@ -1,0 +1,247 @@
+"""Hugging Face Trainer: every optimizer, loss and hook of Lowland by a mixin over ``training_step``.
+
+``training_step`` is forward and backward of one micro-batch, under the Trainer's own autocast, scaler and division; the
+mixin runs it as often as the optimizer wants. Everything else happens in a callback that the mixin adds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland.core.errors import CheckpointError, InputError, optional_import
+from lowland.core.types import Batch, as_batch
+from lowland.integrations.life import Life, evaluation_weights, fixed_order, foreign_data, host, made_folder
+from lowland.integrations.passes import Passes, innermost
+from lowland.integrations.whole_batch import WholeBatch, without_index
+from lowland.losses import TrainingLoss
+from lowland.optim import Ascent
+from lowland.training import Hook, Run
+
+_transformers: Any = optional_import(
+    "transformers", extra="hf", needed_for="the integration with the Hugging Face Trainer"
+)
+
+__all__ = ["TrainerMixin"]
+
+
+class TrainerMixin:
+    """Makes Lowland's optimizers, losses and hooks work in a Trainer: ``class Flat(TrainerMixin, Trainer)``.
+
+    - ``optimizers=(wrapper, schedule)``: the optimizer gets every pass it wants, in any precision, with any number of
+      accumulated batches, on one device or under DDP.
+    - ``compute_loss_func=loss``: a loss of ours on ``(logits, labels)`` knows the batch, the run, its epochs and steps.
+      With accumulation each micro-batch has the mean of its own samples, and the step the mean of these means. Sample
+      ids of `lowland.data.Indexed` are taken off the batch before the model sees it (``remove_unused_columns=False``).
+    - Hooks of `lowland.training.fit` run; what they say is logged. State travels in the Trainer's checkpoints.
+
+    Args:
+        *args: As for the Trainer.
+        hooks: Hooks, such as `lowland.training.Snapshots`, `SharpnessLog`, `SurfaceAtEnd`.
+        folder: Folder of the run, for hooks that write. Default None: ``args.output_dir``.
+        survey_loss: The criterion ``(logits, labels)`` that hooks measure; None takes that of ``compute_loss_func``.
+        **kwargs: As for the Trainer.
+
+    Raises:
+        InputError: If Trainer or data cannot do what the optimizer or the loss wants.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        hooks: Sequence[Hook] = (),
+        folder: str | Path | None = None,
+        survey_loss: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        trainer: Any = self
+        loss = trainer.compute_loss_func
+        self._model_loss = _ModelLoss(loss) if isinstance(loss, TrainingLoss) else None
+        if self._model_loss is not None:
+            trainer.compute_loss_func = self._model_loss
+        self._passes: Passes | None = None
+        losses = [] if self._model_loss is None else [self._model_loss.loss]
+        self._beside = _Beside(trainer, Life(losses, hooks), folder, loss if survey_loss is None else survey_loss)
+        trainer.add_callback(self._beside)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does.
+
+        Args:
+            resume_from_checkpoint: As for the Trainer.
+            *args: As for the Trainer.
+            **kwargs: As for the Trainer.
+
+        Returns:
+            What the Trainer returns.
+        """
+        self._passes = None
+        self._beside.resume_from = resume_from_checkpoint or None
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Tensor:
+        """Run forward and backward of a micro-batch as often as the optimizer wants.
+
+        Args:
+            model: The model as the Trainer wrapped it.
+            inputs: The batch.
+            *rest: Number of items in the step's batches.
+
+        Returns:
+            The loss of the first pass, detached.
+        """
+        trainer: Any = self
+        if self._passes is None:
+            _check(trainer, self._model_loss)
+            self._passes = Passes(trainer.optimizer)
+        given, whole, divisor = inputs, None, 1
+        loss = self._model_loss
+        if loss is not None:
+            divisor = _divisor(trainer, rest[0] if rest else None)
+            if loss.loss.needs_input:
+                whole = _batch(trainer._prepare_inputs(dict(inputs)))
+            if loss.loss.needs_index:
+                given = without_index(inputs)
+
+        def work() -> Tensor:
+            step: Any = super(TrainerMixin, self).training_step  # type: ignore[misc]
+            if loss is None:
+                found: Tensor = step(model, given, *rest)
+                return found
+            with loss.of(whole), loss.divided(divisor):
+                found = step(model, given, *rest)
+            return found
+
+        return self._passes.run(work, last=trainer.accelerator.sync_gradients, model=model)
+
+
+class _ModelLoss(WholeBatch):
+    """A loss as the Trainer calls it: on the model's output, and divided as the Trainer wants it."""
+
+    def __init__(self, loss: TrainingLoss) -> None:
+        super().__init__(loss)
+        self._divisor = 1
+
+    def __call__(self, output: Any, target: Any, num_items_in_batch: Any = None) -> Tensor:
+        del num_items_in_batch
+        logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
+        return super().__call__(logits, target) / self._divisor
+
+    def divided(self, divisor: int) -> _Divided:
+        return _Divided(self, divisor)
+
+
+class _Divided:
+    def __init__(self, loss: _ModelLoss, divisor: int) -> None:
+        self._loss, self._divisor = loss, divisor
+
+    def __enter__(self) -> None:
+        self._loss._divisor = self._divisor
+
+    def __exit__(self, *_: object) -> None:
+        self._loss._divisor = 1
+
+
+class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
+    """Tells losses and hooks what the Trainer does."""
+
+    def __init__(self, trainer: Any, life: Life, folder: str | Path | None, survey_loss: Any) -> None:
+        self.trainer, self.life, self.folder, self.survey_loss = trainer, life, folder, survey_loss
+        self.resume_from: str | bool | None = None
+        self.per_epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if self.resume_from is not None:
+            place = self.resume_from
+            if place is True:
+                place = _transformers.trainer_utils.get_last_checkpoint(args.output_dir)
+            self.life.saved = _read(Path(str(place)) / _file(args))
+        loader = given["train_dataloader"]
+        micro = args.gradient_accumulation_steps
+        self.per_epoch = math.ceil(len(loader) / micro) if hasattr(loader, "__len__") else 0
+        folder = made_folder(args.output_dir if self.folder is None else self.folder) if self.life.hooks else None
+        run = Run(
+            self.trainer.model, innermost(self.trainer.optimizer), self.survey_loss,
+            foreign_data("transformers", loader), folder, math.ceil(state.num_train_epochs), self.per_epoch,
+            args.seed, args.process_index, _epoch(state), state.global_step,
+        )  # fmt: skip
+        self.life.start(run)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.life.begin_epoch(_epoch(state))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.life.after_step(state.global_step)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        with self._evaluated():
+            row = self.life.end_epoch(_epoch(state))
+        if row:
+            self.trainer.log(row)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        with self._evaluated():
+            self.life.end()
+
+    def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not (self.life.losses or self.life.hooks):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(host(self.life.state_dict()), folder / _file(args))
+
+    def _evaluated(self) -> Any:
+        loader = self.trainer.callback_handler.train_dataloader
+        return evaluation_weights(innermost(self.trainer.optimizer), self.trainer.model, lambda: fixed_order(loader))
+
+
+def _file(args: Any) -> str:
+    return f"lowland-{args.process_index}.pt"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"cannot read the state of losses and hooks: {path} ({error})") from error
+    return saved
+
+
+def _epoch(state: Any) -> int:
+    return int((state.epoch or 0) + 1e-6)
+
+
+def _batch(inputs: dict[str, Any]) -> Batch:
+    whole = as_batch(inputs)
+    return Batch({k: v for k, v in whole.input.items() if not k.startswith("label")}, whole.target, whole.index)
+
+
+def _divisor(trainer: Any, items: Any) -> int:
+    # the Trainer takes what a compute_loss_func returns as divided by the items of the whole step, over all processes
+    steps: int = getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
+    spread = trainer.args.average_tokens_across_devices and items is not None
+    return steps * (trainer.accelerator.num_processes if spread else 1)
+
+
+def _check(trainer: Any, loss: _ModelLoss | None) -> None:
+    optimizer, args = innermost(trainer.optimizer), trainer.args
+    if loss is not None and loss.loss.needs_index and args.remove_unused_columns:
+        raise InputError(
+            "remove_unused_columns", "must be False, or the Trainer drops the sample ids that the loss needs", True
+        )
+    if loss is None and not isinstance(optimizer, Ascent):
+        return
+    if args.n_gpu > 1:
+        raise InputError("n_gpu", "must be 1 per process", args.n_gpu, "start one process per device by torchrun")
+    kind = str(getattr(trainer.accelerator.distributed_type, "value", trainer.accelerator.distributed_type))
+    sharded = kind == "FSDP" and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2
+    if isinstance(optimizer, Ascent) and (kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP") or sharded):
+        raise InputError("distributed_type", "must be one device, DDP or FSDP2 for a two-pass optimizer", kind)

@@ -1,0 +1,119 @@
+"""What the tests of the integrations share: methods, tiny data, and the plain loop that every trainer must equal."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import nn
+
+import lowland.optim as optim
+from lowland.core.modes import same_bits
+from lowland.core.types import Batch
+from lowland.losses import TrainingLoss
+
+METHODS = {
+    "SAM": lambda base, **options: optim.SAM(base, **options),
+    "ASAM": lambda base, **options: optim.ASAM(base, **options),
+    "GSAM": lambda base, **options: optim.GSAM(base, rho=0.1, **options),
+    "LookSAM": lambda base, **options: optim.LookSAM(base, period=2, **options),
+    "SALA": lambda base, **options: optim.SALA(base, **options),
+    "MSAM": lambda base, **_: optim.MSAM(base, rho=0.3),
+    "Lookahead": lambda base, **_: optim.Lookahead(base, period=3),
+    "EMA": lambda base, **_: optim.EMA(base, decay=0.9),
+    "SWA": lambda base, **_: optim.SWA(base, start=2, interval=2),
+    "SGD": lambda base, **_: base,
+}
+SAMPLES, BATCH = 32, 4
+
+
+def network(dropout=0.0):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
+
+
+def wrapped(model, method="SAM", base="sgd", **options):
+    made = (
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+        if base == "sgd"
+        else torch.optim.AdamW(model.parameters(), lr=0.01)
+    )
+    return METHODS[method](made, **options)
+
+
+class Samples(torch.utils.data.Dataset):
+    """Items ``(input, target)``, or dicts as a Hugging Face model takes them."""
+
+    def __init__(self, *, dicts=False, count=SAMPLES):
+        generator = torch.Generator().manual_seed(5)
+        self.x = torch.randn(count, 6, generator=generator)
+        self.y = torch.randint(0, 3, (count,), generator=generator)
+        self.dicts = dicts
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"x": self.x[i], "labels": self.y[i]} if self.dicts else (self.x[i], self.y[i])
+
+
+def batches():
+    data = Samples()
+    return [
+        Batch(data.x[i : i + BATCH], data.y[i : i + BATCH], torch.arange(i, i + BATCH))
+        for i in range(0, SAMPLES, BATCH)
+    ]
+
+
+def plain_loop(model, optimizer, loss=None, *, epochs=1, micro_batches=1, cast=nullcontext, scaler=None, clip=None):
+    """What everything is compared with; returns the losses of the clean passes.
+
+    A loss of ours is prepared and told about epochs and steps, as its documentation says.
+    """
+    loss = loss or nn.CrossEntropyLoss()
+    ours, seen = isinstance(loss, TrainingLoss), []
+    ascent = optimizer if isinstance(optimizer, optim.Ascent) else None
+    steps = len(batches()) // micro_batches
+    if ours:
+        loss.prepare(model=model, epochs=epochs, steps_per_epoch=steps, samples=SAMPLES)
+
+    def backward(batch):
+        with cast():
+            value = loss(model(batch.input), batch if ours else batch.target) / micro_batches
+        (value if scaler is None else scaler.scale(value)).backward()
+        seen.append(value.item())
+
+    for epoch in range(epochs):
+        if ours:
+            loss.epoch = epoch
+        for start in range(0, len(batches()), micro_batches):
+            group = batches()[start : start + micro_batches]
+            optimizer.zero_grad()
+            two = ascent is not None and ascent.needs_perturbation()
+            each = two and ascent.options.ascent == "micro-batch"
+            for together in [[part] for part in group] if each else [group]:
+                for part in together:
+                    with ascent.first_pass() if two else nullcontext():
+                        backward(part)
+                clean = list(seen)
+                if two:
+                    with ascent.perturb():
+                        for part in together:
+                            backward(part)
+                seen = clean
+            if scaler is not None:
+                scaler.unscale_(optimizer)
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+                scaler.update()
+            if ours:
+                loss.after_step()
+    return seen
+
+
+def assert_same(first, second):
+    assert same_bits([*first.parameters(), *first.buffers()], [*second.parameters(), *second.buffers()])
