@@ -179,6 +179,20 @@ def test_estimates_carry_their_interval_and_seeds(backend: str) -> None:
 
 
 @flat
+def test_accuracy_against_cost_has_a_stepped_line_along_the_front(backend: str) -> None:
+    points = {"SAM": (200.0, 93.0), "SGD": (100.0, 90.0), "dear": (300.0, 92.0), "poor": (150.0, 89.0)}
+    figure = viz.draw(build_cost([Estimate(name, *point) for name, point in points.items()]), backend)
+    if backend == "matplotlib":
+        line = next(line for line in figure.axes[0].lines if line.get_label() == "Pareto front")
+        found, steps = np.column_stack(line.get_data()), line.get_drawstyle() == "steps-post"
+    else:
+        trace = next(t for t in figure.data if t.name == "Pareto front")
+        found, steps = np.column_stack([trace.x, trace.y]), trace.line.shape == "hv"
+    np.testing.assert_array_equal(found, [points["SGD"], points["SAM"]])
+    assert steps
+
+
+@flat
 @pytest.mark.parametrize("kind", ["contour", "surface", "heat-map"])
 def test_panels_share_one_colour_bar(backend: str, kind: str) -> None:
     results = {"a": plane(), "b": plane(scale=20.0), "c": plane(scale=3.0), "d": plane()}

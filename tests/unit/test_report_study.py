@@ -4,7 +4,8 @@ import math
 
 from lowland.report.sections import Figure, Table
 from lowland.report.statistics import t_interval
-from lowland.report.study import SharpnessRow, StudyPage, StudyRow, pareto_front, study_sections
+from lowland.report.study import SharpnessRow, StudyPage, StudyRow, study_sections
+from lowland.viz.curves import pareto_front
 
 VALUES = {"SGD": [0.8, 0.82, 0.81, 0.8], "SAM": [0.85, 0.86, 0.84, 0.86]}
 
@@ -41,6 +42,7 @@ def test_the_figures_are_in_per_cent_with_one_point_per_seed():
     paired, cost = (block.spec for block in section.blocks if isinstance(block, Figure))
     assert len(paired.estimates) == 1 and len(paired.estimates[0].seeds) == 4
     assert abs(cost.estimates[1].y - 85.25) < 1e-9 and "SGD, SAM" in cost.caption
+    assert [round(y, 9) for _, y in cost.front] == [80.75, 85.25] and paired.front == ()
 
 
 def test_failed_runs_and_undecided_answers_are_printed():

@@ -10,9 +10,10 @@ import numpy as np
 
 from lowland.report.sections import Block, Details, Figure, Listing, Paragraph, Section, Table
 from lowland.report.statistics import Interval, show, show_interval
+from lowland.viz.curves import front_line, pareto_front
 from lowland.viz.spec import Axis, Curve, Estimate, Line, Scatter
 
-__all__ = ["SharpnessRow", "StudyPage", "StudyRow", "pareto_front", "study_sections", "study_table"]
+__all__ = ["SharpnessRow", "StudyPage", "StudyRow", "study_sections", "study_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,30 +196,6 @@ def study_table(page: StudyPage, rows: Sequence[StudyRow]) -> Table:
     return Table(header, tuple(cells), f"{_BUDGETS[rows[0].budget].capitalize()}; one checkpoint rule for all", notes)
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Tell which points no other point beats in both cost and quality.
-
-    Args:
-        points: (cost, quality) pairs; less cost and more quality are better.
-
-    Returns:
-        One flag per point; points with NaN are never on the front.
-
-    Example:
-        >>> pareto_front([(1.0, 0.8), (2.0, 0.9), (2.0, 0.7)])
-        [True, True, False]
-    """
-
-    def beaten(own: tuple[float, float]) -> bool:
-        return any(
-            cost <= own[0] and quality >= own[1] and (cost, quality) != own
-            for cost, quality in points
-            if not math.isnan(cost + quality)
-        )
-
-    return [not math.isnan(sum(point)) and not beaten(point) for point in points]
-
-
 def _answer(row: StudyRow) -> str:
     if not row.verdict:
         return "–"
@@ -262,11 +239,12 @@ def _cost(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
                   [(row.passes, page.factor * value) for value in row.values.values()])
         for row in known
     ]  # fmt: skip
-    front = pareto_front([(row.passes, row.interval.mean if page.higher else -row.interval.mean) for row in known])
-    best = ", ".join(row.method for row, on_front in zip(known, front, strict=True) if on_front)
+    front = pareto_front([(one.x, one.y if page.higher else -one.y) for one in estimates])
+    best = ", ".join(one.name for one, on_front in zip(estimates, front, strict=True) if on_front)
     return Scatter(
         tuple(estimates), Axis("passes, every one counted"), Axis(page.endpoint.replace("_", " "), page.unit),
         f"{page.endpoint.replace('_', ' ').capitalize()} against cost", f"On the Pareto front by their means: {best}.",
+        front_line(estimates, front),
     )  # fmt: skip
 
 

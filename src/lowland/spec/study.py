@@ -205,13 +205,14 @@ class ClaimsSpec:
     Args:
         rows: Names of rows or groups; none takes all.
         full: The larger size: more seeds, data and epochs, on an accelerator where there is one.
-        only: run (and write the page), table (write the page from what is stored) or budget (print what it will cost).
+        only: run (and write the page), table (write the page from what is stored) or budget (the same, and
+            print what it has cost and will cost).
         seeds: Seeds of each row (runs); none takes each row's own number.
         minutes: Begin no new seed after this time (minutes); none runs to the end.
         engine: Who computes, row by row: serial, processes:N or ray.
         folder: Where runs are kept.
         store: Where numbers per seed are kept.
-        page: The page to write.
+        page: The page to write; the larger size has its own beside it.
     """
 
     rows: list[str] = field(default_factory=list)

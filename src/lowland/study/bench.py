@@ -1,42 +1,44 @@
 """Where the ledger's runs are trained: kept under a hash of their spec and of the code that they depend on.
 
-Rows share runs (every row has a plain SGD arm), a changed line of a method's code makes its runs new ones, and a killed
-run goes on from its last epoch. Comments and docstrings are no code.
+Rows share runs (every row has a plain SGD arm), a changed line of the code that a run depends on makes it a new
+one, and a killed run goes on from its last epoch.
 """
 
 from __future__ import annotations
 
-import ast
 import fcntl
 import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import lowland
-from lowland import models
+import torch
+
+from lowland import data, losses, models, optim
+from lowland.core.names import find, import_path
 from lowland.core.seeds import generator
 from lowland.spec import DataSpec, FitSpec, to_yaml
+from lowland.spec.build import methods
 from lowland.spec.runs import fit_run
 from lowland.spec.study import Changes
+from lowland.study.dependencies import Name, names_in_call, own_source
 from lowland.study.endpoints import read_endpoint
 from lowland.study.plan import apply
 from lowland.study.search import WITHOUT_TEST, Trial, best
 
-__all__ = ["Arm", "Bench", "code_of", "fingerprint_of"]
+__all__ = ["Arm", "Bench", "names_in_run", "settings_of"]
 
-SOURCE: Final = Path(lowland.__file__).resolve().parent
-
-TRAINING: Final = (
-    "training/fit.py", "training/schedule.py", "training/evaluation.py", "data/resident.py", "data/splits.py",
-    "data/noise.py", "core/seeds.py", "core/exact.py", "spec/build.py",
+LOOP: Final = (
+    Name("training", "fit"), Name("training", "Schedule"), Name("spec.runs", "fit_run"),
+    *(Name("spec.build", f"build_{part}") for part in ("data", "model", "optimizer", "loss", "schedule")),
+    Name("models.registry", "create"), Name("data.registry", "load"),
 )  # fmt: skip
-"""Code that every run depends on."""
+"""What every run depends on."""
 
 TRIALS: Final = 6
 """Settings tried for every arm that is tuned; the plain optimizer's learning rate and weight decay are among them."""
@@ -79,6 +81,7 @@ class Bench:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        self._settled: dict[str, FitSpec] = {}
 
     def place(self, spec: FitSpec) -> Path:
         """Return where a run lies: the name is a hash of its spec and code.
@@ -89,7 +92,7 @@ class Bench:
         Returns:
             A folder.
         """
-        text = to_yaml(replace(spec, folder="")) + fingerprint_of(code_of(spec))
+        text = to_yaml(replace(spec, folder="")) + own_source().fingerprint(names_in_run(spec))
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def train(self, spec: FitSpec, seed: int) -> Path:
@@ -135,6 +138,12 @@ class Bench:
         """
         if not arm.tuned:
             return arm.spec
+        key = f"{arm.spec} {dict(arm.grid)}"
+        if key not in self._settled:
+            self._settled[key] = self._searched(arm)
+        return self._settled[key]
+
+    def _searched(self, arm: Arm) -> FitSpec:
         hidden = DataSpec(name=WITHOUT_TEST, options={"dataset": arm.run.data.name, "settings": arm.run.data.options})
         tried = []
         for number, settings in enumerate(settings_of(arm)):
@@ -159,71 +168,27 @@ def settings_of(arm: Arm) -> list[Changes]:
     return [every[place] for place in sorted(order[:TRIALS])]
 
 
-def code_of(spec: FitSpec) -> tuple[str, ...]:
-    """Return the files that a run depends on.
+def names_in_run(spec: FitSpec) -> set[Name]:
+    """Return what a run is made of: the loop, its network, data, optimizer and loss.
 
     Args:
         spec: The run.
 
     Returns:
-        Paths below Lowland's source, sorted; of data sets and models that are not Lowland's own none.
+        Names below Lowland; of data, networks and losses that are not Lowland's own none.
     """
-    files = set(TRAINING)
-    if spec.optimizer.method != "none":
-        files |= {"optim/ascent.py", "optim/wrapper.py", "optim/moves.py", f"optim/{spec.optimizer.method}.py"}
-    if spec.loss.method != "none":
-        files |= {"losses/base.py", f"losses/{spec.loss.method}.py"}
-        files |= {"losses/reshapers.py"} if spec.loss.method == "llr" else {"losses/divergence.py"}
+    names = set(LOOP)
     name = spec.data.options["dataset"] if spec.data.name == WITHOUT_TEST else spec.data.name
-    files.add(f"data/{name}.py")
-    build = models.MODELS.get(spec.model.name)
-    module = getattr(getattr(build, "func", build), "__module__", "")
-    files.add(module.removeprefix("lowland.").replace(".", "/") + ".py" if module else "")
-    return tuple(sorted(file for file in files if file and (SOURCE / file).is_file()))
-
-
-def fingerprint_of(files: Iterable[str]) -> str:
-    """Return a fingerprint of code that comments, docstrings and layout leave alone.
-
-    Args:
-        files: Paths below Lowland's source.
-
-    Returns:
-        Sixteen hexadecimal digits.
-    """
-    digest = hashlib.sha256()
-    for file in sorted(set(files)):
-        path = SOURCE / file
-        digest.update(f"{file}|{_bare(path, path.stat().st_mtime_ns)}".encode())
-    return digest.hexdigest()[:16]
-
-
-@functools.cache
-def _bare(path: Path, changed: int) -> str:
-    del changed  # part of the key: a file that changes is read again
-    return bare_code(path.read_text(encoding="utf-8"))
-
-
-def bare_code(text: str) -> str:
-    """Return a program without comments, docstrings and layout.
-
-    Args:
-        text: Python source.
-
-    Returns:
-        A dump of its syntax tree.
-
-    Example:
-        >>> bare_code("x = 1  # one") == bare_code("x=1")
-        True
-    """
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [child for child in body if not _is_text(child)] or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.dump(tree)
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    made: list[Any] = [find("data.name", name, data.DATASETS), find("model.name", spec.model.name, models.MODELS)]
+    made += [import_path("data.name", spec.data.name)] if spec.data.name == WITHOUT_TEST else []
+    made += [import_path("loss.name", spec.loss.name)] if ":" in spec.loss.name else []
+    if spec.optimizer.method != "none":
+        made.append(methods(optim, torch.optim.Optimizer)[spec.optimizer.method])
+    if spec.loss.method != "none":
+        made.append(methods(losses, losses.TrainingLoss)[spec.loss.method])
+    shape = spec.loss.options.get("reshaper")
+    if shape is not None:
+        made.append(methods(losses, losses.Reshaper)[shape["name"] if isinstance(shape, dict) else shape])
+    for part in made:
+        names |= names_in_call(part)[0]
+    return names

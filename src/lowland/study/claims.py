@@ -8,6 +8,7 @@ run say so.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -21,18 +22,32 @@ from typing import Any, Literal
 from lowland.core.errors import InputError, StoreError
 from lowland.core.names import unknown
 from lowland.core.provenance import provenance
-from lowland.study.bench import Arm, Bench, code_of, fingerprint_of
+from lowland.store.files import write_atomically
+from lowland.study.bench import Arm, Bench, names_in_run, settings_of
+from lowland.study.dependencies import names_in_call, own_source
 from lowland.study.statistics import Answer, Effect, answer, benjamini_hochberg, paired_effect, retention
-from lowland.training.files import write_atomic
 
-__all__ = ["Claim", "Measure", "Outcome", "Record", "outcome", "read_record", "run_claim"]
+__all__ = [
+    "Claim",
+    "Measure",
+    "Outcome",
+    "Record",
+    "chosen",
+    "in_order",
+    "outcome",
+    "over_the_ledger",
+    "read_record",
+    "run_claim",
+    "seconds_left",
+]
 
 Measure = Callable[[Bench, Mapping[str, Arm], int], dict[str, float]]
-"""(bench, arms, seed) -> endpoint of every arm, and ``"passes ARM"`` and ``"train loss ARM"`` where they count."""
+"""(bench, arms, seed) -> endpoint of every arm, and ``"passes ARM"``, ``"train loss ARM"``, ``"reached ARM"`` (1 or 0)
+where they count."""
 
 SCHEMA = "lowland.claim/1"
 
-BESIDE = ("passes", "train loss")
+BESIDE = ("passes", "train loss", "reached")
 """What a measure may say of an arm besides its endpoint."""
 
 
@@ -52,9 +67,10 @@ class Claim:
         measure: Gives the numbers of a seed.
         arms: What is trained.
         higher: Whether the claim says that the treated arm is higher.
-        seeds: Seeds of the small run.
-        seconds: Expected seconds per seed on one core, for the budget; runs that another row shares not counted.
-        code: Files that the numbers depend on besides those of the arms.
+        seeds: Seeds to run.
+        seconds: Expected seconds per seed on one core, with the seed's share of a search; runs of rows in ``after`` are
+            not counted.
+        after: Rows whose runs it reads as well, which run before it.
         primary: Whether the row counts in the correction over the ledger.
         note: What differs from the published setting.
     """
@@ -71,30 +87,20 @@ class Claim:
     higher: bool = True
     seeds: int = 20
     seconds: float = 10.0
-    code: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     primary: bool = True
     note: str = ""
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the code that the numbers depend on, and of the runs' specs."""
-        files = [file for arm in self.arms.values() for file in code_of(arm.spec)]
-        specs = {name: [str(arm.spec), str(dict(arm.grid)), arm.tuned] for name, arm in self.arms.items()}
-        return fingerprint_of([*files, *self.code]) + fingerprint_text(json.dumps(specs, sort_keys=True))[:8]
-
-
-def fingerprint_text(text: str) -> str:
-    """Return a fingerprint of a text.
-
-    Args:
-        text: The text.
-
-    Returns:
-        Hexadecimal digits.
-    """
-    import hashlib
-
-    return hashlib.sha256(text.encode()).hexdigest()
+        """Fingerprint of everything that the numbers depend on: code, the runs' specs, and what is searched."""
+        names, plain = names_in_call(self.measure)
+        specs = {}
+        for name, one in self.arms.items():
+            names |= names_in_run(one.spec)
+            specs[name] = [str(one.spec), str(settings_of(one)) if one.tuned else ""]
+        text = json.dumps([plain, specs], sort_keys=True)
+        return own_source().fingerprint(names) + hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass
@@ -208,6 +214,7 @@ def _seed(claim: Claim, bench: Bench, seed: int) -> dict[str, Any]:
     return {
         "seed": seed, "values": {name: _plain(value) for name, value in values.items()},
         "passes": beside["passes"], "train_loss": {name: _plain(v) for name, v in beside["train loss"].items()},
+        "reached": beside["reached"],
         "error": error, "seconds": round(time.monotonic() - started, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
         "created": made["created"], "versions": made["versions"], "revision": made["revision"],
@@ -221,7 +228,7 @@ def _plain(value: float) -> float | str:
 
 def _write(store: Path, record: Record) -> None:
     content = {"schema": SCHEMA, "claim": record.claim, "fingerprint": record.fingerprint, "runs": record.runs}
-    write_atomic(store / f"{record.claim}.json", (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(store / f"{record.claim}.json", (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 State = Literal["not run yet", "stale", "incomplete", "done"]
@@ -300,6 +307,41 @@ def over_the_ledger(outcomes: Sequence[Outcome]) -> dict[str, float]:
     rows = [(o.claim.name, o.answers[0].adjusted) for o in outcomes if o.claim.primary and o.answers]
     rows = [(name, p) for name, p in rows if math.isfinite(p)]
     return dict(zip([name for name, _ in rows], benjamini_hochberg([p for _, p in rows]), strict=True))
+
+
+def in_order(claims: Sequence[Claim]) -> list[Claim]:
+    """Return rows in the order in which they run: primary ones first, cheap ones first, each after those it reads from.
+
+    Args:
+        claims: Rows.
+
+    Returns:
+        The same rows.
+    """
+    waiting = sorted(claims, key=lambda claim: (not claim.primary, claim.seeds * claim.seconds))
+    names, placed = {claim.name for claim in claims}, list[Claim]()
+    while waiting:
+        done = {claim.name for claim in placed}
+        ready = [claim for claim in waiting if names.intersection(claim.after) <= done]
+        placed.append((ready or waiting)[0])
+        waiting.remove(placed[-1])
+    return placed
+
+
+def seconds_left(claim: Claim, record: Record | None) -> float:
+    """Return the time that a row will still take on one core.
+
+    Args:
+        claim: The row.
+        record: What is stored about it.
+
+    Returns:
+        Seconds: open seeds times what finished ones took, or times what was expected while fewer than two are known.
+    """
+    known = [] if record is None or record.fingerprint != claim.fingerprint else record.runs
+    times = [float(run["cpu_seconds"]) for run in known if not run.get("error")]
+    each = sum(times) / len(times) if len(times) >= 2 else claim.seconds
+    return max(claim.seeds - len(times), 0) * each
 
 
 def chosen(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:

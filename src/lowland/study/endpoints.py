@@ -138,6 +138,15 @@ def _reaches(key: str) -> Callable[[Mapping[str, Any], Rows, float], float]:
     return first
 
 
+def _restricted(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
+    found = _reaches("step")(result, rows, threshold)
+    return found if math.isfinite(found) else float(rows[-1]["step"])
+
+
+def _reached(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
+    return float(math.isfinite(_reaches("step")(result, rows, threshold)))
+
+
 def _gap(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
     return float(result["test"]["loss"]) - float(result["chosen"]["train_loss"])
 
@@ -170,6 +179,8 @@ ENDPOINTS: Final[dict[str, Callable[[Mapping[str, Any], Rows, float], float]]] =
     "seconds": lambda result, rows, threshold: float(result["seconds"]),
     "steps_to_loss": _reaches("step"),
     "passes_to_loss": _reaches("passes"),
+    "restricted_steps_to_loss": _restricted,
+    "reached_loss": _reached,
     "loss_spikes": _spikes,
     "largest_drop": _drop,
     "mean_square_drop": _mean_square_drop,
@@ -178,8 +189,12 @@ ENDPOINTS: Final[dict[str, Callable[[Mapping[str, Any], Rows, float], float]]] =
 
 ``test_*`` is measured once, at the epoch that validation chose; ``train_*`` is the last epoch's; ``gap`` is test minus
 train loss; ``steps_to_loss:L`` counts optimizer steps until an epoch's train loss is at most L, ``passes_to_loss:L``
-the passes; ``loss_spikes:F`` counts epochs whose loss exceeds F times the one before; ``largest_drop`` and
-``mean_square_drop`` are of the train loss from one epoch to the next.
+the passes, and a run that never gets there has none; ``restricted_steps_to_loss:L`` counts such a run with all its
+steps (the mean is the restricted mean time, Royston and Parmar 2013), ``reached_loss:L`` is 1 or 0; ``loss_spikes:F``
+counts epochs whose loss exceeds F times the one before; ``largest_drop`` and ``mean_square_drop`` are of the train loss
+from one epoch to the next.
 """
 
-_WITH_THRESHOLD: Final = ("steps_to_loss", "passes_to_loss", "loss_spikes")
+_WITH_THRESHOLD: Final = (
+    "steps_to_loss", "passes_to_loss", "restricted_steps_to_loss", "reached_loss", "loss_spikes",
+)  # fmt: skip

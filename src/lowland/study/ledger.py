@@ -11,13 +11,13 @@ from typing import Any
 
 from lowland.engine import OnEvent, Point, Row, select
 from lowland.spec.study import ClaimsSpec
+from lowland.store.files import write_atomically
 from lowland.study.bench import Bench
-from lowland.study.claims import Claim, Outcome, chosen, outcome, read_record, run_claim
+from lowland.study.claims import Claim, Outcome, chosen, in_order, outcome, read_record, run_claim
 from lowland.study.page import page
 from lowland.study.rows import FULL, SMALL, claims
-from lowland.training.files import write_atomic
 
-__all__ = ["rows_of", "run_ledger", "write_page"]
+__all__ = ["page_of", "rows_of", "run_ledger", "write_page"]
 
 
 def rows_of(spec: ClaimsSpec) -> list[Claim]:
@@ -44,6 +44,19 @@ def store_of(spec: ClaimsSpec) -> Path:
     return Path(spec.store) / "full" if spec.full else Path(spec.store)
 
 
+def page_of(spec: ClaimsSpec) -> Path:
+    """Return the page that is written.
+
+    Args:
+        spec: The spec.
+
+    Returns:
+        A file; the full size has its own beside the small one's.
+    """
+    path = Path(spec.page)
+    return path.with_stem(f"{path.stem}-full") if spec.full else path
+
+
 @dataclass(frozen=True)
 class RowTask:
     """The task of an engine: point i runs row i.
@@ -64,7 +77,10 @@ class RowTask:
         Returns:
             A context with the rows by name.
         """
-        return nullcontext({claim.name: claim for claim in rows_of(self.spec)})
+        known = {claim.name: claim for claim in rows_of(self.spec)}
+        for name in self.names:  # reads the source now: files that change later are not the code that runs here
+            assert known[name].fingerprint
+        return nullcontext(known)
 
     def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
         """Run rows.
@@ -88,13 +104,14 @@ class RowTask:
 
 
 def run_ledger(spec: ClaimsSpec, *, on_event: OnEvent | None = None) -> None:
-    """Run the rows that are not done.
+    """Run the rows that are not done, the cheap and primary ones first; the page, with its budget, is written before.
 
     Args:
         spec: Which rows, how large, where.
         on_event: Receives the progress, by rows.
     """
-    names = tuple(claim.name for claim in chosen(rows_of(spec), spec.rows))
+    write_page(spec)
+    names = tuple(claim.name for claim in in_order(chosen(rows_of(spec), spec.rows)))
     until = None if spec.minutes is None else time.time() + 60 * spec.minutes
     points = [Point(place, (float(place),)) for place in range(len(names))]
     for _ in select(spec.engine).run(RowTask(spec, names, until), points, on_event=on_event):
@@ -111,5 +128,5 @@ def write_page(spec: ClaimsSpec) -> list[Outcome]:
         Every row with its answers.
     """
     outcomes = [outcome(claim, read_record(store_of(spec), claim.name)) for claim in rows_of(spec)]
-    write_atomic(Path(spec.page), page(outcomes).encode())
+    write_atomically(page_of(spec), page(outcomes).encode())
     return outcomes

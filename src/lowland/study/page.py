@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lowland.report.curvature import comparable
+from lowland.core.matched import LOSS_RATIO, comparable
 from lowland.report.statistics import show, show_interval, t_interval
-from lowland.study.claims import Claim, Outcome, over_the_ledger
+from lowland.study.claims import Outcome, over_the_ledger, seconds_left
 from lowland.study.rows import UNDECIDED
 
-__all__ = ["budget_table", "page"]
+__all__ = ["budget_table", "minutes_left", "page"]
 
 _HEAD = """# The claims ledger
 
@@ -22,27 +22,50 @@ The rule of every row: *reproduced* where the 95 % interval of the difference, p
 of 0; *refuted* where it lies below the smallest effect of interest; *undecided* otherwise, with the seeds that would
 decide with a chance of 80 %. Holm's correction guards the comparisons inside a row, Benjamini and Hochberg's the first
 comparison of the primary rows. "Keeps three quarters of the gain" is tested as one contrast of three arms. A row with a
-failed seed is undecided. A positive difference always means "as claimed".
+failed seed is undecided. A positive difference always means "as claimed". Where a row counts steps to a train loss, a
+run that never gets there counts with all its steps (the restricted mean time), and the share that got there is shown.
 """
 
 
-def budget_table(claims: Sequence[Claim]) -> str:
-    """Write what a full run of the ledger is expected to cost.
+def budget_table(outcomes: Sequence[Outcome]) -> str:
+    """Write what a run of the ledger is expected to cost, and what it has cost so far.
 
     Args:
-        claims: The rows.
+        outcomes: The rows, with what is stored about them.
 
     Returns:
-        A Markdown table; the sum is of one core.
+        A Markdown table, in minutes of one core.
     """
-    lines = ["| group | rows | seeds x rows | expected minutes of one core |", "|---|---|---|---|"]
-    for group in dict.fromkeys(claim.group for claim in claims):
-        own = [claim for claim in claims if claim.group == group]
-        minutes = sum(claim.seeds * claim.seconds for claim in own) / 60
-        lines.append(f"| {group} | {len(own)} | {sum(claim.seeds for claim in own)} | {minutes:.0f} |")
-    total = sum(claim.seeds * claim.seconds for claim in claims) / 60
-    lines.append(f"| together | {len(claims)} | {sum(claim.seeds for claim in claims)} | {total:.0f} |")
-    return "\n".join(lines)
+    lines = [
+        "| group | rows | seeds x rows | open | expected in all (min) | measured (min) | still to go (min) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    groups = dict.fromkeys(one.claim.group for one in outcomes)
+    lines += [_budget_line(group, [one for one in outcomes if one.claim.group == group]) for group in groups]
+    rest = f"On two cores about {minutes_left(outcomes) / 2:.0f} minutes are still to go."
+    return "\n".join([*lines, _budget_line("together", outcomes), "", rest])
+
+
+def minutes_left(outcomes: Sequence[Outcome]) -> float:
+    """Return the time that rows will still take on one core.
+
+    Args:
+        outcomes: The rows.
+
+    Returns:
+        Minutes.
+    """
+    return sum(seconds_left(one.claim, one.record) for one in outcomes) / 60
+
+
+def _budget_line(name: str, outcomes: Sequence[Outcome]) -> str:
+    expected = sum(one.claim.seeds * one.claim.seconds for one in outcomes) / 60
+    fresh = [one for one in outcomes if one.record is not None and one.state != "stale"]
+    runs = [run for one in fresh if one.record is not None for run in one.record.runs]
+    spent = sum(float(run["cpu_seconds"]) for run in runs) / 60
+    seeds, left = sum(one.claim.seeds for one in outcomes), sum(one.claim.seeds for one in outcomes) - len(runs)
+    to_go = minutes_left(outcomes)
+    return f"| {name} | {len(outcomes)} | {seeds} | {max(left, 0)} | {expected:.0f} | {spent:.0f} | {to_go:.0f} |"
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
@@ -56,7 +79,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
     """
     claims = [one.claim for one in outcomes]
     adjusted = over_the_ledger(outcomes)
-    parts = [_HEAD, "## Budget\n", budget_table(claims), "", _states(outcomes), ""]
+    parts = [_HEAD, "## Budget\n", budget_table(outcomes), "", _states(outcomes), ""]
     for group in dict.fromkeys(claim.group for claim in claims):
         parts += [f"## {group}\n"]
         parts += [_row(one, adjusted.get(one.claim.name, math.nan)) for one in outcomes if one.claim.group == group]
@@ -110,11 +133,14 @@ def _provenance(one: Outcome) -> str:
 def _arms(one: Outcome) -> list[str]:
     assert one.record is not None
     names = dict.fromkeys(name for run in one.record.runs for name in run["values"])
-    lines = ["| arm | mean over seeds | passes | train loss |", "|---|---|---|---|"]
+    censored = any(run.get("reached") for run in one.record.runs)
+    more = (" runs that got there |", "---|") if censored else ("", "")
+    lines = [f"| arm | mean over seeds | passes | train loss |{more[0]}", f"|---|---|---|---|{more[1]}"]
     for name in names:
         values = t_interval([*one.record.values(name).values()])
-        passes, loss = (_mean(one, kind, name) for kind in ("passes", "train_loss"))
-        lines.append(f"| {name} | {show_interval(values, decimals=4)} | {show(passes)} | {show(loss)} |")
+        passes, loss, reached = (_mean(one, kind, name) for kind in ("passes", "train_loss", "reached"))
+        share = "" if not censored else " – |" if reached is None else f" {reached:.0%} |"
+        lines.append(f"| {name} | {show_interval(values, decimals=4)} | {show(passes)} | {show(loss)} |{share}")
     return lines + _comparability(one)
 
 
@@ -131,7 +157,8 @@ def _comparability(one: Outcome) -> list[str]:
         losses = [_mean(one, "train_loss", name) for name in names]
         if all(loss is not None for loss in losses) and not comparable(losses):
             apart.append(" and ".join(names))
-    text = "not comparable at the end, their train losses differ by more than a factor 1.5; see the rows at equal loss"
+    text = "not comparable at the end, their train losses differ by more than a factor "
+    text += f"{LOSS_RATIO}; see the rows at equal loss"
     return ["", f"{'; '.join(apart)}: {text}."] if apart else []
 
 

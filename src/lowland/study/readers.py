@@ -7,7 +7,6 @@ code measures anew.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -22,10 +21,10 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.spec import RiskSpec
 from lowland.spec.folder import RunFolder
 from lowland.store import SnapshotReader
+from lowland.store.files import write_atomically
 from lowland.store.geometry import numbers
-from lowland.study.bench import SOURCE, fingerprint_of
+from lowland.study.dependencies import names_in_call, own_source
 from lowland.study.matched import matched_steps
-from lowland.training.files import write_atomic
 
 __all__ = [
     "lambda_max_at_matched_loss",
@@ -53,21 +52,11 @@ def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     Returns:
         The number.
     """
-    file = path / "readers" / f"{name}-{_code()}.json"
+    code = own_source().fingerprint(names_in_call(measure)[0])
+    file = path / "readers" / f"{name}-{code}.json"
     if not file.is_file():
-        write_atomic(file, (json.dumps(measure()) + "\n").encode())
+        write_atomically(file, (json.dumps(measure()) + "\n").encode())
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _code() -> str:
-    rooms = [str(file.relative_to(SOURCE)) for room in _ROOMS for file in (SOURCE / room).glob("*.py")]
-    return fingerprint_of([*rooms, *_FILES])
-
-
-_ROOMS: Final = ("core", "curvature", "landscape")
-_FILES: Final = ("spec/folder.py", "store/geometry.py", "store/snapshots.py", "study/matched.py", "study/readers.py")
-"""Code that a number measured on a finished run depends on."""
 
 
 def _at(run: RunFolder, step: int) -> EmpiricalRisk:

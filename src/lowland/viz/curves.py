@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,15 @@ from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, sel
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["build_cost", "build_density", "build_line", "build_slope", "build_spectrum"]
+__all__ = [
+    "build_cost",
+    "build_density",
+    "build_line",
+    "build_slope",
+    "build_spectrum",
+    "front_line",
+    "pareto_front",
+]
 
 _LOG_FROM = 20.0  # a line is read off its axis; below this span a linear axis reads better
 _DENSITY_FLOOR = 1e-6  # of the highest density; a Gaussian-broadened spectrum has no true zeros to show below
@@ -155,7 +164,7 @@ def build_cost(
     title: str = "",
     caption: str = "",
 ) -> Scatter:
-    """Make the spec of accuracy against cost.
+    """Make the spec of accuracy against cost, with the Pareto front of the means (more of y is better).
 
     Args:
         estimates: One per method, with interval and single seeds.
@@ -173,7 +182,45 @@ def build_cost(
     """
     if not estimates:
         raise InputError("estimates", "must hold at least one method")
-    return Scatter(tuple(estimates), Axis(cost), Axis(quality, unit), title, caption)
+    front = front_line(estimates, pareto_front([(one.x, one.y) for one in estimates]))
+    return Scatter(tuple(estimates), Axis(cost), Axis(quality, unit), title, caption, front)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
+    """Tell which points no other point beats in both cost and quality.
+
+    Args:
+        points: (cost, quality) pairs; less cost and more quality are better.
+
+    Returns:
+        One flag per point; points with NaN are never on the front.
+
+    Example:
+        >>> pareto_front([(1.0, 0.8), (2.0, 0.9), (2.0, 0.7)])
+        [True, True, False]
+    """
+
+    def beaten(own: tuple[float, float]) -> bool:
+        return any(
+            cost <= own[0] and quality >= own[1] and (cost, quality) != own
+            for cost, quality in points
+            if not math.isnan(cost + quality)
+        )
+
+    return [not math.isnan(sum(point)) and not beaten(point) for point in points]
+
+
+def front_line(estimates: Sequence[Estimate], front: Sequence[bool]) -> tuple[tuple[float, float], ...]:
+    """Return the points of a Pareto front in the order in which a line joins them.
+
+    Args:
+        estimates: The points.
+        front: Which of them are on the front.
+
+    Returns:
+        (x, y) by ascending x.
+    """
+    return tuple(sorted((one.x, one.y) for one, on_front in zip(estimates, front, strict=True) if on_front))
 
 
 def _curves(name: str, line: xr.Dataset, metric: str, split: Choice) -> list[Curve]:

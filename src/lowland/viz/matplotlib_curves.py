@@ -68,6 +68,10 @@ def draw_scatter(axes: Axes, spec: Scatter) -> None:
         axes: Where to draw.
         spec: What to draw.
     """
+    if spec.front:  # steps: between two methods nothing better is known than the cheaper one
+        x, y = np.array(spec.front).T
+        axes.plot(x, y, color=style.REFERENCE_COLOUR, linestyle="--", linewidth=1, drawstyle="steps-post", zorder=1,
+                  label="Pareto front")  # fmt: skip
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
         if estimate.seeds:

@@ -93,6 +93,10 @@ def draw_scatter(figure: go.Figure, spec: Scatter, place: Place) -> None:
         spec: What to draw.
         place: Row and column of the subplot; empty for a figure of one.
     """
+    if spec.front:  # steps: between two methods nothing better is known than the cheaper one
+        x, y = np.array(spec.front).T
+        line = {"color": style.REFERENCE_COLOUR, "dash": "dash", "width": 1, "shape": "hv"}
+        figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name="Pareto front", line=line), **place)
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
         name = escape(estimate.name)

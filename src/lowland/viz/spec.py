@@ -222,13 +222,23 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Estimates with intervals, such as accuracy against cost."""
+    """Estimates with intervals, such as accuracy against cost.
+
+    Args:
+        estimates: The points.
+        x_axis: Horizontal axis.
+        y_axis: Vertical axis.
+        title: Title of the figure.
+        caption: Small print.
+        front: Points that no other beats in both directions, by ascending x, joined by steps; () for none.
+    """
 
     estimates: tuple[Estimate, ...]
     x_axis: Axis
     y_axis: Axis
     title: str = ""
     caption: str = ""
+    front: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

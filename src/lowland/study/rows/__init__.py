@@ -1,5 +1,7 @@
 """The rows of the ledger, one file per paper; `claims` lists them all."""
 
+from dataclasses import replace
+
 from lowland.study.claims import Claim
 from lowland.study.rows.landscape import landscape_claims
 from lowland.study.rows.llr import llr_claims
@@ -22,4 +24,5 @@ def claims(size: Size = SMALL) -> list[Claim]:
         The rows.
     """
     makers = (sam_claims, llr_claims, trajectory_claims, lookahead_claims, landscape_claims)
-    return [claim for make in makers for claim in make(size)]
+    every = [claim for make in makers for claim in make(size)]
+    return [replace(claim, seconds=size.cost * claim.seconds) for claim in every]

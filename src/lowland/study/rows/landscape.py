@@ -15,15 +15,10 @@ from lowland.study.rows.tasks import Size, arm, digits, endpoint, reader
 
 __all__ = ["landscape_claims"]
 
-_CODE = (
-    "landscape/evaluate.py",
-    "landscape/kernel.py",
-    "landscape/normalize.py",
-    "store/geometry.py",
-    "study/readers.py",
-)
 _NONE = "figures; no numbers in the text"
 _ROUGH = "log10 roughness of an 11 x 11 filter-normalised surface, digits"
+_CONVEX = "share of 25 points of a plane with negative curvature beyond its residual, digits"
+_TRAIN = "train loss in the last epoch, digits"
 _BOWL = "log10 curvature at the centre of an 11 x 11 filter-normalised surface, digits"
 
 
@@ -63,21 +58,34 @@ def _architecture(size: Size) -> list[Claim]:
     rough = reader(surface_number("roughness"), surveyed=True)
     return [
         Claim("li-skips", "Li et al.", "Without shortcuts the surface is rougher.", _NONE, _ROUGH, 0.1,
-              (("without", "with shortcuts"),), rough, skips, seeds=size.few, seconds=20, code=_CODE),
+              (("without", "with shortcuts"),), rough, skips, seeds=size.few, seconds=6),
         Claim("li-depth", "Li et al.", "Without shortcuts a deeper network has a rougher surface.", _NONE, _ROUGH, 0.1,
-              (("56 layers without", "20 layers without"),), rough, deep, seeds=size.few, seconds=45, code=_CODE),
+              (("56 layers without", "20 layers without"),), rough, deep, seeds=size.few, seconds=14),
         Claim("li-width", "Li et al.", "A wider network has a smoother surface.", _NONE, _ROUGH, 0.1,
-              (("width 16", "width 4"),), rough, wide, higher=False, seeds=size.few, seconds=25, code=_CODE),
+              (("width 16", "width 4"),), rough, wide, higher=False, seeds=size.few, seconds=8),
         Claim("li-convexity", "Li et al.", "Without shortcuts more of the plane is not convex.",
-              "DenseNet-like regions have a ratio below 1 %", "share of 25 points of a plane with negative curvature "
-              "beyond its residual, digits", 0.05, (("without", "with shortcuts"),),
+              "DenseNet-like regions have a ratio below 1 %", _CONVEX, 0.05, (("without", "with shortcuts"),),
               reader(negative_share, surveyed=True), skips,
-              seeds=size.few, seconds=60, code=("curvature/probe.py", "curvature/lanczos.py", "study/readers.py")),
+              seeds=size.few, seconds=60, after=("li-skips",)),
+        Claim("li-convexity-depth", "Li et al.", "Without shortcuts a deeper network has more of the plane not convex.",
+              _NONE, _CONVEX, 0.05, (("56 layers without", "20 layers without"),),
+              reader(negative_share, surveyed=True), deep, seeds=min(4, size.few), seconds=100,
+              after=("li-depth", "li-convexity"), primary=False),
+        Claim("li-convexity-width", "Li et al.", "A wider network has less of the plane not convex.", _NONE, _CONVEX,
+              0.05, (("width 16", "width 4"),), reader(negative_share, surveyed=True), wide, higher=False,
+              seeds=min(4, size.few), seconds=70, after=("li-width",), primary=False),
         Claim("li-trainability", "Li et al.", "Without shortcuts a deep network is harder to train.",
               "ResNet-56 on CIFAR-10: error 5.89 % with, 13.31 % without (rate 0.1)",
               "train loss in the last epoch, 56 layers, digits", 0.05, (("without", "with shortcuts"),),
               endpoint("train_loss"), {"with shortcuts": net(56), "without": net(56, skip=False)}, seeds=size.few,
-              seconds=40),
+              seconds=5, after=("li-depth",)),
+        Claim("li-trainability-depth", "Li et al.", "Without shortcuts a deeper network is harder to train.",
+              "figures; the 56-layer network without shortcuts trains worse than the 20-layer one", _TRAIN, 0.05,
+              (("56 layers without", "20 layers without"),), endpoint("train_loss"), deep, seeds=size.few, seconds=1,
+              after=("li-depth",), primary=False),
+        Claim("li-trainability-width", "Li et al.", "A wider network is easier to train.", _NONE, _TRAIN, 0.05,
+              (("width 16", "width 4"),), endpoint("train_loss"), wide, higher=False, seeds=size.few, seconds=1,
+              after=("li-width",), primary=False),
     ]  # fmt: skip
 
 
@@ -95,22 +103,31 @@ def _training(size: Size) -> list[Claim]:
     note = "at the end of training, where the train losses may differ"
     return [
         Claim("li-batch", "Li et al.", "Small batches end in wider regions than large ones.", _NONE, _BOWL, 0.1,
-              (("batches of 16", "whole batch"),), bowl, batches, higher=False, seeds=size.seeds, seconds=6, code=_CODE,
+              (("batches of 16", "whole batch"),), bowl, batches, higher=False, seeds=size.seeds, seconds=6,
               note=note),
         Claim("li-rate", "Li et al.", "Large learning rates end in wider regions than small ones.",
         "no number published",
               _BOWL, 0.1, (("rate 0.2", "rate 0.01"),), bowl, rates, higher=False, seeds=size.seeds, seconds=6,
-              code=_CODE, note=note),
+              note=note),
         Claim("li-adam", "Li et al.", "SGD ends in wider regions than Adam.", "no number published", _BOWL, 0.1,
               (("SGD", "Adam"),), bowl, {"SGD": arm(plain), "Adam": changed(**adam)}, higher=False, seeds=size.seeds,
-              seconds=6, code=_CODE, note=note),
+              seconds=6, note=note),
         Claim("li-normalised", "Li et al.", "Filter-normalised curvature orders small and large batches as their test "
               "error does, un-normalised curvature does not, under weight decay.",
               "VGG-9, weight decay 5e-4: error 6.0 % (128) and 10.19 % (8192), figures for the rest",
               "share of seeds whose order agrees, digits, weight decay 5e-3", 0.1, (("filter", "none"),), order_agrees,
               {name: changed(batch_size=count, optimizer__weight_decay=5e-3)
                for name, count in (("small", 16), ("large", samples))},
-              seeds=size.seeds, seconds=10, code=_CODE),
+              seeds=size.seeds, seconds=6),
+        Claim("li-decay", "Li et al.", "It is weight decay that makes un-normalised curvature mislead.",
+              "figures 2 and 3: un-normalised, the small batch looks sharper with decay and flatter without",
+              "share of seeds whose un-normalised order of small and large batches agrees with the test errors, digits",
+              0.1, (("without decay", "with decay"),), order_by_decay,
+              {f"{name}, {words}": changed(batch_size=count, optimizer__weight_decay=decay)
+               for words, decay in (("without decay", 0.0), ("with decay", 5e-3))
+               for name, count in (("small", 16), ("large", samples))},
+              seeds=size.seeds, seconds=4, after=("li-normalised",),
+              note="the filter-normalised shares stand beside them"),
     ]  # fmt: skip
 
 
@@ -127,12 +144,11 @@ def _measures(size: Size) -> list[Claim]:
         Claim("li-path", "Li et al.", "A training path lies in very few dimensions.", "40 to 90 % on two components",
               "share on two components less that of a random walk with the same steps, digits", 0.05,
               (("SGD", "random walk"),), share_above, {"SGD": arm(digits(size))}, seeds=size.seeds, seconds=4,
-              code=("landscape/trajectory.py", "study/readers.py"),
               note="a random walk puts 76 to 90 % there (Antognini and Sohl-Dickstein 2018)"),
         Claim("li-architectures", "Li et al.", "Across architectures a flatter surface goes with a lower test error.",
               _NONE, "Kendall's tau of surface curvature and test error over six networks, digits", 0.2,
-              (("tau", "none"),), architecture_tau, every, seeds=size.few, seconds=60,
-              code=(*_CODE, "models/densenet.py"), note="architectures differ in many ways; no cause can be read off"),
+              (("tau", "none"),), architecture_tau, every, seeds=size.few, seconds=15,
+              note="architectures differ in many ways; no cause can be read off"),
     ]  # fmt: skip
 
 
@@ -168,6 +184,25 @@ def order_agrees(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, 
         read = surface_number("curvature", normalization=kind)
         sharp = [read(path) for path in paths]
         found[kind] = float((sharp[1] - sharp[0]) * (errors[1] - errors[0]) > 0)
+    return found
+
+
+def order_by_decay(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Tell whether curvature orders two runs as their test error does, with and without weight decay.
+
+    Args:
+        bench: Where the runs are trained.
+        arms: ``"small"`` and ``"large"``, each ``", without decay"`` and ``", with decay"``.
+        seed: The seed.
+
+    Returns:
+        1 where the order agrees, 0 where not: un-normalised, and filter-normalised for comparison.
+    """
+    found = {}
+    for words in ("without decay", "with decay"):
+        pair = {name: arms[f"{name}, {words}"] for name in ("small", "large")}
+        agrees = order_agrees(bench, pair, seed)
+        found[words], found[f"{words}, filter"] = agrees["none"], agrees["filter"]
     return found
 
 

@@ -42,13 +42,14 @@ def sam_claims(size: Size) -> list[Claim]:
             "sam-equal-epochs", "SAM", "SAM generalises better than SGD at equal epochs.",
             "WRN-28-10 on CIFAR-100, 200 epochs: error 16.5 % against 18.8 %",
             "test accuracy, MNIST-1D with 30 % label noise", 0.005, (("SAM", "SGD"),), endpoint("test_accuracy"),
-            {"SGD": sgd, "SAM": sam}, seeds=size.seeds, seconds=25,
+            {"SGD": sgd, "SAM": sam}, seeds=size.seeds, seconds=22,
         ),
         Claim(
             "sam-equal-compute", "SAM", "SAM generalises better than SGD that trains twice as long.",
             "the paper gives SGD twice the epochs and SAM still wins; ImageNet ResNet-152, 400 epochs: 18.4 % against "
             "20.3 % for the best SGD", "test accuracy, MNIST-1D with 30 % label noise", 0.005, (("SAM", "SGD twice"),),
-            endpoint("test_accuracy"), {"SGD twice": twice, "SAM": sam}, seeds=size.seeds, seconds=20,
+            endpoint("test_accuracy"), {"SGD twice": twice, "SAM": sam}, seeds=size.seeds, seconds=14,
+            after=("sam-equal-epochs",),
         ),
         Claim(
             "sam-curvature", "SAM", "SAM ends in flatter regions than SGD, at equal train loss.",
@@ -56,21 +57,21 @@ def sam_claims(size: Size) -> list[Claim]:
             "log10 of the largest Hessian eigenvalue where the paths have the same train loss, digits", 0.1,
             (("SAM", "SGD"),), matched(lambda_max_at_matched_loss),
             {"SGD": arm(small), "SAM": arm(small, SAM)}, higher=False,
-            seeds=size.seeds, seconds=8, code=("study/matched.py", "curvature/eigenvalues.py", "curvature/lanczos.py"),
+            seeds=size.seeds, seconds=5,
         ),
         Claim(
             "sam-m", "SAM", "A smaller m (samples that share an ascent) generalises better.",
             "smaller m is better; no number taken over",
             "test accuracy, MNIST-1D with 30 % label noise, batches of 256", 0.005,
             (("m = 16", "m = 256"), ("m = 64", "m = 256")), micro_batches, {"m = 256": arm(wide, SAM)},
-            seeds=size.few, seconds=60, code=("optim/ascent.py",),
+            seeds=size.few, seconds=60,
             note="batch norm sees the parts, so that m changes its batches too",
         ),
         Claim(
             "sam-late", "SAM", "SAM in the last part of training suffices.",
             "Andriushchenko and Flammarion 2022; no number taken over",
             "test accuracy, MNIST-1D with 30 % label noise", 0.005, tuple((name, "SGD") for name in late),
-            endpoint("test_accuracy"), {"SGD": arm(run), **late}, seeds=size.seeds, seconds=40,
+            endpoint("test_accuracy"), {"SGD": arm(run), **late}, seeds=size.seeds, seconds=26,
         ),
     ]  # fmt: skip
 

@@ -13,7 +13,20 @@ from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Measure
 from lowland.study.endpoints import cost_of, read_endpoint
 
-__all__ = ["FULL", "SMALL", "Size", "arm", "digits", "endpoint", "passes_over", "reader", "signals"]
+__all__ = [
+    "ADAMW",
+    "ADAPTIVE",
+    "FULL",
+    "SMALL",
+    "Size",
+    "arm",
+    "digits",
+    "endpoint",
+    "passes_over",
+    "reader",
+    "signals",
+    "steps_to",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,7 @@ class Size:
         images: Training images of the digits.
         survey_epochs: Epochs on the digits.
         accelerator: cpu, cuda or auto.
+        cost: Time of a row over the small one's, on one core.
     """
 
     name: str
@@ -39,10 +53,11 @@ class Size:
     images: int
     survey_epochs: int
     accelerator: str = "cpu"
+    cost: float = 1.0
 
 
 SMALL: Final = Size("small", 20, 6, 1000, 60, 150, 40)
-FULL: Final = Size("full", 40, 20, 4000, 200, 897, 100, "auto")
+FULL: Final = Size("full", 40, 20, 4000, 200, 897, 100, "auto", cost=14.0)
 
 
 def signals(size: Size, **options: Any) -> FitSpec:
@@ -81,6 +96,17 @@ def digits(size: Size, *, model: ModelSpec | None = None, **options: Any) -> Fit
     }  # fmt: skip
     network = model or ModelSpec(name="resnet8", options={"width": 8})
     return FitSpec(model=network, data=data, **{**settings, **options})
+
+
+ADAMW: Final = {
+    "optimizer.name": "adamw", "optimizer.learning_rate": 3e-3, "optimizer.weight_decay": 0.01,
+}  # fmt: skip
+"""Changes that make AdamW the base optimizer."""
+
+ADAPTIVE: Final[dict[str, list[Any]]] = {
+    "optimizer__learning_rate": [1e-3, 3e-3, 1e-2, 3e-2], "optimizer__weight_decay": [0.01, 0.1],
+}  # fmt: skip
+"""What is searched for an adaptive base, in place of SGD's grid."""
 
 
 def arm(run: FitSpec, changes: Mapping[str, Any] | None = None, *, tuned: bool = False, **grid: list[Any]) -> Arm:
@@ -130,6 +156,31 @@ def reader(read: Callable[[Path], float], *, surveyed: bool = False) -> Measure:
             found[f"passes {name}"] = cost_of(path).passes
             if surveyed:
                 found[f"train loss {name}"] = read_endpoint(path, "train_loss")
+        return found
+
+    return measure
+
+
+def steps_to(loss: float) -> Measure:
+    """Return the measure of rows about speed: steps until an epoch's train loss is at most a level.
+
+    A run that never gets there is censored: it counts with all its steps, so that the mean is the restricted mean time
+    up to the run's length, and the row shows the share of runs that got there.
+
+    Args:
+        loss: The level.
+
+    Returns:
+        A measure.
+    """
+
+    def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, one in arms.items():
+            path = bench.train(bench.settled(one), seed)
+            found[name] = read_endpoint(path, f"restricted_steps_to_loss:{loss}")
+            found[f"reached {name}"] = read_endpoint(path, f"reached_loss:{loss}")
+            found[f"passes {name}"] = cost_of(path).passes
         return found
 
     return measure
