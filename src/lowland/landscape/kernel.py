@@ -263,7 +263,9 @@ def _move_regenerated(place: _Place, axes: Sequence[Axis], coordinates: Sequence
 
 
 def _numbers(name: str, estimate: Estimate) -> dict[str, float]:
-    """Return the stored numbers of one metric: value, standard error, skewness."""
+    """Return the stored numbers of one metric: value, standard error, skewness; the value alone of mere totals."""
+    if estimate.samples == 0:
+        return {name: estimate.value}
     if name == "loss_difference":
         return {"loss_difference_se": estimate.standard_error}
     return {name: estimate.value, f"{name}_se": estimate.standard_error, f"{name}_skew": estimate.skewness}
