@@ -9,10 +9,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import CheckpointError, InputError, StoreError
+from lowland.store.files import write_atomically
+from lowland.store.runs import open_run_folder
 from lowland.training import CheckpointFolder, Schedule, read_metrics, read_weights
 from lowland.training.checkpoint import random_state, restore_random_state
-from lowland.training.files import open_run_folder, write_atomic
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result
 
 
@@ -158,14 +159,14 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path) -> No
 
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
-    write_atomic(path, b"old")
+    write_atomically(path, b"old")
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match="No space left"):
-        write_atomic(path, b"new")
+    with pytest.raises(StoreError, match="No space left"):
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -45,11 +45,12 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
     Returns:
         Name -> store.
     """
+    from lowland.store.runs import RunPaths
+
     names = []
     for path in paths:
-        place = Path(path).absolute()
-        run = place.parent.parent if place.parent.name in ("surfaces", "curvature") else place.parent
-        names.append(f"{run.name}" if (run / "spec.yaml").is_file() else place.stem)
+        run = RunPaths.of_store(path)
+        names.append(run.root.name if run.spec.is_file() else Path(path).absolute().stem)
     if len(set(names)) < len(names):
         names = [f"{name} {Path(path).stem}" for name, path in zip(names, paths, strict=True)]
     if len(set(names)) < len(names):

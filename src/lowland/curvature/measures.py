@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from lowland.core.errors import InputError
+from lowland.core.matched import comparable
 from lowland.core.params import ParameterSpace
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
@@ -27,8 +28,6 @@ from lowland.curvature.worst_case import Norm, WorstCase, worst_case_sharpness
 
 __all__ = ["MEASURES", "Measure", "at_matched_loss", "sharpness_table"]
 
-COMPARABLE: Final = 1.5
-"""Train losses that differ by more than this factor make sharpness at the end of training incomparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +171,7 @@ def at_matched_loss(
     return {
         "end": {name: float(values[-1]) for name, (_, values) in curves.items()},
         "end_losses": ends,
-        "comparable_at_end": max(ends.values()) <= COMPARABLE * min(ends.values()),
+        "comparable_at_end": comparable(list(ends.values())),
         "losses": list(losses),
         "matched": {name: [_at(loss, values, where) for where in losses] for name, (loss, values) in curves.items()},
     }

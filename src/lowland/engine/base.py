@@ -7,7 +7,6 @@ loop in `lowland.engine.serial`: tasks, points and rows can be pickled, and rows
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from traceback import format_exception
 from typing import Any, Literal, Protocol, TypeAlias
 
 from lowland.core.errors import InputError
+from lowland.core.pace import Clock
 
 __all__ = ["Engine", "Event", "OnEvent", "Point", "Row", "Task", "failed_row", "run_chunk"]
 
@@ -171,21 +171,21 @@ class Engine(ABC):
         known = dict(known or {})
         _check(points, chunk, known)
         tell = on_event or (lambda event: None)
-        start, finished, before, total = time.monotonic(), 0, len(known), len(points) + len(known)
+        done, total = len(known), len(points) + len(known)
+        clock = Clock(total, done)
         guess = None if seconds_per_point is None else seconds_per_point * len(points) / self.workers
-        tell(Event("started", before, total, 0.0, guess))
+        tell(Event("started", done, total, 0.0, guess))
         for rows in self._rows(task, points, chunk, known):
             yield rows  # the reader has stored them before they are announced
-            finished += len(rows)
-            elapsed = max(time.monotonic() - start, 1e-9)
-            rate = finished / elapsed
-            state = (before + finished, total, elapsed, (len(points) - finished) / rate, rate)
+            done += len(rows)
+            pace = clock.at(done)
+            state = (done, total, pace.elapsed, pace.remaining, pace.rate)
             for row in rows:
                 if row.failed:
                     tell(Event("failed", *state, row.error, row.traceback))
             tell(Event("rows", *state))
-        elapsed = max(time.monotonic() - start, 1e-9)
-        tell(Event("done", before + finished, total, elapsed, 0.0, finished / elapsed))
+        pace = clock.at(done)
+        tell(Event("done", done, total, pace.elapsed, 0.0, pace.rate))
 
     @abstractmethod
     def _rows(self, task: Task, points: Sequence[Point], chunk: int, known: dict[int, Row]) -> Iterator[list[Row]]:

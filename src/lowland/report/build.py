@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 import lowland
 from lowland.core.errors import InputError
+from lowland.core.matched import comparable
 from lowland.report.comparison import comparison_section
-from lowland.report.curvature import comparable, curvature_section, scalar
+from lowland.report.curvature import curvature_section, scalar
 from lowland.report.dynamics import training_section, trajectories_section
 from lowland.report.landscapes import landscapes_section
 from lowland.report.runs import Run, final_curvature, path_plane

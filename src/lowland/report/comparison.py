@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from lowland.core.matched import LOSS_RATIO, comparable
 from lowland.report.curvature import (
-    LOSS_RATIO,
-    comparable,
     highest_eigenvalue,
     lowest_eigenvalue,
     scalar,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowland.core.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.report.measures import further_blocks
 from lowland.report.runs import Run, final_curvature
 from lowland.report.sections import Block, Paragraph, Section, Table
@@ -16,10 +17,7 @@ from lowland.report.statistics import show
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["LOSS_RATIO", "comparable", "curvature_section", "lowest_eigenvalue", "scalar", "with_error"]
-
-LOSS_RATIO = 1.5
-"""Train losses that differ by more make curvatures incomparable at the end of training."""
+__all__ = ["curvature_section", "lowest_eigenvalue", "scalar", "with_error"]
 
 _HEADER = (
     "run", "train loss", "train accuracy", "weight norm", "λ max", "η λ max / 2(1+β)", "λ min", "trace",
@@ -107,25 +105,6 @@ def lowest_eigenvalue(result: xr.Dataset) -> str:
     if value + (residual or 0.0) >= 0:
         return f"sign undecided ({show(value)}, residual {show(residual, 1)})"
     return show(value) if residual is None else f"{show(value)} (residual {show(residual, 1)})"
-
-
-def comparable(losses: Sequence[float | None]) -> bool:
-    """Return whether train losses are close enough to compare curvatures.
-
-    Args:
-        losses: Train losses; None where unknown.
-
-    Returns:
-        True where all are known, not negative and within a factor of `LOSS_RATIO`.
-
-    Example:
-        >>> comparable([1.0, 1.4]), comparable([1.0, 1.6])
-        (True, False)
-    """
-    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
-    if len(known) < len(losses):
-        return False
-    return not known or (min(known) >= 0 and max(known) <= LOSS_RATIO * min(known))
 
 
 def curvature_section(runs: Sequence[Run]) -> Section | None:
@@ -224,20 +203,19 @@ def _along(run: Run) -> int:
 
 def _matched(measured: Sequence[tuple[Run, xr.Dataset]]) -> Block:
     # The lowest train loss that every run has reached, looked up along each run's own curvature results.
-    ends = [scalar(result, "train_loss") for _, result in measured]
-    known = [loss for loss in ends if loss is not None and math.isfinite(loss) and loss > 0]
-    if len(known) < len(ends):
+    target = common_loss([scalar(result, "train_loss") for _, result in measured])
+    if target is None:
         return Paragraph("No comparison at matched loss: a run does not store its train loss.")
-    target = max(known)
     rows, missing = [], []
     for run, _ in measured:
-        near = [(abs(math.log(loss / target)), name, result) for name, result in run.curvature.items()
-                if (loss := scalar(result, "train_loss")) is not None and loss > 0
-                and scalar(result, "lambda_max") is not None]  # fmt: skip
-        distance, name, result = min(near, key=lambda entry: entry[0])
-        if distance > math.log(LOSS_RATIO):
+        losses = {name: loss for name, result in run.curvature.items()
+                  if (loss := scalar(result, "train_loss")) is not None and loss > 0
+                  and scalar(result, "lambda_max") is not None}  # fmt: skip
+        name = nearest(losses, target)
+        if not within(losses[name], target):
             missing.append(run.name)
             continue
+        result = run.curvature[name]
         at_end = result is final_curvature(run)
         rows.append((run.name, name, *_row(run, result, end=at_end)[1:]))
     if missing:

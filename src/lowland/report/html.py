@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from html import escape
 from importlib import resources
@@ -25,6 +23,7 @@ from lowland.report.sections import (
     Section,
     Table,
 )
+from lowland.store.files import write_atomically
 from lowland.viz.backends import draw
 from lowland.viz.plotly import script
 
@@ -46,6 +45,7 @@ def write(report: Report, path: str | Path) -> Path:
 
     Raises:
         InputError: If the suffix is another one or the folder is missing.
+        StoreError: If the file cannot be written; an old one is kept.
     """
     target = Path(path)
     if target.suffix.lower() not in (".html", ".htm"):
@@ -53,15 +53,7 @@ def write(report: Report, path: str | Path) -> Path:
     if not target.parent.is_dir():
         raise InputError("path", "must lie in a folder that exists", str(target.parent))
     text = render(report)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(target, text.encode())
     return target
 
 

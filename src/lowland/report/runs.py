@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,8 @@ import yaml
 
 from lowland.core.errors import InputError
 from lowland.core.schema import check
+from lowland.store import open as open_store
+from lowland.store.runs import RunPaths, read_metrics, read_result
 from lowland.viz.caption import axes_of
 
 if TYPE_CHECKING:
@@ -138,22 +139,23 @@ def read_run(
     root = Path(folder)
     if not root.is_dir():
         raise InputError("run", "must be a folder that a run has written", str(folder))
-    metrics = _read_metrics(root / "metrics.csv")
-    result = _read_json(root / "result.json")
-    stores = {part: _open_all(root / part, part) for part in ("surfaces", "curvature")}
-    trajectory = _open(root / "trajectory.zarr", "trajectory") if (root / "trajectory.zarr").exists() else None
-    spec = (root / "spec.yaml").read_text(encoding="utf-8") if (root / "spec.yaml").is_file() else ""
+    paths = RunPaths(root)
+    metrics = read_metrics(paths.metrics) if paths.metrics.is_file() else []
+    result = read_result(root) if paths.finished else {}
+    surfaces, curvature = _open_all(paths.surfaces, "surface"), _open_all(paths.curvatures, "curvature")
+    trajectory = _open(paths.trajectory, "trajectory") if paths.trajectory.exists() else None
+    spec = _read_text(paths.spec) if paths.spec.is_file() else ""
     known_data, known_loss = _identity(spec)
-    if not (metrics or result or spec or trajectory is not None or any(stores.values())):
+    if not (metrics or result or spec or trajectory is not None or surfaces or curvature):
         raise InputError("run", "must be a folder that a run has written", str(folder), "it holds no results")
     return Run(
         name=name or root.resolve().name,
         method=method,
         seed=seed,
-        metrics=metrics,
+        metrics=tuple(metrics),
         result=_outcome(result),
-        surfaces=stores["surfaces"],
-        curvature=stores["curvature"],
+        surfaces=surfaces,
+        curvature=curvature,
         trajectory=trajectory,
         spec=spec,
         data=data or known_data,
@@ -226,15 +228,12 @@ def _method_label(spec: Mapping[str, Any]) -> str:
 
 
 def _open(path: Path, kind: str) -> xr.Dataset:
-    from lowland.store import open as open_store  # zarr is slow to import and only needed here
-
     dataset: xr.Dataset = open_store(path)
     check(dataset, kind)
     return dataset
 
 
-def _open_all(folder: Path, part: str) -> dict[str, xr.Dataset]:
-    kind = "surface" if part == "surfaces" else "curvature"
+def _open_all(folder: Path, kind: str) -> dict[str, xr.Dataset]:
     found = {path.stem: _open(path, kind) for path in sorted(folder.glob("*.zarr"))}
     if kind == "curvature":  # the end of training last; a result without a step is the end
         return dict(sorted(found.items(), key=lambda item: float(item[1].attrs.get("step", float("inf")))))
@@ -262,25 +261,8 @@ def _identity(spec: str) -> tuple[str, str]:
     return json.dumps(data, sort_keys=True) if data else "", json.dumps(plain, sort_keys=True) if plain else ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+def _read_text(path: Path) -> str:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError("run", f"holds a damaged file ({error})", str(path)) from error
-    return dict(content) if isinstance(content, dict) else {}
-
-
-def _read_metrics(path: Path) -> tuple[dict[str, Any], ...]:
-    if not path.is_file():
-        return ()
-    with path.open(newline="", encoding="utf-8") as stream:
-        return tuple({key: _number(value) for key, value in row.items() if key} for row in csv.DictReader(stream))
-
-
-def _number(text: Any) -> Any:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return text or None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lowland.spec.parse import from_yaml, to_yaml
 from lowland.spec.specs import FitSpec
 from lowland.spec.surveys import RiskSpec
 from lowland.store.files import write_atomically
+from lowland.store.runs import RunPaths, open_run_folder, read_result
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,11 +36,16 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.paths = RunPaths(self.path)
         if not self.path.is_dir():
             raise InputError("run", "must be the folder of a run", str(path), "make one with `lowland fit`")
-        if not (self.path / "spec.yaml").is_file():
+        if not self.paths.spec.is_file():
             raise InputError("run", "must hold the spec.yaml of a run", str(path), "make one with `lowland fit`")
-        self.spec: FitSpec = from_yaml(FitSpec, self.path / "spec.yaml")
+
+    @cached_property
+    def spec(self) -> FitSpec:
+        """The run's spec, parsed once."""
+        return from_yaml(FitSpec, self.paths.spec)
 
     @classmethod
     def create(cls, spec: FitSpec) -> RunFolder:
@@ -55,24 +62,22 @@ class RunFolder:
         """
         path = Path(spec.folder)
         text = to_yaml(spec)
-        file = path / "spec.yaml"
+        file = RunPaths(path).spec
         if file.is_file():
-            known = from_yaml(FitSpec, file)
-            known.folder = spec.folder  # a folder that was moved is still the same run
-            if known != spec:
+            run = cls(path)
+            if file.read_text(encoding="utf-8") == text:  # parsing takes a tenth of a second
+                return run
+            if replace(run.spec, folder=spec.folder) != spec:  # a folder that was moved is still the same run
                 raise InputError("folder", "holds a run of another spec", str(path), "choose another --folder")
-            return cls(path)
-        # torchrun starts several processes at once, which all come here: each may meet what another is writing
-        if path.exists() and (not path.is_dir() or any(file.name not in entry.name for entry in path.iterdir())):
-            raise InputError("folder", "must be new, empty or the folder of this run", str(path))
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, text.encode())
+            return run
+        # torchrun starts several processes at once, which all come here
+        write_atomically(RunPaths(open_run_folder(path, new=True)).spec, text.encode())
         return cls(path)
 
     @property
     def finished(self) -> bool:
         """Whether training has ended."""
-        return (self.path / "result.json").is_file()
+        return self.paths.finished
 
     def result(self) -> dict[str, Any]:
         """Read the outcome of training.
@@ -83,10 +88,7 @@ class RunFolder:
         Raises:
             InputError: If training has not ended.
         """
-        if not self.finished:
-            raise InputError("run", "must be finished", str(self.path), "go on with `lowland fit`")
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
-        return found
+        return read_result(self.path)
 
     def data(self) -> DataSplits:
         """Load the run's data.
@@ -150,7 +152,7 @@ class RunFolder:
 
         from lowland.store import SnapshotReader
 
-        reader = SnapshotReader(self.path / "snapshots")
+        reader = SnapshotReader(self.paths.snapshots)
         if step not in reader.steps:
             raise InputError("risk.weights", "must be the step of a snapshot", step, f"there are {reader.steps}")
         return {name: torch.as_tensor(array) for name, array in reader.read(step).items()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +16,7 @@ from jsonargparse import ArgumentParser
 
 from lowland.core.errors import InputError
 
-__all__ = ["from_yaml", "parse", "parser_of", "to_yaml"]
+__all__ = ["from_text", "from_yaml", "parse", "parser_of", "to_yaml"]
 
 Spec = TypeVar("Spec")
 
@@ -38,18 +40,18 @@ def parser_of(spec: type[Any], program: str) -> ArgumentParser:
 
 
 def parse(
-    spec: type[Spec], arguments: Sequence[str], program: str = "lowland", **flags: bool
-) -> tuple[Spec, dict[str, bool]]:
+    spec: type[Spec], arguments: Sequence[str], program: str = "lowland", **flags: bool | tuple[str, ...]
+) -> tuple[Spec, dict[str, Any]]:
     """Turn flags and YAML into a spec.
 
     Args:
         spec: A spec class.
         arguments: What stood on the command line.
         program: How the command is called, for the help.
-        **flags: Further switches of the command by name; False by default.
+        **flags: Further flags of the command by name: False for a switch, words for a choice that begins at the first.
 
     Returns:
-        The spec, checked, and the switches.
+        The spec, checked, and the flags' values.
 
     Raises:
         InputError: If a flag is unknown or a value breaks a rule.
@@ -60,20 +62,30 @@ def parse(
         3
     """
     parser = parser_of(spec, program)
-    for flag in flags:
-        parser.add_argument(f"--{flag}", action="store_true", help=_FLAGS[flag])
+    for flag, words in flags.items():
+        if isinstance(words, tuple):
+            parser.add_argument(f"--{flag}", choices=words, default=words[0], help=_FLAGS[flag])
+        else:
+            parser.add_argument(f"--{flag}", action="store_true", help=_FLAGS[flag])
+    made, found = _made(spec, parser, lambda: parser.parse_args(list(arguments)))
+    return made, {flag: found[flag] for flag in flags}
+
+
+def _made(spec: type[Spec], parser: ArgumentParser, read: Callable[[], Any]) -> tuple[Spec, Any]:
+    """Return the spec that a parser reads, and all it found."""
     try:
-        found = parser.parse_args(list(arguments))
-        values = {field.name: found[field.name] for field in dataclasses.fields(spec)}  # type: ignore[arg-type]
+        found = read()
+        for field in dataclasses.fields(spec):  # type: ignore[arg-type]
+            if str(field.type).endswith("Spec") and isinstance(found[field.name], str | int | float | bool | list):
+                raise InputError(field.name, "must hold names with values", found[field.name])
         made = parser.instantiate(found)
     except InputError:
         raise
     except (argparse.ArgumentError, TypeError, ValueError, KeyError, yaml.YAMLError) as error:
         raise _one_line(error) from error
-    chosen = {flag: bool(found[flag]) for flag in flags}
-    spec_made = spec(**{name: made[name] for name in values})
-    _no_holes(spec_made, "")
-    return spec_made, chosen
+    result = spec(**{field.name: made[field.name] for field in dataclasses.fields(spec)})  # type: ignore[arg-type]
+    _no_holes(result, "")
+    return result, found
 
 
 def _no_holes(made: Any, prefix: str) -> None:
@@ -89,6 +101,7 @@ def _no_holes(made: Any, prefix: str) -> None:
 _FLAGS = {
     "quiet": "Print nothing but errors.",
     "json": "Print the result as one JSON document.",
+    "scale": "small: the run of --config by a rule (lowland.spec.recipe.small) for two CPU cores.",
 }
 
 
@@ -147,4 +160,27 @@ def from_yaml(spec: type[Spec], path: Path) -> Spec:
     """
     if not path.is_file():
         raise InputError("config", "must be a YAML file", str(path))
-    return parse(spec, ["--config", str(path)])[0]
+    try:
+        return from_text(spec, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
+
+
+def from_text(spec: type[Spec], text: str) -> Spec:
+    """Read a spec from YAML.
+
+    Args:
+        spec: A spec class.
+        text: The YAML.
+
+    Returns:
+        The spec, checked.
+    """
+    return copy.deepcopy(_read(spec, text))  # a spec can be changed; what is kept must not
+
+
+@functools.lru_cache(maxsize=256)
+def _read(spec: type[Spec], text: str) -> Spec:
+    # parsing takes a tenth of a second, and a study reads the specs of its runs again and again
+    parser = parser_of(spec, "lowland")
+    return _made(spec, parser, lambda: parser.parse_string(text))[0]

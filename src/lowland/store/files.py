@@ -46,6 +46,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         >>> path.read_bytes()
         b'whole'
     """
+    make_folder(path.parent)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -55,7 +56,7 @@ def replacing(path: Path) -> Generator[Path]:
     """Let a file be written under another name beside it, and rename it over the old one at the end.
 
     Args:
-        path: The file; its folder is made.
+        path: The file, in a folder that is there.
 
     Yields:
         The temporary file, to be written and closed inside; an exception leaves the old file as it was.
@@ -65,7 +66,6 @@ def replacing(path: Path) -> Generator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:  # its bytes must be on the disk before its name is
             os.fsync(file.fileno())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+from lowland.core.errors import InputError
+from lowland.core.matched import common_loss, nearest
 from lowland.spec import RiskSpec
 from lowland.spec.folder import RunFolder
 from lowland.store import SnapshotReader
@@ -25,7 +26,7 @@ def losses_along_path(run: RunFolder, risk: RiskSpec) -> dict[int, float]:
     measured = run.risk(risk)
     state = measured.model.state_dict()
     losses = {}
-    for step in SnapshotReader(run.path / "snapshots").steps:
+    for step in SnapshotReader(run.paths.snapshots).steps:
         measured.model.load_state_dict({**state, **run.snapshot(step)})
         losses[step] = measured.evaluate()["loss"].value
     return losses
@@ -42,14 +43,12 @@ def matched_steps(runs: Sequence[RunFolder], risk: RiskSpec) -> list[int]:
 
     Returns:
         One step per run; the last one at which the path is nearest.
+
+    Raises:
+        InputError: If the loss of a run is not finite, or zero.
     """
-    target = max(run.risk(risk).evaluate()["loss"].value for run in runs)
-    steps = []
-    for run in runs:
-        losses = losses_along_path(run, risk)
-        steps.append(min(losses, key=lambda step: (_ratio(losses[step], target), -step)))
-    return steps
-
-
-def _ratio(loss: float, target: float) -> float:
-    return abs(math.log(max(loss, 1e-300) / max(target, 1e-300))) if math.isfinite(loss) else math.inf
+    ends = [run.risk(risk).evaluate()["loss"].value for run in runs]
+    target = common_loss(ends)
+    if target is None:
+        raise InputError("runs", "must have finite and positive train losses", ends)
+    return [nearest(losses_along_path(run, risk), target) for run in runs]

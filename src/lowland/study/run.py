@@ -20,11 +20,11 @@ from lowland.spec.build import build_data, build_loss, build_model, build_optimi
 from lowland.spec.parse import from_yaml
 from lowland.spec.runs import curvature_run, surface_run
 from lowland.spec.study import Changes, StudySpec
+from lowland.store.files import write_atomically
 from lowland.study.endpoints import check_endpoint, cost_of, read_endpoint
 from lowland.study.plan import Job, check_changes, jobs, run_spec, variants
 from lowland.study.search import Trial, best, settings_of, suggest, trial_jobs
 from lowland.study.work import Failures, OnRun, train
-from lowland.training.files import write_atomic
 
 __all__ = ["Progress", "Study", "check_study", "run_study"]
 
@@ -146,7 +146,7 @@ def _open_folder(spec: StudySpec) -> Path:
             raise InputError("folder", "holds another study", str(folder), "choose another --folder")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("folder", "must be new, empty or the folder of this study", str(folder))
-    write_atomic(file, to_yaml(spec).encode())
+    write_atomically(file, to_yaml(spec).encode())
     return folder
 
 

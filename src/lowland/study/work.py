@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lowland.core.pace import Clock
 from lowland.engine import Event, OnEvent, Point, Row, select
-from lowland.spec import to_yaml
 from lowland.spec.folder import RunFolder
 from lowland.spec.runs import fit_run
+from lowland.store.files import write_atomically
+from lowland.store.runs import RunPaths
 from lowland.study.plan import Job
-from lowland.training.files import write_atomic
 
 __all__ = ["Failure", "Failures", "OnRun", "train"]
 
@@ -73,7 +73,7 @@ class Failures:
         else:
             self._known[key] = failure
         content = {key: {"error": f.error, "traceback": f.traceback} for key, f in sorted(self._known.items())}
-        write_atomic(self.path, (json.dumps(content, indent=2) + "\n").encode())
+        write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 class FitTask:
@@ -130,10 +130,7 @@ def finished(job: Job) -> bool:
         InputError: If the folder holds a run of another spec.
     """
     path = Path(job.spec.folder)
-    file = path / "spec.yaml"
-    if file.is_file() and file.read_text(encoding="utf-8") == to_yaml(job.spec):  # parsing takes a tenth of a second
-        return (path / "result.json").is_file()
-    return file.is_file() and RunFolder.create(job.spec).finished
+    return RunPaths(path).spec.is_file() and RunFolder.create(job.spec).finished
 
 
 def train(
@@ -181,13 +178,12 @@ class _Clock:
         self._total = sum(job.spec.epochs for job in jobs)
         self._before = self._total - sum(self._epochs)
         self._done: dict[int, float] = {}
-        self._gained = 0.0
-        self._start = time.monotonic()
+        self._clock = Clock(sum(self._epochs))
 
     def inside(self, index: int, event: Event) -> None:
         share = event.done / event.total if event.total else 0.0
         if event.kind == "started":  # what an interrupted run had done before is no work of this session
-            self._gained -= share * self._epochs[index]
+            self._clock.before += share * self._epochs[index]
         self._done[index] = share * self._epochs[index]
         self.tell("rows")
 
@@ -198,8 +194,7 @@ class _Clock:
         self.tell("rows")
 
     def tell(self, kind: Any, row: Row | None = None) -> None:
-        done, elapsed = sum(self._done.values()), max(time.monotonic() - self._start, 1e-9)
-        rate = max(done + self._gained, 0.0) / elapsed
-        left = (sum(self._epochs) - done) / rate if rate > 0 else None
+        done, pace = sum(self._done.values()), self._clock.at(sum(self._done.values()))
         text = ("", "") if row is None else (row.error, row.traceback)
-        self._receive(Event(kind, round(self._before + done), self._total, elapsed, left, rate, *text))
+        state = (round(self._before + done), self._total, pace.elapsed, pace.remaining, pace.rate)
+        self._receive(Event(kind, *state, *text))

@@ -17,8 +17,8 @@ from lowland.core.errors import InputError
 from lowland.core.modes import BatchNormMode
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, SpectrumEnds, interval, stability, warm_started_extremes
+from lowland.store.files import write_atomically
 from lowland.training.evaluation import plain_loss
-from lowland.training.files import write_atomic
 from lowland.training.hooks import Hook, Run
 
 __all__ = ["CURVATURE_COLUMNS", "CurvatureCurve"]
@@ -108,7 +108,7 @@ class CurvatureCurve(Hook):
             InputError: If the run is too short for the share, or its data cannot be read again.
         """
         train: Any = run.data.train
-        count = len(train.dataset if isinstance(train, DataLoader) else train)
+        count: int = len(getattr(train, "dataset", train))
         samples = min(self.samples, count)
         adaptive = "betas" in run.optimizer.param_groups[0] or "alpha" in run.optimizer.param_groups[0]
         runs = 2 if adaptive else 1
@@ -204,4 +204,4 @@ def _write(path: Path, rows: list[dict[str, float]]) -> None:
     for row in rows:
         whole = {name: int(row[name]) for name in ("step", "products")}
         writer.writerow({name: whole.get(name, "" if math.isnan(v) else repr(v)) for name, v in row.items()})
-    write_atomic(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())

@@ -30,6 +30,7 @@ from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
 from lowland.store.files import only_writer
+from lowland.store.runs import open_run_folder
 from lowland.training.checkpoint import (
     CheckpointFolder,
     check_recipe,
@@ -38,7 +39,6 @@ from lowland.training.checkpoint import (
     split_state,
 )
 from lowland.training.evaluation import Evaluation, plain_loss
-from lowland.training.files import open_run_folder
 from lowland.training.hooks import Hook, Run
 from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
 from lowland.training.schedule import ScheduleLike, as_schedule
