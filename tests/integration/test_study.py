@@ -1,22 +1,27 @@
 """The whole study on clusters of points: budgets, search, kills, failures, bad input, pages, and the two commands."""
 
+import io
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import yaml
+from rich.console import Console
 from tests.study_cases import METHODS, base_run, tiny_study
 
 from lowland.cli.main import main
+from lowland.cli.study import LiveOutput
 from lowland.core.errors import InputError, LowlandError
+from lowland.engine import Event
 from lowland.spec import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
 from lowland.spec.folder import RunFolder
 from lowland.study import compare_methods, recommend, run_study, work, write_report
 from lowland.study.compare import check_same_data, page_of
 from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint
-from lowland.study.plan import apply
+from lowland.study.plan import Job, apply
 from lowland.study.run import check_study
+from lowland.study.work import Failure
 from lowland.training import read_metrics
 
 
@@ -165,10 +170,13 @@ def test_processes_give_the_same_numbers(tmp_path):
 def test_every_endpoint_reads_a_number(tmp_path):
     folder = run_study(tiny_study(tmp_path / "s", seeds=2)).jobs["epochs"][0].spec.folder
     rows = read_metrics(RunFolder(folder).path / "metrics.csv")
-    threshold = {"steps_to_loss": ":9", "passes_to_loss": ":9", "loss_spikes": ":1.5"}
+    levels = ("steps_to_loss", "passes_to_loss", "restricted_steps_to_loss", "reached_loss")
+    threshold = {**dict.fromkeys(levels, ":9"), "loss_spikes": ":1.5"}
     values = {name: read_endpoint(folder, name + threshold.get(name, "")) for name in ENDPOINTS}
     assert all(math.isfinite(value) for value in values.values())
     assert values["steps_to_loss"] == 3 and math.isnan(read_endpoint(folder, "steps_to_loss:0"))
+    assert (values["restricted_steps_to_loss"], values["reached_loss"]) == (3, 1)
+    assert [read_endpoint(folder, f"{name}:0") for name in ("restricted_steps_to_loss", "reached_loss")] == [9, 0]
     assert values["test_error"] == pytest.approx(1 - values["test_accuracy"])
     assert values["largest_drop"] == max(
         a["train_loss"] - b["train_loss"] for a, b in zip(rows, rows[1:], strict=False)
@@ -234,15 +242,16 @@ def test_runs_on_other_data_are_not_compared(tmp_path):
         check_same_data([job.spec.folder for job in (one, two)])
 
 
-def test_curvature_in_two_batch_norm_modes_is_not_mixed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "values"), [("batch_norm", ["running", "batch"]), ("samples", [48, 24])])
+def test_curvature_in_two_modes_or_of_two_sample_sizes_is_not_mixed(tmp_path, monkeypatch, name, values):
     study = run_study(tiny_study(tmp_path / "s", seeds=2, survey=SurveySpec(curvature=2)))
     from lowland.study import compare as module
 
-    real, modes = module.store.open, iter(["running", "batch", "running", "running"])
+    real, modes = module.store.open, iter([*values, values[0], values[0]])
 
     def opened(path):
         found = real(path)
-        found.attrs["batch_norm"] = next(modes)
+        found.attrs[name] = next(modes)
         return found
 
     monkeypatch.setattr(module.store, "open", opened)
@@ -273,6 +282,21 @@ def test_recommend_says_so_where_nothing_differs(tmp_path):
     found = recommended(tmp_path / "r", {"SGD": {}, "same": {"optimizer.momentum": 0.9}})
     assert found.lines[0].startswith("No difference") and found.winner == "SGD"
     assert "same" in found.lines[1] and "1.00" in found.lines[2]
+
+
+def test_a_live_table_stands_above_bars_with_the_time_left(tmp_path):
+    screen = io.StringIO()
+    output = LiveOutput()
+    output._console = Console(file=screen, force_terminal=True, width=140)
+    with output:
+        run_study(tiny_study(tmp_path / "s", seeds=2), progress=output.progress, on_run=output.on_run)
+        output.progress("equal epochs")(Event("rows", 4, 12, 10.0, 65.0, 0.4))
+        output.on_run(Job("epochs", "", "SAM", 2, base_run()), Failure("it broke"))
+    text = screen.getvalue()
+    assert "epochs SGD" in text and "epochs SAM" in text and "mean test_accuracy" in text
+    assert "1:05 left" in text and "it broke" in text
+    last = text[text.rindex("compared at equal, method") :]
+    assert last[last.index("epochs SAM") :].split()[:6] == ["epochs", "SAM", "│", "2", "│", "1"]
 
 
 def test_the_commands(tmp_path, capsys, monkeypatch):

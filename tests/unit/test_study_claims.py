@@ -29,7 +29,7 @@ from lowland.study.page import budget_table, minutes_left, page
 from lowland.study.rows import FULL, SMALL, Size, claims
 from lowland.study.rows.llr_measures import escape_steps
 from lowland.study.rows.lookahead import first_stage_cosines
-from lowland.study.rows.tasks import arm, steps_to
+from lowland.study.rows.tasks import arm, endpoint, steps_to
 
 TINY = Size("small", 2, 2, 64, 2, 48, 2)
 
@@ -140,6 +140,17 @@ def test_runs_are_shared_and_belong_to_their_code(tmp_path, monkeypatch):
     assert bench.train(spec, 3) == first != bench.place(spec)
     monkeypatch.setattr(bench_module, "own_source", OtherCode)
     assert bench.place(spec) != first
+
+
+def test_a_row_is_computed_again_from_its_stored_runs_without_training(tmp_path, monkeypatch):
+    arms = {"SGD": arm(base_run()), "SAM": arm(base_run(), {"optimizer.method": "sam"})}
+    claim = Claim("row", "G", "s", "p", "e", 0.01, (("SAM", "SGD"),), endpoint("test_accuracy"), arms, seeds=3)
+    first = run_claim(claim, tmp_path / "store", Bench(tmp_path / "runs"))
+    (tmp_path / "store" / "row.json").unlink()
+    monkeypatch.setattr(bench_module, "fit_run", lambda spec: pytest.fail("trained again"))
+    again = run_claim(claim, tmp_path / "store", Bench(tmp_path / "runs"))
+    assert not again.failed
+    assert all(first.values(name) == again.values(name) and len(first.values(name)) == 3 for name in arms)
 
 
 def test_every_tuned_arm_has_as_many_trials(tmp_path, monkeypatch):

@@ -332,6 +332,8 @@ def _chains(node: ast.AST) -> Iterator[tuple[str, ...]]:
         return
     if isinstance(node, ast.Name):
         yield (node.id,)
-    asks = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance"
-    for child in ast.iter_child_nodes(node) if not asks else node.args[:1]:  # whoever built it names its class
+    children = ast.iter_child_nodes(node)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+        children = iter(node.args[:1])  # the class counts where the object is built
+    for child in children:
         yield from _chains(child)

@@ -168,7 +168,7 @@ def _elsewhere(size: Size) -> list[Claim]:
             "test loss (nats per byte), a small transformer on the Python language reference",
             0.01, (("LLR", "AdamW"),),
             endpoint("test_loss"),
-            {"AdamW": arm(language, tuned=True, **ADAPTIVE), "LLR": arm(language, LLR, tuned=True, **ADAPTIVE)},
+            {"AdamW": arm(language, {}, tuned=True, **ADAPTIVE), "LLR": arm(language, LLR, tuned=True, **ADAPTIVE)},
             higher=False, seeds=size.few,
             seconds=60, note="with Adam the multiplier mostly cancels, and the documentation advises against it",
         ),
