@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -617,3 +618,21 @@ def test_dispatched_operations_stay_within_reach(make, norms, limit):
 def test_sala_reads_one_number_per_period():
     names = operations(lambda base: optim.SALA(base, rho=10.0, period=3))
     assert sum("_local_scalar_dense" in name for name in names) <= 1
+
+
+@pytest.mark.parametrize("method", [optim.SAM, optim.ASAM, optim.SALA])
+def test_gradients_of_the_first_pass_are_gone_in_the_second(method) -> None:
+    layer = nn.Linear(4, 4)
+    optimizer = method(torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9), rho=10.0)
+    met = 0
+    for _ in range(8):
+        optimizer.zero_grad()
+        layer(torch.ones(2, 4)).square().mean().backward()
+        if optimizer.needs_perturbation():
+            first = [weakref.ref(parameter.grad) for parameter in layer.parameters()]
+            with optimizer.perturb():
+                assert [gradient() for gradient in first] == [None, None]
+                layer(torch.ones(2, 4)).square().mean().backward()
+            met += 1
+        optimizer.step()
+    assert met

@@ -199,6 +199,7 @@ class Ascent(Wrapper):
                     stack.enter_context(buffers_kept(self._modules(), scratch.buffers))
                 stack.callback(self._come_back)
                 self._go_up(entries)
+                del entries  # or the first gradients would live on through the second pass, in the way of its memory
                 if self.options.rng == "replay":
                     stack.enter_context(replayed(scratch.random))
                 stack.enter_context(perturbed_pass())
