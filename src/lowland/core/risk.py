@@ -215,10 +215,14 @@ class EmpiricalRisk:
         Raises:
             InputError: If ``evaluate`` gives no ``"loss"``.
         """
-        measured = self.measure(batch)
-        if "loss" not in measured:
-            raise InputError("evaluate", 'must give "loss" for gradients and curvature', sorted(measured))
-        values, weights = measured["loss"]
+        if self.custom is None:  # the loss alone: metrics have no part in a graph
+            assert self.loss is not None
+            values, weights = _pair("loss", per_sample_loss(self.loss, forward(self.model, batch), batch.target))
+        else:
+            measured = self.measure(batch)
+            if "loss" not in measured:
+                raise InputError("evaluate", 'must give "loss" for gradients and curvature', sorted(measured))
+            values, weights = measured["loss"]
         if weights is None:
             weights = float(values.numel())
         total = weights.sum() if isinstance(weights, Tensor) else torch.as_tensor(float(weights), device=values.device)
