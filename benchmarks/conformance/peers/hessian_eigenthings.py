@@ -1,0 +1,40 @@
+"""Adapter of hessian-eigenthings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hessian_eigenthings as he
+
+from lowland.testing import Adapter, CurvatureAdapter
+
+
+class HessianEigenthings(CurvatureAdapter):
+    name = "hessian-eigenthings"
+
+    def operator(self, model: Any, loss: Any, batches: Any) -> Any:
+        return he.HessianOperator(model, batches, he.supervised_loss(loss))
+
+    def product(self, model: Any, loss: Any, batches: Any, vector: Any) -> Any:
+        return self.operator(model, loss, batches).matvec(vector)
+
+    def ends(self, model: Any, loss: Any, batches: Any) -> tuple[float, float]:
+        made = self.operator(model, loss, batches)
+        steps = min(40, made.size)
+        return tuple(
+            float(he.lanczos(made, k=1, which=end, max_iter=steps, seed=0).eigenvalues[0]) for end in ("SA", "LA")
+        )
+
+    def trace(self, model: Any, loss: Any, batches: Any, *, seed: int) -> tuple[float, float]:
+        found = he.trace(self.operator(model, loss, batches), seed=seed)
+        return float(found.estimate), float(found.stderr)
+
+    def density(self, model: Any, loss: Any, batches: Any, *, seed: int) -> Any:
+        made = self.operator(model, loss, batches)
+        found = he.spectral_density(made, num_runs=4, lanczos_steps=min(40, made.size), seed=seed)
+        runs = zip(found.raw_eigenvalues.numpy(), found.raw_weights.numpy(), strict=True)
+        return [(nodes[nodes == nodes], weights[nodes == nodes]) for nodes, weights in runs]  # padded with NaN
+
+
+def adapters() -> list[Adapter]:
+    return [HessianEigenthings()]

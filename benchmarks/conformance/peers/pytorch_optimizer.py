@@ -1,0 +1,51 @@
+"""Adapters of pytorch_optimizer's SAM family."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytorch_optimizer
+
+from lowland.testing import Adapter, OptimizerAdapter
+
+BEFORE = "the docstring asks for gradients before `step(closure)`; the closure is called at the moved weights only"
+
+
+class Sam(OptimizerAdapter):
+    name, formula = "pytorch_optimizer SAM", "sam"
+    conventions: ClassVar = {"closure_comes_first": BEFORE}
+    kind = pytorch_optimizer.SAM
+    extra: ClassVar[dict[str, Any]] = {}
+
+    def make(self, model: Any, groups: Any, base: Any, options: Any) -> Any:
+        return self.kind(groups, base, rho=self.rho, **self.extra, **options)
+
+    def step(self, model: Any, optimizer: Any, closure: Any) -> Any:
+        loss = closure()
+        optimizer.step(closure)
+        return loss
+
+
+class LookSam(Sam):
+    name, formula = "pytorch_optimizer LookSAM", "other"
+    kind = pytorch_optimizer.LookSAM
+    extra: ClassVar[dict[str, Any]] = {"k": 5}
+
+    def passes(self, steps: int) -> int:
+        return steps + -(-steps // 5)
+
+
+class FriendlySam(Sam):
+    name, formula = "pytorch_optimizer FriendlySAM", "other"
+    kind = pytorch_optimizer.FriendlySAM
+
+
+class Wsam(OptimizerAdapter):
+    name = "pytorch_optimizer WSAM"
+
+    def make(self, model: Any, groups: Any, base: Any, options: Any) -> Any:
+        return pytorch_optimizer.WSAM(model, groups, base, rho=self.rho, **options)
+
+
+def adapters() -> list[Adapter]:
+    return [Sam(), Wsam(), LookSam(), FriendlySam()]

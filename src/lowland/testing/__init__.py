@@ -1,0 +1,52 @@
+"""The conformance suite: what a sharpness-aware optimizer, a landscape tool and a curvature tool must get right.
+
+An adapter of some thirty lines tells the suite how a tool is driven (`OptimizerAdapter`, `LandscapeAdapter`,
+`CurvatureAdapter`). ``pytest --conformance FILE`` checks every adapter in a file; `check` does it from Python.
+Nothing is imported before it is asked for, so that pytest may load the plugin at no cost.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lowland.testing.adapters import Adapter, CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
+    from lowland.testing.own import own_adapters
+    from lowland.testing.rulebook import Breach, NotOffered, Outcome, Rule, check, demand, rules
+
+__all__ = [
+    # what an adapter says
+    "Adapter",
+    "OptimizerAdapter",
+    "LandscapeAdapter",
+    "CurvatureAdapter",
+    "Surface",
+    "NotOffered",
+    # what is asked of it
+    "rules",
+    "Rule",
+    "check",
+    "Outcome",
+    "Breach",
+    "demand",
+    # our own
+    "own_adapters",
+]
+
+_HOMES = {
+    "adapters": ("Adapter", "OptimizerAdapter", "LandscapeAdapter", "CurvatureAdapter", "Surface"),
+    "rulebook": ("NotOffered", "rules", "Rule", "check", "Outcome", "Breach", "demand"),
+    "own": ("own_adapters",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

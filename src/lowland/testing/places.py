@@ -1,0 +1,160 @@
+"""Where a landscape tool has really been: a network that notes its own weights whenever it is called."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from lowland.testing.adapters import LandscapeAdapter, Surface
+from lowland.testing.problems import flat
+from lowland.testing.rulebook import demand
+
+__all__ = ["Lattice", "Noting", "lattice", "plain_loss", "small", "surveyed"]
+
+
+class Noting(nn.Module):
+    """A network that notes its parameters at each call.
+
+    Args:
+        body: The network.
+    """
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.places: list[Tensor] = []
+
+    def __deepcopy__(self, memory: dict[int, Any]) -> Noting:
+        """Return a copy that notes into the same list."""
+        twin = Noting(copy.deepcopy(self.body, memory))
+        twin.training, twin.places = self.training, self.places
+        return twin
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores."""
+        self.places.append(flat(list(self.body.parameters())).double())
+        scores: Tensor = self.body(x)
+        return scores
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """The plane that a tool has evaluated, found from the values it returned and the weights it visited.
+
+    Args:
+        u: Move of the weights per unit of the first stated coordinate, by parameter name.
+        v: The same for the second.
+        origin: Weights at the stated coordinates (0, 0), shape [P].
+        error: Largest distance of a place from the plane's regular grid, in steps of the grid.
+        center: The model's weights, shape [P].
+        found: Share of values that belong to a place visited.
+    """
+
+    u: dict[str, Tensor]
+    v: dict[str, Tensor]
+    origin: Tensor
+    error: float
+    center: Tensor
+    found: float
+
+
+def small(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a small regression network in evaluation mode, with data.
+
+    Args:
+        seed: Of the weights and data.
+
+    Returns:
+        Network, inputs, targets.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
+        return net, torch.randn(11, 4), torch.randn(11, 3)
+
+
+def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Return the mean squared error of a model as it stands."""
+    with torch.no_grad():
+        return float(F.mse_loss(model(x), y))
+
+
+def surveyed(
+    adapter: LandscapeAdapter, body: nn.Module | None = None, data: tuple[Tensor, Tensor] | None = None, **options: Any
+) -> tuple[Surface, Noting, Lattice]:
+    """Let a tool draw a plane around a noting network, and find out where it has been.
+
+    Args:
+        adapter: Drives the tool.
+        body: The network; default `small`.
+        data: Inputs and targets.
+        **options: For `LandscapeAdapter.plane`.
+
+    Returns:
+        What the tool found, the network, and the plane.
+    """
+    net, x, y = small()
+    if body is not None and data is not None:
+        net, (x, y) = body.eval(), data
+    model = Noting(net).eval()
+    center = flat(net).double()
+    surface = adapter.plane(model, nn.MSELoss(), [(x, y)], **options)
+    return surface, model, lattice(surface, model, (x, y), center)
+
+
+def lattice(surface: Surface, model: Noting, data: tuple[Tensor, Tensor], center: Tensor) -> Lattice:
+    """Find the place of each value among those visited, and fit a regular grid through them.
+
+    Args:
+        surface: What the tool found.
+        model: The network after the survey.
+        data: Inputs and targets.
+        center: The weights before the survey, shape [P].
+
+    Returns:
+        The fit.
+    """
+    demand(surface.values.shape == (len(surface.x), len(surface.y)), f"values have the shape {surface.values.shape}")
+    places = list({tuple(place.tolist()): place for place in model.places}.values())
+    losses = np.array([_loss_at(model.body, place, *data) for place in places])
+    rows, design, matched = [], [], 0
+    for i, a in enumerate(surface.x):
+        for j, b in enumerate(surface.y):
+            nearest = int(np.argmin(np.abs(losses - surface.values[i, j])))
+            if abs(losses[nearest] - surface.values[i, j]) <= 1e-5 * abs(losses[nearest]):
+                matched += 1
+                rows.append(places[nearest].numpy())
+                design.append([1.0, float(a), float(b)])
+    share = matched / surface.values.size
+    demand(share > 0.5, f"{1 - share:.0%} of the values are those of no place that the tool has visited")
+    matrix, targets = np.array(design), np.stack(rows)
+    solved = np.linalg.lstsq(matrix, targets, rcond=None)[0]
+    spacing = min(_step(surface.x) * np.linalg.norm(solved[1]), _step(surface.y) * np.linalg.norm(solved[2]))
+    error = float(np.linalg.norm(targets - matrix @ solved, axis=1).max() / max(spacing, 1e-300))
+    parts = [_by_name(model.body, torch.as_tensor(row)) for row in solved[1:]]
+    return Lattice(parts[0], parts[1], torch.as_tensor(solved[0]), error, center, share)
+
+
+def _step(axis: NDArray[Any]) -> float:
+    return float(abs(axis[1] - axis[0])) if len(axis) > 1 else math.inf
+
+
+def _by_name(body: nn.Module, vector: Tensor) -> dict[str, Tensor]:
+    named = dict(body.named_parameters())
+    parts = torch.split(vector, [p.numel() for p in named.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(named.items(), parts, strict=True)}
+
+
+def _loss_at(body: nn.Module, place: Tensor, x: Tensor, y: Tensor) -> float:
+    weights = {name: value.float() for name, value in _by_name(body, place).items()}
+    with torch.no_grad():
+        return float(F.mse_loss(functional_call(body, weights, (x,)), y))

@@ -1,0 +1,226 @@
+"""The small networks, data and training runs that rules are checked on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowland.testing.adapters import OptimizerAdapter
+
+__all__ = ["BASES", "Still", "Training", "batches", "bits", "flat", "groups_of", "mlp", "normed", "split"]
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+class Still(torch.optim.SGD):
+    """A base optimizer whose step does nothing, to see what a wrapper does by itself; its rate is 0 too."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing.
+
+        Args:
+            closure: Not called.
+        """
+        del closure
+
+
+BASES: Final[dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
+    "sgd": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}),
+    "adamw": (torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.01}),
+    "still": (Still, {"lr": 0.0, "momentum": 0.9}),
+}
+
+
+def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Return a network of four layers of parameters.
+
+    Args:
+        dtype: Type of its parameters.
+
+    Returns:
+        A new network, always with the same weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+
+
+def normed(momentum: float | None = 0.1, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return a network with batch norm.
+
+    Args:
+        momentum: Of the running statistics; None averages cumulatively.
+        dtype: Type of its parameters.
+
+    Returns:
+        A new network, always with the same weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        norm = nn.BatchNorm1d(8, momentum=momentum)
+        return nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 3)).to(dtype)
+
+
+def batches(count: int, dtype: torch.dtype = torch.float64, size: int = 8) -> Pairs:
+    """Return batches of six features and three classes.
+
+    Args:
+        count: How many.
+        dtype: Type of the inputs.
+        size: Samples in each.
+
+    Returns:
+        The same batches each time.
+    """
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(count, size, 6, generator=generator, dtype=torch.float64).to(dtype)
+    y = torch.randint(0, 3, (count, size), generator=generator)
+    return list(zip(x, y, strict=True))
+
+
+def split(x: Tensor, y: Tensor, sizes: Sequence[int]) -> Pairs:
+    """Cut data into batches of given sizes.
+
+    Args:
+        x: Inputs.
+        y: Targets.
+        sizes: Samples in each batch.
+
+    Returns:
+        The batches.
+    """
+    return list(zip(torch.split(x, list(sizes)), torch.split(y, list(sizes)), strict=True))
+
+
+def groups_of(model: nn.Module, count: int) -> list[dict[str, Any]]:
+    """Return the parameters in groups.
+
+    Args:
+        model: The model.
+        count: Number of groups, at most that of the parameters.
+
+    Returns:
+        The groups, in order.
+    """
+    parameters = list(model.parameters())
+    bounds = [len(parameters) * k // count for k in range(count + 1)]
+    return [{"params": parameters[a:b]} for a, b in pairwise(bounds)]
+
+
+def flat(tensors: Any) -> Tensor:
+    """Return tensors, or a model's parameters, as one new vector."""
+    if isinstance(tensors, nn.Module):
+        tensors = tensors.parameters()
+    return torch.cat([t.detach().reshape(-1) for t in tensors]).clone()
+
+
+def bits(model: nn.Module) -> list[Tensor]:
+    """Return copies of all parameters and buffers."""
+    return [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
+
+
+class Training:
+    """A network, the optimizer under test, and batches that never change.
+
+    Args:
+        adapter: Makes and drives the optimizer.
+        base: Name in `BASES`.
+        model: The network; default `mlp`.
+        groups: Number of parameter groups.
+        options: Options of the base that replace those of `BASES`.
+        scale: Factor on the loss.
+    """
+
+    def __init__(
+        self,
+        adapter: OptimizerAdapter,
+        base: str = "sgd",
+        *,
+        model: nn.Module | None = None,
+        groups: int = 1,
+        options: dict[str, Any] | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        self.adapter, self.scale = adapter, scale
+        self.model = mlp() if model is None else model
+        kind, defaults = BASES[base]
+        self.optimizer = adapter.make(self.model, groups_of(self.model, groups), kind, defaults | (options or {}))
+        self.batches = batches(12, next(self.model.parameters()).dtype)
+        self.seen: list[Tensor] = []
+        """Weights at each pass of the latest step."""
+        self.losses: list[float] = []
+        self.passes = 0
+
+    def loss(self, index: int) -> Tensor:
+        """Return the loss of a batch at the present weights."""
+        x, y = self.batches[index % len(self.batches)]
+        return self.scale * F.cross_entropy(self.model(x), y)
+
+    def closure(self, index: int, after: Callable[[int], None] | None = None) -> Callable[[], Any]:
+        """Return a closure in torch's sense that also records the weights it is called at.
+
+        Args:
+            index: Of the batch.
+            after: Called with the number of the pass, from 1, when its gradients are there.
+
+        Returns:
+            The closure.
+        """
+
+        def run() -> Tensor:
+            self.optimizer.zero_grad()
+            self.seen.append(flat(self.model))
+            self.passes += 1
+            loss = self.loss(index)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.losses.append(float(loss.detach()))
+            if after is not None:
+                after(len(self.seen))
+            return loss
+
+        return run
+
+    def step(self, index: int, after: Callable[[int], None] | None = None) -> Any:
+        """Take one step as the tool documents it.
+
+        Args:
+            index: Of the batch.
+            after: As in `closure`.
+
+        Returns:
+            What the tool returns.
+        """
+        self.seen, self.losses = [], []
+        return self.adapter.step(self.model, self.optimizer, self.closure(index, after))
+
+    def run(self, first: int, last: int) -> None:
+        """Take steps on the batches from ``first`` to before ``last``."""
+        for index in range(first, last):
+            self.step(index)
+
+    def moved(self, tries: int = 12) -> Tensor:
+        """Step until a step takes a second pass, and return how far that pass was from the first.
+
+        Args:
+            tries: Steps at most.
+
+        Returns:
+            The difference of the weights, shape [P]; empty if no step took a second pass.
+        """
+        for index in range(tries):
+            self.step(index)
+            if len(self.seen) > 1:
+                return self.seen[1] - self.seen[0]
+        return torch.empty(0)
+
+    def twin(self) -> Training:
+        """Return a copy whose model and optimizer are deep copies that belong together."""
+        other = copy.copy(self)
+        other.model, other.optimizer = copy.deepcopy((self.model, self.optimizer))
+        return other
