@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test slow check docs bench claims clean
+.PHONY: help demo test slow check docs bench conformance claims clean
 
 help: ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -30,11 +30,15 @@ check: $(VENV)/.dev ## Check style, types, layers and the examples in docstrings
 	OMP_NUM_THREADS=1 $(BIN)/pytest --doctest-modules src -n 2
 
 docs: $(VENV)/.docs ## Build the documentation into site/
-	$(BIN)/python examples/gallery.py docs/images
+	OMP_NUM_THREADS=1 $(BIN)/python examples/gallery.py docs/images
+	OMP_NUM_THREADS=1 $(BIN)/python examples/traps.py docs/images/traps
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.dev ## Run the benchmarks; each prints one table and stores it under benchmarks/results
+bench: $(VENV)/.bench ## Run the benchmarks; each prints one table and stores it under benchmarks/results
 	@for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+
+conformance: $(VENV)/.bench ## Check our tools and other packages against lowland.testing and write docs/conformance.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.conformance
 
 claims: $(VENV)/.dev ## Measure the published claims (resumable; 75 minutes of two cores) and write docs/claims.md
 	OMP_NUM_THREADS=1 $(BIN)/lowland claims --engine processes:2
@@ -54,6 +58,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	# curvlinops asks for torchvision without importing it: install it and what it really uses by name
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch linear_operator jaxtyping wadler_lindig einops einconv opt_einsum tqdm
 	touch $@ $(VENV)/.demo
+
+# The packages that we compare with, each by itself: one that does not install is left out. Without dependencies, since
+# one of them asks for NumPy below 2 and does not need it; what they import follows by name.
+PEERS := pytorch-optimizer PyHessian hessian-eigenthings==1.0.0a5 loss-landscapes landscaper
+PEERS += gudhi topopy nglpy samply treelib six coloraide drawsvg
+
+$(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.dev
+	@for peer in $(PEERS); do $(BIN)/pip install --quiet --constraint constraints.txt --no-deps $$peer \
+		|| echo "$$peer does not install and is left out"; done
+	touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.dev
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
