@@ -127,6 +127,13 @@ def test_lines_splits_figures_and_lists(run, tmp_path, capsys):
     assert main(["list", "models", "optimizers", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {"sam", "sala"} <= set(listed["optimizers"]) and "resnet20" in listed["models"]
+    assert main(["list", "methods", "recipes", "augmentations", "data", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert "saf" in listed["losses"] and listed["recipes"]["li-resnet56"] == "ResNet-56 on CIFAR-10"
+    assert (
+        set(listed) == {"optimizers", "losses", "recipes", "augmentations", "data"}
+        and "cutmix" in listed["augmentations"]
+    )
 
 
 BAD = [
@@ -141,6 +148,18 @@ BAD = [
     (["fit", "{new}", "--optimizer.method", "sam", "--optimizer.options.rho", "-1"], "`rho`"),
     (["fit", "{new}", "--optimizer.method", "tam"], "`optimizer.method` must be a known name"),
     (["fit", "{new}", "--optimizer.options.rho", "1"], "`optimizer.options`"),
+    (
+        ["fit", "{new}", "--model.name", "resnet20", "--data.name", "mnist1d"],
+        "`model, loss` must fit the data 'mnist1d'",
+    ),
+    (
+        ["fit", "{new}", "--model.name", "vgg9", "--model.options.size", "32"],
+        "`model, loss` must fit the data 'digits'",
+    ),
+    (
+        ["fit", "{new}", "--model.options.classes", "7"],
+        "`model` must have an output for each of the 10 classes (got 7)",
+    ),
     (["fit", "{new}", "--loss.name", "crossentropy"], "cross_entropy"),
     (["fit", "{new}", "--loss.label_smoothing", "2"], "`loss.label_smoothing`"),
     (["surface", "{new}"], "`run` must be the folder of a run"),
@@ -156,7 +175,7 @@ BAD = [
     (["line", "{run}", "--other", "{new}"], "`run` must be the folder of a run"),
     (["line", "{run}", "--splits", '["train", "exam"]'], "`splits`"),
     (["figure", "{new}"], "{new}"),
-    (["list", "method"], "`kinds`"),
+    (["list", "method"], "did you mean 'methods'"),
     (["demo", "--seeds", "1"], "`seeds` must be at least 2"),
     (["demo", "--methods", '["sgd", "tam"]'], "`methods` must name some of"),
     (["fit", "{foreign}"], "`folder`"),

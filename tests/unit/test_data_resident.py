@@ -129,3 +129,12 @@ def test_the_fingerprint_sees_every_sample() -> None:
     changed = TensorData(part.input + torch.tensor([0.0, 0.0, 1e-3]), part.target, part.index)
     splits = [DataSplits("x", p, part, part, classes=1, shape=()) for p in (part, changed)]
     assert splits[0].fingerprint != splits[1].fingerprint
+
+
+def test_data_stay_where_they_are_if_they_would_fill_the_device() -> None:
+    part = TensorData(torch.zeros(4, 8), torch.zeros(4), torch.arange(4))
+    size = 4 * 8 * 4 + 4 * 4 + 4 * 8
+    assert part.to_fitting("cpu", free=2 * size) is not part  # moved, which on the same device copies nothing
+    assert part.to_fitting("cpu", free=2 * size).input.data_ptr() == part.input.data_ptr()
+    assert part.to_fitting("cpu", free=2 * size - 1) is part
+    assert part.to_fitting("cpu") is not part

@@ -29,7 +29,10 @@ def test_parameter_counts_are_the_published_ones(depth: int, skip: bool) -> None
 
 
 def test_the_wide_network_has_k_times_the_filters() -> None:
-    assert models.resnet(56, width=32).conv1.out_channels == 32
+    for skip in (True, False):  # WRN-56-2 of Li et al.
+        model = models.resnet(56, width=32, skip=skip)
+        assert sum(p.numel() for p in model.parameters()) == by_hand(56, width=32)
+        assert model.conv1.out_channels == 32
 
 
 def test_without_skip_no_shortcut_exists_and_with_it_the_input_passes_through() -> None:

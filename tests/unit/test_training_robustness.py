@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -144,3 +145,10 @@ def test_without_foolbox_the_error_names_the_extra(splits: data.DataSplits, monk
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(MissingExtra, match=r"lowland\[robust\]"):
         adversarial(models.create("resnet8", channels=1), splits, samples=10)
+
+
+def test_the_defaults_are_the_protocol_of_llr() -> None:
+    defaults = {name: p.default for name, p in inspect.signature(adversarial).parameters.items()}
+    assert defaults["epsilons"] == (3 / 255, 5 / 255, 8 / 255)
+    assert (defaults["step"], defaults["iterations"]) == (0.01, 40)
+    assert defaults["restarts"] > 1  # beyond it: a margin loss with restarts

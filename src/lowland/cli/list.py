@@ -1,4 +1,4 @@
-"""``lowland list``: show the known models, data sets and methods."""
+"""``lowland list``: show the known models, data sets, methods and recipes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lowland.cli.output import Output
-from lowland.core.errors import InputError
+from lowland.core.names import unknown
+from lowland.spec.recipe import read_recipe, recipe_names
 
 __all__ = ["main"]
 
-_KINDS = ("models", "data", "optimizers", "losses", "engines")
+_KINDS = ("models", "data", "augmentations", "optimizers", "losses", "engines", "recipes")
+_METHODS = ("optimizers", "losses")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,27 +26,34 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    parser = argparse.ArgumentParser("lowland list", description="Show the known models, data sets and methods.")
-    parser.add_argument("kinds", nargs="*", help=f"what to list: {', '.join(_KINDS)} (default: all)")
+    parser = argparse.ArgumentParser(
+        "lowland list", description="Show the known models, data sets, methods and recipes."
+    )
+    parser.add_argument(
+        "kinds", nargs="*", help=f"what to list: {', '.join(_KINDS)}; methods are optimizers and losses (default: all)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document (default: a table)")
     chosen = parser.parse_args(list(arguments))
     for kind in chosen.kinds:
-        if kind not in _KINDS:
-            raise InputError("kinds", f"must be among {', '.join(_KINDS)}", kind)
-    found = {kind: _known(kind) for kind in chosen.kinds or _KINDS}
+        if kind not in (*_KINDS, "methods"):
+            raise unknown("kinds", kind, (*_KINDS, "methods"))
+    kinds = [part for kind in chosen.kinds for part in (_METHODS if kind == "methods" else (kind,))]
+    found = {kind: _known(kind) for kind in kinds or _KINDS}
     rows = [[kind, name, text] for kind, entries in found.items() for name, text in entries.items()]
     Output(as_json=chosen.json).result(found, [], [["kind", "name", "what it is"], *rows])
     return 0
 
 
 def _known(kind: str) -> dict[str, str]:
+    if kind == "recipes":
+        return {name: read_recipe(name).about for name in recipe_names()}
     import torch
 
     from lowland import data, engine, losses, models, optim
     from lowland.spec.build import methods
 
     registries: dict[str, Mapping[str, Any]] = {
-        "models": models.MODELS, "data": data.DATASETS,
+        "models": models.MODELS, "data": data.DATASETS, "augmentations": data.AUGMENTATIONS,
         "optimizers": methods(optim, torch.optim.Optimizer), "losses": methods(losses, losses.TrainingLoss),
     }  # fmt: skip
     if kind == "engines":

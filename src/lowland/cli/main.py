@@ -28,7 +28,7 @@ COMMANDS: Final = {
     "curvature": "measure the Hessian at the weights of a run",
     "report": "write one self-contained page about runs",
     "figure": "draw stored results in any style, without computing again",
-    "list": "show the known models, data sets and methods",
+    "list": "show the known models, data sets, methods and recipes",
     "study": "compare methods over seeds by a rule declared before",
     "recommend": "find out which method helps on your model and data",
     "claims": "measure the published claims and write the ledger",

@@ -94,7 +94,7 @@ def augmentation(parts: Sequence[str | Mapping[str, Any]], *, classes: int) -> A
 
 
 def _one(part: str | Mapping[str, Any], classes: int) -> Augment:
-    options = dict(part) if isinstance(part, Mapping) else {"name": part}
+    options: dict[str, Any] = dict(part) if isinstance(part, Mapping) else {"name": part}
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise InputError("augment", "must hold names, or mappings with a name", part)
@@ -110,4 +110,4 @@ def _one(part: str | Mapping[str, Any], classes: int) -> Augment:
         raise InputError("augment", f"must fit the augmentation {name!r} ({error})", options) from error
     if not callable(made):
         raise InputError("augment", "must name what returns an augmentation", type(made).__name__)
-    return made  # type: ignore[no-any-return]
+    return made

@@ -78,6 +78,22 @@ class TensorData:
         """
         return TensorData(self.input.to(device), self.target.to(device), self.index.to(device))
 
+    def to_fitting(self, device: torch.device | str, *, free: int | None = None) -> TensorData:
+        """Return the data set on a device, or where it is if it would take more than half of the memory left there.
+
+        Args:
+            device: Where to.
+            free: Bytes left there; None asks an accelerator, and takes everything to fit on the CPU.
+
+        Returns:
+            A new data set; batches of one that stayed move to the device step by step.
+        """
+        device = torch.device(device)
+        if free is None and device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        size = sum(tensor.nbytes for tensor in (self.input, self.target, self.index))
+        return self if free is not None and size > free / 2 else self.to(device)
+
     def batches(self, batch_size: int, *, seed: int = 0, shuffle: bool = False, augment: Augment | None = None,
                 drop_last: bool = False) -> TensorBatches:  # fmt: skip
         """Return the data in batches; see `TensorBatches`.

@@ -1,6 +1,7 @@
 """One typed, versioned spec per command, for YAML and flags alike, and the one place where names become objects."""
 
 from lowland.spec.parse import parse, to_yaml
+from lowland.spec.recipe import Recipe, read_recipe, recipe_names
 from lowland.spec.specs import DataSpec, DemoSpec, FitSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 from lowland.spec.study import ClaimsSpec, RecommendSpec, SearchSpec, StudySpec, SurveySpec
 from lowland.spec.surveys import (
@@ -16,6 +17,9 @@ from lowland.spec.surveys import (
 __all__ = [
     "parse",
     "to_yaml",
+    "Recipe",
+    "read_recipe",
+    "recipe_names",
     "FitSpec",
     "SurfaceSpec",
     "LineSpec",

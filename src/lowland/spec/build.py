@@ -11,7 +11,7 @@ from torch import nn
 
 from lowland import data, losses, models, optim
 from lowland.core.errors import InputError, LowlandError
-from lowland.core.modes import forked_rng
+from lowland.core.modes import evaluation_mode, forked_rng
 from lowland.core.names import find, import_path, unknown
 from lowland.spec.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 from lowland.training import Schedule
@@ -24,6 +24,7 @@ __all__ = [
     "build_model",
     "build_optimizer",
     "build_schedule",
+    "check_model",
     "methods",
 ]
 
@@ -110,7 +111,7 @@ def build_augment(
 
 
 def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Module:
-    """Build the network of a spec; classes and channels follow from the data where the network takes them.
+    """Build the network of a spec; classes, channels and image size follow from the data where the network takes them.
 
     Args:
         spec: Name and options.
@@ -120,7 +121,9 @@ def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Mo
     Returns:
         The network.
     """
-    follows = {"classes": splits.classes, "channels": splits.shape[0] if splits.shape else None}
+    shape = splits.shape
+    side = shape[2] if len(shape) == 3 else None
+    follows = {"classes": splits.classes, "channels": shape[0] if shape else None, "size": side}
     accepted = find("model.name", spec.name, models.MODELS)
     try:
         known = inspect.signature(accepted).parameters
@@ -128,6 +131,32 @@ def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Mo
         known = {}  # type: ignore[assignment]
     options = {name: value for name, value in follows.items() if name in known and value is not None}
     return models.create(spec.name, seed=seed, **{**options, **spec.options})
+
+
+def check_model(model: nn.Module, splits: data.DataSplits, criterion: Any) -> None:
+    """Try a network on two training samples, so that one that does not fit the data is met before anything is written.
+
+    Args:
+        model: The network; it is left as it is.
+        splits: The data; loaders are not touched.
+        criterion: The plain loss.
+
+    Raises:
+        InputError: If the network cannot take the samples, or has fewer outputs than the data have classes.
+    """
+    if not isinstance(splits.train, data.TensorData):
+        return
+    few = splits.train.take(torch.arange(min(2, len(splits.train))))
+    try:
+        with forked_rng(), evaluation_mode(model), torch.no_grad():
+            output = model(few.input)
+            criterion(output, few.target)
+    except Exception as error:
+        rule = f"must fit the data {splits.name!r} of shape {splits.shape} ({' '.join(str(error).split())})"
+        raise InputError("model, loss", rule, type(model).__name__) from error
+    classes = isinstance(criterion, nn.CrossEntropyLoss) and not few.target.is_floating_point()
+    if classes and output.shape[1] < splits.classes:
+        raise InputError("model", f"must have an output for each of the {splits.classes} classes", output.shape[1])
 
 
 def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:

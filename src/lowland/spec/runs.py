@@ -16,7 +16,16 @@ from lowland import curvature, landscape, store
 from lowland.core.errors import InputError, StoreError
 from lowland.core.risk import EmpiricalRisk
 from lowland.engine import Event
-from lowland.spec.build import build_data, build_loss, build_model, build_optimizer, build_schedule
+from lowland.spec.build import (
+    build_augment,
+    build_criterion,
+    build_data,
+    build_loss,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    check_model,
+)
 from lowland.spec.folder import RunFolder
 from lowland.spec.parse import to_yaml
 from lowland.spec.specs import FitSpec
@@ -91,7 +100,9 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
         The folder.
     """
     splits = build_data(spec.data)  # everything is built before anything is written, so that bad input leaves no trace
+    augment = build_augment(spec.augment, splits, spec.loss)
     model = build_model(spec.model, splits, seed=spec.seed)
+    check_model(model, splits, build_criterion(spec.loss))
     optimizer = build_optimizer(spec.optimizer, model)
     loss, schedule = build_loss(spec.loss, model, splits), build_schedule(spec.schedule)
     hooks: list[Hook] = []
@@ -102,7 +113,7 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
     with threads(spec.threads):
         fit(
             model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
-            schedule=schedule, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
+            schedule=schedule, augment=augment, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
             checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision,
             micro_batches=spec.micro_batches, accelerator=spec.accelerator, devices=spec.devices,
         )  # fmt: skip

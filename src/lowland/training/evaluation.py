@@ -59,7 +59,9 @@ class Evaluation:
         totals: dict[str, Tensor] = {}
         count = 0
         if isinstance(part, TensorData):  # moved to the device once
-            part = self.resident.setdefault(id(part), part.to(self.fabric.device)).batches(self.batch_size)
+            if id(part) not in self.resident:
+                self.resident[id(part)] = part.to_fitting(self.fabric.device)
+            part = self.resident[id(part)].batches(self.batch_size)
         for raw in part:
             for name, sums in self._sums(as_batch(raw).to(self.fabric.device)).items():
                 totals[name] = totals[name] + sums if name in totals else sums

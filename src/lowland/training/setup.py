@@ -113,7 +113,7 @@ def training_batches(
         InputError: If a loader cannot do what is asked for.
     """
     if isinstance(data.train, TensorData):
-        part = data.train.to(fabric.device)
+        part = data.train.to_fitting(fabric.device)
         whole = part.batches(batch_size, seed=seed, shuffle=True, augment=augment)
         return whole.shard(fabric.global_rank, fabric.world_size)
     if augment is not None:
