@@ -13,7 +13,7 @@ from tests.integration.test_fit import KillAt, Killed, assert_same
 from lowland import data, losses, models, optim, training
 from lowland.cli.main import main
 from lowland.core.errors import CheckpointError, InputError
-from lowland.spec import DataSpec, FitSpec, LossSpec, ModelSpec
+from lowland.spec import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
 from lowland.spec.build import build_augment
 from lowland.spec.folder import RunFolder
 from lowland.spec.runs import fit_run
@@ -156,6 +156,7 @@ def test_augmentations_are_tried_on_the_data_before_anything_is_written() -> Non
 def test_a_study_changes_augmentation_between_its_parts_only() -> None:
     from tests.study_cases import tiny_study
 
+    assert parse(StudySpec, ["--base.augment", "[crop]"])[0].base.augment == ["crop"]
     made = apply(FitSpec(), {"augment": ["crop", {"name": "cutout", "size": 4}]}, "variants.a")
     assert made.augment == ["crop", {"name": "cutout", "size": 4}]
     check_changes(tiny_study("s", variants={"plain": {}, "crop": {"augment": ["crop"]}}))
