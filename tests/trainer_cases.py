@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 from torch import nn
 
@@ -25,6 +26,18 @@ METHODS = {
     "SGD": lambda base, **_: base,
 }
 SAMPLES, BATCH = 32, 4
+
+
+def slow_but(choices, few):
+    """Parameters of a test, of which all but a few run with the slow tests."""
+    return [choice if choice in few else pytest.param(*as_tuple(choice), marks=pytest.mark.slow) for choice in choices]
+
+
+def as_tuple(choice):
+    return choice if isinstance(choice, tuple) else (choice,)
+
+
+EVERY_METHOD = slow_but(METHODS, {"SAM", "LookSAM", "SALA", "EMA"})
 
 
 def network(dropout=0.0):

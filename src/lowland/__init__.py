@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lowland import curvature as curvature
     from lowland import data as data
     from lowland import engine as engine
+    from lowland import integrations as integrations
     from lowland import landscape as landscape
     from lowland import losses as losses
     from lowland import models as models
@@ -35,6 +36,7 @@ _ROOMS = (
     "curvature",
     "data",
     "engine",
+    "integrations",
     "landscape",
     "losses",
     "models",

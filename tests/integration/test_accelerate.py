@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.trainer_cases import BATCH, METHODS, SAMPLES, Samples, assert_same, network, plain_loop, wrapped
+from tests.trainer_cases import BATCH, EVERY_METHOD, SAMPLES, Samples, assert_same, network, plain_loop, wrapped
 from torch import nn
 
 from lowland.core.errors import InputError, MissingPass
@@ -61,7 +61,7 @@ def pair(method="SAM", **options):
     return (first, wrapped(first, method, **options)), (second, wrapped(second, method, **options))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", EVERY_METHOD)
 @pytest.mark.parametrize(("ascent", "micro_batches"), [("step", 1), ("step", 2), ("micro-batch", 2)])
 def test_same_bits_as_the_plain_loop(method, ascent, micro_batches):
     (net, optimizer), mine = pair(method, ascent=ascent)

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from tests.trainer_cases import BATCH, METHODS, Samples, assert_same, network, plain_loop, wrapped
+from tests.trainer_cases import BATCH, EVERY_METHOD, Samples, assert_same, network, plain_loop, slow_but, wrapped
 from torch import nn
 
 import lowland.optim as optim
@@ -84,7 +84,7 @@ def cast():
 # The optimizers.
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", EVERY_METHOD)
 @pytest.mark.parametrize("ascent", ["step", "micro-batch"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_same_bits_as_the_plain_loop(method, ascent, micro_batches):
@@ -206,9 +206,12 @@ class Stateful(torch.utils.data.DataLoader):
         self.start = state["done"]
 
 
-@pytest.mark.parametrize("method", ["SAM", "LookSAM", "SALA", "EMA"])
-@pytest.mark.parametrize("kind", ["SAF", "MESA", "LLR"])
-@pytest.mark.parametrize("step", [13, 16])
+RESUMES = [(m, k, s) for m in ("SAM", "LookSAM", "SALA", "EMA") for k in ("SAF", "MESA", "LLR") for s in (13, 16)]
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "step"), slow_but(RESUMES, [("SAM", "SAF", 13), ("LookSAM", "LLR", 13), ("SALA", "MESA", 16)])
+)
 def test_resume_ends_with_the_same_bits(method, kind, step, tmp_path):
     def run(name, ckpt=None):
         net = network()
@@ -240,9 +243,13 @@ def criterion_of(kind):
     }[kind]()
 
 
-@pytest.mark.parametrize("kind", ["LLR", "SAF", "MESA", "both"])
-@pytest.mark.parametrize("method", ["SGD", "SAM", "SALA"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
+RUNS = [(k, m, n) for k in ("LLR", "SAF", "MESA", "both") for m in ("SGD", "SAM", "SALA") for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "micro_batches"),
+    slow_but(RUNS, [("LLR", "SGD", 1), ("SAF", "SAM", 2), ("MESA", "SAM", 1), ("both", "SALA", 2)]),
+)
 def test_losses_in_an_unchanged_module(kind, method, micro_batches):
     (net, optimizer), mine = pair(method)
     plain_loop(net, optimizer, criterion_of(kind), epochs=3, micro_batches=micro_batches)

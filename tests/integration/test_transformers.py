@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from tests.trainer_cases import METHODS, SAMPLES, Samples, assert_same, network, plain_loop, wrapped
+from tests.trainer_cases import EVERY_METHOD, SAMPLES, Samples, assert_same, network, plain_loop, slow_but, wrapped
 from torch import nn
 
 from lowland import store
@@ -84,7 +84,7 @@ def criterion_of(kind):
 # The optimizers.
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", EVERY_METHOD)
 @pytest.mark.parametrize(("ascent", "micro_batches"), [("step", 1), ("step", 2), ("micro-batch", 2)])
 def test_same_bits_as_the_plain_loop(method, ascent, micro_batches, tmp_path):
     (net, optimizer), mine = pair(method, ascent=ascent)
@@ -123,9 +123,13 @@ def test_evaluation_sees_the_evaluation_weights(tmp_path):
 # The losses.
 
 
-@pytest.mark.parametrize("kind", ["LLR", "SAF", "MESA", "both"])
-@pytest.mark.parametrize("method", ["SGD", "SAM"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
+RUNS = [(k, m, n) for k in ("LLR", "SAF", "MESA", "both") for m in ("SGD", "SAM") for n in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "micro_batches"),
+    slow_but(RUNS, [("LLR", "SGD", 1), ("SAF", "SAM", 2), ("MESA", "SAM", 1)]),
+)
 def test_losses_as_compute_loss_func(kind, method, micro_batches, tmp_path):
     (net, optimizer), mine = pair(method)
     plain_loop(net, optimizer, criterion_of(kind), epochs=3, micro_batches=micro_batches)
@@ -148,9 +152,10 @@ def test_losses_as_compute_loss_func(kind, method, micro_batches, tmp_path):
 # Resume.
 
 
-@pytest.mark.parametrize("method", ["SAM", "LookSAM", "SALA", "EMA"])
-@pytest.mark.parametrize("kind", ["SAF", "MESA"])
-@pytest.mark.parametrize("step", [10, 16])
+RESUMES = [(m, k, s) for m in ("SAM", "LookSAM", "SALA", "EMA") for k in ("SAF", "MESA") for s in (10, 16)]
+
+
+@pytest.mark.parametrize(("method", "kind", "step"), slow_but(RESUMES, [("SAM", "SAF", 10), ("SALA", "MESA", 16)]))
 def test_resume_ends_with_the_same_bits(method, kind, step, tmp_path):
     def trainer(net, optimizer):
         args = arguments(tmp_path, epochs=3, save_strategy="steps", save_steps=2, eval_strategy="epoch")

@@ -61,7 +61,7 @@ def take_over(trainer: Any, passes: Passes, losses: list[WholeBatch]) -> None:
     loop = trainer.fit_loop.epoch_loop.automatic_optimization
     make = getattr(loop, _MAKE, None)
     if make is None:
-        raise InputError("lightning", "must be a version whose training loop is known", advice="use 2.5 or 2.6")
+        raise InputError("lightning", "must be a version whose training loop is known", advice="use 2.6")
     needs_index = any(entry.loss.needs_index for entry in losses)
 
     def make_ours(kwargs: Any, optimizer: Any, batch_idx: int) -> _Closure:

@@ -1,0 +1,88 @@
+"""The examples run, at a small size, and show what their page says."""
+
+from __future__ import annotations
+
+import importlib.util
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import lowland as ll
+from lowland.viz.spec import Line, Panels
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = 0.25
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+traps = example("traps")
+
+
+def test_the_gallery_draws_every_kind_and_the_page_shows_each(tmp_path: Path):
+    images = example("gallery").draw_all(tmp_path, points=11)
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    assert len(images) >= 14
+    for image in images:
+        assert ElementTree.parse(image).getroot().tag.endswith("svg")
+        assert f"images/{image.name}" in page
+
+
+@pytest.mark.parametrize("name", list(traps.TRAPS))
+def test_a_trap_is_drawn_and_on_its_page(name: str, tmp_path: Path):
+    figure = traps.TRAPS[name](SMALL)
+    image = ll.viz.save(figure, tmp_path / f"{name}.svg", size=traps.inches(figure))
+    assert ElementTree.parse(image).getroot().tag.endswith("svg")
+    assert f"images/traps/{name}.svg" in (ROOT / "docs" / "figure-right.md").read_text()
+
+
+def heights(line: Line) -> list[np.ndarray]:
+    return [curve.y for curve in line.curves]
+
+
+def test_normalised_directions_do_not_see_the_scale_of_layers_and_plain_ones_do():
+    figure = traps.normalisation(SMALL)
+    assert isinstance(figure, Panels)
+    plain, normalised = (heights(panel) for panel in figure.panels)
+    np.testing.assert_allclose(*normalised, rtol=1e-3)
+    assert plain[1][0] > 2 * plain[0][0]
+
+
+def test_the_mean_of_means_depends_on_the_batches():
+    exact, even, ragged = heights(traps.ragged_batch(SMALL))
+    np.testing.assert_allclose(exact, even, rtol=1e-5)
+    assert np.abs(ragged / exact - 1).max() > 0.05
+
+
+def test_the_refined_survey_misses_the_pit():
+    full, few = traps.refinement(1.0).panels
+    assert full.field.values.min() < 0.16 < few.field.values.min()
+
+
+def test_adaptive_sharpness_stays_where_the_eigenvalue_does_not():
+    eigenvalue, plain, adaptive = heights(traps.rescaling(1.0))
+    assert np.abs(adaptive).max() < 1e-3
+    assert eigenvalue.max() > 0.7 and plain.max() > 0.5
+
+
+def test_matching_lowers_the_barrier():
+    before, after = heights(traps.barrier(1.0))
+    assert after.max() - after[0] < 0.5 * (before.max() - before[0])
+
+
+def test_the_picture_of_the_demo_is_drawn_from_its_stores(tmp_path: Path):
+    for name, height in (("sgd", 1.0), ("sam", 0.5)):
+        surface = example("gallery").surface_of(height, 0, 11)
+        ll.store.save(surface, tmp_path / "runs" / f"{name}-0" / "surfaces" / "plane.zarr")
+    picture = tmp_path / "demo.png"
+    example("demo_picture").main(str(tmp_path), str(picture))
+    assert picture.read_bytes()[:4] == b"\x89PNG"
