@@ -1,0 +1,50 @@
+"""The example programs of the trainers run as they stand, at a small size, and leave what they promise."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from lowland import store
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def program(name):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_lightning(tmp_path, capsys):
+    pytest.importorskip("lightning")
+    program("lightning_sala").main([str(tmp_path), "--epochs", "2", "--points", "3"])
+    assert "validation_accuracy" in capsys.readouterr().out
+    assert len(store.SnapshotReader(tmp_path / "snapshots")) == 3
+    assert store.open(tmp_path / "surfaces" / "random.zarr").loss.shape == (3, 3)
+    assert (tmp_path / "contour.svg").exists()
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert "sharpness_train_loss" in metrics.read_text().splitlines()[0]
+
+
+def test_trainer(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    program("trainer_saf").main([str(tmp_path), "--epochs", "2"])
+    assert "sharpness" in capsys.readouterr().out
+    assert len(store.SnapshotReader(tmp_path / "snapshots")) == 3
+    assert (tmp_path / "checkpoint-16" / "lowland-0.pt").exists()
+
+
+def test_accelerate(tmp_path, capsys):
+    pytest.importorskip("accelerate")
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    program("accelerate_sam").main([str(tmp_path), "--epochs", "4"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "'saf_hit_rate': 1.0" in last and (tmp_path / "custom_checkpoint_0.pkl").exists()
