@@ -170,7 +170,7 @@ def _elsewhere(size: Size) -> list[Claim]:
             endpoint("test_loss"),
             {"AdamW": arm(language, {}, tuned=True, **ADAPTIVE), "LLR": arm(language, LLR, tuned=True, **ADAPTIVE)},
             higher=False, seeds=size.few,
-            seconds=60, note="with Adam the multiplier mostly cancels, and the documentation advises against it",
+            seconds=20, note="with Adam the multiplier mostly cancels, and the documentation advises against it",
         ),
     ]  # fmt: skip
 
