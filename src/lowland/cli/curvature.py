@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:
-        found, path = curvature_run(spec, on_event=output.progress(f"curvature of {spec.run}"))
+        found, path = curvature_run(spec, on_event=output.progress(f"curvature of {spec.label}"))
     values = {str(name): float(found[name]) for name in found.data_vars if found[name].ndim == 0}
     shown = [
         ("lambda max", f"{values['lambda_max']:.4g}"),

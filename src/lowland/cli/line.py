@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:
-        found, path = line_run(spec, on_event=output.progress(f"line of {spec.run}"))
+        found, path = line_run(spec, on_event=output.progress(f"line of {spec.label}"))
     outer = [dim for dim in found["loss"].dims if dim != "x"]
     names = [str(name) for name in found["split"].values] if "split" in outer else [spec.risk.split]
     loss = found["loss"].values.reshape(-1, len(names), found.sizes["x"])

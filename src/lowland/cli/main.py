@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "study": "compare methods over seeds by a rule declared before",
     "recommend": "find out which method helps on your model and data",
     "claims": "measure the published claims and write the ledger",
+    "doctor": "show versions, devices, extras and what could be set better",
 }
 """Every command and what it does; ``lowland.cli.COMMAND`` holds it."""
 
@@ -47,9 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    # OpenMP teams that spin while waiting slow each other down many times; this must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] != ["doctor"]:  # which shows what is set outside
+        # OpenMP teams that spin while waiting slow each other down many times; torch reads this when it is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -58,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if words[0] not in COMMANDS:
         return _complain("lowland", f"`command` must be one of {', '.join(COMMANDS)} (got {words[0]!r})")
+    if os.getcwd() not in sys.path:  # module:callable may name a file of the user's; last, so that it shadows nothing
+        sys.path.append(os.getcwd())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     return _guarded(words[0], words[1:])
 

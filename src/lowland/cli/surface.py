@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:
-        surface, path = surface_run(spec, on_event=output.progress(f"surface of {spec.run}"))
+        surface, path = surface_run(spec, on_event=output.progress(f"surface of {spec.label}"))
     failed = int((surface["status"] == STATUS_FAILED).sum())
     splits = [str(name) for name in surface["split"].values] if "split" in surface.dims else [spec.risk.split]
     result: dict[str, Any] = {"path": str(path), "points": int(surface["status"].size), "failed": failed}

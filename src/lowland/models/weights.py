@@ -7,9 +7,9 @@ The trained networks of Li et al.'s tool are ``.t7`` files that torch's older pi
 from __future__ import annotations
 
 import io
-import pickle
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a model from a file.
 
     Args:
-        path: ``.safetensors``, or torch's pickle under any name (``.pt``, ``.pth``, ``.bin``, ``.t7``), holding the
-            tensors by name or under ``state_dict`` or ``model``.
+        path: ``.safetensors``, or torch's pickle under any name (``.pt``, ``.pth``, ``.bin``, ``.ckpt`` of Lightning,
+            ``.t7``), holding the tensors by name or under ``state_dict`` or ``model``; or a folder with
+            ``model.safetensors``, whole or in parts, as Hugging Face writes it.
 
     Returns:
         Name -> tensor, on the CPU, names without the prefixes of DDP and compile wrappers.
@@ -42,10 +43,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: If the file is absent, truncated, foreign, or holds objects that need code to load.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read the weights {path} ({error.strerror})") from error
+    if path.is_dir():
+        return {name: tensor for part in _parts(path) for name, tensor in read_weights(part).items()}
+    data = _read(path)
     if path.suffix == ".safetensors":
         return _unwrapped(decode_safetensors(data, path))
     content: Any = decode_pickle(data, path)
@@ -61,13 +61,38 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return _unwrapped(content)
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor] | str | Path) -> None:
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise CheckpointError(f"cannot read the weights {path} ({getattr(error, 'strerror', error)})") from error
+
+
+def _parts(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder; an index names them where there are several."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        if not (folder / "model.safetensors").is_file():
+            raise CheckpointError(f"no checkpoint in the folder {folder}: neither of a run nor model.safetensors")
+        return [folder / "model.safetensors"]
+    try:
+        names = sorted(set(json.loads(_read(index))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"the index {index} is damaged ({error})") from error
+    if not names or not all(name == Path(name).name and name.endswith(".safetensors") for name in map(str, names)):
+        raise CheckpointError(f"the index {index} must name safetensors files of its folder")
+    return [folder / name for name in names]
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor] | str | Path, *, prefix: str | None = None) -> None:
     """Put weights into a model, all or none.
 
     Args:
         model: The model.
         weights: Tensors by name, or a file for `read_weights`. Missing counters of batch norm (files of torch before
             0.4.1 have none) are left at their values.
+        prefix: Where the model stands in what was saved, such as ``"net."`` for the attribute ``net`` of a
+            LightningModule; names elsewhere are left aside. Default: found out, if there is one place that fits.
 
     Raises:
         CheckpointError: If a name is missing, left over, or has another shape; nothing was loaded then.
@@ -78,7 +103,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor] | str | Path) -
     """
     found = read_weights(weights) if isinstance(weights, str | Path) else _unwrapped(weights)
     own = {name: entry for name, entry in model.state_dict().items() if isinstance(entry, Tensor)}
-    missing = sorted(name for name in own if name not in found and not name.endswith("num_batches_tracked"))
+    needed = [name for name in own if not name.endswith("num_batches_tracked")]
+    found = _below(found, needed, prefix)
+    missing = sorted(name for name in needed if name not in found)
     extra = sorted(set(found) - set(own))
     shapes = sorted(name for name in own if name in found and own[name].shape != found[name].shape)
     if missing or extra or shapes:
@@ -92,6 +119,23 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor] | str | Path) -
         for name, tensor in own.items():
             if name in found:
                 tensor.copy_(found[name])
+
+
+def _below(found: dict[str, Tensor], needed: Sequence[str], prefix: str | None) -> dict[str, Tensor]:
+    """Return the weights under a prefix, its own one or the only one under which all the needed names stand."""
+    if prefix is None:
+        if not needed or any(name in found for name in needed):
+            return found
+        first = "." + needed[0]
+        places = [name[: 1 - len(first)] for name in found if name.endswith(first)]
+        places = [place for place in places if all(place + name in found for name in needed)]
+        if len(places) > 1:
+            raise CheckpointError(f"the weights hold the model under {' and '.join(places)}; say which by `prefix`")
+        prefix = places[0] if places else ""
+    below = {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
+    if not below:
+        raise CheckpointError(f"the weights have no names under the prefix {prefix!r} (one is {next(iter(found))!r})")
+    return below
 
 
 def tool_model(name: str, *, classes: int = 10) -> nn.Module:
@@ -140,7 +184,7 @@ def decode_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"truncated or not a safetensors file: {path} ({error})") from error
 
 
@@ -159,24 +203,24 @@ def decode_pickle(data: bytes, path: Path) -> Any:
     """
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        AttributeError,
-        ValueError,
-        TypeError,
-    ) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # whatever an unpickler stumbles over in bytes that it was not made for
         raise CheckpointError(
-            f"truncated, foreign, or it holds objects that need code to load: {path} ({first})"
+            f"truncated, foreign, or it holds objects that need code to load: {path} ({_reason(error)})"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    # torch's own advice is to run the code; ours is to save the weights alone
+    asked = re.search(r"Unsupported (?:global|class|operand)[^\n]*?(?:GLOBAL )?([\w]+(?:\.[\w]+)+)", str(error))
+    if asked:
+        return f"it asks for {asked[1]}; save the weights alone, by torch.save(model.state_dict(), ...)"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _unwrapped(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = {}
-    for name, tensor in weights.items():
+    for key, tensor in weights.items():
+        name = str(key).replace("._orig_mod.", ".")  # inside, only what torch.compile wrote cannot be a user's name
         while name.startswith(_WRAPPERS):
             name = name.split(".", 1)[1]
         result[name] = tensor

@@ -182,23 +182,23 @@ class RunFolder:
         Raises:
             InputError: If a part is unknown or named twice.
         """
-        from lowland.core.risk import EmpiricalRisk
         from lowland.spec.build import build_criterion
+        from lowland.spec.measured import PARTS, risks_of
 
-        if not splits or len(set(splits)) < len(splits) or not set(splits) <= {"train", "validation", "test"}:
-            raise InputError("splits", "must name parts of the data, each once: train, validation, test", list(splits))
         data = self.data()
         model = self.model(data, spec.weights) if model is None else model
-        criterion = build_criterion(self.spec.loss)
-        batches = {name: _batches(getattr(data, name), spec.batch_size) for name in {*splits, spec.split}}
-        return {
-            name: EmpiricalRisk(
-                model, criterion, batches[name], batch_norm=spec.batch_norm, recalibration=batches[spec.split],
-                samples=spec.samples, seed=spec.seed,
-            )
-            for name in splits
-        }  # fmt: skip
+        parts = {name: getattr(data, name) for name in PARTS}
+        return risks_of(model, build_criterion(self.spec.loss), parts, spec, splits)
 
+    def other(self, path: str, weights: str) -> nn.Module:
+        """Build the network of another run.
 
-def _batches(part: Any, size: int) -> Any:
-    return list(part.batches(size)) if hasattr(part, "batches") else part
+        Args:
+            path: Folder of the other run.
+            weights: Which of its weights, as for `model`.
+
+        Returns:
+            The network in evaluation mode.
+        """
+        run = RunFolder(path)
+        return run.model(run.data(), weights)

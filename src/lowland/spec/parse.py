@@ -176,11 +176,12 @@ def from_text(spec: type[Spec], text: str) -> Spec:
     Returns:
         The spec, checked.
     """
-    return copy.deepcopy(_read(spec, text))  # a spec can be changed; what is kept must not
+    made: Spec = copy.deepcopy(_read(spec, text))  # a spec can be changed; what is kept must not
+    return made
 
 
 @functools.lru_cache(maxsize=256)
-def _read(spec: type[Spec], text: str) -> Spec:
+def _read(spec: type[Any], text: str) -> Any:
     # parsing takes a tenth of a second, and a study reads the specs of its runs again and again
     parser = parser_of(spec, "lowland")
     return _made(spec, parser, lambda: parser.parse_string(text))[0]

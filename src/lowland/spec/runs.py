@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import nn
 
 from lowland import curvature, landscape, store
 from lowland.core.errors import InputError, StoreError
+from lowland.core.pace import Clock
 from lowland.core.risk import EmpiricalRisk
 from lowland.engine import Event
 from lowland.spec.build import (
@@ -27,7 +27,8 @@ from lowland.spec.build import (
     check_model,
 )
 from lowland.spec.folder import RunFolder
-from lowland.spec.parse import to_yaml
+from lowland.spec.foreign import Foreign, subject_of
+from lowland.spec.parse import from_text, to_yaml
 from lowland.spec.specs import FitSpec
 from lowland.spec.surveys import CurvatureSpec, LineSpec, RiskSpec, SurfaceSpec, TrajectorySpec
 from lowland.training import Hook, Run, Snapshots, fit
@@ -55,7 +56,7 @@ class Announce(Hook):
 
     def __init__(self, on_event: OnEvent | None) -> None:
         self._receive = on_event or (lambda event: None)
-        self._started, self._first = 0.0, 0
+        self._clock = Clock(0)
 
     def on_fit_start(self, run: Run) -> None:
         """Start the clock.
@@ -63,7 +64,7 @@ class Announce(Hook):
         Args:
             run: The run.
         """
-        self._started, self._first = time.monotonic(), run.step
+        self._clock = Clock(run.epochs * run.steps_per_epoch, run.step)
         self._receive(Event("started", run.step, run.epochs * run.steps_per_epoch))
 
     def on_epoch_end(self, run: Run) -> None:
@@ -83,10 +84,9 @@ class Announce(Hook):
         self._tell("done", run)
 
     def _tell(self, kind: Any, run: Run) -> None:
-        elapsed, total = time.monotonic() - self._started, run.epochs * run.steps_per_epoch
-        rate = (run.step - self._first) / elapsed if elapsed > 0 else 0.0
-        left = (total - run.step) / rate if rate > 0 else None
-        self._receive(Event(kind, run.step, total, elapsed, left, rate))
+        pace = self._clock.at(run.step)
+        total = run.epochs * run.steps_per_epoch
+        self._receive(Event(kind, run.step, total, pace.elapsed, pace.remaining, pace.rate))
 
 
 def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
@@ -136,8 +136,8 @@ def surface_run(spec: SurfaceSpec, *, on_event: OnEvent | None = None) -> tuple[
     Returns:
         The surface, and where it is stored.
     """
-    folder = RunFolder(spec.run)
-    path = folder.path / "surfaces" / f"{spec.name}.zarr"
+    folder = subject_of(spec)
+    path = folder.paths.surface(spec.name)
     with threads(spec.threads):
         risk = _measured(folder, spec.risk, spec.splits)
         plane = landscape.random_plane(_model(risk), spec.seed, normalization=spec.normalization)
@@ -162,8 +162,8 @@ def line_run(spec: LineSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dat
     Raises:
         InputError: If the other run is of another network.
     """
-    folder = RunFolder(spec.run)
-    path = folder.path / "surfaces" / f"{spec.name}.zarr"
+    folder = subject_of(spec)
+    path = folder.paths.surface(spec.name)
     with threads(spec.threads):
         risk = _measured(folder, spec.risk, spec.splits)
         grid = landscape.grid(spec.points, extent=(spec.start, spec.stop))
@@ -172,12 +172,11 @@ def line_run(spec: LineSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dat
     return line, path
 
 
-def _lines(folder: RunFolder, spec: LineSpec, model: nn.Module) -> list[landscape.Plane]:
+def _lines(folder: RunFolder | Foreign, spec: LineSpec, model: nn.Module) -> list[landscape.Plane]:
     if spec.other is None:
         seeds = range(spec.seed, spec.seed + spec.directions)
         return [landscape.random_line(model, seed, normalization=spec.normalization) for seed in seeds]
-    other_folder = RunFolder(spec.other)
-    other = other_folder.model(other_folder.data(), spec.risk.weights)
+    other = folder.other(spec.other, spec.risk.weights)
     if spec.match:
         example = next(iter(folder.risk(spec.risk).batches()))
         other = landscape.match_weights(model, other, example, seed=spec.seed).model
@@ -191,7 +190,9 @@ _PROBES: dict[str, Callable[[], tuple[landscape.Probe, ...]]] = {
 }
 
 
-def _measured(folder: RunFolder, spec: RiskSpec, splits: list[str] | None) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
+def _measured(
+    folder: RunFolder | Foreign, spec: RiskSpec, splits: list[str] | None
+) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
     return folder.risk(spec) if splits is None else folder.risks(spec, splits)
 
 
@@ -213,12 +214,12 @@ def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> 
         InputError: If the run has no snapshots.
     """
     folder = RunFolder(spec.run)
-    path = folder.path / "trajectory.zarr"
-    if not (folder.path / "snapshots" / "index.json").is_file():
+    path = folder.paths.trajectory
+    if not (folder.paths.snapshots / "index.json").is_file():
         raise InputError("run", "must hold snapshots", spec.run, "train it with --snapshots_every_epochs 1")
     with threads(spec.threads):
         risk = folder.risk(spec.risk)
-        snapshots = store.SnapshotReader(folder.path / "snapshots")
+        snapshots = store.SnapshotReader(folder.paths.snapshots)
         found = _stored(path, spec)
         anchored = spec.anchor == "end"
         plane = None
@@ -230,7 +231,7 @@ def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> 
             found.attrs["spec"] = to_yaml(spec)
             store.save(found, path)
         if plane is not None:
-            surface = folder.path / "surfaces" / "trajectory.zarr"
+            surface = folder.paths.surface("trajectory")
             grid = landscape.grid_around(found, *spec.points)
             landscape.evaluate(risk, plane, grid, store=surface, on_event=on_event)
     return found, path
@@ -246,8 +247,8 @@ def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tu
     Returns:
         The result, as stored, and where.
     """
-    folder = RunFolder(spec.run)
-    path = folder.path / "curvature" / f"{spec.name}.zarr"
+    folder = subject_of(spec)
+    path = folder.paths.curvature(spec.name)
     found = _stored(path, spec)
     if found is not None:
         return found, path
@@ -273,18 +274,16 @@ class _Ticker:
 
     def __init__(self, on_event: OnEvent | None, total: int) -> None:
         self._receive, self._total, self._done = on_event or (lambda event: None), total, 0
-        self._started = time.monotonic()
+        self._clock = Clock(total)
         self._receive(Event("started", 0, total))
 
     def __call__(self, done: int) -> None:
         self._done = done
-        elapsed = time.monotonic() - self._started
-        rate = done / elapsed if elapsed > 0 else 0.0
-        left = (self._total - done) / rate if rate > 0 else None
-        self._receive(Event("rows", done, max(done, self._total), elapsed, left, rate))
+        pace = self._clock.at(done)
+        self._receive(Event("rows", done, max(done, self._total), pace.elapsed, pace.remaining, pace.rate))
 
     def finish(self) -> None:
-        self._receive(Event("done", self._done, self._done, time.monotonic() - self._started))
+        self._receive(Event("done", self._done, self._done, self._clock.at(self._done).elapsed))
 
 
 def _stored(path: Path, spec: Any) -> xr.Dataset | None:
@@ -292,7 +291,11 @@ def _stored(path: Path, spec: Any) -> xr.Dataset | None:
     if not path.exists():
         return None
     found = store.open(path)
-    if found.attrs.get("spec") != to_yaml(spec):
+    try:  # a spec of before some field was added is the same spec
+        same = from_text(type(spec), str(found.attrs.get("spec", ""))) == spec
+    except InputError:
+        same = False
+    if not same:
         raise StoreError(
             f"{path} holds a result of another spec; remove it, or choose another --name where there is one"
         )

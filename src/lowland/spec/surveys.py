@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from lowland.core.errors import InputError
 from lowland.spec.checks import VERSION, check_name, check_positive, check_version
@@ -14,6 +14,7 @@ __all__ = [
     "LineSpec",
     "ReportSpec",
     "RiskSpec",
+    "SubjectSpec",
     "SurfaceSpec",
     "TrajectorySpec",
 ]
@@ -46,12 +47,58 @@ class RiskSpec:
 
 
 @dataclass(kw_only=True)
-class SurfaceSpec:
-    """Survey the loss on a random filter-normalised plane around the weights of a run.
+class SubjectSpec:
+    """Whose weights are measured: those of a run, or of any model.
+
+    Files are only read, never executed; module:callable is your own code, which is imported and called.
 
     Args:
-        run: Folder of the run.
-        name: Name of the surface; it is written to RUN/surfaces/NAME.zarr, and an interrupted survey goes on.
+        run: Folder of a run.
+        model: Instead of a run: a known name, or module:callable that returns a torch.nn.Module. A Hugging Face folder
+            as checkpoint needs none.
+        model_options: Keyword arguments of that callable.
+        checkpoint: Weights of the model: a state dict (.pt, .pth, .bin, .t7), safetensors, a Lightning checkpoint
+            (.ckpt), a Hugging Face folder, or a run's folder; none takes the weights that the callable returns.
+        prefix: Where the model stands in the checkpoint (such as net. in a LightningModule); none finds it out.
+        data: Instead of a run's: a known name, or module:callable that returns a data set, a loader, DataSplits, or
+            these by part.
+        data_options: Keyword arguments of that callable.
+        loss: Instead of a run's: cross_entropy, mse, or module:callable.
+        folder: Where results go that belong to no run.
+    """
+
+    run: str | None = None
+    model: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    prefix: str | None = None
+    data: str | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    folder: str = "runs/survey"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("model", "checkpoint", "data") if getattr(self, name) is not None]
+        if self.run is not None and given:
+            raise InputError("run", f"must not be given together with {', '.join(given)}", self.run)
+        if self.run is None and self.model is None and self.checkpoint is None:
+            advice = "or --model, --checkpoint and --data for a model of your own"
+            raise InputError("run", "must be given", advice=advice)
+        if self.run is None and self.data is None:
+            raise InputError("data", "must be given", advice="a known name, or module:callable that returns a data set")
+
+    @property
+    def label(self) -> str:
+        """What the subject is called."""
+        return str(self.run or self.checkpoint or self.model)
+
+
+@dataclass(kw_only=True)
+class SurfaceSpec(SubjectSpec):
+    """Survey the loss on a random filter-normalised plane around the weights of a run, or of any model.
+
+    Args:
+        name: Name of the surface; it is written to FOLDER/surfaces/NAME.zarr, and an interrupted survey goes on.
         risk: What is measured.
         points: Points along x and along y.
         extent: Half width of the plane (units of the normalised directions).
@@ -66,7 +113,6 @@ class SurfaceSpec:
         version: Version of this spec.
     """
 
-    run: str
     name: str = "plane"
     risk: RiskSpec = field(default_factory=RiskSpec)
     points: tuple[int, int] = (51, 51)
@@ -82,20 +128,21 @@ class SurfaceSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_version(self.version)
         check_positive(points=min(self.points), extent=self.extent, threads=self.threads)
         check_name(self.name)
 
 
 @dataclass(kw_only=True)
-class LineSpec:
-    """Survey the loss on a line: in random directions from the weights of a run, or to the weights of another run.
+class LineSpec(SubjectSpec):
+    """Survey the loss on a line: in random directions from the weights of a run or any model, or to other weights.
 
     Args:
-        run: Folder of the run, at 0.
-        other: Folder of the run at 1; none takes random filter-normalised directions instead.
-        match: Reorder the hidden units of the other run first, so that they resemble the run's.
-        name: Name of the result; it is written to RUN/surfaces/NAME.zarr, and an interrupted survey goes on.
+        other: Folder of the run at 1, or the other checkpoint of the model; none takes random filter-normalised
+            directions instead.
+        match: Reorder the hidden units of the other one first, so that they resemble the first one's.
+        name: Name of the result; it is written to FOLDER/surfaces/NAME.zarr, and an interrupted survey goes on.
         risk: What is measured.
         splits: Parts of the data that are measured; none takes the risk's.
         points: Points on the line.
@@ -109,7 +156,6 @@ class LineSpec:
         version: Version of this spec.
     """
 
-    run: str
     other: str | None = None
     match: bool = False
     name: str = "line"
@@ -126,6 +172,7 @@ class LineSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_version(self.version)
         check_positive(points=self.points, directions=self.directions, threads=self.threads)
         check_name(self.name)
@@ -168,12 +215,11 @@ class TrajectorySpec:
 
 
 @dataclass(kw_only=True)
-class CurvatureSpec:
-    """Measure both ends of the Hessian's spectrum, traces and sharpness at the weights of a run.
+class CurvatureSpec(SubjectSpec):
+    """Measure both ends of the Hessian's spectrum, traces and sharpness at the weights of a run, or of any model.
 
     Args:
-        run: Folder of the run.
-        name: Name of the result; it is written to RUN/curvature/NAME.zarr.
+        name: Name of the result; it is written to FOLDER/curvature/NAME.zarr.
         risk: What is measured.
         max_products: Most Hessian-vector products of the Krylov run (products).
         trace_products: Products of the trace (products).
@@ -188,7 +234,6 @@ class CurvatureSpec:
         version: Version of this spec.
     """
 
-    run: str
     name: str = "hessian"
     risk: RiskSpec = field(default_factory=RiskSpec)
     max_products: int = 80
@@ -204,6 +249,7 @@ class CurvatureSpec:
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_version(self.version)
         check_positive(max_products=self.max_products, trace_products=self.trace_products, directions=self.directions)
         check_positive(rho=self.rho, threads=self.threads)

@@ -104,7 +104,10 @@ class CheckpointFolder:
             index = json.loads(path.read_text())
             if index["schema"] != _SCHEMA or not {"weights", "state"} <= set(index["files"]):
                 raise ValueError(f"its schema is {index['schema']!r}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            for entry in index["files"].values():
+                if Path(entry["name"]).name != entry["name"] or not isinstance(entry["sha256"], str):
+                    raise ValueError(f"it names {entry['name']!r}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"not an index of checkpoints of Lowland: {path} ({error})") from error
         return dict(index)
 
@@ -112,8 +115,8 @@ class CheckpointFolder:
         path = self.path / files[role]["name"]
         try:
             data = path.read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"a file of the checkpoint is missing: {path} ({error.strerror})") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"a file of the checkpoint is missing: {path} ({error})") from error
         if _checksum(data) != files[role]["sha256"]:
             raise CheckpointError(f"the checkpoint was truncated or changed since it was written: {path}")
         return data
@@ -130,7 +133,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the weights of a model from a file, or those that a run found best.
 
     Args:
-        path: A file for `lowland.models.read_weights`, or the folder of a run.
+        path: A file or folder for `lowland.models.read_weights`, or the folder of a run.
 
     Returns:
         Name -> tensor, on the CPU.
@@ -139,7 +142,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: If there are none, or they are truncated, foreign, or need code to load.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not RunPaths(path).checkpoints.is_dir():
         return models.read_weights(path)
     loaded = CheckpointFolder(path).load()
     if loaded is None:
@@ -167,7 +170,7 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_recipe(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with another run's checkpoint.
+    """Refuse to go on with another run's checkpoint; the number of processes is `check_processes`' business.
 
     Args:
         found: The recipe in the checkpoint.
@@ -177,7 +180,7 @@ def check_recipe(found: Mapping[str, Any], expected: Mapping[str, Any], folder: 
     Raises:
         CheckpointError: If an entry differs; the first one is named.
     """
-    for name in sorted({*found, *expected}):
+    for name in sorted({*found, *expected} - {"devices"}):
         if found.get(name) != expected.get(name):
             raise CheckpointError(
                 f"`folder` {folder} holds a run with another {name} "
