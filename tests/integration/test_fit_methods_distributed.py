@@ -10,11 +10,14 @@ import pytest
 import torch
 from tests.integration.test_fit import double_splits, plain_network
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lowland import losses, optim
 from lowland.core.errors import CheckpointError
+from lowland.data import Indexed, LoaderBatches
 from lowland.spec.runs import leave_processes
-from lowland.training import Hook, fit, read_weights
+from lowland.training import Hook, Run, fit, read_weights
+from lowland.training.processes import check_processes
 
 pytestmark = pytest.mark.slow
 
@@ -43,6 +46,9 @@ METHODS = {
         lambda: losses.SAF(cross_entropy(), start=1, look_back=1, precision="float64"),
     ),
 }
+
+
+OPTIONS = {"epochs": 3, "batch_size": 8, "checkpoint_every_steps": 2, "precision": "64-true", "select": "last"}
 
 
 class StopAt(Hook):
@@ -119,15 +125,72 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(name, folders):
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
 
 
-def test_another_number_of_processes_is_refused_with_the_reason(tmp_path):
+def begun(folder, name, steps=10):
+    """Train on one process up to a step; two epochs end at steps 5 and 10."""
+    make, loss = METHODS[name]
     model = plain_network()
-    options = {"epochs": 2, "batch_size": 8, "folder": tmp_path / "run", "checkpoint_every_steps": 2}
     with pytest.raises(Stopped):
-        fit(model, sgd(model), cross_entropy(), double_splits(), hooks=[StopAt(4)], precision="64-true", **options)
-    words = f"from tests.integration.test_fit_methods_distributed import other; other({str(tmp_path / 'run')!r})"
-    (tmp_path / "script.py").write_text(words)
-    output = torchrun(str(tmp_path / "script.py"))
-    assert "REFUSED" in output and "devices (1 there, 2 here)" in output
+        fit(model, make(model), loss(), double_splits(), hooks=[StopAt(steps + 1)], **OPTIONS, folder=folder / name)
+
+
+def went_on(folder, names):
+    """What two processes do with the runs of one: their errors by name."""
+    script = folder / "script.py"
+    script.write_text(
+        f"from tests.integration.test_fit_methods_distributed import other; other({str(folder)!r}, {names})"
+    )
+    return torchrun(str(script))
+
+
+MOVABLE = ["SAM", "SALA", "EMA", "MESA"]
+
+
+def test_two_processes_go_on_where_one_stopped(tmp_path):
+    for name in MOVABLE:
+        begun(tmp_path / "moved", name)
+        make, loss = METHODS[name]
+        model = plain_network()
+        fit(
+            model, make(model), loss(), double_splits(), hooks=[StopAt(None)], **OPTIONS, folder=tmp_path / "one" / name
+        )
+    assert "REFUSED" not in went_on(tmp_path / "moved", MOVABLE)
+    for name in MOVABLE:
+        moved, one = (read_weights(tmp_path / kind / name) for kind in ("moved", "one"))
+        for key in one:
+            torch.testing.assert_close(moved[key], one[key], rtol=1e-6, atol=1e-9)
+
+
+def test_another_number_of_processes_is_refused_where_the_method_would_change(tmp_path):
+    begun(tmp_path, "SAF")
+    begun(tmp_path, "SAM", steps=7)
+    output = " ".join(went_on(tmp_path, ["SAF", "SAM"]).split())
+    assert "`devices` of the run" in output and "is 1 and here 2" in output
+    assert "SAF's past outputs are dealt out over the processes" in output and "within an epoch" in output
+
+
+def test_what_binds_a_run_to_its_number_of_processes():
+    network = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    plain = plain_network()
+    batches = double_splits().train.batches(8)
+    cases = [
+        ("share of a batch \\(convert it to SyncBatchNorm", network, sgd(network), cross_entropy()),
+        ("local ascent", plain, optim.SAM(sgd(plain), distributed="local"), cross_entropy()),
+        ("LLR reshapes the mean of each", plain, sgd(plain), losses.LLR(cross_entropy(), initial_loss=1.0)),
+        (
+            "SAF's past outputs",
+            plain,
+            sgd(plain),
+            losses.LLR(losses.SAF(cross_entropy()), initial_loss=1.0, distributed="global"),
+        ),
+    ]
+    for reason, model, optimizer, loss in cases:
+        run = Run(model, optimizer, loss, double_splits(), None, 2, 5, 0, step=5, epoch=1)
+        with pytest.raises(CheckpointError, match=reason):
+            check_processes(run, batches, 1, 2)
+        check_processes(run, batches, 2, 2)
+    loaders = LoaderBatches(DataLoader(Indexed([(torch.zeros(5), 0)])), seed=0)
+    with pytest.raises(CheckpointError, match="loader"):
+        check_processes(Run(plain, sgd(plain), cross_entropy(), double_splits(), None, 2, 5, 0), loaders, 1, 2)
 
 
 def test_the_command_runs_under_torchrun_and_again_on_the_finished_run(tmp_path):
@@ -138,15 +201,17 @@ def test_the_command_runs_under_torchrun_and_again_on_the_finished_run(tmp_path)
         assert '"passes": 15' in output.replace("\n", " ")
 
 
-def other(folder):
-    model = plain_network()
-    try:
-        fit(
-            model, sgd(model), cross_entropy(), double_splits(), epochs=2, batch_size=8, folder=folder, devices=2,
-            checkpoint_every_steps=2, hooks=[StopAt(None)], precision="64-true",
-        )  # fmt: skip
-    except CheckpointError as error:
-        print("REFUSED", error, flush=True)  # ruff: ignore[print]
+def other(folder, names):
+    for name in names:
+        make, loss = METHODS[name]
+        model = plain_network()
+        try:
+            fit(
+                model, make(model), loss(), double_splits(), hooks=[StopAt(None)], devices=2, **OPTIONS,
+                folder=Path(folder) / name,
+            )  # fmt: skip
+        except CheckpointError as error:
+            print("REFUSED", error, flush=True)  # ruff: ignore[print]
     leave_processes()
 
 

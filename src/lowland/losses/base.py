@@ -122,6 +122,11 @@ class TrainingLoss(ABC):
         return 0 if self.inner is None else self.inner.extra_forward_passes
 
     @property
+    def bound_to_processes(self) -> str | None:
+        """Why a run with this loss cannot go on with another number of processes; None where it can."""
+        return None if self.inner is None else self.inner.bound_to_processes
+
+    @property
     def plain_value(self) -> Tensor | None:
         """The plain criterion's value in the last clean training pass, detached, on its device; None before it."""
         return self.inner.plain_value if self.inner is not None else self._plain

@@ -150,6 +150,13 @@ class LLR(TrainingLoss):
             "distributed": self.distributed,
         }
 
+    @property
+    def bound_to_processes(self) -> str | None:
+        """Why a run cannot go on with another number of processes: a local mean is one process's own."""
+        if self.distributed == "local":
+            return 'LLR reshapes the mean of each process\'s share of a batch (distributed="global" takes the whole)'
+        return super().bound_to_processes
+
     def _reshapes(self) -> bool:
         return self._initial is not None and self.active.contains(self._epoch, self._epochs)
 

@@ -121,6 +121,11 @@ class SAF(TrainingLoss):
         return True
 
     @property
+    def bound_to_processes(self) -> str:
+        """Why a run cannot go on with another number of processes: past outputs are dealt out over them."""
+        return "SAF's past outputs are dealt out over the processes"
+
+    @property
     def effective_weight(self) -> float:
         """What the mean divergence is multiplied by: ``weight T^2``, or ``weight`` without the factor."""
         return self.weight * (self.temperature**2 if self.temperature_squared else 1.0)

@@ -30,7 +30,7 @@ from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
 from lowland.store.files import only_writer
-from lowland.store.runs import open_run_folder
+from lowland.store.runs import RunPaths, open_run_folder
 from lowland.training.checkpoint import (
     CheckpointFolder,
     check_recipe,
@@ -41,6 +41,7 @@ from lowland.training.checkpoint import (
 from lowland.training.evaluation import Evaluation, plain_loss
 from lowland.training.hooks import Hook, Run
 from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
+from lowland.training.processes import check_processes, own_part
 from lowland.training.schedule import ScheduleLike, as_schedule
 from lowland.training.setup import check_arguments, make_fabric, prepare_loss, recipe_of, split_batch, training_batches
 
@@ -305,7 +306,7 @@ def _end_epoch(loop: _Loop) -> None:
     _mode(loop, training=True)  # the checkpoint holds the weights that are trained
     _save(loop)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(run.folder / "metrics.csv", run.rows)
+        write_metrics(RunPaths(run.folder).metrics, run.rows)
 
 
 def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
@@ -323,17 +324,12 @@ def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
         hook.on_fit_end(run)
     result = FitResult(run.model, int(row["epoch"]), test, run.rows, run.step, run.passes, run.seconds, run.folder)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(run.folder / "metrics.csv", run.rows)
-        summary: dict[str, Any] = {
-            "epoch": result.epoch,
-            "select": select,
-            "test": test,
-            "chosen": row,
-            "steps": run.step,
-        }
-        summary |= {f"test_{name}": value for name, value in test.items()}
-        costs = {"passes": run.passes, "evaluation_passes": run.evaluation_passes, "seconds": run.seconds}
-        write_result(run.folder / "result.json", {**summary, **costs, "recipe": loop.recipe, **provenance()})
+        write_metrics(RunPaths(run.folder).metrics, run.rows)
+        chosen: dict[str, Any] = {"epoch": result.epoch, "select": select, "test": test, "chosen": row}
+        chosen |= {f"test_{name}": value for name, value in test.items()}
+        costs = {name: getattr(run, name) for name in ("passes", "evaluation_passes", "seconds")}
+        summary = {**chosen, "steps": run.step, **costs, "recipe": loop.recipe, **provenance()}
+        write_result(RunPaths(run.folder).result, summary)
     loop.fabric.barrier()  # whoever returns finds the folder complete
     return result
 
@@ -384,18 +380,21 @@ def _resume(loop: _Loop) -> None:
     run = loop.run
     assert run.folder is not None
     check_recipe(state["recipe"], loop.recipe, run.folder)
+    run.step = state["step"]
+    check_processes(run, loop.batches, len(state["own"]), loop.fabric.world_size)
     if len(state["hooks"]) != len(loop.hooks):
         raise CheckpointError(f"`hooks` must be those of the run in {run.folder} ({len(state['hooks'])} hooks there)")
     run.model.load_state_dict({**weights, **state["extra"]})
     run.optimizer.load_state_dict(state["optimizer"])
-    random_numbers, loss, terms = state["own"][run.rank]
+    random_numbers, loss, terms = own_part(state["own"], run.rank, loop.fabric.world_size)
     if hasattr(run.loss, "load_state_dict"):
         run.loss.load_state_dict(loss)
     loop.fabric.strategy.precision.load_state_dict(state["precision"])
     for hook, saved in zip(loop.hooks, state["hooks"], strict=True):
         hook.load_state_dict(saved)
-    restore_random_state(random_numbers)
-    for name in ("epoch", "step", "passes", "stop", "evaluation_passes", "seconds", "rows"):
+    if random_numbers is not None:
+        restore_random_state(random_numbers)
+    for name in ("epoch", "passes", "stop", "evaluation_passes", "seconds", "rows"):
         setattr(run, name, state[name])
     loop.terms = [move(entry, loop.fabric.device) for entry in terms]
     loop.best = None if best is None else (state["best_step"], best)

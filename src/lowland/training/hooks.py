@@ -12,6 +12,7 @@ from torch import nn
 from lowland.core.errors import InputError
 from lowland.data import DataSplits
 from lowland.store import SnapshotWriter
+from lowland.store.runs import RunPaths
 from lowland.training.metrics import Row
 
 __all__ = ["Hook", "Run", "Snapshots"]
@@ -149,7 +150,7 @@ class Snapshots(Hook):
             raise InputError("folder", "must be given for snapshots of the trajectory", None)
         if run.rank != 0:
             return
-        folder = run.folder / "snapshots"
+        folder = RunPaths(run.folder).snapshots
         if run.step == 0:  # what an abandoned run left there is not this run's trajectory
             (folder / "index.json").unlink(missing_ok=True)
         self._writer = SnapshotWriter(folder, self.dtype)
