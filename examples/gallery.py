@@ -1,4 +1,4 @@
-"""Draws every kind of figure and writes the images of the documentation: ``python examples/gallery.py docs/images``.
+"""Draws every kind of figure and writes the images of the gallery: ``python examples/gallery.py docs/images``.
 
 The functions are made up, with known minima, so that a wrong axis or scale is seen at once; on your own results the
 calls are the same (``ll.store.open("surface.zarr")`` in place of ``surface_of``).
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 import lowland as ll
 from lowland.core.schema import new_surface, new_trajectory
+from lowland.losses import Multipliers, Sech, slope_over_losses
 from lowland.viz.curves import build_cost, build_density
 from lowland.viz.surfaces import build_convexity_map
 
@@ -77,10 +80,17 @@ def convexity() -> xr.Dataset:
     return result
 
 
-def draw_all(folder: Path) -> list[Path]:
-    """Write one image per kind of figure and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sharp, flat = surface_of(0.1, 0), surface_of(0.5, 0)
+def slopes() -> xr.Dataset:
+    """What LLR did to the losses of a run that falls from 2.3 towards 0."""
+    met, reshaper = Multipliers(), Sech(a=2.5, b=0.15)
+    for loss in torch.as_tensor(2.3 * np.exp(-np.linspace(0, 4, 400))):
+        met.append(0, loss, reshaper.multiplier(loss, 2.3))
+    return slope_over_losses(reshaper, met, 2.3)
+
+
+def figures(points: int = 51) -> dict[str, Any]:
+    """One figure of every kind, by name."""
+    sharp, flat = surface_of(0.1, 0, points), surface_of(0.5, 0, points)
     paths = {"SGD": descent(0.04, 0.0), "SGD with momentum": descent(0.02, 0.85)}
     grid = np.linspace(-2, 30, 400)
     bulk = np.exp(-0.5 * (grid / 0.8) ** 2) + sum(3e-4 * np.exp(-0.5 * ((grid - c) / 0.4) ** 2) for c in (9, 17, 26))
@@ -88,22 +98,29 @@ def draw_all(folder: Path) -> list[Path]:
     methods = [("SGD", 30, 90.1), ("SAM", 60, 92.0), ("LookSAM", 40, 91.6)]
     estimates = [ll.viz.Estimate(name, x, y, (y - 0.5, y + 0.5), tuple((x, y + d) for d in rng.normal(0, 0.4, 5)))
                  for name, x, y in methods]  # fmt: skip
-    figures = {
+    return {
         "contour": ll.viz.contour(flat, title="Filled contours"),
         "contour_lines": ll.viz.contour(flat, filled=False, title="Contour lines"),
         "unfinished": ll.viz.contour(damaged(), title="A survey that is not finished"),
         "heat_map": ll.viz.heat_map(damaged(), title="One cell per point"),
         "surface": ll.viz.surface(flat, backend="matplotlib", title="A surface"),
         "compare": ll.viz.compare({"sharp": sharp, "flat": flat}, columns=2),
-        "path": ll.viz.path(paths, surface_of(0.5, 0), title="Two optimizers on one plane"),
+        "path": ll.viz.path(paths, flat, title="Two optimizers on one plane"),
         "path_alone": ll.viz.path(paths, title="The same paths alone"),
         "line": ll.viz.line({"sharp": lines_of(0.1), "flat": lines_of(0.5)}, title="Along five directions"),
         "density": ll.viz.draw(build_density({"Hessian": (grid, bulk)}, eigenvalues=[9.0, 17.0, 26.0])),
         "convexity": ll.viz.draw(build_convexity_map(convexity(), title="Where the loss is convex")),
         "cost": ll.viz.draw(build_cost(estimates, title="Accuracy against cost")),
+        "slope": ll.viz.slope(slopes(), title="LLR's slope over the losses met"),
+        "solids": ll.viz.compare({"sharp": sharp, "flat": flat}, kind="surface", columns=2),
     }
+
+
+def draw_all(folder: Path, points: int = 51) -> list[Path]:
+    """Write one image per kind of figure and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, figure in figures.items():
+    for name, figure in figures(points).items():
         written.append(folder / f"{name}.svg")
         figure.savefig(written[-1])
     return written
