@@ -230,6 +230,16 @@ def test_resume_ends_with_the_same_bits(method, kind, step, tmp_path):
     assert_same(whole.net, resumed.net)
 
 
+def test_a_trainer_that_is_told_to_go_on_keeps_what_losses_know():
+    (net, optimizer), mine = pair("SALA")
+    plain_loop(net, optimizer, criterion_of("MESA"), epochs=3)
+    module = Net(*mine, criterion_of("MESA"))
+    trainer = fit(module, [LightningCallback(model="net")], epochs=1)
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(module, loader())
+    assert_same(net, mine[0])
+
+
 # The losses.
 
 

@@ -15,6 +15,7 @@ from tests.trainer_cases import BATCH, Samples, network, wrapped
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lowland import store
 from lowland.core.errors import InputError
 from lowland.core.modes import same_bits
 from lowland.data import Indexed
@@ -69,7 +70,8 @@ def expected_of(case, batches):
 def lightning_runs(rank, folder):
     import lightning.pytorch as lightning
 
-    from lowland.integrations import LightningCallback
+    from lowland.integrations import LightningCallback, SharpnessLog
+    from lowland.training import Snapshots
 
     class Net(lightning.LightningModule):
         def __init__(self, net, optimizer, criterion=None):
@@ -83,7 +85,8 @@ def lightning_runs(rank, folder):
             return self.optimizer
 
     def fit(net, optimizer, data, *, epochs=1, criterion=None, callbacks=(), ckpt=None, **options):
-        callback = LightningCallback(model="net")
+        hooks = [] if criterion is None else [Snapshots(), SharpnessLog(samples=8)]
+        callback = LightningCallback(model="net", hooks=hooks, folder=folder / "run")
         trainer = lightning.Trainer(
             accelerator="cpu", devices=2, strategy="ddp", max_epochs=epochs, callbacks=[callback, *callbacks],
             logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=bool(callbacks),
@@ -114,7 +117,9 @@ def lightning_runs(rank, folder):
             net, wrapped(net, "SALA"), Indexed(data), epochs=4, criterion=criterion, callbacks=[keep], ckpt=resume
         )
         found[name] = state_of(net)
-        found[f"{name} hits"] = trainer.callback_metrics.get("loss_saf_hit_rate", torch.zeros(())).item()
+        for measured in ("loss_saf_hit_rate", "sharpness"):
+            found[f"{name} {measured}"] = trainer.callback_metrics.get(measured, torch.zeros(())).item()
+        found["snapshots"] = store.SnapshotReader(folder / "run" / "snapshots").steps
     return found
 
 
@@ -316,4 +321,6 @@ def test_shared_memory_and_resume(ranks):
         pytest.skip("run in Lightning only")
     for found in both:
         assert same_bits(found["whole"], found["resumed"])
-    assert both[0]["whole hits"] == both[0]["resumed hits"] == 1.0
+    assert both[0]["whole loss_saf_hit_rate"] == both[0]["resumed loss_saf_hit_rate"] == 1.0
+    assert both[0]["whole sharpness"] == both[0]["resumed sharpness"] > 0
+    assert both[0]["snapshots"] == (0, 4, 8, 12, 16)

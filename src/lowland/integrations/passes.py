@@ -100,11 +100,7 @@ class Passes:
         if not isinstance(ascent, Ascent) or not ascent.needs_perturbation():
             return work()
         _check(ascent, last=last)
-        try:
-            result = self._both(ascent, work, last, model)
-        except BaseException:
-            self._kept = []
-            raise
+        result = self._both(ascent, work, last, model)
         self._due = ascent.steps + 1 if last else None
         return result
 
