@@ -82,7 +82,7 @@ def within(loss: float, target: float) -> bool:
     Returns:
         Whether they differ by a factor of at most `LOSS_RATIO`.
     """
-    return _distance(loss, target) <= math.log(LOSS_RATIO)
+    return loss > 0 and comparable([loss, target])
 
 
 def _distance(loss: float, target: float) -> float:

@@ -16,7 +16,7 @@ Attributes hold plain JSON values only. Values are kept as measured: NaN and inf
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,7 @@ from lowland.core.errors import InputError, StoreError
 
 __all__ = [
     "KINDS",
+    "MIGRATIONS",
     "STATUS_FAILED",
     "STATUS_INTERPOLATED",
     "STATUS_MEASURED",
@@ -34,6 +35,7 @@ __all__ = [
     "UNITS",
     "check",
     "identifier",
+    "migrated",
     "new_curvature",
     "new_surface",
     "new_trajectory",
@@ -41,6 +43,12 @@ __all__ = [
 
 KINDS: Final = {"surface": 1, "trajectory": 1, "curvature": 1}
 """Kind of result -> its current schema version; a higher version is refused, a lower one migrated."""
+
+MIGRATIONS: Final[dict[tuple[str, int], Callable[[xr.Dataset], xr.Dataset]]] = {}
+"""Kind and version -> what turns a result of that version into one of the next; version 1 is the first there was.
+
+A migration changes variables and attributes in memory; the stamp is renewed here, and the store is left as it is.
+"""
 
 STATUS_OPEN: Final = 0
 STATUS_MEASURED: Final = 1
@@ -93,17 +101,60 @@ def check(dataset: xr.Dataset, kind: str | None = None) -> str:
         >>> check(new_surface([0.0, 1.0], metrics=["loss"]))
         'surface'
     """
-    stamp = str(dataset.attrs.get("schema", ""))
-    name, _, version = stamp.removeprefix("lowland.").partition("/")
-    if not stamp.startswith("lowland.") or name not in KINDS or not version.isdigit():
-        raise StoreError(f"not a result of Lowland: attribute `schema` is {stamp!r}")
-    if int(version) > KINDS[name]:
-        raise StoreError(f"the result has schema {stamp!r}, newer than {identifier(name)!r}; update Lowland to read it")
+    name, version = _stamp(dataset)
+    if version < KINDS[name]:
+        raise StoreError(f"the result has the older schema {dataset.attrs['schema']!r}; open it by lowland.store.open")
     if kind is not None and name != kind:
         raise StoreError(f"expected a {kind}, but this result is a {name}")
     if name == "surface" and ("status" not in dataset or "x" not in dataset.dims):
         raise StoreError("the surface is damaged: `status` or the axis `x` is missing")
     return name
+
+
+def migrated(dataset: xr.Dataset) -> xr.Dataset:
+    """Return a result of any version up to the current one as one of the current version.
+
+    Args:
+        dataset: The result as it was stored.
+
+    Returns:
+        The result itself where it is current, else a migrated copy.
+
+    Raises:
+        StoreError: If it is foreign, newer, or of a version that nothing leads on from.
+
+    Example:
+        >>> migrated(new_surface([0.0, 1.0])).attrs["schema"]
+        'lowland.surface/1'
+    """
+    name, version = _stamp(dataset)
+    while version < KINDS[name]:
+        step = MIGRATIONS.get((name, version))
+        if step is None:
+            stamp = dataset.attrs["schema"]
+            raise StoreError(f"the result has schema {stamp!r}, which this Lowland no longer reads; measure it anew")
+        try:
+            dataset = step(dataset.copy())
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"the {name} is damaged: it cannot be migrated from version {version} ({error})"
+            ) from error
+        version += 1
+        dataset.attrs["schema"] = f"lowland.{name}/{version}"
+    return dataset
+
+
+def _stamp(dataset: xr.Dataset) -> tuple[str, int]:
+    """Return kind and version of a result; refuse foreign and newer ones."""
+    stamp = str(dataset.attrs.get("schema", ""))
+    name, _, version = stamp.removeprefix("lowland.").partition("/")
+    if not stamp.startswith("lowland.") or name not in KINDS or not (version.isascii() and version.isdigit()):
+        raise StoreError(f"not a result of Lowland: attribute `schema` is {stamp[:200]!r}")
+    if len(version) > 6 or int(version) > KINDS[name]:
+        raise StoreError(
+            f"the result has schema {stamp[:200]!r}, newer than {identifier(name)!r}; update Lowland to read it"
+        )
+    return name, int(version)
 
 
 def new_surface(

@@ -13,6 +13,7 @@ import os
 import pickle
 import struct
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def read_archive_member(path: Path, member: str, md5: str | None) -> bytes:
             if file is None:
                 raise KeyError(member)
             return file.read()
-    except (tarfile.TarError, KeyError, EOFError, OSError) as error:
+    except (tarfile.TarError, KeyError, EOFError, OSError, ValueError, zlib.error, RecursionError) as error:
         raise InputError(
             "folder", f"must hold a whole {path.name} with {member} ({error})", str(path.parent)
         ) from error
@@ -119,7 +120,7 @@ def read_idx(path: Path, md5: str | None) -> NDArray[Any]:
             raise ValueError("its magic number is wrong")
         array = np.frombuffer(data, dtype=_IDX_TYPES[kind], offset=4 + 4 * dims)
         return array.reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, struct.error, zlib.error, MemoryError) as error:
         raise InputError("folder", f"must hold a whole IDX file {path.name} ({error})", str(path.parent)) from error
 
 
@@ -138,7 +139,7 @@ def read_plain_pickle(data: bytes, name: str) -> dict[bytes, Any]:
     """
     try:
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError) as error:
+    except Exception as error:  # whatever an unpickler stumbles over in bytes that it was not made for
         raise InputError("folder", f"must hold a whole and plain {name} ({error})") from error
     if not isinstance(content, dict):
         raise InputError("folder", f"must hold a dict in {name}", type(content).__name__)

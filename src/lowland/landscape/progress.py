@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lowland.core.pace import Pace
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED
 from lowland.engine.base import Engine, Event, OnEvent, Point, Row
 from lowland.landscape.grid import Grid, ordered
@@ -102,7 +103,7 @@ class SurveyRun:
 
     def finish(self) -> None:
         """Tell that everything is done."""
-        rate = self._fresh / self._elapsed if self._elapsed > 0 else 0.0
+        rate = Pace.of(self._fresh, self._total, self._elapsed).rate
         if not self._started:
             self._receive(Event("started", self._total, self._total, 0.0, 0.0))
         self._receive(Event("done", self._total, self._total, self._elapsed, 0.0, rate))

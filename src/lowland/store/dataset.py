@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.core.errors import StoreError
-from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, plain
+from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, identifier, migrated, plain
 from lowland.store import remote, zarr
 from lowland.store.files import only_writer
 
@@ -37,7 +37,7 @@ def open(path: str | Path) -> xr.Dataset:
         The Dataset, in memory; nothing stays open.
 
     Raises:
-        StoreError: If it does not exist, is damaged, foreign, or of a newer schema.
+        StoreError: If it does not exist, is damaged, foreign, or of a newer schema; an older one is migrated in memory.
 
     Example:
         >>> import tempfile
@@ -50,7 +50,7 @@ def open(path: str | Path) -> xr.Dataset:
     if remote.is_url(path):
         with remote.fetched(str(path)) as folder, _named(folder, str(path)):
             return open(folder)
-    dataset = zarr.read(Path(path))
+    dataset = migrated(zarr.read(Path(path)))
     check(dataset)
     return dataset
 
@@ -295,6 +295,12 @@ def _fill(surface: xr.Dataset, found: xr.Dataset, path: Path) -> None:
     Raises:
         StoreError: If it is another recipe, or variables are missing.
     """
+    kind = str(found.attrs.get("schema", "")).partition("/")[0]
+    if kind == "lowland.surface" and migrated(found).attrs["schema"] != found.attrs["schema"]:
+        raise StoreError(
+            f"{path} was begun under the schema {found.attrs['schema']!r}: it can be opened, but a survey under "
+            f"{identifier('surface')!r} cannot go on in it; choose another store"
+        )
     check(found, "surface")
     _same_recipe(path, found.attrs, surface.attrs)
     for name in surface.data_vars:

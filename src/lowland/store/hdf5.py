@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from lowland.core.errors import InputError, StoreError, optional_import
+from lowland.core.errors import InputError, LowlandError, StoreError, optional_import
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, new_surface
 from lowland.store.files import replacing
 
@@ -59,13 +59,23 @@ def read_surface(path: str | Path) -> xr.Dataset:
         }
     if not splits:
         raise StoreError(f"{path} is no surface file: it holds neither train nor test losses")
+    try:
+        return _surface(x, y, found, splits, str(path))
+    except (ValueError, TypeError) as error:  # InputError is one: coordinates that are no axis
+        raise StoreError(f"{path} is damaged ({error})") from error
+
+
+def _surface(
+    x: Array, y: Array | None, found: Mapping[tuple[str, str], Array], splits: list[str], path: str
+) -> xr.Dataset:
+    """Return what was read as a surface, in our order."""
     shape = (len(x),) if y is None else (len(x), len(y))
     if any(values.size != np.prod(shape) for values in found.values()):
         raise StoreError(
             f"{path} is damaged: its values do not fit {len(x)} x {1 if y is None else len(y)} coordinates"
         )
     metrics = [name for name in _METRICS if all((split, name) in found for split in splits)]
-    attrs = {"source": str(path), "recipe_fingerprint": "", "recipe": {}}
+    attrs = {"source": path, "recipe_fingerprint": "", "recipe": {}}
     surface = new_surface(x, y, metrics=metrics, splits=splits if len(splits) > 1 else (), attrs=attrs)
     open_points = np.zeros(shape, dtype=np.bool_)
     for (split, name), values in found.items():
@@ -168,13 +178,15 @@ def _opened(path: str | Path, mode: str) -> Generator[Any]:
     h5py = optional_import("h5py", extra="hdf5", needed_for="this file format")
     try:
         file = h5py.File(path, mode)
-    except OSError as error:
+    except Exception as error:  # the library has many words for a damaged header
         raise StoreError(f"{path} cannot be opened as HDF5 ({error})") from error
-    with file:
-        try:
+    try:
+        with file:
             yield file
-        except OSError as error:
-            raise StoreError(f"{path} is damaged or cannot be written ({error})") from error
+    except LowlandError:
+        raise
+    except Exception as error:  # groups where arrays are due, texts for numbers, sizes beyond the file
+        raise StoreError(f"{path} is damaged or cannot be written ({error})") from error
 
 
 @contextmanager

@@ -146,9 +146,9 @@ class SnapshotReader:
         path = self.folder / _file(step)
         try:
             arrays: dict[str, Array] = load(path.read_bytes())
-        except (OSError, SafetensorError, ValueError) as error:
+            return {name: arrays[name] for name in self._entries[step]["names"]}
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"the snapshot {path} is missing or damaged ({error})") from error
-        return {name: arrays[name] for name in self._entries[step]["names"]}
 
     def info(self, step: int) -> dict[str, Any]:
         """Return what was kept with a snapshot.
@@ -185,12 +185,24 @@ def _file(step: int) -> str:
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads((folder / _INDEX).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StoreError(f"the index of the snapshots in {folder} is damaged ({error})") from error
     if not isinstance(index, dict) or index.get("schema") != _SCHEMA:
         found = index.get("schema") if isinstance(index, dict) else type(index).__name__
         raise StoreError(f"{folder} holds {found!r}, not {_SCHEMA!r}; it is foreign or of a newer version")
+    entries = index.get("snapshots")
+    whole = isinstance(entries, dict) and all(_is_entry(*pair) for pair in entries.items())
+    if not whole or index.get("dtype") not in ("float16", "float32"):
+        raise StoreError(f"the index of the snapshots in {folder} is damaged (an entry is missing or no snapshot's)")
     return index
+
+
+def _is_entry(step: str, entry: Any) -> bool:
+    return (
+        step.isascii() and step.isdigit() and len(step) < 16 and isinstance(entry, dict)
+        and isinstance(entry.get("names"), list) and isinstance(entry.get("info"), dict)
+        and isinstance(entry.get("rounding"), int | float)
+    )  # fmt: skip
 
 
 def _distance(original: Mapping[str, Array], stored: Mapping[str, Array]) -> float:

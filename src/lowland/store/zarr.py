@@ -99,18 +99,21 @@ def read(path: Path) -> xr.Dataset:
     if not exists(path):
         raise StoreError(f"{path} {'is no store of Lowland' if path.exists() else 'does not exist'}")
     try:
-        arrays = dict(zarr.open_group(path, mode="r").arrays())
+        # the format is named, since an array of the older one may hold pickles
+        arrays = dict(zarr.open_group(path, mode="r", zarr_format=3).arrays())
         missing = {name: array.nchunks - array.nchunks_initialized for name, array in arrays.items()}
-        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None).load()
+        if any(missing.values()):  # before anything is allocated by what the metadata say
+            names = ", ".join(f"`{name}` ({count})" for name, count in missing.items() if count)
+            raise StoreError(f"{path} is damaged: chunks are missing of {names}; it was left as it is")
+        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3).load()
+        for name, variable in dataset.variables.items():
+            variable.encoding = {}
+            if variable.dtype.kind in "TO":
+                dataset[name] = (variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
+    except StoreError:
+        raise
     except Exception as error:  # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
         raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}); it was left as it is") from error
-    if any(missing.values()):
-        names = ", ".join(f"`{name}` ({count})" for name, count in missing.items() if count)
-        raise StoreError(f"{path} is damaged: chunks are missing of {names}; it was left as it is")
-    for name, variable in dataset.variables.items():
-        variable.encoding = {}
-        if variable.dtype.kind in "TO":
-            dataset[name] = (variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
     return dataset
 
 

@@ -26,6 +26,7 @@ from lowland.spec import DataSpec, FitSpec, to_yaml
 from lowland.spec.build import methods
 from lowland.spec.runs import fit_run
 from lowland.spec.study import Changes
+from lowland.store.runs import RunPaths
 from lowland.study.dependencies import Name, names_in_call, own_source
 from lowland.study.endpoints import read_endpoint
 from lowland.study.plan import apply
@@ -108,7 +109,7 @@ class Bench:
         seeded = replace(spec, seed=seed)
         path = self.place(seeded)
         with self.alone(path):
-            if not (path / "result.json").is_file():
+            if not RunPaths(path).finished:
                 fit_run(replace(seeded, folder=str(path)))
         return path
 

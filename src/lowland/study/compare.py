@@ -17,6 +17,7 @@ from lowland.report.statistics import t_interval
 from lowland.report.study import SharpnessRow, StudyPage, StudyRow, study_sections
 from lowland.spec import to_yaml
 from lowland.spec.study import StudySpec
+from lowland.store.runs import RunPaths
 from lowland.study.association import association, sign_errors
 from lowland.study.endpoints import cost_of, read_endpoint, read_result
 from lowland.study.plan import Job, variants
@@ -190,7 +191,7 @@ def _measured(study: Study) -> list[_Measured]:
     """
     found, modes = [], set()
     for job in study.jobs["epochs"]:
-        path = Path(job.spec.folder) / "curvature" / "hessian.zarr"
+        path = RunPaths(Path(job.spec.folder)).curvature("hessian")
         if study.failures[job.key] is not None or not path.exists():
             continue
         result = store.open(path)

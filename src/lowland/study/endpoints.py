@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Final
 
 from lowland.core.errors import InputError
 from lowland.core.names import unknown
-from lowland.training import read_metrics
+from lowland.store.runs import RunPaths, read_metrics, read_result
 
 __all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "read_endpoint", "read_result"]
 
@@ -46,30 +45,11 @@ def cost_of(path: str | Path) -> Cost:
     Returns:
         The cost; an epoch whose row holds MESA's divergence had one teacher's pass in each step.
     """
-    result, rows = read_result(path), read_metrics(Path(path) / "metrics.csv")
+    result, rows = read_result(path), read_metrics(RunPaths(Path(path)).metrics)
     steps = [row["step"] - before for row, before in zip(rows, [0.0, *(row["step"] for row in rows)], strict=False)]
     teacher = sum(count for row, count in zip(rows, steps, strict=True) if "loss_mesa_kl" in row)
     training = float(result["passes"]) + FORWARD * teacher
     return Cost(training + FORWARD * float(result["evaluation_passes"]), training, float(result["seconds"]), len(rows))
-
-
-def read_result(path: str | Path) -> dict[str, Any]:
-    """Read the outcome of a run.
-
-    Args:
-        path: The run's folder.
-
-    Returns:
-        What ``result.json`` holds.
-
-    Raises:
-        InputError: If the run is not finished.
-    """
-    file = Path(path) / "result.json"
-    if not file.is_file():
-        raise InputError("run", "must be finished", str(path), "go on with it first")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 def read_endpoint(path: str | Path, name: str) -> float:
@@ -87,7 +67,7 @@ def read_endpoint(path: str | Path, name: str) -> float:
     """
     check_endpoint(name)
     kind, _, threshold = name.partition(":")
-    rows = read_metrics(Path(path) / "metrics.csv")
+    rows = read_metrics(RunPaths(Path(path)).metrics)
     value = ENDPOINTS[kind](read_result(path), rows, float(threshold or "nan"))
     return value if isinstance(value, float) else float(value)
 

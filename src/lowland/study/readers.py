@@ -105,7 +105,7 @@ def sharpness_late(path: Path) -> float:
 
     def measure() -> list[float]:
         run = RunFolder(path)
-        steps = SnapshotReader(run.path / "snapshots").steps
+        steps = SnapshotReader(run.paths.snapshots).steps
         late = [step for step in steps if step > steps[-1] / 2][::4]
         return [curvature.sam_sharpness(_at(run, step)).value for step in late]
 
@@ -172,7 +172,7 @@ def path_share_above_null(path: Path) -> float:
 
     def measure() -> float:
         run = RunFolder(path)
-        snapshots = SnapshotReader(run.path / "snapshots")
+        snapshots = SnapshotReader(run.paths.snapshots)
         found = landscape.project_trajectory(run.risk(RISK).model, snapshots)
         own, null = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
         return own - null

@@ -1,0 +1,100 @@
+"""Specs from any YAML and any flags: a spec, or one line that says what is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lowland import spec as specs
+from lowland.core.errors import InputError
+from lowland.spec import FitSpec, SurfaceSpec, parse, to_yaml
+from lowland.spec.parse import from_text
+
+FEW = settings(
+    max_examples=30, deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+
+KEYS = st.sampled_from(
+    ["model", "data", "optimizer", "loss", "name", "options", "epochs", "seed", "version", "run", "points", "risk",
+     "samples", "method", "config", "splits", "checkpoint"]
+) | st.text(max_size=4)  # fmt: skip
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("kind", [FitSpec, SurfaceSpec], ids=lambda kind: kind.__name__)
+@FEW
+@given(content=st.dictionaries(KEYS, VALUES, max_size=4))
+def test_specs_of_any_values(kind, content):
+    try:
+        made = from_text(kind, yaml.safe_dump(content))
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert from_text(kind, to_yaml(made)) == made
+
+
+@FEW
+@given(text=st.text(max_size=40) | st.text(alphabet="{}[]:,-!&*#?|>'\"%@ \n\tab1", max_size=40))
+def test_specs_of_any_text(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(text, encoding="utf-8")
+    for read in (
+        lambda: from_text(FitSpec, text),
+        lambda: parse(FitSpec, ["--config", str(tmp_path / "a.yaml")]),
+    ):
+        try:
+            read()
+        except InputError as error:
+            assert "\n" not in str(error)
+
+
+@FEW
+@given(
+    flag=st.sampled_from(
+        ["run", "points", "risk.samples", "extent", "splits", "version", "model_options", "risk", "x"]
+    ),
+    value=st.text(max_size=8) | VALUES.map(lambda value: json.dumps(value, default=str)),
+)
+def test_flags_of_any_values(flag, value):
+    try:
+        made, _ = parse(SurfaceSpec, ["--run", "r", f"--{flag}={value}"])
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:
+        assert isinstance(made, SurfaceSpec)
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.mkdir [{place}]", "!!python/name:os.system ''"])
+def test_yaml_makes_no_objects(tag, tmp_path):
+    place = tmp_path / "made"
+    (tmp_path / "a.yaml").write_text(f"model: {tag.format(place=place)}\n")
+    for kind in (FitSpec, SurfaceSpec):
+        with pytest.raises(InputError):
+            parse(kind, ["--config", str(tmp_path / "a.yaml")])
+    assert not place.exists()
+
+
+def test_every_spec_has_a_version_or_is_no_file_of_its_own():
+    unversioned = {"ReportSpec", "FigureSpec", "DemoSpec", "ClaimsSpec"}  # flags of one call, kept nowhere
+    parts = {
+        "ModelSpec",
+        "DataSpec",
+        "OptimizerSpec",
+        "LossSpec",
+        "ScheduleSpec",
+        "RiskSpec",
+        "SearchSpec",
+        "SurveySpec",
+    }
+    for name in specs.__all__:
+        kind = getattr(specs, name)
+        if isinstance(kind, type) and name.endswith("Spec") and name not in unversioned | parts:
+            assert "version" in kind.__dataclass_fields__, name
