@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test slow check docs bench conformance claims clean
+.PHONY: help demo test slow check docs dist bench conformance claims clean
 
 help: ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,13 @@ docs: $(VENV)/.docs ## Build the documentation into site/
 	OMP_NUM_THREADS=1 $(BIN)/python examples/traps.py docs/images/traps
 	$(BIN)/mkdocs build --strict --quiet
 
+dist: $(VENV)/.dev ## Build wheel and sdist into dist/, and try the wheel in an environment of its own
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(PYTHON) -m venv dist/.venv
+	dist/.venv/bin/pip install --quiet --constraint constraints.txt dist/*.whl
+	cd dist && .venv/bin/lowland doctor && .venv/bin/lowland demo --help > /dev/null
+
 bench: $(VENV)/.bench ## Run the benchmarks; each prints one table and stores it under benchmarks/results
 	@for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
@@ -44,7 +51,7 @@ claims: $(VENV)/.dev ## Measure the published claims (resumable; 75 minutes of t
 	OMP_NUM_THREADS=1 $(BIN)/lowland claims --engine processes:2
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site
+	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
