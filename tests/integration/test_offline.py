@@ -32,7 +32,7 @@ for name in sorted(files):
 """,
     "a run": """
 from lowland.cli.main import main
-few = ["--data.options", "{train_size: 40}", "--epochs", "2", "--threads", "1", "--quiet"]
+few = ["--data.options", "{train_size: 40}", "--epochs", "1", "--threads", "1", "--quiet"]
 assert main(["fit", "run", *few]) == 0
 assert main(["surface", "run", "--points", "[3, 3]", "--quiet"]) == 0
 assert main(["report", "run", "--quiet"]) == 0

@@ -76,6 +76,8 @@ def _name_decades(figure: go.Figure, axis: Axis, update: str, values: list[Float
     known = known[np.isfinite(known) & (known > 0)]
     if axis.log and known.size:
         low, high = (float(known.min()), float(known.max())) if axis.limits is None else axis.limits
+        if low == high:  # a run of one epoch: plotly names the one value by itself
+            return
         ticks = nice_ticks(low, high, True)
         getattr(figure, update)(tickvals=list(ticks), ticktext=[format_number(t) for t in ticks], **place)
 
