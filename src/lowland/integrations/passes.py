@@ -58,7 +58,7 @@ class Passes:
         >>> def work():
         ...     loss = model(torch.ones(1, 2)).square().sum()
         ...     loss.backward()
-        ...     seen.append(float(loss))
+        ...     seen.append(loss.item())
         >>> passes.run(work, last=True)
         >>> seen[1] > seen[0]
         True

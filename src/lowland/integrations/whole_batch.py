@@ -23,6 +23,7 @@ class WholeBatch:
         loss: The loss.
 
     Example:
+        >>> import torch
         >>> from lowland.losses import LLR
         >>> criterion = WholeBatch(LLR(nn.CrossEntropyLoss(), initial_loss=1.0))
         >>> with criterion.of(Batch(torch.zeros(2, 3), None)):
