@@ -150,6 +150,41 @@ def few_samples(size: float) -> Figure:
     return lines(found, caption="Bands: one standard error of the mean over such images.")
 
 
+def dropout(size: float) -> Figure:
+    """A line measured with dropout left on, as in a model that was not put into evaluation mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10)
+        model = train(nn.Sequential(*layers), max(2, round(15 * size)))
+        line, grid, batch = ll.landscape.random_line(model, 0), ll.landscape.grid(points(41, size)), batches()[0]
+        right = survey(model, line, len(grid.x))
+        direction = [axis.clone() for axis in line.axes[0].values.values()]  # type: ignore[attr-defined]
+        weights = [p.detach().clone() for p in model.parameters()]
+        noisy = []
+        for x in grid.x:
+            with torch.no_grad():
+                for p, w, d in zip(model.parameters(), weights, direction, strict=True):
+                    p.copy_(w + float(x) * d)
+                noisy.append(float(LOSS(model.train()(batch.input), batch.target)))
+    curves = Curve("evaluation mode", grid.x, right["loss"].values), Curve("training mode", grid.x, np.array(noisy))
+    return Line(curves, Axis("filter-normalised direction"), Axis("loss"), "", "One network, one line, 300 images.")
+
+
+def subset(size: float) -> Figure:
+    """Both ends of the spectrum, measured on random subsets of the data."""
+    model, rows = train(perceptron(0), max(2, round(15 * size)), noise=0.2), []
+    counts = (15, 30, 60, 150, 300)
+    for count in counts:
+        draws = range(1 if count == 300 else 4)
+        risks = [ll.EmpiricalRisk(model, LOSS, batches(0.2), samples=count, seed=seed) for seed in draws]
+        ends = [ll.curvature.extreme_eigenvalues(risk) for risk in risks]
+        rows.append([np.mean([end.lambda_max for end in ends]), np.mean([-end.lambda_min for end in ends])])
+    values, names = np.array(rows), ("largest", "smallest, negated")
+    curves = tuple(Curve(name, np.array(counts, float), values[:, k], markers=True) for k, name in enumerate(names))
+    axes = Axis("images in the subset", log=True), Axis("eigenvalue", log=True)
+    return Line(curves, *axes, "", "Mean over four draws of one trained network.")
+
+
 def one_direction(size: float) -> Figure:
     """Single random directions of one network, and the mean over all directions that they scatter about."""
     model = trained(0, size)
@@ -326,6 +361,7 @@ TRAPS: dict[str, Callable[[float], Figure]] = {
     "batch-norm": batch_norm,
     "ragged-batch": ragged_batch,
     "few-samples": few_samples,
+    "dropout": dropout,
     "one-direction": one_direction,
     "colour-scale": colour_scale,
     "extent": extent,
@@ -335,6 +371,7 @@ TRAPS: dict[str, Callable[[float], Figure]] = {
     "rows-and-columns": rows_and_columns,
     "refinement": refinement,
     "rescaling": rescaling,
+    "subset": subset,
     "barrier": barrier,
 }
 
