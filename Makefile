@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo ## Train two networks, survey them and write runs/demo/report.html
+demo: $(VENV)/.demo ## Train six methods, survey them and write runs/demo/report.html
 	$(BIN)/lowland demo
 
 test: $(VENV)/.dev ## Run the tests (minutes)
