@@ -25,6 +25,8 @@ def product(model, loss, batches, v):
 
 def largest(model, loss, batches): return hessian(model, loss, dataloader=batches, cuda=False).eigenvalues()[0][0]
 def density(model, loss, batches): return hessian(model, loss, dataloader=batches, cuda=False).density(iter=4)
+def trace(model, loss, batches):
+    return torch.tensor(hessian(model, loss, dataloader=batches, cuda=False).trace()).mean()
 """,
     "hessian-eigenthings": """\
 import torch
@@ -45,6 +47,7 @@ def product(model, loss, batches, v):
 
 def largest(model, loss, batches): return PyHessian(model.eval(), loss, batches, "cpu").eigenvalues()[0][0]
 def density(model, loss, batches): return PyHessian(model.eval(), loss, batches, "cpu").density(iter=4)
+def trace(model, loss, batches): return PyHessian(model.eval(), loss, batches, "cpu").trace()
 """,
 }
 
@@ -85,6 +88,24 @@ BODIES: Final[dict[str, str]] = {
 model.spare = nn.Parameter(torch.ones(2).double())
 model.forward = lambda x: model[2](model[1](model[0](x)))
 product(model, nn.CrossEntropyLoss(), [(x, y)], torch.ones(45).double())
+""",
+    "loss_without_curvature": _SETUP
+    + """\
+class Mean(nn.MSELoss):
+    def forward(self, output, target): return output.mean()
+product(nn.Linear(4, 3).double(), Mean(), [(x, y)], torch.ones(15).double())
+""",
+    "trace_is_near": _PLANTED
+    + """\
+values = [8.0, 5.0, 3.0, -2.0, *torch.linspace(-0.5, 0.9, 60).tolist()]
+rotation = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(11)))[0]
+class Rotated(Planted):
+    def forward(self, x): return (self.a * (rotation @ self.w) ** 2).sum() / 2 + 0 * x
+found = []
+for seed in range(20):
+    torch.manual_seed(seed)
+    found.append(float(trace(Rotated(*values), nn.MSELoss(), data)))
+assert max(abs(f - 26) for f in found) < 6.5, f"the trace is 26; twenty seeds give {min(found):.1f} to {max(found):.1f}"
 """,
     "fused_attention": """\
 

@@ -95,14 +95,15 @@ _TRACE_SPECTRUM = [*[8.0, 5.0, 3.0, -2.0], *np.linspace(-0.5, 0.9, 60).tolist()]
 
 @rule("curvature")
 def trace_is_near(adapter: CurvatureAdapter) -> None:
-    """With default settings ten seeds give the trace within 40 % each.
+    """With default settings twenty seeds give the trace within 25 % each.
 
     A rule that stops when the mean happens to stand still stops anywhere.
     """
     model, exact = Planted(_TRACE_SPECTRUM), float(sum(_TRACE_SPECTRUM))
-    found = [adapter.trace(model, nn.MSELoss(), [planted_data()], seed=seed)[0] for seed in range(10)]
+    found = [adapter.trace(model, nn.MSELoss(), [planted_data()], seed=seed)[0] for seed in range(20)]
     worst = max(found, key=lambda value: abs(value - exact))
-    demand(abs(worst - exact) < 0.4 * exact, f"the trace is {exact:.3g}; ten seeds give up to {worst:.3g}")
+    # plain Hutchinson probes, a hundred of them, have a standard deviation of 6 % here
+    demand(abs(worst - exact) < 0.25 * exact, f"the trace is {exact:.3g}; twenty seeds give up to {worst:.3g}")
 
 
 @rule("curvature")

@@ -80,7 +80,8 @@ def farther_is_farther(adapter: LandscapeAdapter) -> None:
 def _ratios(found: Lattice, model: nn.Module, name: str, rows: Callable[[Tensor], Tensor]) -> Tensor:
     weight = dict(model.named_parameters())[name].detach().double()
     moved: Tensor = torch.linalg.vector_norm(rows(found.u[name]), dim=1)
-    return moved / torch.linalg.vector_norm(rows(weight), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(rows(weight), dim=1)
+    return moved / norms
 
 
 class _Scores(nn.Module):

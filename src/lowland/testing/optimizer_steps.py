@@ -210,6 +210,7 @@ def zero_gradient(adapter: OptimizerAdapter) -> None:
     before = bits(training.model)
     for index in range(3):
         training.step(index, clear)
+        demand(all(bool(torch.isfinite(place).all()) for place in training.seen), "the second pass is run at NaN")
     demand(same_bits(before, bits(training.model)), "zero gradients changed the weights")
 
 

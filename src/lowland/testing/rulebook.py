@@ -126,11 +126,9 @@ def rules(family: Family | None = None) -> list[Rule]:
     """
     if family is not None and family not in _HOMES:
         raise InputError("family", f"must be one of {', '.join(map(repr, _HOMES))}", family)
-    chosen = list(_HOMES) if family is None else [family]
-    for member in chosen:
-        for module in _HOMES[member]:
-            importlib.import_module(f"lowland.testing.{module}")
-    return [known for member in chosen for known in _RULES.values() if known.family == member]
+    modules = [module for member in _HOMES if family in (None, member) for module in _HOMES[member]]
+    homes = [importlib.import_module(f"lowland.testing.{module}").__name__ for module in modules]
+    return [known for home in homes for known in _RULES.values() if known.function.__module__ == home]
 
 
 def check(adapter: Adapter, only: Rule | None = None) -> list[Outcome]:
