@@ -39,13 +39,14 @@ def line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="recipes; none takes all")
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where the runs are kept")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "recipes.json")
     options = parser.parse_args()
     print("| " + " | ".join(HEAD) + " |\n" + "|---" * len(HEAD) + "|")
     rows = []
-    for name in recipe_names():
+    for name in options.names or recipe_names():
         rows.append(measure(name, options.folder, options.threads))
         print(line(rows[-1]), flush=True)
     options.output.parent.mkdir(parents=True, exist_ok=True)
