@@ -75,6 +75,10 @@ def test_lines_and_curvature_and_a_report_of_a_model_of_ones_own(trained, tmp_pa
     found = ll.store.open(json.loads(capsys.readouterr().out)["path"])
     assert float(found["loss"][0]) == pytest.approx(expected_loss(trained), abs=1e-6)
     assert float(found["loss"][-1]) != float(found["loss"][0])
+    assert main([*line, "--match", "true", "--name", "matched", "--json"]) == 0
+    matched = ll.store.open(json.loads(capsys.readouterr().out)["path"])  # the same function, its units reordered
+    assert float(matched["loss"][-1]) == pytest.approx(float(found["loss"][-1]), abs=1e-6)
+    assert float(matched["loss"][1]) != float(found["loss"][1])
     measure = ["curvature", *words, "--trace_products", "6", "--directions", "3"]
     assert main([*measure, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
@@ -131,6 +135,35 @@ def test_a_hugging_face_folder_needs_no_model(tmp_path, capsys):
     (tmp_path / "saved" / "config.json").write_text("[1]")
     assert main(["surface", *words, "--folder", str(tmp_path / "p")]) == 2
     assert "`checkpoint` must hold a whole config.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_lightning_wrote_itself(tmp_path, capsys):
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Classifier(lightning.LightningModule):
+        def __init__(self, width: int = 5) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = cases.net(width=width)
+            self.criterion = nn.CrossEntropyLoss(weight=torch.ones(3))
+
+        def training_step(self, batch):
+            return self.criterion(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    module = Classifier()
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[lightning.callbacks.ModelCheckpoint(tmp_path / "kept", save_last=True)],
+    )  # fmt: skip
+    trainer.fit(module, cases.shuffled())
+    words = [*MODEL, *DATA, "--checkpoint", str(tmp_path / "kept" / "last.ckpt"), "--folder", str(tmp_path / "out")]
+    assert main(["surface", *words, "--points", "[1, 1]", "--json"]) == 0
+    center = json.loads(capsys.readouterr().out)["center"]
+    assert center == pytest.approx(expected_loss(module.net), abs=1e-6)
 
 
 class Payload:
