@@ -1,0 +1,199 @@
+"""Writes tables of stored results into the docs, between ``<!-- measured: NAME -->`` and ``<!-- /measured -->``.
+
+python benchmarks/tables.py            # write
+python benchmarks/tables.py --check    # say which pages differ from the stored results, and exit with 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- /measured -->)", re.DOTALL)
+
+Result = Mapping[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|", *lines[1:]])
+
+
+def made(result: Result, script: str, threads: str = "1 thread") -> str:
+    """Where and when, in one line under a table."""
+    versions = result["versions"]
+    return (
+        f"\n\nMeasured {result['created'][:10]} on {result['machine']}, torch {versions['torch']}, {threads}, "
+        f"revision {result['revision']}; `python benchmarks/{script}.py`."
+    )
+
+
+def losses(result: Result) -> str:
+    ratios: dict[str, dict[str, float]] = {}
+    for row in result["rows"]:
+        ratios.setdefault(row["method"], {})[row["model"]] = row["ratio"]
+    models = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    text = table(
+        ["step over a plain step", *models],
+        [[name, *(f"{by[model]:.4f}" if by[model] < 1.01 else f"{by[model]:.2f}" for model in models)]
+         for name, by in ratios.items()],
+    )  # fmt: skip
+    kl = ", ".join(f"{r['kl_relative_error']:.1%} ({r['model']})" for r in result["rows"] if "kl_relative_error" in r)
+    memory = result["memory"]
+    return (
+        f"{text}\n\nA bfloat16 teacher changes MESA's divergence by {kl}. A memory of 1,281,167 x 1,000 outputs as int8"
+        f" in a file of four slots takes {memory['file_GB']:.2f} GB of disk and {memory['resident_GB']:.2f} GB of "
+        f"memory above what the process held before, {memory['ms_per_batch_of_256']:.1f} ms per batch of 256; what is "
+        f"kept is off by {memory['kl_error_range_10']:.1e} (logits of range 10) and "
+        f"{memory['kl_error_range_35']:.1e} (range 35) in divergence at temperature 5." + made(result, "losses")
+    )
+
+
+def landscape(result: Result) -> str:
+    def exact(row: Result) -> str:
+        if "checked" not in row:
+            return "not compared"
+        return f"{row['inside']:.1%} of {row['checked']} pixels inside, worst {row['worst']:.2f} of the tolerance"
+
+    rows = [
+        [row["case"], f"{row['samples']:,}", f"{row['parameters']:,}", f"{1e3 * row['point_s']:.1f}",
+         f"{row['over_bare']:.2f}", f"{row['faster']:.1f}", f"{row['faster_without_workers']:.1f}",
+         f"{row['picture_faster']:.0f}", f"{row['measured']:,}", f"{row['over_full_grid']:.2f}", exact(row)]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["network", "samples", "parameters", "ms per point", "x bare forward passes", "faster than the reference",
+              "without loader workers", "picture: faster", "points measured", "time over the full grid",
+              "against float64"]  # fmt: skip
+    text = table(header, rows)
+    for other in result["others"] or []:
+        text += (
+            f"\n\n{other['case']}: {other['their_s']:.2f} s against {other['our_s']:.2f} s; largest error "
+            f"{other['their_error']:.1e} against {other['our_error']:.1e}."
+        )
+    return text + made(result["rows"][0], "landscape", f"{result['rows'][0]['threads']} thread")
+
+
+def curvature(result: Result) -> str:
+    kinds = ("resnet8", "transformer")
+    ratios = [result[kind]["times"]["ratio_to_bare"] for kind in kinds]
+    peaks = [result[kind]["memory"]["mib"] for kind in kinds]
+    tools = {"lowland": "Lowland, nothing built yet", "bare double backward": "bare double backward",
+             "pyhessian": "PyHessian", "hessian_eigenthings": "hessian-eigenthings",
+             "curvlinops": "curvlinops"}  # fmt: skip
+    rows = [
+        [title, *(f"{r[f'{name}, 1']:.2f}" for r in ratios), *(f"{r[f'{name}, 8']:.2f}" for r in ratios),
+         *(f"{p[f'{name}, 8']:.0f}" for p in peaks)]
+        for name, title in tools.items() if f"{name}, 1" in ratios[0]
+    ]  # fmt: skip
+    rows.insert(1, ["Lowland, graph built", *(f"{r['lowland, graph there, 1']:.2f}" for r in ratios), "", "", "", ""])
+    header = ["processor time over a bare double backward", "1 vector, ResNet-8", "1, transformer", "8, ResNet-8",
+              "8, transformer", "peak MiB (8), ResNet-8", "transformer"]  # fmt: skip
+    text = table(header, rows)
+    over = ", ".join(f"{result[kind]['times']['eight_to_floor']:.3f} ({kind})" for kind in kinds)
+    text += f"\n\nEight vectors over one graph and eight second backward passes: {over}."
+    cold = []
+    for kind in kinds:
+        ends, map_ = result[kind]["ends"], result[kind]["map"]
+        errors = sorted(abs(error) for error in ends["lambda_min_error"])
+        cold.append([
+            kind,
+            f"{sum(ends['products']) / len(ends['products']):.1f} "
+            f"({min(ends['products'])} to {max(ends['products'])})",
+            f"{errors[len(errors) // 2]:.1%} / {errors[-1]:.1%}", str(ends["arpack_products"]),
+            f"{map_['products_per_point']:.1f}", f"{map_['largest_lambda_min_error_where_decided']:.1%} of "
+            f"{map_['decided_points']}", f"{map_['negative']} / {map_['undecided']} / {map_['none_found']}",
+        ])  # fmt: skip
+    text += "\n\n" + table(
+        ["both ends", "products, cold", "error of lambda_min, median / worst seed", "two ARPACK runs",
+         "products per point of a 31 x 31 map", "worst lambda_min where decided, points checked",
+         "negative / undecided / none found"], cold,
+    )  # fmt: skip
+    whole = result["whole"]
+    trace = whole["estimators"]["trace"]
+    text += "\n\n" + table(
+        ["products for the trace (planted spectrum)", *trace],
+        [[name, *(f"{trace[count][name]:.2%}" for count in trace)] for name in next(iter(trace.values()))],
+    )
+    curve = whole["curve"]
+    text += (
+        f"\n\nThe curve along training took {curve['share']:.1%} of the {curve['training_s']:.0f} s of "
+        f"{curve['steps']} training steps ({curve['measurements']} measurements)."
+    )
+    return text + made(result["resnet8"]["times"]["made"], "curvature")
+
+
+def scale(result: Result) -> str:
+    rows = [
+        [row["engine"], f"{row['start_s']:.1f}", f"{row['overhead_ms']:.2f}", f"{row['overhead_16_ms']:.2f}",
+         f"{row['driver_ms']:.2f}", f"{row['point_ms']:.0f}", f"{row['speed_up']:.2f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["engine", "start, s", "overhead per point, ms", "in chunks of 16, ms",
+              "driver's processor time per point, ms", "a point of the survey, ms", "speed-up"]  # fmt: skip
+    text = table(header, rows)
+    for row in result["cluster"]:
+        text += (
+            f"\n\n`{row['engine']}`: one driver hands out {row['points_per_second']:,.0f} points a second "
+            f"({row['points_per_second_16']:,.0f} in chunks of 16), so that 1,000 workers stay busy where a point "
+            f"takes {row['shortest_point_for_1000_workers_s']:.1f} s or more "
+            f"({row['shortest_point_for_1000_workers_16_s']:.2f} s in chunks of 16). "
+            "The bottleneck is the driver's one process."
+        )
+    return text + made(result, "scale", "1 thread per worker")
+
+
+def pipeline(result: Result) -> str:
+    rows = [
+        [row["augmentation"], f"{row['batch_ms']:.2f}", f"{row['step_ms']:.0f}", f"{row['ratio']:.2%}"]
+        for row in result["rows"]
+    ]
+    cost = result["loop"]
+    text = table(["augmentation", "batch, ms", "training step of a ResNet-20, ms", "share"], rows)
+    text += (
+        f"\n\n`fit` over a bare loop: {cost['steps_over_bare_loop']:.3f} x a step; "
+        f"{cost['epoch_end_ms']:.0f} ms per epoch end."
+    )
+    return text + made(result, "pipeline", f"{result['settings']['threads']} threads")
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "losses": losses, "landscape": landscape, "curvature": curvature, "scale": scale, "pipeline": pipeline,
+}  # fmt: skip
+
+
+def filled(page: str) -> str:
+    """Return a page with its blocks written anew."""
+
+    def block(found: re.Match[str]) -> str:
+        result = json.loads((RESULTS / f"{found[2]}.json").read_text())
+        return f"{found[1]}{TABLES[found[2]](result)}\n{found[3]}"
+
+    return BLOCK.sub(block, page)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    stale = []
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        page = path.read_text()
+        new = filled(page)
+        if new == page:
+            continue
+        stale.append(path.relative_to(ROOT))
+        if not options.check:
+            path.write_text(new)
+    print(*stale, sep="\n")
+    sys.exit(bool(stale) and options.check)
+
+
+if __name__ == "__main__":
+    main()
