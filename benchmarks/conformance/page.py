@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
@@ -80,8 +81,8 @@ def _family(found: Found, family: str, title: str) -> str:
         rows.append(f"| `{rule.name}`<br>{rule.statement} | {marks} |")
     counts = [tool.counts() for tool in tools]
     rows.append("| holds, of those offered | " + " | ".join(_share(count) for count in counts) + " |")
-    rows.append('\n<details markdown="1"><summary>What goes wrong where a rule is broken</summary>\n')
-    rows += [f"- `{rule.name}`: {rule.reason}" for rule in rules(family)]  # type: ignore[arg-type]
+    rows.append("\n<details><summary>What goes wrong where a rule is broken</summary>\n")
+    rows += [f"<p><code>{rule.name}</code>: {_html(rule.reason)}</p>" for rule in rules(family)]  # type: ignore[arg-type]
     rows.append("\n</details>\n")
     for tool in tools:
         for rule_name, (status, detail) in tool.outcomes.items():
@@ -114,13 +115,18 @@ def _failures(tools: list[Tool]) -> str:
             continue
         shown[text] = rule
         error = _escaped(broken[0].errors[rule])
-        rows.append(f'<details markdown="1"><summary>Script; it ends with <code>{error}</code></summary>\n')
+        rows.append(f"<details><summary>Script; it ends with <code>{error}</code></summary>\n")
         rows.append(f"```py\n{text}```\n\n</details>\n")
     return "\n".join(rows)
 
 
 def _plain(detail: str) -> str:
     return detail.replace("<", "&lt;").replace("_", "\\_").replace("[", "\\[").replace("*", "\\*") + "."
+
+
+def _html(reason: str) -> str:
+    """Return a text for inside a raw block, where Markdown is not read."""
+    return re.sub(r"`+([^`]+)`+", r"<code>\1</code>", _escaped(reason))
 
 
 def _escaped(text: str) -> str:
