@@ -11,7 +11,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from tests.reference.naive_tools import FAULTS, NaiveCurvature, NaiveLandscape, NaiveOptimizer
+from tests.reference.naive_faults import FAULTS
+from tests.reference.naive_tools import NaiveCurvature, NaiveLandscape, NaiveOptimizer
 
 from lowland.core.errors import InputError
 from lowland.testing import Breach, LandscapeAdapter, NotOffered, check, demand, own_adapters, rules
