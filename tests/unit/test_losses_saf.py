@@ -199,6 +199,7 @@ def test_language_models_keep_a_row_per_sequence():
 
 def test_ids_are_asked_for():
     loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
+    loss.epoch = 0
     assert loss.needs_index and loss.needs_input
     with pytest.raises(InputError, match="Indexed"):
         loss(logits(0), TARGET)
@@ -221,3 +222,18 @@ def test_ids_are_asked_for():
 def test_bad_settings_are_refused(options, argument):
     with pytest.raises(InputError, match=f"^`{argument}`"):
         SAF(nn.CrossEntropyLoss(), **options)
+
+
+def test_a_loop_that_never_says_the_epoch_is_told_so():
+    with pytest.raises(InputError, match="must be set before each epoch"):
+        SAF(CE)(logits(0), Batch(None, TARGET, IDS))
+    loss = SAF(CE)
+    loss.prepare(epochs=20, samples=4)
+    for step in range(3):
+        loss(logits(step), Batch(None, TARGET, IDS))
+        with perturbed_pass():  # the second pass of SAM is no further sample
+            loss(logits(step), Batch(None, TARGET, IDS))
+    with pytest.raises(InputError, match="16 samples in epoch 0 of 4"):
+        loss(logits(3), Batch(None, TARGET, IDS))
+    loss.epoch = 1
+    loss(logits(4), Batch(None, TARGET, IDS))

@@ -113,7 +113,9 @@ class SAF(TrainingLoss):
             pairs=mixed == "match",
         )
         self._epochs: int | None = None
-        self._begun = False
+        self._samples: int | None = None
+        self._begun = self._prepared = False
+        self._met = 0  # samples of this epoch
 
     @property
     def needs_index(self) -> bool:
@@ -136,9 +138,8 @@ class SAF(TrainingLoss):
         return {name: getattr(self, name) for name in names} | kept
 
     def _training(self, output: Any, batch: Batch) -> Tensor:
-        if not self._begun:
-            self._begin_epoch()
         clean = current_pass() == "clean"
+        self._must_be_told(output.shape[0] if clean else 0)
         recording, reading = self._recording(), self._reading()
         if not (recording or reading):
             return self._inner(output, batch)
@@ -151,6 +152,22 @@ class SAF(TrainingLoss):
             with torch.no_grad():
                 self.memory.record(torch.where(usable, rows, -1), output, partner, share)
         return loss
+
+    def _must_be_told(self, rows: int) -> None:
+        # a loop that never sets the epoch would train with the plain criterion for ever, and not notice
+        if not self._begun and not self._prepared:
+            raise InputError(
+                "epoch", "must be set before each epoch, and prepare(...) called before the first", None,
+                "see the loop in lowland.losses.base",
+            )  # fmt: skip
+        if not self._begun:
+            self._begin_epoch()
+        self._met += rows
+        if self._samples is not None and self._met > 3 * self._samples:
+            raise InputError(
+                "epoch", "must be set before each epoch", f"{self._met} samples in epoch {self._epoch} of "
+                f"{self._samples}",
+            )  # fmt: skip
 
     def _added(
         self, output: Tensor, rows: Tensor, partner: Tensor | None, share: Tensor | None, usable: Tensor, *, clean: bool
@@ -188,8 +205,9 @@ class SAF(TrainingLoss):
         return self.active.contains(use, self._epochs) and (self._epochs is None or use < self._epochs)
 
     def _prepare(self, **run: Any) -> None:
-        self._epochs = run["epochs"]
-        self._begun = False
+        self._epochs, samples = run["epochs"], run["samples"]
+        self._samples = len(samples) if isinstance(samples, Tensor) else samples
+        self._begun, self._prepared, self._met = False, True, 0
         self.memory.configure(run["samples"], run["plan"])
         self.memory.look_back = self._resolved()
 
@@ -200,7 +218,7 @@ class SAF(TrainingLoss):
     def _begin_epoch(self) -> None:
         self._resolved()
         self.memory.begin(self._epoch, recording=self._recording(), reading=self._reading())
-        self._begun = True
+        self._begun, self._met = True, 0
 
     def _check(self) -> None:
         self.memory.raise_noticed()

@@ -64,5 +64,6 @@ def own_part(own: list[Any], rank: int, now: int) -> tuple[Any, Any, list[Any]]:
         the first process's state of the loss, and nobody has terms.
     """
     if len(own) == now:
-        return tuple(own[rank])  # type: ignore[return-value]
+        numbers, loss, terms = own[rank]
+        return numbers, loss, terms
     return own[rank][0] if rank < len(own) else None, own[0][1], []
