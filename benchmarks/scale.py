@@ -158,7 +158,7 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--try", dest="tiny", action="store_true", help="tiny sizes, busy or not; writes nothing")
-    parser.add_argument("--samples", type=int, default=1000, help="samples of the survey; enough for 50 ms per point")
+    parser.add_argument("--samples", type=int, default=4000, help="samples of the survey; enough for 50 ms per point")
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     torch.set_num_threads(1)

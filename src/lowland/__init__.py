@@ -43,6 +43,7 @@ _ROOMS = (
     "optim",
     "report",
     "store",
+    "testing",
     "training",
     "viz",
 )

@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -22,7 +22,7 @@ from torch.nn import functional
 from lowland.core.errors import InputError
 from lowland.core.provenance import fingerprint
 
-__all__ = ["Estimate", "Loss", "accuracy", "loss_settings", "moments", "per_sample_loss"]
+__all__ = ["Estimate", "Loss", "accuracy", "all_moments", "loss_settings", "moments", "per_sample_loss"]
 
 Loss: TypeAlias = "nn.Module | Callable[[Any, Any], Tensor]"
 """A torch loss module, a function with a ``reduction`` argument, or any callable ``(output, target) -> Tensor``."""
@@ -61,6 +61,9 @@ def per_sample_loss(loss: Loss, output: Any, target: Any) -> tuple[Tensor, Tenso
         size = _batch_size(output, target)
         return elements * size, torch.as_tensor(float(size), device=elements.device)
     size = _batch_size(output, target)
+    if known and elements.ndim == 0 and size != 1:
+        raise InputError("loss", 'must give one entry per sample under reduction="none"', "a scalar",
+                         "pass a callable without a `reduction`: its scalar is taken as the mean")  # fmt: skip
     if elements.ndim == 0 or elements.shape[0] != size:
         raise InputError("loss", "must return a scalar or one entry per sample", tuple(elements.shape))
     values = elements.reshape(size, -1).sum(1)
@@ -212,25 +215,61 @@ def moments(values: Tensor, weights: Tensor | float | None = None) -> Tensor:
         >>> moments(torch.tensor([1.0, 3.0]))[:4].tolist()
         [2.0, 4.0, 2.0, 10.0]
     """
-    values = values.detach()
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    v = values.to(wide)
-    if v.ndim == 0:
-        result = torch.full((_N_MOMENTS,), math.nan, dtype=wide, device=v.device)
-        total = 1.0 if weights is None else weights.detach() if isinstance(weights, Tensor) else float(weights)
-        result[0], result[1], result[2] = 0.0, v, total
-        return result
-    v = v.reshape(-1)
+    return all_moments({"": (values, weights)})[""]
+
+
+def all_moments(measured: Mapping[str, tuple[Tensor, Tensor | float | None]]) -> dict[str, Tensor]:
+    """Return `moments` of several quantities at once, those of the same number of samples in common operations.
+
+    Args:
+        measured: Name -> (values, weights), as for `moments`.
+
+    Returns:
+        Name -> shape [10].
+    """
+    found: dict[str, Tensor] = {}
+    together: dict[tuple[int, torch.device], list[str]] = {}
+    for name, (values, weights) in measured.items():
+        if values.ndim:
+            together.setdefault((values.numel(), values.device), []).append(name)
+        else:
+            found[name] = _totals(values, weights)
+    for names in together.values():
+        rows = _power_sums([measured[name] for name in names])
+        found |= dict(zip(names, rows.unbind(), strict=True))
+    return {name: found[name] for name in measured}
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _totals(value: Tensor, weights: Tensor | float | None) -> Tensor:
+    result = torch.full((_N_MOMENTS,), math.nan, dtype=_wide(value.device), device=value.device)
+    total = 1.0 if weights is None else weights.detach() if isinstance(weights, Tensor) else float(weights)
+    result[0], result[1], result[2] = 0.0, value.detach(), total
+    return result
+
+
+def _power_sums(pairs: Sequence[tuple[Tensor, Tensor | float | None]]) -> Tensor:
+    """Return the ten sums of quantities of equally many samples, shape [quantities, 10]."""
+    kind, size = _wide(pairs[0][0].device), pairs[0][0].numel()
+    v = torch.stack([values.detach().reshape(-1) for values, _ in pairs]).to(kind)
+    n = v.new_full((len(pairs),), float(size))
     vv = v * v
-    if weights is None:
-        n = torch.as_tensor(float(v.numel()), dtype=wide, device=v.device)
-        first, second, third = v.sum(), vv.sum(), (vv * v).sum()
-        return torch.stack([n, first, n, second, first, n, third, second, first, n])
-    w = torch.as_tensor(weights, device=v.device).detach().to(wide).expand_as(v)
+    if all(weights is None for _, weights in pairs):
+        first, second, third = v.sum(1), vv.sum(1), (vv * v).sum(1)
+        return torch.stack([n, first, n, second, first, n, third, second, first, n], 1)
+    w = torch.stack([_row(weights, v[0]) for _, weights in pairs])
     ww = w * w
-    n = torch.as_tensor(float(v.numel()), dtype=wide, device=v.device)
     parts = [v, w, vv, v * w, ww, vv * v, vv * w, v * ww, ww * w]
-    return torch.stack([n, *(part.sum() for part in parts)])
+    return torch.stack([n, *(part.sum(1) for part in parts)], 1)
+
+
+def _row(weights: Tensor | float | None, like: Tensor) -> Tensor:
+    if weights is None:
+        return torch.ones_like(like)
+    return torch.as_tensor(weights, device=like.device).detach().to(like.dtype).expand_as(like)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lowland.core.batches import batch_bytes, batch_tensors, fixed_batches
 from lowland.core.errors import InputError, NotDeterministic
-from lowland.core.exact import Estimate, Loss, accuracy, loss_settings, moments, per_sample_loss
+from lowland.core.exact import Estimate, Loss, accuracy, all_moments, loss_settings, per_sample_loss
 from lowland.core.modes import (
     BatchNormMode,
     batch_norm_mode,
@@ -252,8 +252,7 @@ class EmpiricalRisk:
         """
         totals: dict[str, Tensor] = {}
         for batch in self.batches():
-            for name, (values, weights) in self.measure(batch).items():
-                part = moments(values, weights)
+            for name, part in all_moments(self.measure(batch)).items():
                 totals[name] = totals[name] + part if name in totals else part
         return totals
 

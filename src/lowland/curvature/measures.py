@@ -29,7 +29,6 @@ from lowland.curvature.worst_case import Norm, WorstCase, worst_case_sharpness
 __all__ = ["MEASURES", "Measure", "at_matched_loss", "sharpness_table"]
 
 
-
 @dataclass(frozen=True, slots=True)
 class Measure:
     """One row of the table.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lowland.core.batches import batch_bytes
-from lowland.core.exact import Estimate, moments
+from lowland.core.exact import Estimate, all_moments
 from lowland.core.modes import weights_restored
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
@@ -161,12 +161,11 @@ class Survey:
     def _add(self, place: _Place, split: str, number: int, batch: Batch, total: dict[str, Tensor]) -> None:
         with computing(self.first.device, self.kernel.precision):
             measured = self.risks[split].measure(batch)
-        for name, (values, weights) in measured.items():
-            part = moments(values, weights)
+        if split in place.center:
+            values, weights = measured["loss"]
+            measured["loss_difference"] = (values - place.center[split][number], weights)
+        for name, part in all_moments(measured).items():
             total[name] = total[name] + part if name in total else part
-            if name == "loss" and split in place.center:
-                part = moments(values - place.center[split][number], weights)
-                total["loss_difference"] = total["loss_difference"] + part if "loss_difference" in total else part
 
     @torch.no_grad()
     def _center(self, place: _Place) -> dict[str, list[Tensor]]:

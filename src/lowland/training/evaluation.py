@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowland.core.exact import Estimate, accuracy, moments, per_sample_loss
+from lowland.core.exact import Estimate, accuracy, all_moments, per_sample_loss
 from lowland.core.types import Batch, as_batch, forward
 from lowland.data import TensorData
 from lowland.losses import TrainingLoss
@@ -74,8 +74,8 @@ class Evaluation:
 
     def _sums(self, batch: Batch) -> dict[str, Tensor]:
         output = forward(self.model, batch)
-        sums = {"loss": moments(*per_sample_loss(self.loss, output, batch.target))}
+        measured = {"loss": per_sample_loss(self.loss, output, batch.target)}
         hits = accuracy(output, batch.target, ignore_index=self.ignored)
         if hits is not None:
-            sums["accuracy"] = moments(*hits)
-        return sums
+            measured["accuracy"] = hits
+        return all_moments(measured)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def draw_line(axes: Axes, spec: Line) -> None:
         axes.set_aspect("equal", adjustable="datalim")
     if len(entries) > 1 or any(curve.band for curve in spec.curves):
         handles, labels = zip(*entries, strict=True)
-        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=1 if len(labels) < 3 else 2)
+        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=_columns(labels, 2))
 
 
 def _mark_gaps(axes: Axes, curve: Curve) -> Iterator[tuple[Any, str]]:
@@ -83,7 +83,17 @@ def draw_scatter(axes: Axes, spec: Scatter) -> None:
         axes.errorbar([estimate.x], [estimate.y], yerr=error, fmt=look.matplotlib_marker, color=look.colour,
                       markersize=5, capsize=2.5, label=estimate.name)  # fmt: skip
     _scale_axes(axes, spec)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=3)
+    names = [estimate.name for estimate in spec.estimates]
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=_columns(names, 3))
+
+
+def _columns(labels: Sequence[str], most: int) -> int:
+    # as many columns as short names allow: long ones beside each other run out of the figure
+    return 1 if len(labels) < 3 or max(map(len, labels)) > _SHORT[most] else most
+
+
+_SHORT = {2: 34, 3: 22}
+"""Longest name, in characters, of a legend of so many columns at the default width of 4.2 inches."""
 
 
 def _scale_axes(axes: Axes, spec: Line | Scatter) -> None:
