@@ -43,7 +43,9 @@ def test_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
     names: dict[str, object] = {"__name__": "page"}
-    for code in blocks(ROOT / page):
+    found = blocks(ROOT / page)
+    assert found
+    for code in found:
         try:
             exec(compile(code, str(ROOT / page), "exec"), names)
         except (ModuleNotFoundError, MissingExtra) as error:

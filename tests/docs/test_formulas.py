@@ -26,7 +26,7 @@ def tool(name: str) -> ModuleType:
 def test_a_formula_of_a_docstring_becomes_a_block():
     text = "One line.\n\n.. math:: a = b,\n    \\quad c\n\nMore.\n"
     made = tool("docstrings").rewritten(text)
-    assert re.sub("\n+", "\n", made) == "One line.\n$$\na = b, \\quad c\n$$\nMore."
+    assert re.sub(r"\n+", "\n", made) == "One line.\n$$\na = b, \\quad c\n$$\nMore."
 
 
 def test_a_docstring_without_formulas_stays():
