@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,12 @@ from lowland import optim
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import extreme_eigenvalues, stability
-from lowland.training import CurvatureCurve, Hook, Run, fit, read_metrics
+from lowland.report import read_run
+from lowland.report.dynamics import training_section
+from lowland.spec import DataSpec, FitSpec, ModelSpec
+from lowland.spec.runs import fit_run
+from lowland.store.runs import read_metrics
+from lowland.training import CurvatureCurve, Hook, Run, fit
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -100,3 +106,18 @@ def test_a_run_too_short_for_its_share_is_refused_before_it_trains(tmp_path: Pat
         CurvatureCurve(share=0.0)
     with pytest.raises(InputError, match="every_steps"):
         CurvatureCurve(every_steps=0)
+
+
+def test_a_spec_asks_for_the_curve_and_the_report_draws_it(tmp_path: Path) -> None:
+    spec = FitSpec(
+        folder=str(tmp_path / "run"), model=ModelSpec(name="resnet8", options={"width": 4}), epochs=70, curvature_share=1.0,
+        data=DataSpec(name="digits", options={"train_size": 40}), batch_size=40, snapshots_every_epochs=None, threads=1,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="two measurements"):
+        fit_run(replace(spec, epochs=2))
+    assert not (tmp_path / "run").exists()
+    fit_run(spec)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert all(row["lambda_max"] > 0 and row["stability"] > 0 for row in rows[:-1])
+    section = training_section([read_run(tmp_path / "run")])
+    assert section is not None and "largest Hessian eigenvalue" in repr(section)

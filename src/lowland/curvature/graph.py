@@ -73,7 +73,8 @@ def check_finite(gradients: Sequence[Tensor]) -> None:
     """
     if not gradients:
         return
-    norms = torch.stack([torch.linalg.vector_norm(g.detach(), ord=torch.inf) for g in gradients])
+    with torch.no_grad():
+        norms = torch.stack(torch._foreach_norm(list(gradients), torch.inf))
     if not bool(torch.isfinite(norms).all()):
         raise NotFinite(
             "risk", "must have a finite gradient at the present weights", "nan or inf",

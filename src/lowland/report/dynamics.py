@@ -26,6 +26,8 @@ _CURVES = (
     ("validation_loss", "validation loss", "loss"),
     ("train_accuracy", "train accuracy", "fraction"),
     ("validation_accuracy", "validation accuracy", "fraction"),
+    ("lambda_max", "largest Hessian eigenvalue", "loss per squared weight"),
+    ("stability", "step size over the edge of stability", "ratio"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +32,7 @@ from lowland.spec.foreign import Foreign, subject_of
 from lowland.spec.parse import from_text, to_yaml
 from lowland.spec.specs import FitSpec
 from lowland.spec.surveys import CurvatureSpec, LineSpec, RiskSpec, SurfaceSpec, TrajectorySpec
-from lowland.training import Hook, Run, Snapshots, fit
+from lowland.training import CurvatureCurve, Hook, Run, Snapshots, fit
 
 __all__ = [
     "OnEvent",
@@ -108,6 +109,11 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
     hooks: list[Hook] = []
     if spec.snapshots_every_epochs is not None:
         hooks.append(Snapshots(every_epochs=spec.snapshots_every_epochs, dtype=spec.snapshot_dtype))
+    if spec.curvature_share is not None:
+        curve = CurvatureCurve(share=spec.curvature_share)
+        count: int = len(getattr(splits.train, "dataset", splits.train))
+        curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
+        hooks.append(curve)
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
     folder = RunFolder.create(spec)
     with threads(spec.threads):

@@ -135,6 +135,8 @@ class FitSpec:
         checkpoint_every_steps: Steps between checkpoints within an epoch (steps); none checkpoints epoch ends only.
         snapshots_every_epochs: Epochs between snapshots of the trajectory (epochs); none writes no snapshots.
         snapshot_dtype: Numbers of the snapshots: float32 or float16.
+        curvature_share: Share of the run's cost spent on a curve of the Hessian's ends, such as 0.03 (fraction); none
+            measures none.
         threads: Threads of torch (threads); none leaves torch's own number.
         version: Version of this spec.
     """
@@ -158,11 +160,13 @@ class FitSpec:
     checkpoint_every_steps: int | None = None
     snapshots_every_epochs: int | None = 1
     snapshot_dtype: Literal["float32", "float16"] = "float32"
+    curvature_share: float | None = None
     threads: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         check_version(self.version)
+        check_positive(curvature_share=self.curvature_share)
         check_positive(micro_batches=self.micro_batches)
         check_positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
         check_positive(

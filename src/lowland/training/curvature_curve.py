@@ -98,6 +98,30 @@ class CurvatureCurve(Hook):
         self._risk: EmpiricalRisk | None = None
         self._starts: dict[str, Tensor] = {}  # eigenvectors of the last measurement, by operator
 
+    def interval(self, optimizer: torch.optim.Optimizer, samples: int, steps_per_epoch: int, epochs: int) -> int:
+        """Return the number of steps between measurements in a run.
+
+        Args:
+            optimizer: The optimizer of the run; an adaptive one takes a second Krylov run in its own metric.
+            samples: Training samples.
+            steps_per_epoch: Optimizer steps in an epoch.
+            epochs: Length of the run.
+
+        Returns:
+            Steps.
+
+        Raises:
+            InputError: If the run is too short for the share.
+        """
+        if self.every_steps is not None:
+            return self.every_steps
+        group = optimizer.param_groups[0]
+        runs = 2 if "betas" in group or "alpha" in group else 1
+        return interval(
+            steps=epochs * steps_per_epoch, batch_size=math.ceil(samples / steps_per_epoch),
+            samples=min(self.samples, samples), products=runs * self.products, first=runs * _FIRST, share=self.share,
+        )  # fmt: skip
+
     def on_fit_start(self, run: Run) -> None:
         """Choose the subset and the interval, and measure the start unless the run goes on.
 
@@ -109,18 +133,17 @@ class CurvatureCurve(Hook):
         """
         train: Any = run.data.train
         count: int = len(getattr(train, "dataset", train))
-        samples = min(self.samples, count)
-        adaptive = "betas" in run.optimizer.param_groups[0] or "alpha" in run.optimizer.param_groups[0]
-        runs = 2 if adaptive else 1
-        self._every = self.every_steps or interval(
-            steps=run.epochs * run.steps_per_epoch, batch_size=math.ceil(count / run.steps_per_epoch), samples=samples,
-            products=runs * self.products, first=runs * _FIRST, share=self.share,
-        )  # fmt: skip
+        self._every = self.interval(run.optimizer, count, run.steps_per_epoch, run.epochs)
         if run.rank:
             return
         batches: Any = train if isinstance(train, DataLoader) else list(train.batches(_BATCH))
         self._risk = EmpiricalRisk(
-            run.model, plain_loss(run.loss), batches, samples=samples, seed=self.seed, batch_norm=self.batch_norm
+            run.model,
+            plain_loss(run.loss),
+            batches,
+            samples=min(self.samples, count),
+            seed=self.seed,
+            batch_norm=self.batch_norm,
         )
         if run.step == 0:
             self.rows, self._starts = [], {}
