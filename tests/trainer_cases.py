@@ -12,6 +12,7 @@ import lowland.optim as optim
 from lowland.core.modes import same_bits
 from lowland.core.types import Batch
 from lowland.losses import TrainingLoss
+from lowland.training import Hook
 
 METHODS = {
     "SAM": lambda base, **options: optim.SAM(base, **options),
@@ -130,3 +131,23 @@ def plain_loop(model, optimizer, loss=None, *, epochs=1, micro_batches=1, cast=n
 
 def assert_same(first, second):
     assert same_bits([*first.parameters(), *first.buffers()], [*second.parameters(), *second.buffers()])
+
+
+class Unending(torch.utils.data.IterableDataset):
+    """The samples as a stream without a length."""
+
+    def __init__(self, *, dicts=False):
+        self.samples = Samples(dicts=dicts)
+
+    def __iter__(self):
+        return (self.samples[k] for k in range(len(self.samples)))
+
+
+class StopAfter(Hook):
+    """Ends a run after an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, run):
+        run.stop = run.epoch == self.epoch

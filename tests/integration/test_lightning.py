@@ -6,7 +6,18 @@ import warnings
 
 import pytest
 import torch
-from tests.trainer_cases import BATCH, EVERY_METHOD, Samples, assert_same, network, plain_loop, slow_but, wrapped
+from tests.trainer_cases import (
+    BATCH,
+    EVERY_METHOD,
+    Samples,
+    StopAfter,
+    Unending,
+    assert_same,
+    network,
+    plain_loop,
+    slow_but,
+    wrapped,
+)
 from torch import nn
 
 import lowland.optim as optim
@@ -62,7 +73,9 @@ def fit(module, callbacks=(), *, indexed=False, data=None, validate=False, epoch
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        trainer.fit(module, data or loader(indexed=indexed), loader() if validate else None, ckpt_path=ckpt)
+        trainer.fit(
+            module, loader(indexed=indexed) if data is None else data, loader() if validate else None, ckpt_path=ckpt
+        )
     return trainer
 
 
@@ -383,3 +396,19 @@ def test_after_an_exception_module_and_trainer_are_as_before():
         fit(module, [LightningCallback()], indexed=True)
     assert module.criterion is criterion and not optimizer._held.scratch.driven
     assert isinstance(optimizer, optim.SAM) and "log" not in vars(module)
+
+
+def test_a_hook_ends_the_run():
+    net = network()
+    trainer = fit(Net(net, wrapped(net)), [LightningCallback(model="net", hooks=[StopAfter(2)])], epochs=5)
+    assert trainer.global_step == 2 * 8
+
+
+def test_data_without_a_length(tmp_path):
+    (net, optimizer), mine = pair("EMA")
+    plain_loop(net, optimizer)
+    data = torch.utils.data.DataLoader(Unending(), batch_size=BATCH)
+    hooks = [Snapshots(every_steps=4)]
+    fit(Net(*mine), [LightningCallback(model="net", hooks=hooks, folder=tmp_path)], data=data)
+    assert_same(net, mine[0])
+    assert list(store.SnapshotReader(tmp_path / "snapshots").steps) == [0, 4, 8]

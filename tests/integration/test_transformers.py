@@ -6,7 +6,18 @@ import inspect
 
 import pytest
 import torch
-from tests.trainer_cases import EVERY_METHOD, SAMPLES, Samples, assert_same, network, plain_loop, slow_but, wrapped
+from tests.trainer_cases import (
+    EVERY_METHOD,
+    SAMPLES,
+    Samples,
+    StopAfter,
+    Unending,
+    assert_same,
+    network,
+    plain_loop,
+    slow_but,
+    wrapped,
+)
 from torch import nn
 
 from lowland import store
@@ -274,3 +285,22 @@ def test_an_exception_leaves_no_work_behind(tmp_path):
 def test_the_mixin_changes_no_other_step_of_the_trainer():
     own = {name for name, value in vars(integration.TrainerMixin).items() if inspect.isfunction(value)}
     assert own == {"__init__", "train", "training_step"}
+
+
+def test_a_hook_ends_the_run(tmp_path):
+    net = network()
+    args = arguments(tmp_path, epochs=5)
+    trainer = trainer_of(Flat, net, wrapped(net), args, hooks=[StopAfter(2)], survey_loss=nn.CrossEntropyLoss())
+    trainer.train()
+    assert trainer.state.global_step == 2 * 8
+
+
+def test_data_without_a_length(tmp_path):
+    net = network()
+    optimizer = wrapped(net)
+    trainer = Flat(
+        Classifier(net), arguments(tmp_path, max_steps=6), train_dataset=Unending(dicts=True),
+        optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.state.global_step == 6 and optimizer.steps == 6

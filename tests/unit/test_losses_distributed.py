@@ -164,6 +164,7 @@ def resumes_in_mid_epoch(rank: int, world: int, folder: Path) -> None:
 def refuses_what_it_cannot_do(rank: int, world: int) -> None:
     output = torch.zeros(1, 2, requires_grad=True)
     unknown = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
+    unknown.epoch = 0
     with pytest.raises(InputError, match="several processes"):
         unknown(output, Batch(None, torch.tensor([0]), torch.tensor([5])))
     unplanned = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)

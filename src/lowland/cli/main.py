@@ -71,7 +71,7 @@ def _guarded(command: str, arguments: Sequence[str]) -> int:
     try:
         code: int = importlib.import_module(f"lowland.cli.{command}").main(arguments)
     except KeyboardInterrupt:
-        print(f"\n{program}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print(f"\n{program}: interrupted; the same command goes on from what is stored", file=sys.stderr)
         return 130
     except (LowlandError, LowlandWarning) as error:
         return _complain(program, str(error))

@@ -203,7 +203,7 @@ def interval(*, steps: int, batch_size: int, samples: int, products: int = 6, fi
 
     Example:
         >>> interval(steps=10_000, batch_size=128, samples=256)
-        668
+        770
     """
     given = {"steps": steps, "batch_size": batch_size, "samples": samples, "products": products, "share": share}
     for name, value in given.items():
@@ -219,4 +219,4 @@ def interval(*, steps: int, batch_size: int, samples: int, products: int = 6, fi
             "share", f"must pay for two measurements, which {share:g} of this run does not", f"{steps} steps",
             f"train for {enough} steps or more, measure on fewer samples, or give the interval yourself",
         )  # fmt: skip
-    return math.ceil(steps / more)
+    return steps // (more + 1) + 1  # the shortest with no more than so many measurements

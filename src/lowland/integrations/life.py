@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from lowland.optim import Wrapper
 from lowland.training import Hook, Run
 from lowland.training.evaluation import plain_loss
 
-__all__ = ["Life", "evaluation_weights", "fixed_order", "foreign_data", "host", "made_folder"]
+__all__ = ["Life", "evaluation_weights", "fixed_order", "foreign_data", "host", "made_folder", "steps_in"]
 
 
 class Life:
@@ -152,6 +153,23 @@ class Life:
             "losses": [loss.state_dict() for loss in self.losses],
             "hooks": [hook.state_dict() for hook in self.hooks],
         }
+
+
+def steps_in(batches: float, micro_batches: int) -> int:
+    """Return the optimizer steps in an epoch.
+
+    Args:
+        batches: Batches in an epoch; infinity where the data have no length.
+        micro_batches: Batches of a step.
+
+    Returns:
+        Steps; 0 where they are not known, as `Life.start` takes it.
+
+    Example:
+        >>> steps_in(5, 2), steps_in(float("inf"), 2)
+        (3, 0)
+    """
+    return math.ceil(batches / micro_batches) if math.isfinite(batches) else 0
 
 
 @contextmanager

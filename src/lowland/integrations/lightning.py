@@ -20,7 +20,15 @@ from torch import nn
 
 from lowland.core.errors import InputError, optional_import
 from lowland.core.modes import has_running_statistics
-from lowland.integrations.life import Life, evaluation_weights, fixed_order, foreign_data, host, made_folder
+from lowland.integrations.life import (
+    Life,
+    evaluation_weights,
+    fixed_order,
+    foreign_data,
+    host,
+    made_folder,
+    steps_in,
+)
 from lowland.integrations.lightning_closure import give_back, take_over
 from lowland.integrations.passes import Passes, innermost
 from lowland.integrations.whole_batch import WholeBatch, losses_of
@@ -159,6 +167,8 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         if row and not trainer.barebones:
             values = {name: torch.tensor(value, device=pl_module.device) for name, value in row.items()}
             pl_module.log_dict(values, rank_zero_only=True)
+        if self._life.run is not None and self._life.run.stop:
+            trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """End the life of hooks.
@@ -275,9 +285,9 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
             )  # fmt: skip
 
     def _run(self, trainer: Any, module: Any) -> Run:
-        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        per_epoch = steps_in(trainer.num_training_batches, trainer.accumulate_grad_batches)
         total = trainer.estimated_stepping_batches
-        epochs = math.ceil(total / per_epoch) if math.isfinite(total) else 0
+        epochs = math.ceil(total / per_epoch) if math.isfinite(total) and per_epoch else 0
         losses = self._life.losses
         loss = self.loss if self.loss is not None else (losses[0] if losses else None)
         return Run(

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from lowland.core.errors import CheckpointError, InputError, optional_import
 from lowland.core.types import Batch, as_batch
-from lowland.integrations.life import Life, evaluation_weights, fixed_order, foreign_data, host, made_folder
+from lowland.integrations.life import (
+    Life,
+    evaluation_weights,
+    fixed_order,
+    foreign_data,
+    host,
+    made_folder,
+    steps_in,
+)
 from lowland.integrations.passes import Passes, innermost
 from lowland.integrations.whole_batch import WholeBatch, without_index
 from lowland.losses import TrainingLoss
@@ -164,7 +172,10 @@ class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
             self.life.saved = _read(Path(str(place)) / _file(args))
         loader = given["train_dataloader"]
         micro = args.gradient_accumulation_steps
-        self.per_epoch = math.ceil(len(loader) / micro) if hasattr(loader, "__len__") else 0
+        try:
+            self.per_epoch = steps_in(len(loader), micro)
+        except TypeError:  # iterable data have no length
+            self.per_epoch = 0
         folder = made_folder(args.output_dir if self.folder is None else self.folder) if self.life.hooks else None
         run = Run(
             self.trainer.model, innermost(self.trainer.optimizer), self.survey_loss,
@@ -184,6 +195,8 @@ class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
             row = self.life.end_epoch(_epoch(state))
         if row:
             self.trainer.log(row)
+        if self.life.run is not None and self.life.run.stop:
+            control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         with self._evaluated():

@@ -115,6 +115,8 @@ class CurvatureCurve(Hook):
         """
         if self.every_steps is not None:
             return self.every_steps
+        if not (steps_per_epoch and epochs):
+            raise InputError("every_steps", "must be given where the length of the run is not known", None)
         group = optimizer.param_groups[0]
         runs = 2 if "betas" in group or "alpha" in group else 1
         return interval(

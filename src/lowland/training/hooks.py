@@ -180,5 +180,6 @@ class Snapshots(Hook):
             return
         # running statistics too: the true loss of a snapshot needs those of its own time
         kept = [*((n, p) for n, p in run.model.named_parameters() if p.requires_grad), *run.model.named_buffers()]
+        epoch = run.step / run.steps_per_epoch if run.steps_per_epoch else float(run.epoch)
         weights = {name: value.detach().float().cpu().numpy() for name, value in kept if value.is_floating_point()}
-        self._writer.write(run.step, weights, {"epoch": run.step / run.steps_per_epoch})
+        self._writer.write(run.step, weights, {"epoch": epoch})
