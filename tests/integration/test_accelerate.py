@@ -160,3 +160,16 @@ def test_without_the_helper_nothing_is_trained_wrongly():
     with pytest.raises(MissingPass):
         prepared_optimizer.step()
     assert same_bits(before, list(net.parameters()))
+
+
+def test_a_function_that_has_lost_its_batch_is_refused():
+    net = network()
+    accelerator, model, optimizer, loader = prepared(net, wrapped(net), gradient_accumulation_steps=2)
+    passes = integration.AcceleratePasses(accelerator, model, optimizer)
+    with pytest.raises(InputError, match="must keep its own batch"):
+        for raw in loader:
+            batch = as_batch(raw)
+            with accelerator.accumulate(model):
+                passes.backward(lambda: model(batch.input).square().mean())  # ruff: ignore[function-uses-loop-variable]
+                optimizer.step()
+                optimizer.zero_grad()

@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on_with_the_same_curve(tmp_path: Path) -> None:
         trained(CurvatureCurve(every_steps=2), StopAt(8), folder=tmp_path / "cut")
     again = CurvatureCurve(every_steps=2)
     trained(again, StopAt(None), folder=tmp_path / "cut")
-    assert [{**row, "seconds": 0.0} for row in again.rows] == [{**row, "seconds": 0.0} for row in whole.rows]
+    assert repr([{**row, "seconds": 0} for row in again.rows]) == repr([{**row, "seconds": 0} for row in whole.rows])
     columns = read_metrics(tmp_path / "whole" / "metrics.csv")
     assert [row["lambda_max"] for row in columns] == [whole.rows[k]["lambda_max"] for k in (2, 5, 7, 10)]
     lines = (tmp_path / "cut" / "curvature.csv").read_text().splitlines()
@@ -118,6 +118,8 @@ def test_a_spec_asks_for_the_curve_and_the_report_draws_it(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
     fit_run(spec)
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
-    assert all(row["lambda_max"] > 0 and row["stability"] > 0 for row in rows[:-1])
+    assert all(row["lambda_max"] > 0 for row in rows)
+    ratios = [row["stability"] for row in rows if "stability" in row]
+    assert ratios and "stability" not in rows[0] and min(ratios[:-1], default=1.0) > 0
     section = training_section([read_run(tmp_path / "run")])
     assert section is not None and "largest Hessian eigenvalue" in repr(section)

@@ -84,6 +84,21 @@ def test_optimizers_that_say_nothing_are_refused() -> None:
         stability(risk, torch.optim.Adagrad(risk.model.parameters()))
     with pytest.raises(InputError, match="missing"):
         stability(risk, torch.optim.SGD(risk.model[0].parameters(), lr=0.1))
+    for other in (torch.optim.NAdam, torch.optim.RAdam, torch.optim.Adamax):  # they step in other metrics than Adam's
+        optimizer = other(risk.model.parameters())
+        sum(parameter.sum() for parameter in risk.model.parameters()).backward()
+        optimizer.step()
+        with pytest.raises(InputError, match="SGD, RMSprop, Adam or AdamW"):
+            stability(risk, optimizer)
+
+
+def test_centred_rmsprop_has_the_metric_it_steps_in() -> None:
+    risk = quadratic()
+    weight = next(risk.model.parameters())
+    optimizer = torch.optim.RMSprop(risk.model.parameters(), lr=0.1, centered=True)
+    mean, variance = torch.tensor([[3.0, 1.0, 1.0]]).double(), torch.tensor([[4.0, 1.0, 0.25]]).double()
+    optimizer.state[weight] = {"step": torch.tensor(5.0), "square_avg": variance + mean.square(), "grad_avg": mean}
+    assert stability(risk, optimizer).preconditioned == pytest.approx(0.1 * 6.0 / 2.0, rel=1e-6)
 
 
 def test_a_curve_over_training_follows_the_cold_values_with_few_products() -> None:

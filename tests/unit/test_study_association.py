@@ -53,6 +53,11 @@ def test_a_covariate_that_drives_both_is_taken_out():
     found = association(x, y, stratum=["s"] * 120, cluster=range(120), covariate=loss.tolist(), draws=50)
     assert found.tau > 0.6 and abs(found.partial) < 0.35
     assert math.isnan(partial_tau(0.5, 1.0, 0.2))
+    tied = association(
+        [2, 2, 2, 1, 2, 2, 1, 1], [0, 0, 0, 0, 2, 0, 0, 0], stratum="a" * 8, cluster=range(8),
+        covariate=np.array([0, 0, 0, 2, 1, 0, 0, 1]),
+    )  # fmt: skip
+    assert -1 <= tied.partial <= 1
 
 
 def test_sign_errors_look_at_each_factor_alone():

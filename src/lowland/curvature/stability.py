@@ -133,7 +133,11 @@ def _settings(optimizer: Optimizer) -> dict[int, tuple[float, Tensor, str]]:
 def _setting(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float, Tensor, str]:
     rate = torch.as_tensor(float(group["lr"]), dtype=torch.float64)
     square = next((state[key] for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg") if key in state), None)
+    if "grad_avg" in state and square is not None:  # centred RMSprop
+        square = (square - state["grad_avg"].square()).clamp(min=0)
     if "betas" in group:
+        if "amsgrad" not in group or "momentum_decay" in group:  # NAdam, RAdam and others step in another metric
+            raise InputError("optimizer", "must be SGD, RMSprop, Adam or AdamW", sorted(group))
         if square is None:
             raise InputError("optimizer", "must have taken a step before its metric is known", "an empty state")
         beta = float(group["betas"][0])

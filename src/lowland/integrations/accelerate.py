@@ -77,12 +77,29 @@ class AcceleratePasses:
         if not callable(loss):
             raise InputError(
                 "loss", "must be a function that runs the forward pass", type(loss).__name__,
-                "write passes.backward(lambda: criterion(model(x), y))",
+                "write passes.backward(lambda x=x, y=y: criterion(model(x), y))",
             )  # fmt: skip
+        meant = _names(loss)
 
         def work() -> Tensor:
+            changed = sorted(name for name, value in _names(loss).items() if value is not meant[name])
+            if changed:
+                raise InputError(
+                    "loss", "must keep its own batch: it runs again after later micro-batches, and these names then "
+                    "stand for other things", changed, "write passes.backward(lambda x=x, y=y: criterion(model(x), y))",
+                )  # fmt: skip
             value = loss()
             self.accelerator.backward(value)
             return value.detach()
 
         return self._passes.run(work, last=self.accelerator.sync_gradients, model=self.model)
+
+
+def _names(function: Any) -> dict[str, Any]:
+    """Return what a function's free names stand for now: those of its loop, which may have gone on since."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return {}
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    found = {name: cell.cell_contents for name, cell in cells}
+    return found | {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}

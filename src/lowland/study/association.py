@@ -31,13 +31,15 @@ class Association:
     """Agreement of two measures within strata.
 
     Args:
-        tau: Concordant minus discordant pairs over pairs without ties, all inside strata; NaN without pairs.
+        tau: Concordant minus discordant pairs over pairs without ties, all inside strata (Goodman and Kruskal's gamma,
+            which is Kendall's tau where nothing is tied); NaN without pairs.
         low: Lower end of the 95 % cluster-bootstrap interval; NaN below `LEAST_CLUSTERS` clusters.
         high: Upper end.
         pairs: Pairs without ties.
         strata: Strata with at least one such pair.
         clusters: Clusters that were resampled.
-        partial: The same with the covariate held (Kendall's partial tau); NaN without a covariate.
+        partial: Kendall's partial tau-b with the covariate held, over all pairs inside strata, ties included, so that
+            it stays between -1 and 1; NaN without a covariate.
     """
 
     tau: float
@@ -84,7 +86,8 @@ def association(
         >>> association([1, 2, 5, 6], [3, 4, 1, 2], stratum="aabb", cluster=[0, 1, 0, 1]).tau
         1.0
     """
-    columns = [np.asarray(values, dtype=np.float64) for values in (measure, outcome, covariate or measure)]
+    third = measure if covariate is None else covariate
+    columns = [np.asarray(values, dtype=np.float64) for values in (measure, outcome, third)]
     if len({*map(len, columns), len(stratum), len(cluster)}) != 1:
         raise InputError("measure, outcome, stratum, cluster", "must have equal lengths", [*map(len, columns)])
     if not all(np.isfinite(column).all() for column in columns):
@@ -102,8 +105,9 @@ def association(
         low, high = (float(edge) for edge in np.nanpercentile(taus, [2.5, 97.5]))
     held = math.nan
     if covariate is not None:
-        others = [float(_tau(s * signs[2], weights, first, second)[0]) for s in signs[:2]]
-        held = partial_tau(tau, *others)
+        held = partial_tau(
+            *(_tau_b(*pair) for pair in ((signs[0], signs[1]), (signs[0], signs[2]), (signs[1], signs[2])))
+        )
     kept = signs[0] * signs[1] != 0
     found = {stratum[index] for index in first[kept]}
     return Association(tau, low, high, int(kept.sum()), len(found), len(groups), held)
@@ -187,6 +191,12 @@ def _pairs(stratum: Sequence[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.i
     pairs = [(i, j) for found in members.values() for place, i in enumerate(found) for j in found[place + 1 :]]
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
+
+
+def _tau_b(first: FloatArray, second: FloatArray) -> float:
+    """Return the cosine of two sets of signs: tau-b, a correlation, as the formula of the partial one needs it."""
+    scale = math.sqrt(float(first @ first) * float(second @ second))
+    return float(first @ second) / scale if scale > 0 else math.nan
 
 
 def _tau(agreement: FloatArray, weights: FloatArray, first: NDArray[np.int64], second: NDArray[np.int64]) -> FloatArray:

@@ -29,8 +29,8 @@ CURVATURE_COLUMNS = (
     "lambda_max_residual",  # an eigenvalue lies within it of lambda_max
     "lambda_min",
     "lambda_min_residual",
-    "stability",  # 1 is the edge; empty where it is not known, as before an adaptive method's first step
-    "learning_rate",  # of the first group, at this step
+    "stability",  # 1 is the edge; empty where it is not known, and before the first step
+    "learning_rate",  # of the first group, at this step; empty before the first
     "products",  # Hessian products of this measurement
     "seconds",  # spent in this measurement
 )
@@ -43,11 +43,11 @@ class CurvatureCurve(Hook):
     """Measures lambda_max, lambda_min and the ratio to the stability edge along training, by warm-started products.
 
     Measured is the plain criterion on a fixed subset of the training data, at the weights that are trained. Every
-    measurement starts from the eigenvectors of the one before, so that a few products suffice; residuals stand beside
-    the values. All go into ``curvature.csv`` of the run's folder, the last of each epoch into ``metrics.csv``, and
-    `rows` holds them where there is no folder. The ratio is ``eta lambda_max / (2 (1 + beta))`` for SGD, and that of
-    the preconditioned Hessian for Adam and its kin, which takes further products (see `lowland.curvature.stability`);
-    it is NaN where it is not known.
+    measurement starts from the eigenvectors of the one before, so that a few products suffice for lambda_max;
+    lambda_min lags behind where weights move fast, as its residual says. All go into ``curvature.csv`` of the run's
+    folder, the last of each epoch into ``metrics.csv``, and `rows` holds them where there is no folder. The ratio is
+    ``eta lambda_max / (2 (1 + beta))`` for SGD, and that of the preconditioned Hessian for Adam and its kin, which
+    takes further products (see `lowland.curvature.stability`); it is NaN where it is not known.
 
     Args:
         samples: Size of the subset; fewer where there are fewer. Default 256.
@@ -55,7 +55,9 @@ class CurvatureCurve(Hook):
         share: Largest share of the run's cost; it sets the number of steps between measurements (see
             `lowland.curvature.interval`). Default 0.03.
         every_steps: Steps between measurements instead; None takes them from ``share``.
-        batch_norm: ``"running"`` statistics (default) or the ``"batch"`` statistics of the subset.
+        batch_norm: ``"running"`` statistics (default) or the ``"batch"`` statistics of the subset, which are nearer to
+            what a step sees: with running ones a bias before batch norm, whose gradient is rounding noise in training,
+            makes an adaptive method's ratio huge.
         seed: Seed of subset and start vectors. Default 0.
 
     Raises:
@@ -167,7 +169,8 @@ class CurvatureCurve(Hook):
             run: The run.
         """
         if self.rows:
-            run.row.update({name: self.rows[-1][name] for name in _KNOWN_BY})
+            last = self.rows[-1]
+            run.row.update({name: last[name] for name in _KNOWN_BY if not math.isnan(last[name])})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows so far and the eigenvectors that the next measurement starts from.
@@ -193,10 +196,12 @@ class CurvatureCurve(Hook):
                 operator, self._starts.get("plain"), products=self.products, first=_FIRST, seed=self.seed
             )
             self._starts["plain"] = ends.vectors.cpu()
-            ratio = self._ratio(operator, run.optimizer, ends)
+            ratio = self._ratio(operator, run.optimizer, ends) if run.step else math.nan
+        # at the start the schedule has not set a rate yet
+        rate = float(run.optimizer.param_groups[0]["lr"]) if run.step else math.nan
         values = (
             run.step, ends.lambda_max, ends.residual_max, ends.lambda_min, ends.residual_min, ratio,
-            float(run.optimizer.param_groups[0]["lr"]), operator.products, time.perf_counter() - started,
+            rate, operator.products, time.perf_counter() - started,
         )  # fmt: skip
         self.rows.append(dict(zip(CURVATURE_COLUMNS, map(float, values), strict=True)))
         if run.folder is not None:
