@@ -22,7 +22,7 @@ test: $(VENV)/.dev ## Run the tests (minutes)
 slow: $(VENV)/.dev ## Run the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --durations=15
 
-check: $(VENV)/.dev ## Check style, types, layers and the examples in docstrings
+check: $(VENV)/.dev docs ## Check style, types, layers and the examples in docstrings; build the documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
