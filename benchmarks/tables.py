@@ -100,33 +100,45 @@ def curvature(result: Result) -> str:
     text += f"\n\nEight vectors over one graph and eight second backward passes: {over}."
     cold = []
     for kind in kinds:
-        ends, map_ = result[kind]["ends"], result[kind]["map"]
+        ends = result[kind].get("ends")
+        if ends is None:
+            continue
         errors = sorted(abs(error) for error in ends["lambda_min_error"])
-        cold.append([
-            kind,
-            f"{sum(ends['products']) / len(ends['products']):.1f} "
-            f"({min(ends['products'])} to {max(ends['products'])})",
+        mean = sum(ends["products"]) / len(ends["products"])
+        row = [
+            kind, f"{mean:.1f} ({min(ends['products'])} to {max(ends['products'])})",
             f"{errors[len(errors) // 2]:.1%} / {errors[-1]:.1%}", str(ends["arpack_products"]),
-            f"{map_['products_per_point']:.1f}", f"{map_['largest_lambda_min_error_where_decided']:.1%} of "
-            f"{map_['decided_points']}", f"{map_['negative']} / {map_['undecided']} / {map_['none_found']}",
-        ])  # fmt: skip
+        ]  # fmt: skip
+        cold.append([*row, *mapped(result[kind].get("map"))])
     text += "\n\n" + table(
         ["both ends", "products, cold", "error of lambda_min, median / worst seed", "two ARPACK runs",
          "products per point of a 31 x 31 map", "worst lambda_min where decided, points checked",
          "negative / undecided / none found"], cold,
     )  # fmt: skip
-    whole = result["whole"]
-    trace = whole["estimators"]["trace"]
-    text += "\n\n" + table(
-        ["products for the trace (planted spectrum)", *trace],
-        [[name, *(f"{trace[count][name]:.2%}" for count in trace)] for name in next(iter(trace.values()))],
-    )
-    curve = whole["curve"]
-    text += (
-        f"\n\nThe curve along training took {curve['share']:.1%} of the {curve['training_s']:.0f} s of "
-        f"{curve['steps']} training steps ({curve['measurements']} measurements)."
-    )
+    whole = result.get("whole", {})
+    if "estimators" in whole:
+        trace = whole["estimators"]["trace"]
+        text += "\n\n" + table(
+            ["products for the trace (planted spectrum)", *trace],
+            [[name, *(f"{trace[count][name]:.2%}" for count in trace)] for name in next(iter(trace.values()))],
+        )
+    if "curve" in whole:
+        curve = whole["curve"]
+        text += (
+            f"\n\nThe curve along training took {curve['share']:.1%} of the {curve['training_s']:.0f} s of "
+            f"{curve['steps']} training steps ({curve['measurements']} measurements)."
+        )
     return text + made(result["resnet8"]["times"]["made"], "curvature")
+
+
+def mapped(found: Result | None) -> list[str]:
+    if found is None:
+        return ["not measured"] * 3
+    return [
+        f"{found['products_per_point']:.1f}",
+        f"{found['largest_lambda_min_error_where_decided']:.1%} of {found['decided_points']}",
+        f"{found['negative']} / {found['undecided']} / {found['none_found']}",
+    ]
 
 
 def scale(result: Result) -> str:

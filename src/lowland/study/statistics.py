@@ -82,7 +82,7 @@ class Answer:
         verdict: reproduced, refuted or undecided.
         reason: The rule that gave it, in a clause.
         seeds_needed: Seeds in all that would decide with a chance of 80 %; None where decided or where no number would.
-        p: Two-sided p value of "no difference".
+        p: Two-sided p value of "the effect is the bound of the rule": 0, or the margin of non-inferiority.
         adjusted: The same after the correction for the row; equals ``p`` where there is one comparison.
     """
 
