@@ -20,7 +20,7 @@ import importlib.machinery, sys
 find = importlib.machinery.PathFinder.find_spec
 def find_spec(name, path=None, target=None):  # as where the package is not installed: looked for, and not there
     return None if name.split(".")[0] in {names!r} else find(name, path, target)
-importlib.machinery.PathFinder.find_spec = find_spec
+importlib.machinery.PathFinder.find_spec = staticmethod(find_spec)  # called on instances too
 """
 
 OFFLINE = """
