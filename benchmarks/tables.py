@@ -184,7 +184,10 @@ def filled(page: str) -> str:
     """Return a page with its blocks written anew."""
 
     def block(found: re.Match[str]) -> str:
-        result = json.loads((RESULTS / f"{found[2]}.json").read_text())
+        path = RESULTS / f"{found[2]}.json"
+        if not path.exists():  # not measured yet
+            return found[0]
+        result = json.loads(path.read_text())
         return f"{found[1]}{TABLES[found[2]](result)}\n{found[3]}"
 
     return BLOCK.sub(block, page)
