@@ -189,3 +189,44 @@ def test_nothing_counted_is_nan_not_zero():
         .evaluate()["loss"]
         .value
     )
+
+
+@pytest.mark.parametrize("classes", [2, 10, 15, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_classes_give_the_bits_of_torchs_cross_entropy(classes, dtype, weighted):
+    stream = torch.Generator().manual_seed(classes)
+    output = (4 * torch.randn(300, classes, generator=stream)).to(dtype)
+    output[3], output[4, 1], output[5, 0], output[6] = torch.inf, torch.nan, -torch.inf, -torch.inf
+    target = torch.randint(classes, (300,), generator=stream)
+    target[7] = -100
+    weight = torch.rand(classes, generator=stream).to(dtype) if weighted else None
+    for lowered in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
+            for loss in (nn.CrossEntropyLoss(weight), functools.partial(functional.cross_entropy, weight=weight)):
+                if lowered and weighted and dtype != torch.float32:
+                    continue  # torch refuses class weights of another type than its own
+                values, _ = per_sample_loss(loss, output, target)
+                true = functional.cross_entropy(output, target, weight, reduction="none")
+                assert values.dtype == true.dtype
+                torch.testing.assert_close(values, true, rtol=0, atol=0, equal_nan=True)
+
+
+def test_few_classes_have_the_gradients_of_torchs_cross_entropy():
+    output = torch.randn(60, 10, dtype=torch.float32, requires_grad=True)
+    target = torch.randint(10, (60,))
+
+    def derivatives(loss):
+        (first,) = torch.autograd.grad(loss, output, create_graph=True)
+        return first, *torch.autograd.grad(first.square().sum(), output)
+
+    ours = derivatives(per_sample_loss(nn.CrossEntropyLoss(), output, target)[0].sum())
+    for mine, true in zip(ours, derivatives(functional.cross_entropy(output, target, reduction="sum")), strict=True):
+        torch.testing.assert_close(mine, true)
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.1)
+    torch.testing.assert_close(
+        per_sample_loss(smoothed, output, target)[0],
+        functional.cross_entropy(output, target, label_smoothing=0.1, reduction="none"),
+    )
+    with pytest.raises(IndexError, match="out of bounds"):
+        per_sample_loss(nn.CrossEntropyLoss(), output, torch.full((60,), 10))

@@ -126,10 +126,13 @@ class AbstractRiskOperator(AbstractOperator):
         with ExitStack() as stack:
             stack.enter_context(self.risk.prepared())
             stack.enter_context(differentiable_kernels(self.risk.model))
-            self._space = ParameterSpace(self.risk.model, modules=self.modules, trainable=self.trainable)
+            present = {id(parameter): parameter for parameter in self.risk.model.parameters()}
+            if not all(id(parameter) in present for parameter in self._space.tensors):
+                # effective weights of parametrised layers are new tensors each time; all others stay the same ones
+                self._space = ParameterSpace(self.risk.model, modules=self.modules, trainable=self.trainable)
             chosen = {id(parameter) for parameter in self._space.tensors}
-            for parameter in self.risk.model.parameters():  # shorter graphs; `prepared` restores the flags
-                if id(parameter) not in chosen:
+            for number, parameter in present.items():  # shorter graphs; `prepared` restores the flags
+                if number not in chosen:
                     parameter.requires_grad_(False)
             self._state = ()
             self._stack = stack.pop_all()
