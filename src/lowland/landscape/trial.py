@@ -76,8 +76,10 @@ def _candidates(survey: Survey, batch_size: BatchSize, precision: Any) -> list[K
         return [replace(given, batch_size=batch_size)]
     images = any(p.ndim == 4 for p in survey.first.model.parameters())
     layouts: Sequence[Any] = ("contiguous", "channels_last") if images else ("contiguous",)
-    count = sum(batch.size for batch in survey.first.batches())
-    sizes: set[int | None] = {None, *(size for size in _SIZES if size < count)}
+    own = [batch.size for batch in survey.first.batches()]
+    count = sum(own)
+    same = own[0] if len(set(own[:-1])) == 1 else 0  # the risk's own batches have this size already
+    sizes: set[int | None] = {None, *(size for size in _SIZES if size < count and size != same)}
     if not images or survey.first.device.type != "cpu":
         sizes.add(count)  # convolutions on a processor want batches that fit its caches
     if survey.first.batch_norm == "batch":  # the partition into batches is part of what is measured
@@ -88,10 +90,8 @@ def _candidates(survey: Survey, batch_size: BatchSize, precision: Any) -> list[K
 
 def _race(risk: EmpiricalRisk, candidates: Sequence[Kernel]) -> dict[Kernel, float]:
     """Return seconds per sample of each candidate: turn by turn, so that other load on the machine hits all alike."""
-    times = dict.fromkeys(candidates, float("inf"))
-    for kernel in candidates:
-        _seconds(risk, kernel)  # warm-up
-    for kept in (len(candidates), 4, 4):
+    times = {kernel: _seconds(risk, kernel) for kernel in candidates}  # with what is done once: good for a first choice
+    for kept in (6, 3, 3):
         for kind in ("float32", "bfloat16"):
             some = [kernel for kernel in candidates if kernel.precision == kind]
             for kernel in sorted(some, key=times.__getitem__)[:kept]:
