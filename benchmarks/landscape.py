@@ -111,16 +111,18 @@ def survey_seconds(risk: EmpiricalRisk, plane: landscape.Plane, points: int) -> 
     return statistics.median(np.diff(stamps[1:-1])), json.loads(surface.attrs["kernel"])
 
 
-def truth(case: Case, where: landscape.Grid, chosen: np.ndarray, options: argparse.Namespace, name: str) -> np.ndarray:
-    """Losses in float64 at some points of a grid; of a whole grid by a survey that can be interrupted."""
-    model, x, y = copy.deepcopy(case[0]).double(), case[1].double(), case[2]
+def truth(
+    case: Case, where: landscape.Grid, chosen: np.ndarray, options: argparse.Namespace, name: str, kind: torch.dtype
+) -> np.ndarray:
+    """Losses at some points of a grid, in float64 or float32; of a whole grid by a survey that can be interrupted."""
+    model, x, y = copy.deepcopy(case[0]).to(kind), case[1].to(kind), case[2]
     single = landscape.random_plane(case[0])
-    plane = landscape.user_plane(model, [{n: v.double() for n, v in a.values.items()} for a in single.axes])
+    plane = landscape.user_plane(model, [{n: v.to(kind) for n, v in a.values.items()} for a in single.axes])
     risk = EmpiricalRisk(
         model, nn.CrossEntropyLoss(), [(x[k : k + 250], y[k : k + 250]) for k in range(0, len(x), 250)]
     )
     if len(chosen) == len(where.x) * len(where.y):
-        store = options.pictures / f"{name} in float64.zarr"
+        store = options.pictures / f"{name} in {str(kind).removeprefix('torch.')}.zarr"
         return landscape.evaluate(risk, plane, where, engine=options.engine, store=store).loss.values.reshape(-1)
     survey = landscape.kernel.Survey({"": risk}, (plane,), paired=False)
     with survey.placed() as context:
@@ -131,15 +133,26 @@ def truth(case: Case, where: landscape.Grid, chosen: np.ndarray, options: argpar
 
 
 def exactness(case: Case, options: argparse.Namespace, name: str) -> dict[str, float]:
-    """How far pixels of a picture are from float64, on all of them or on so many at random."""
+    """How far pixels of a picture are from float64, on all of them or on so many at random.
+
+    With ``--float32-grid`` all of them are compared with a full grid of full precision, and that one with float64 at
+    the random ones: for networks whose full grid in float64 takes hours.
+    """
     picture = np.load(options.pictures / f"{name}.npz")
     values, where = picture["loss"], landscape.Grid(picture["x"], picture["y"])
     chosen = np.sort(np.random.default_rng(0).choice(values.size, min(options.checks, values.size), replace=False))
-    true = truth(case, where, chosen, options, name)
+    row: dict[str, float] = {}
+    if options.float32_grid and len(chosen) < values.size:
+        true = truth(case, where, np.arange(values.size), options, name, torch.float32)
+        double = truth(case, where, chosen, options, name, torch.float64)
+        row = {"float32_error": float(np.abs(true[chosen] / double - 1).max()), "float64_points": len(chosen)}
+        chosen = np.arange(values.size)
+    else:
+        true = truth(case, where, chosen, options, name, torch.float64)
     span = float(np.ptp(values[np.isfinite(values)]))
     errors = np.abs(values.reshape(-1)[chosen] - true)
     ratios = too_far(errors, true, span, Tolerance())
-    return {
+    return row | {
         "checked": len(chosen), "inside": float((ratios <= 1).mean()), "outside": int((ratios > 1).sum()),
         "worst": float(ratios.max()), "worst_of_range": float(errors.max() / span),
     }  # fmt: skip
@@ -284,6 +297,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="epochs of training, more for the small networks")
     parser.add_argument(
         "--checks", type=int, default=300, help="pixels compared with float64; all of them from 2601 on, 0 omits it"
+    )
+    parser.add_argument(
+        "--float32-grid", action="store_true", help="compare all pixels with a float32 grid, that one with float64"
     )
     parser.add_argument("--check-only", action="store_true", help="compare the pictures of the last run, and no timing")
     parser.add_argument("--engine", default="serial", help="engine of the float64 grid")
