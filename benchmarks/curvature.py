@@ -335,7 +335,7 @@ def curve_share() -> dict[str, Any]:
     model = resnet(8, channels=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
     curve = CurvatureCurve(samples=64)
-    result = fit(model, optimizer, nn.CrossEntropyLoss(), splits, epochs=160, hooks=[curve])
+    result = fit(model, optimizer, nn.CrossEntropyLoss(), splits, epochs=400, hooks=[curve])
     took = [row["seconds"] for row in curve.rows]
     residuals = [row["lambda_max_residual"] / abs(row["lambda_max"]) for row in curve.rows]
     return {

@@ -221,3 +221,16 @@ def test_bad_arguments_are_named(arguments, message):
 def test_bad_batches_are_named(batches):
     with pytest.raises(InputError, match="`batches`"):
         EmpiricalRisk(Net(), nn.CrossEntropyLoss(), batches).evaluate()
+
+
+def test_a_subset_of_a_list_comes_in_whole_batches_as_from_a_loader() -> None:
+    x = torch.randn(40, 3)
+    parts = [(x[k : k + 8], torch.zeros(40, dtype=torch.int64)[k : k + 8]) for k in range(0, 40, 8)]
+    listed = list(EmpiricalRisk(nn.Linear(3, 2), nn.CrossEntropyLoss(), parts, samples=13, seed=3).batches())
+    loader = DataLoader(TensorDataset(x, torch.zeros(40, dtype=torch.int64)), batch_size=8)
+    loaded = list(EmpiricalRisk(nn.Linear(3, 2), nn.CrossEntropyLoss(), loader, samples=13, seed=3).batches())
+    assert [batch.size for batch in listed] == [8, 5]
+    assert all(torch.equal(a.input, b.input) for a, b in zip(listed, loaded, strict=True))
+    ragged = [(torch.zeros(4, k), torch.zeros(4, dtype=torch.int64)) for k in (2, 3)]
+    kept = EmpiricalRisk(nn.Identity(), nn.CrossEntropyLoss(), ragged, samples=8, device="cpu")
+    assert [batch.size for batch in kept.batches()] == [4, 4]

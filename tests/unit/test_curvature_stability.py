@@ -139,12 +139,12 @@ def test_momentum_alone_does_not_make_an_optimizer_sgd() -> None:
 
 
 def test_the_interval_keeps_the_cost_below_its_share() -> None:
-    run = {"steps": 20_000, "batch_size": 64, "samples": 512, "products": 6, "first": 30}
+    run = {"steps": 60_000, "batch_size": 64, "samples": 512, "products": 6, "first": 30}
 
     def share(warm: int) -> float:
-        return 512 * (4 + 4 * 30 + (3 + 4 * 6) * warm) / (3 * 64 * 20_000)
+        return 512 * (5 + 8 * 30 + (4 + 8 * 6) * warm) / (3 * 64 * 60_000)
 
-    warm = 20_000 // interval(**run, share=0.03)
+    warm = 60_000 // interval(**run, share=0.03)
     assert share(warm) <= 0.03 < share(warm + 1)
     with pytest.raises(InputError, match="share"):
         interval(**run, share=0.0)

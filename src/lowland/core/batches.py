@@ -6,7 +6,7 @@ a fixed subset is chosen by the seed stream "subsample".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,9 @@ from lowland.core.errors import InputError
 from lowland.core.seeds import generator
 from lowland.core.types import Batch, as_batch
 
-__all__ = ["batch_bytes", "batch_tensors", "fixed_batches"]
+__all__ = ["batch_bytes", "batch_tensors", "fixed_batches", "mapped", "resized"]
+
+_FIELDS = ("input", "target", "index", "partner", "share")
 
 
 def fixed_batches(batches: Iterable[Any], samples: int | None, seed: int) -> Iterable[Any]:
@@ -76,20 +78,98 @@ def _subset(batches: list[Any], samples: int, seed: int) -> list[Batch]:
         start += part.size
         if len(inside):
             result.append(_take(part, torch.as_tensor(inside)))
-    return result
+    try:
+        return list(resized(result, max(part.size for part in parts)))
+    except InputError:  # samples of different shapes: the pieces stay apart
+        return result
 
 
 def _take(batch: Batch, index: Tensor) -> Batch:
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value[index.to(value.device)]
-        if isinstance(value, Mapping):
-            return {key: take(entry) for key, entry in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(take(entry) for entry in value)
-        return value
+    return _each(batch, lambda value: value[index.to(value.device)])
 
-    return Batch(take(batch.input), take(batch.target), take(batch.index), take(batch.partner), take(batch.share))
+
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    return Batch(**{field: mapped(getattr(batch, field), change) for field in _FIELDS})
+
+
+def resized(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
+    """Yield the same samples in the same order in batches of another size; the last may be smaller.
+
+    Args:
+        batches: The batches.
+        size: Samples per batch.
+
+    Yields:
+        Each batch.
+
+    Raises:
+        InputError: If samples of different batches differ in shape, or a tensor has no entry per sample.
+
+    Example:
+        >>> parts = [Batch(torch.zeros(n, 2), torch.zeros(n)) for n in (1, 3, 1)]
+        >>> [batch.size for batch in resized(parts, 2)]
+        [2, 2, 1]
+    """
+    rest: Batch | None = None
+    for batch in batches:
+        rest = batch if rest is None else _joined([rest, batch])
+        count = rest.size
+        for start in range(0, count - size + 1, size):
+            yield _part(rest, start, start + size)
+        rest = _part(rest, count - count % size, count) if count % size else None
+    if rest is not None:
+        yield rest
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    return Batch(**{field: _join([getattr(batch, field) for batch in batches]) for field in _FIELDS})
+
+
+def _join(values: list[Any]) -> Any:
+    first = values[0]
+    if isinstance(first, Tensor):
+        if any(value.shape[1:] != first.shape[1:] for value in values):
+            raise InputError(
+                "batch_size",
+                "must be None where samples of different batches differ in shape",
+                [tuple(value.shape) for value in values][:2],
+            )
+        return torch.cat(values)
+    if isinstance(first, Mapping):
+        return {key: _join([value[key] for value in values]) for key in first}
+    if isinstance(first, tuple | list):
+        return type(first)(_join(list(parts)) for parts in zip(*values, strict=True))
+    return first
+
+
+def _part(batch: Batch, start: int, stop: int) -> Batch:
+    count = batch.size
+
+    def cut(value: Tensor) -> Tensor:
+        if value.ndim == 0 or value.shape[0] != count:
+            raise InputError("batch_size", "must be None where a tensor has no entry per sample", tuple(value.shape))
+        return value[start:stop]
+
+    return _each(batch, cut)
+
+
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nested structure with all of its tensors changed.
+
+    Args:
+        value: A tensor, mapping or sequence; anything else is returned as it is.
+        change: What is done to each tensor.
+
+    Returns:
+        The new structure.
+    """
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: mapped(entry, change) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(mapped(entry, change) for entry in value)
+    return value
 
 
 def batch_tensors(value: Any) -> list[Tensor]:

@@ -126,7 +126,9 @@ def extreme_eigenvalues(
             scale. The error of the value is about its square over the gap to the next one. Default 0.05, half of what
             counts as converged: it keeps the error below one per cent on trained networks.
         confirm: Both residuals must stay small for this share of further products, at least 3: an eigenvector that the
-            start hardly holds shows up late, after the run has converged to its neighbour. Default 0.1; 0 omits it.
+            start hardly holds shows up late, after the run has converged to its neighbour, and the first sign of it is
+            a lower residual that grows again, so that the run also goes on until that has fallen. Default 0.1 (on 40
+            starts of a trained ResNet-8 one value was more than 2 % off, without the last rule two); 0 omits it.
         max_products: Most products to spend. Default 80.
         min_products: Fewest products; guards against stopping on a lucky start. Default 6.
         start: Warm start: approximate eigenvectors, shape [n] or [n, k].
@@ -159,10 +161,14 @@ def extreme_eigenvalues(
     with operator:
         run = Lanczos(operator, start=start, noise=noise, seed=seed)
         run.extend(min_products)
-        ritz, since = run.ritz(), None
+        ritz, since, residual = run.ritz(), None, 0.0
         while not run.exhausted and run.steps < max_products:
-            since = (since or run.steps) if all(_converged(ritz, tolerance, lower_tolerance)) else None
-            if since is not None and run.steps >= since + _confirming(since, confirm):
+            if not all(_converged(ritz, tolerance, lower_tolerance)):
+                since = None
+            elif since is None:
+                since, residual = run.steps, float(ritz.residuals[0])
+            long_enough = since is not None and run.steps >= since + _confirming(since, confirm)
+            if long_enough and float(ritz.residuals[0]) <= max(residual, 0.5 * _lower_limit(ritz, lower_tolerance)):
                 break
             run.extend()
             ritz = run.ritz()
@@ -175,8 +181,12 @@ def _confirming(steps: int, share: float) -> int:
 
 def _converged(ritz: Ritz, tolerance: float, lower_tolerance: float = _LOWER_RELATIVE) -> tuple[bool, bool]:
     """Return whether the upper and the lower end have converged, each by its own rule."""
-    lower = max(lower_tolerance * abs(float(ritz.values[0])), _LOWER_ABSOLUTE * ritz.scale)
-    return bool(ritz.residuals[-1] <= tolerance * ritz.scale), bool(ritz.residuals[0] <= lower)
+    lower = ritz.residuals[0] <= _lower_limit(ritz, lower_tolerance)
+    return bool(ritz.residuals[-1] <= tolerance * ritz.scale), bool(lower)
+
+
+def _lower_limit(ritz: Ritz, lower_tolerance: float) -> float:
+    return max(lower_tolerance * abs(float(ritz.values[0])), _LOWER_ABSOLUTE * ritz.scale)
 
 
 def _ends(run: Lanczos, ritz: Ritz, tolerance: float, seed: int, pairs: int, *, warm: bool) -> SpectrumEnds:
