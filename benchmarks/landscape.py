@@ -111,6 +111,18 @@ def survey_seconds(risk: EmpiricalRisk, plane: landscape.Plane, points: int) -> 
     return statistics.median(np.diff(stamps[1:-1])), json.loads(surface.attrs["kernel"])
 
 
+def two_processes_seconds(risk: EmpiricalRisk, plane: landscape.Plane, side: int) -> float:
+    """Seconds per point of the same survey by two worker processes, once both are at work."""
+    stamps: list[tuple[float, int]] = []
+    where = landscape.grid(side, side)
+    landscape.evaluate(
+        risk, plane, where, batch_size="auto", engine="processes:2",
+        on_event=lambda event: stamps.append((event.elapsed, event.done)),
+    )  # fmt: skip
+    first = next(k for k, (_, done) in enumerate(stamps) if done >= where.size // 4)
+    return (stamps[-1][0] - stamps[first][0]) / (stamps[-1][1] - stamps[first][1])
+
+
 def truth(
     case: Case, where: landscape.Grid, chosen: np.ndarray, options: argparse.Namespace, name: str, kind: torch.dtype
 ) -> np.ndarray:
@@ -132,7 +144,7 @@ def truth(
         ])  # fmt: skip
 
 
-def exactness(case: Case, options: argparse.Namespace, name: str) -> dict[str, float]:
+def exactness(case: Case, options: argparse.Namespace, name: str) -> dict[str, Any]:
     """How far pixels of a picture are from float64, on all of them or on so many at random.
 
     With ``--float32-grid`` all of them are compared with a full grid of full precision, and that one with float64 at
@@ -141,7 +153,7 @@ def exactness(case: Case, options: argparse.Namespace, name: str) -> dict[str, f
     picture = np.load(options.pictures / f"{name}.npz")
     values, where = picture["loss"], landscape.Grid(picture["x"], picture["y"])
     chosen = np.sort(np.random.default_rng(0).choice(values.size, min(options.checks, values.size), replace=False))
-    row: dict[str, float] = {}
+    row: dict[str, Any] = {}
     if options.float32_grid and len(chosen) < values.size:
         true = truth(case, where, np.arange(values.size), options, name, torch.float32)
         double = truth(case, where, chosen, options, name, torch.float64)
@@ -155,6 +167,7 @@ def exactness(case: Case, options: argparse.Namespace, name: str) -> dict[str, f
     return row | {
         "checked": len(chosen), "inside": float((ratios <= 1).mean()), "outside": int((ratios > 1).sum()),
         "worst": float(ratios.max()), "worst_of_range": float(errors.max() / span),
+        "outside_at": [[*divmod(int(chosen[k]), len(where.y)), float(ratios[k])] for k in np.flatnonzero(ratios > 1)],
     }  # fmt: skip
 
 
@@ -168,9 +181,11 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any
     reference = reference_seconds(case, plane, 2, options.points)
     plain = reference_seconds(case, plane, 0, options.points)
     ours, kernel = survey_seconds(risk, plane, options.points)
+    two = two_processes_seconds(risk, plane, options.side if reference < 0.1 else options.points)
     bare = bare_seconds(risk, kernel, options.points)
     row |= {"reference_s": reference, "point_s": ours, "kernel": kernel}
     row |= {"faster": reference / ours, "faster_without_workers": plain / ours, "over_bare": ours / bare}
+    row |= {"two_processes_s": two, "faster_two_processes": plain / two}
     start = time.perf_counter()
     picture = landscape.evaluate(
         risk,
