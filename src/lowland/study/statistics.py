@@ -51,6 +51,9 @@ LEVEL: Final = 0.95
 POWER: Final = 0.8
 """Chance of a decision that `seeds_to_decide` plans for (Cohen 1988)."""
 
+_ROUNDING: Final = 1e-12
+"""A standard error below this share of the mean is the rounding of equal differences."""
+
 Verdict = Literal["reproduced", "refuted", "undecided"]
 
 
@@ -131,15 +134,16 @@ def p_value(effect: Effect, *, null: float = 0.0) -> float:
         null: Difference under the null hypothesis; 0 by default.
 
     Returns:
-        A probability; 1 or 0 where all differences are equal to each other (and to the null, or not).
+        A probability. Where all n differences are equal to each other, a t test cannot be made: 1 if they equal the
+        null, else that of the sign test, ``2^(1 - n)``.
 
     Example:
         >>> round(p_value(paired_effect({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})), 4)
         0.0742
     """
     distance = effect.interval.mean - null
-    if effect.standard_error == 0:
-        return 1.0 if distance == 0 else 0.0
+    if effect.standard_error <= _ROUNDING * abs(effect.interval.mean):
+        return 1.0 if abs(distance) <= _ROUNDING * abs(null) else 2.0 ** (1 - len(effect.seeds))
     return float(2 * stdtr(len(effect.seeds) - 1, -abs(distance / effect.standard_error)))
 
 

@@ -17,6 +17,7 @@ __all__ = ["landscape_claims"]
 
 _NONE = "figures; no numbers in the text"
 _ROUGH = "log10 roughness of an 11 x 11 filter-normalised surface, digits"
+_FLOOR = "-6 is the floor of the measure: one valley along every grid line"
 _CONVEX = "share of 25 points of a plane with negative curvature beyond its residual, digits"
 _TRAIN = "train loss in the last epoch, digits"
 _BOWL = "log10 curvature at the centre of an 11 x 11 filter-normalised surface, digits"
@@ -58,11 +59,14 @@ def _architecture(size: Size) -> list[Claim]:
     rough = reader(surface_number("roughness"), surveyed=True)
     return [
         Claim("li-skips", "Li et al.", "Without shortcuts the surface is rougher.", _NONE, _ROUGH, 0.1,
-              (("without", "with shortcuts"),), rough, skips, seeds=size.few, seconds=6),
+              (("without", "with shortcuts"),), rough, skips, seeds=size.few, seconds=6,
+              note=_FLOOR),
         Claim("li-depth", "Li et al.", "Without shortcuts a deeper network has a rougher surface.", _NONE, _ROUGH, 0.1,
-              (("56 layers without", "20 layers without"),), rough, deep, seeds=size.few, seconds=14),
+              (("56 layers without", "20 layers without"),), rough, deep, seeds=size.few, seconds=14,
+              note=_FLOOR),
         Claim("li-width", "Li et al.", "A wider network has a smoother surface.", _NONE, _ROUGH, 0.1,
-              (("width 16", "width 4"),), rough, wide, higher=False, seeds=size.few, seconds=8),
+              (("width 16", "width 4"),), rough, wide, higher=False, seeds=size.few, seconds=8,
+              note=_FLOOR),
         Claim("li-convexity", "Li et al.", "Without shortcuts more of the plane is not convex.",
               "DenseNet-like regions have a ratio below 1 %", _CONVEX, 0.05, (("without", "with shortcuts"),),
               reader(negative_share, surveyed=True), skips,
