@@ -44,6 +44,7 @@ from lowland.training import CurvatureCurve, fit
 
 Data = list[tuple[Tensor, Tensor]]
 PARTS = ("times", "memory", "curve", "ends", "map", "estimators")
+NETWORKS = ("resnet8", "transformer")
 TOOLS = ("lowland", "bare double backward", "pyhessian", "hessian_eigenthings", "curvlinops")
 
 
@@ -349,6 +350,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--map", type=int, default=31, help="points per axis of the convexity map")
     parser.add_argument("--extent", type=float, default=1.0, help="half width of the map in normalised directions")
     parser.add_argument("--map-samples", type=int, default=100)
@@ -366,7 +368,7 @@ def main() -> None:
         return
     result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     for part in options.parts:
-        for kind in (None,) if part in {"estimators", "curve"} else ("resnet8", "transformer"):
+        for kind in (None,) if part in {"estimators", "curve"} else options.networks:
             place = result.setdefault("whole" if kind is None else kind, {})
             place[part] = {**measured(part, kind, options), "made": provenance()}
             print(kind or "", part, json.dumps(place[part], indent=1), flush=True)

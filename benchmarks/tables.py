@@ -127,6 +127,11 @@ def curvature(result: Result) -> str:
             ["products for the trace (planted spectrum)", *trace],
             [[name, *(f"{trace[count][name]:.2%}" for count in trace)] for name in next(iter(trace.values()))],
         )
+        density = whole["estimators"]["density"]
+        text += "\n\n" + table(
+            ["L1 error of the density, probes x steps", *density],
+            [[name, *(f"{density[count][name]:.4f}" for count in density)] for name in next(iter(density.values()))],
+        )
     if "curve" in whole:
         curve = whole["curve"]
         text += (
