@@ -180,7 +180,7 @@ def test_equivalence_needs_the_whole_interval_inside_the_margin():
 def test_equal_runs_give_a_point_and_no_division_by_zero():
     same = paired_effect(dict.fromkeys(range(5), 0.5), dict.fromkeys(range(5), 0.5))
     assert p_value(same) == 1.0 and answer([same], smallest=0.01)[0].verdict == "refuted"
-    apart = paired_effect({k: 0.1 + 0.2 for k in range(6)}, {k: 0.1 * (k % 2) * 1e-17 for k in range(6)})
+    apart = paired_effect(dict.fromkeys(range(6), 0.1 + 0.2), {k: 0.1 * (k % 2) * 1e-17 for k in range(6)})
     assert p_value(apart) == 2.0**-5  # the sign test's: a t test of rounding errors would give 1e-80
 
 
