@@ -157,6 +157,35 @@ def test_a_worker_that_does_not_listen_is_ended_all_the_same():
     assert started and not any(alive(pid) for pid in started)
 
 
+class Destroyed:
+    """Asks its process to end while it is destroyed, where Python drops what a handler raises."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(10_000):  # the handler runs between two of these
+            pass
+
+
+@dataclass(frozen=True)
+class Told(Network):
+    """Is told to end at its first point, at a moment when no exception passes."""
+
+    folder: str = ""
+
+    @contextmanager
+    def placed(self):
+        with super().placed() as context:
+            yield context
+        open(os.path.join(self.folder, f"left {os.getpid()}"), "w").close()
+
+    def __call__(self, context, points, parents):
+        told = os.path.join(self.folder, "told")
+        if not os.path.exists(told):
+            open(told, "w").close()
+            Destroyed()
+        return super().__call__(context, points, parents)
+
+
 @dataclass(frozen=True)
 class Dies(Network):
     """Cannot be set up: the process ends."""
@@ -165,6 +194,12 @@ class Dies(Network):
     def placed(self):
         os._exit(9)
         yield
+
+
+def test_a_request_to_end_that_python_drops_is_obeyed_at_the_next_chunk(tmp_path):
+    found = values(Processes(1), Told(folder=str(tmp_path)), grid(4), chunk=1)
+    assert sorted(found) == [0, 1, 2, 3]  # a new worker did the rest
+    assert len(list(tmp_path.glob("left *"))) == 2  # both have left the task's context
 
 
 @pytest.mark.slow

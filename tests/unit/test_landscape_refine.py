@@ -19,7 +19,7 @@ from lowland.landscape.refine import interpolated, refine, too_far
 MODULE = sys.modules["lowland.landscape.evaluate"]  # the package gives its function for this name
 
 
-def picture(function, plane=None, tolerance=None, splits=1):
+def picture(function, plane=None, tolerance=None, splits=1, noise=0.0):
     plane = plane or grid(51, 51)
     x, y = np.meshgrid(plane.x, plane.y, indexing="ij") if plane.y is not None else (plane.x, np.zeros_like(plane.x))
     truth = np.stack([function(x, y).reshape(-1) * (k + 1) for k in range(splits)], 1)
@@ -30,7 +30,7 @@ def picture(function, plane=None, tolerance=None, splits=1):
         asked.extend(indices.tolist())
         return truth[indices]
 
-    found = refine(plane, tolerance or Tolerance(), measure)
+    found = refine(plane, tolerance or Tolerance(), measure, noise=noise)
     assert sorted(asked) == found.measured.tolist() and len(asked) + len(found.guessed) == plane.size
     ratios = too_far(found.values - truth[found.guessed], truth[found.guessed], np.ptp(truth, 0), Tolerance())
     return found, ratios
@@ -105,11 +105,32 @@ def test_noise_that_is_known_is_not_chased():
     truth = basin(plane.x[:, None], plane.y[None]).reshape(-1)
     counts = []
     for noise in (0.0, 0.2):
-        found = refine(plane, Tolerance(), lambda i: (truth * rounding)[i][:, None], noise=noise)
+        found = refine(plane, Tolerance(safety=10), lambda i: (truth * rounding)[i][:, None], noise=noise)
         counts.append(len(found.measured))
         ratios = too_far(found.values[:, 0] - truth[found.guessed], truth[found.guessed], np.ptp(truth), Tolerance())
         assert (ratios > 1).mean() < 0.01
     assert counts[1] < 200 < counts[0]
+
+
+def test_noise_counts_up_to_a_fifth_of_the_tolerance():
+    counts = [len(picture(basin, noise=noise)[0].measured) for noise in (0.0, 0.2, 0.9)]
+    assert counts[1] == counts[2]  # the largest of a few errors says little about most points
+
+
+def test_the_checks_are_kept_out_until_the_end_and_asked_once():
+    calls = []
+
+    def measure(indices):
+        calls.append(set(indices.tolist()))
+        return truth[indices][:, None]
+
+    plane = grid(51, 51)
+    truth = (basin(plane.x[:, None], plane.y[None]) + 0.2 * np.sin(7 * plane.x)[:, None]).reshape(-1)
+    found = refine(plane, Tolerance(safety=2), measure)  # so careless that more than one try is needed
+    checks = [k for k, asked in enumerate(calls) if len(asked) == 59]
+    assert len(checks) == 1 and checks[0] < len(calls) - 1  # more was measured after them, and they stayed the same
+    assert calls[checks[0]] <= set(found.measured.tolist())
+    assert found.report["checked"] == 59
 
 
 def test_what_lies_around_a_broken_point_is_measured():

@@ -178,10 +178,21 @@ def test_equivalence_needs_the_whole_interval_inside_the_margin():
 
 
 def test_equal_runs_give_a_point_and_no_division_by_zero():
-    same = paired_effect(dict.fromkeys(range(5), 0.5), dict.fromkeys(range(5), 0.5))
+    same = paired_effect(dict.fromkeys(range(6), 0.5), dict.fromkeys(range(6), 0.5))
     assert p_value(same) == 1.0 and answer([same], smallest=0.01)[0].verdict == "refuted"
     apart = paired_effect(dict.fromkeys(range(6), 0.1 + 0.2), {k: 0.1 * (k % 2) * 1e-17 for k in range(6)})
     assert p_value(apart) == 2.0**-5  # the sign test's: a t test of rounding errors would give 1e-80
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_few_equal_differences_decide_nothing_by_any_rule(count):
+    seeds = range(count)  # coins that fall alike: with values of +1 and -1 four of them agree in one study of eight
+    effect = paired_effect(dict.fromkeys(seeds, 1.0), dict.fromkeys(seeds, 0.5))
+    for found in (answer([effect], smallest=0.1)[0], noninferior(effect, 0.1)):
+        assert (found.verdict, found.seeds_needed) == ("undecided", 6) and "sign test" in found.reason
+    assert not equivalent(paired_effect(dict.fromkeys(seeds, 0.5), dict.fromkeys(seeds, 0.5)), 0.1)
+    enough = paired_effect(dict.fromkeys(range(6), 1.0), dict.fromkeys(range(6), 0.5))
+    assert answer([enough], smallest=0.1)[0].verdict == noninferior(enough, 0.1).verdict == "reproduced"
 
 
 @pytest.mark.parametrize(

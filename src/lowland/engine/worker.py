@@ -12,8 +12,10 @@ import pickle
 import signal
 import sys
 import threading
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -28,9 +30,9 @@ def main(arguments: list[str]) -> None:
     """
     socket, crash = (int(argument) for argument in arguments)
     faulthandler.enable(os.fdopen(crash, "w"))
-    signal.signal(signal.SIGTERM, _leave)
     connection = Connection(socket)
     requests: SimpleQueue[bytes] = SimpleQueue()
+    signal.signal(signal.SIGTERM, partial(_leave, requests))
     # read all the time: if both sides were busy sending large rows, neither would ever read
     threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
     try:
@@ -57,7 +59,9 @@ def _serve(connection: Connection, requests: SimpleQueue[bytes]) -> None:
     from lowland.engine.base import failed_row, run_chunk
     from lowland.engine.packing import unpack
 
-    threads, content = pickle.loads(requests.get())
+    if not (setup := requests.get()):
+        return
+    threads, content = pickle.loads(setup)
     torch.set_num_threads(threads)
     task = unpack(content)
     with task.placed() as context:
@@ -75,7 +79,13 @@ def _send(connection: Connection, kind: str, content: Any) -> None:
     connection.send_bytes(pickle.dumps((kind, content)))
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _leave(requests: SimpleQueue[bytes], number: int, frame: FrameType | None) -> None:
+    # Python drops an exception that a handler raises inside a destructor or a callback of a weak reference: then the
+    # next request, which is none, ends the loop
+    with suppress(Empty):
+        while True:
+            requests.get_nowait()
+    requests.put(b"")
     sys.exit(128 + number)  # leaves the task's context
 
 

@@ -54,6 +54,9 @@ POWER: Final = 0.8
 _ROUNDING: Final = 1e-12
 """A standard error below this share of the mean is the rounding of equal differences."""
 
+_LEAST_EQUAL: Final = 6
+"""Fewer differences that are all equal decide nothing: their t interval has no width, and 2^(1 - 5) is above 5 %."""
+
 Verdict = Literal["reproduced", "refuted", "undecided"]
 
 
@@ -75,6 +78,20 @@ class Effect:
     def standard_error(self) -> float:
         """Standard error of the mean difference."""
         return self.deviation / math.sqrt(len(self.seeds))
+
+    @property
+    def equal(self) -> bool:
+        """Whether all differences are equal, but for rounding."""
+        return self.standard_error <= _ROUNDING * abs(self.interval.mean)
+
+    @property
+    def too_few(self) -> str:
+        """Why there are too few seeds to decide anything; empty if there are enough."""
+        if len(self.seeds) < LEAST_SEEDS:
+            return f"{len(self.seeds)} seeds are shown one by one and decide nothing"
+        if self.equal and len(self.seeds) < _LEAST_EQUAL:
+            return f"{len(self.seeds)} equal differences decide nothing: a sign test needs {_LEAST_EQUAL}"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +159,7 @@ def p_value(effect: Effect, *, null: float = 0.0) -> float:
         0.0742
     """
     distance = effect.interval.mean - null
-    if effect.standard_error <= _ROUNDING * abs(effect.interval.mean):
+    if effect.equal:
         return 1.0 if abs(distance) <= _ROUNDING * abs(null) else 2.0 ** (1 - len(effect.seeds))
     return float(2 * stdtr(len(effect.seeds) - 1, -abs(distance / effect.standard_error)))
 
@@ -226,10 +243,9 @@ def answer(effects: Sequence[Effect], *, smallest: float, level: float = LEVEL) 
 
 
 def _verdict(effect: Effect, smallest: float, differs: bool, differs_from_smallest: bool) -> Answer:
-    mean, count = effect.interval.mean, len(effect.seeds)
-    if count < LEAST_SEEDS:
-        needed = max(LEAST_SEEDS, seeds_to_decide(effect, smallest) or LEAST_SEEDS)
-        return Answer("undecided", f"{count} seeds are shown one by one and decide nothing", needed)
+    mean = effect.interval.mean
+    if effect.too_few:
+        return Answer("undecided", effect.too_few, seeds_to_decide(effect, smallest) or LEAST_SEEDS)
     positive, small = differs and mean > 0, differs_from_smallest and mean < smallest
     if positive:
         remark = ", and below the smallest effect of interest" if small else ""
@@ -260,7 +276,7 @@ def seeds_to_decide(effect: Effect, smallest: float, *, most: int = 10_000) -> i
         27
     """
     distance = max(effect.interval.mean, smallest - effect.interval.mean)
-    first = max(len(effect.seeds) + 1, LEAST_SEEDS)
+    first = max(len(effect.seeds) + 1, _LEAST_EQUAL if effect.equal else LEAST_SEEDS)
     enough = effect.deviation * _half_widths(most)[first:] < distance
     return first + int(np.argmax(enough)) if enough.any() else None
 
@@ -331,7 +347,7 @@ def retention(
     gain = paired_effect(reference, base, higher=higher)
     kept = {s: base[s] + share * (reference[s] - base[s]) for s in set(base) & set(reference)}
     contrast = paired_effect(treated, kept, higher=higher)
-    if len(gain.seeds) < LEAST_SEEDS or not gain.interval.low > 0:
+    if gain.too_few or not gain.interval.low > 0:
         reason = "the reference's own gain over the base is not established, so that there is no margin"
         return contrast, Answer("undecided", reason, seeds_to_decide(gain, max(gain.interval.mean, 1e-12)))
     found = _against(contrast, 0.0, f"{share:.0%} of the reference's gain")
@@ -340,8 +356,8 @@ def retention(
 
 def _against(effect: Effect, bound: float, shown: str) -> Answer:
     p = p_value(effect, null=bound)
-    if len(effect.seeds) < LEAST_SEEDS:
-        return Answer("undecided", f"{len(effect.seeds)} seeds are shown one by one and decide nothing", LEAST_SEEDS)
+    if effect.too_few:
+        return Answer("undecided", effect.too_few, _LEAST_EQUAL if effect.equal else LEAST_SEEDS)
     if effect.interval.low > bound:
         return Answer("reproduced", f"the interval lies above {shown}", None, p, p)
     if effect.interval.high < bound:
@@ -359,7 +375,7 @@ def equivalent(effect: Effect, margin: float) -> bool:
         margin: Difference that would not matter, positive.
 
     Returns:
-        Whether the interval lies inside (-margin, margin); False below four seeds.
+        Whether the interval lies inside (-margin, margin); False where there are too few seeds.
 
     Raises:
         InputError: If the margin is not positive.
@@ -371,7 +387,7 @@ def equivalent(effect: Effect, margin: float) -> bool:
     if not margin > 0:
         raise InputError("margin", "must be positive", margin)
     inside = -margin < effect.interval.low and effect.interval.high < margin
-    return len(effect.seeds) >= LEAST_SEEDS and inside
+    return inside and not effect.too_few
 
 
 def _probabilities(p: Sequence[float]) -> NDArray[np.float64]:
