@@ -151,6 +151,29 @@ def test_an_error_of_a_reader_passes_and_the_task_puts_things_back(name, tmp_pat
     assert balanced(tmp_path / "log")
 
 
+def test_a_session_places_a_task_once_and_leaves_it_at_the_end(name, tmp_path):
+    engine, log = ENGINES[name](), tmp_path / "log"
+    task = Square(log=str(log))
+    with engine.session():
+        for _ in range(3):
+            assert len([row for rows in engine.run(task, points(4)) for row in rows]) == 4
+        assert log.read_text().split().count("in") <= engine.workers and "out" not in log.read_text()
+        other = Square(log=str(tmp_path / "other"))
+        assert len([row for rows in engine.run(other, points(4)) for row in rows]) == 4
+        assert balanced(log)  # another task takes its place
+    assert balanced(tmp_path / "other")
+    list(engine.run(task, points(1)))
+    assert balanced(log)  # after the session every run leaves again
+
+
+def test_an_exception_in_a_session_leaves_the_task(name, tmp_path):
+    engine = ENGINES[name]()
+    with pytest.raises(OSError, match="full"), engine.session():
+        for _ in engine.run(Square(log=str(tmp_path / "log")), points(6)):
+            raise OSError("disk full")
+    assert balanced(tmp_path / "log")
+
+
 def test_events_count_and_estimate(name):
     events = []
     known = {100: Row(100, {"value": 0.0})}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
 
 from lowland.engine.base import Engine, Point, Row, Task, run_chunk
 
@@ -21,10 +22,36 @@ class Serial(Engine):
     """
 
     name: Final = "serial"
+    _session: ExitStack | None = None
+    _kept: tuple[Task, Any] | None = None
+
+    @contextmanager
+    def session(self) -> Generator[None]:
+        """Keep the task in place between runs inside; see `Engine.session`."""
+        if self._session is not None:
+            yield
+            return
+        try:
+            with ExitStack() as self._session:
+                yield
+        finally:
+            self._session = self._kept = None
+
+    @contextmanager
+    def _placed(self, task: Task) -> Generator[Any]:
+        if self._session is None:
+            with task.placed() as context:
+                yield context
+            return
+        if self._kept is None or self._kept[0] is not task:
+            self._kept = None
+            self._session.close()
+            self._kept = (task, self._session.enter_context(task.placed()))
+        yield self._kept[1]
 
     def _rows(self, task: Task, points: Sequence[Point], chunk: int, known: dict[int, Row]) -> Iterator[list[Row]]:
         parents = {point.parent for point in points if point.parent is not None}
-        with task.placed() as context:
+        with self._placed(task) as context:
             for part in _chunks(points, chunk):
                 rows = run_chunk(task, context, part, known)
                 known.update((row.index, row) for row in rows if row.index in parents)
