@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
@@ -89,17 +88,10 @@ class SurveyRun:
                 self.measure(start + indices)
                 return self._values("loss", start + indices)
 
-            found = refine(self._grid, tolerance, losses, noise=self._noise())
+            found = refine(self._grid, tolerance, losses)
             reports.append(found.report)
             self._interpolate(start, found.measured, found.guessed, found.values)
         self._keeper.annotate({"refinement": reports[0] if len(reports) == 1 else reports})
-
-    def _noise(self) -> float:
-        """Return the error of the forward passes that the trial found, in units of the tolerance."""
-        if self._survey.kernel.precision == "float32":
-            return 0.0
-        trial = json.loads(self._keeper.dataset.attrs.get("trial", "{}"))
-        return float(trial.get("bfloat16_error", {}).get("in_units_of_tolerance", 0.0))
 
     def finish(self) -> None:
         """Tell that everything is done."""
