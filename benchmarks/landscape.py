@@ -144,71 +144,99 @@ def truth(
         ])  # fmt: skip
 
 
-def exactness(case: Case, options: argparse.Namespace, name: str) -> dict[str, Any]:
-    """How far pixels of a picture are from float64, on all of them or on so many at random.
+def exactness(case: Case, options: argparse.Namespace, name: str, pictures: dict[str, Any]) -> dict[str, Any]:
+    """Add to each picture how far its pixels are from float64, all of them or so many at random.
 
     With ``--float32-grid`` all of them are compared with a full grid of full precision, and that one with float64 at
     the random ones: for networks whose full grid in float64 takes hours.
     """
-    picture = np.load(options.pictures / f"{name}.npz")
-    values, where = picture["loss"], landscape.Grid(picture["x"], picture["y"])
-    chosen = np.sort(np.random.default_rng(0).choice(values.size, min(options.checks, values.size), replace=False))
+    stored = np.load(options.pictures / f"{name}.npz")
+    where = landscape.Grid(stored["x"], stored["y"])
+    count = len(where.x) * len(where.y)
+    chosen = np.sort(np.random.default_rng(0).choice(count, min(options.checks, count), replace=False))
     row: dict[str, Any] = {}
-    if options.float32_grid and len(chosen) < values.size:
-        true = truth(case, where, np.arange(values.size), options, name, torch.float32)
+    if options.float32_grid and len(chosen) < count:
+        true = truth(case, where, np.arange(count), options, name, torch.float32)
         double = truth(case, where, chosen, options, name, torch.float64)
         row = {"float32_error": float(np.abs(true[chosen] / double - 1).max()), "float64_points": len(chosen)}
-        chosen = np.arange(values.size)
+        chosen = np.arange(count)
     else:
         true = truth(case, where, chosen, options, name, torch.float64)
-    span = float(np.ptp(values[np.isfinite(values)]))
-    errors = np.abs(values.reshape(-1)[chosen] - true)
-    ratios = too_far(errors, true, span, Tolerance())
-    two = too_far(np.abs(picture["loss_two_processes"].reshape(-1)[chosen] - true), true, span, Tolerance())
-    row |= {"inside_two_processes": float((two <= 1).mean()), "worst_two_processes": float(two.max())}
-    return row | {
-        "checked": len(chosen), "inside": float((ratios <= 1).mean()), "outside": int((ratios > 1).sum()),
-        "worst": float(ratios.max()), "worst_of_range": float(errors.max() / span),
-        "outside_at": [[*divmod(int(chosen[k]), len(where.y)), float(ratios[k])] for k in np.flatnonzero(ratios > 1)],
-    }  # fmt: skip
+    for kind, picture in pictures.items():
+        values = stored[kind].reshape(-1)
+        ratios = too_far(np.abs(values[chosen] - true), true, float(np.ptp(values)), Tolerance())
+        outside = [[*divmod(int(chosen[k]), len(where.y)), float(ratios[k])] for k in np.flatnonzero(ratios > 1)]
+        picture |= {"inside": float((ratios <= 1).mean()), "worst": float(ratios.max()), "outside": outside}
+    return row | {"checked": len(chosen), "pictures": pictures}
+
+
+KINDS: dict[str, tuple[Tolerance, str]] = {
+    "default": (Tolerance(), "serial"),
+    "two processes": (Tolerance(), "processes:2"),
+    "strict": (Tolerance(safety=10), "serial"),
+}
 
 
 def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
+    """Times of points and pictures; of networks that take little time the medians of three turns side by side."""
     model, x, y = case
     plane = landscape.random_plane(model)
     risk = EmpiricalRisk(
         model, nn.CrossEntropyLoss(), [(x[k : k + 128], y[k : k + 128]) for k in range(0, len(x), 128)]
     )
+    turns = [turn(case, risk, plane, options)]
+    if turns[0]["reference_s"] < 0.1:
+        turns += [turn(case, risk, plane, options) for _ in range(2)]
     row: dict[str, Any] = {"case": name, "samples": len(x), "parameters": sum(p.numel() for p in model.parameters())}
+    row |= {key: statistics.median(one[key] for one in turns) for key in turns[0] if key not in ("kernel", "found")}
+    found = {kind: [one["found"][kind] for one in turns] for kind in KINDS}
+    options.pictures.mkdir(parents=True, exist_ok=True)
+    values = {kind: some[-1][1].loss.values for kind, some in found.items()}
+    last = found["default"][-1][1]
+    np.savez(options.pictures / f"{name}.npz", **values, x=last.x.values, y=last.y.values)
+    pixels = options.side**2
+    row["pictures"] = {
+        kind: {
+            "seconds": statistics.median(seconds for seconds, _ in some),
+            "faster": statistics.median(
+                one["reference_s"] * pixels / seconds for one, (seconds, _) in zip(turns, some, strict=True)
+            ),
+            "measured": int((some[-1][1].status == 1).sum()),
+            "precision": some[-1][1].attrs["precision"],
+        }
+        for kind, some in found.items()
+    }
+    row["over_full_grid"] = statistics.median(
+        seconds / (one["point_s"] * pixels) for one, (seconds, _) in zip(turns, found["default"], strict=True)
+    )
+    return row | {"turns": len(turns), "kernel": turns[-1]["kernel"], "trial": json.loads(last.attrs["trial"])}
+
+
+def turn(case: Case, risk: EmpiricalRisk, plane: landscape.Plane, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything timed once, side by side."""
     reference = reference_seconds(case, plane, 2, options.points)
     plain = reference_seconds(case, plane, 0, options.points)
     ours, kernel = survey_seconds(risk, plane, options.points)
     two = two_processes_seconds(risk, plane, options.side if reference < 0.1 else options.points)
     bare = bare_seconds(risk, kernel, options.points)
-    row |= {"reference_s": reference, "point_s": ours, "kernel": kernel}
-    row |= {"faster": reference / ours, "faster_without_workers": plain / ours, "over_bare": ours / bare}
-    row |= {"two_processes_s": two, "faster_two_processes": plain / two}
-    seconds, picture = picture_seconds(risk, plane, options, "serial")
-    two_seconds, other = picture_seconds(risk, plane, options, "processes:2")
-    pixels = options.side**2
-    row |= {"picture_s": seconds, "picture_faster": reference * pixels / seconds}
-    row |= {"picture_two_processes_s": two_seconds, "picture_faster_two_processes": reference * pixels / two_seconds}
-    row |= {"measured": int((picture.status == 1).sum()), "picture_precision": picture.attrs["precision"]}
-    row |= {"over_full_grid": seconds / (ours * pixels), "trial": json.loads(picture.attrs["trial"])}
-    options.pictures.mkdir(parents=True, exist_ok=True)
-    values = {"loss": picture.loss.values, "loss_two_processes": other.loss.values}
-    np.savez(options.pictures / f"{name}.npz", **values, x=picture.x.values, y=picture.y.values)
-    return row
+    found = {kind: picture_seconds(risk, plane, options, *how) for kind, how in KINDS.items()}
+    again = reference_seconds(case, plane, 2, options.points)  # before and after, since the machine is not always alike
+    return {
+        "reference_s": (reference + again) / 2, "plain_s": plain, "point_s": ours, "two_processes_s": two,
+        "faster": reference / ours, "faster_without_workers": plain / ours, "over_bare": ours / bare,
+        "faster_two_processes": reference / two, "faster_two_processes_without_workers": plain / two,
+        "kernel": kernel, "found": found,
+    }  # fmt: skip
 
 
 def picture_seconds(
-    risk: EmpiricalRisk, plane: landscape.Plane, options: argparse.Namespace, engine: str
+    risk: EmpiricalRisk, plane: landscape.Plane, options: argparse.Namespace, tolerance: Tolerance, engine: str
 ) -> tuple[float, Any]:
     """Seconds of a whole picture with everything switched on, and the picture."""
     start = time.perf_counter()
     where = landscape.grid(options.side, options.side)
     picture = landscape.evaluate(
-        risk, plane, where, refined=Tolerance(), batch_size="auto", precision="auto", engine=engine
+        risk, plane, where, refined=tolerance, batch_size="auto", precision="auto", engine=engine
     )
     return time.perf_counter() - start, picture
 
@@ -338,7 +366,7 @@ def main() -> None:
             rows[name] = {**measure(name, case, options), **provenance(), "threads": torch.get_num_threads()}
             show(rows[name])
         if options.checks:
-            rows[name] |= exactness(case, options, name)
+            rows[name] |= exactness(case, options, name, rows[name]["pictures"])
             show(rows[name])
         content["rows"] = list(rows.values())
         options.output.parent.mkdir(exist_ok=True)
