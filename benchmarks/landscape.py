@@ -178,7 +178,7 @@ KINDS: dict[str, tuple[Tolerance, str]] = {
 
 
 def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Times of points and pictures; of networks that take little time the medians of three turns side by side."""
+    """Times of points and pictures; of networks that take little time the medians of five turns side by side."""
     model, x, y = case
     plane = landscape.random_plane(model)
     risk = EmpiricalRisk(
@@ -186,7 +186,7 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> dict[str, Any
     )
     turns = [turn(case, risk, plane, options)]
     if turns[0]["reference_s"] < 0.1:
-        turns += [turn(case, risk, plane, options) for _ in range(2)]
+        turns += [turn(case, risk, plane, options) for _ in range(4)]
     row: dict[str, Any] = {"case": name, "samples": len(x), "parameters": sum(p.numel() for p in model.parameters())}
     row |= {key: statistics.median(one[key] for one in turns) for key in turns[0] if key not in ("kernel", "found")}
     found = {kind: [one["found"][kind] for one in turns] for kind in KINDS}

@@ -13,7 +13,7 @@ from lowland import landscape, store
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import Tolerance, evaluate, grid, random_line, random_plane, trial
-from lowland.landscape.kernel import Kernel
+from lowland.landscape.kernel import Kernel, Survey
 from lowland.landscape.refine import interpolated, refine, too_far
 
 MODULE = sys.modules["lowland.landscape.evaluate"]  # the package gives its function for this name
@@ -311,7 +311,7 @@ def test_the_trial_decides_once_and_stores_it(tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_kernel_is_near_the_plain_one_and_restores(layout, precision, monkeypatch):
     chosen = Kernel(batch_size=20, memory_format=layout, precision=precision)
-    monkeypatch.setattr(MODULE, "decide", lambda *a, **k: (chosen, {}))
+    monkeypatch.setattr(MODULE, "decide", lambda *a, **k: (chosen, {}, []))
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
     before = [p.detach().clone() for p in model.parameters()]
@@ -335,6 +335,27 @@ def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
     assert found.attrs["precision"] == "float32" and report["bfloat16_error"]["in_units_of_tolerance"] > 1
     loose = Tolerance(range=0.5, value=0.5)
     assert evaluate(risk, random_plane(model), grid(3, 3), precision="auto", refined=loose).precision == "bfloat16"
+
+
+def test_what_the_trial_measured_is_not_measured_again(monkeypatch):
+    monkeypatch.setattr(trial, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
+    calls = []
+    one = Survey.__call__
+    monkeypatch.setattr(
+        Survey, "__call__", lambda s, c, p, q: calls.append((s.kernel.precision, p[0].index)) or one(s, c, p, q)
+    )
+    model = convolutional()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
+    plane, loose = random_plane(model), Tolerance(range=0.5, value=0.5)
+    found = evaluate(risk, plane, grid(5, 5), precision="auto", refined=loose)
+    fast = [index for precision, index in calls if precision == "bfloat16"]
+    assert len(fast) == len(set(fast)) == 25 and len(calls) == 25 + 9
+    plain = evaluate(risk, plane, grid(5, 5), precision="bfloat16", refined=loose)
+    for name in ("loss", "loss_se", "loss_difference_se", "accuracy", "status"):
+        np.testing.assert_array_equal(found[name], plain[name])
+    calls.clear()
+    evaluate(risk, plane, grid(5, 5), precision="auto", refined=loose, probes=[landscape.GradientNorm()])
+    assert len([1 for precision, _ in calls if precision == "bfloat16"]) == 25 + 9  # without the probes' numbers
 
 
 def test_fixed_batches_are_never_regrouped():

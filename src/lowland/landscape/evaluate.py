@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 
 from lowland.core.risk import EmpiricalRisk
@@ -116,6 +117,9 @@ def _decided(
         if threads != keeper.dataset.attrs["threads"]:  # bits may differ: whoever compares must be able to see it
             keeper.annotate({"resumed_with_threads": threads})
         return replace(survey, kernel=Kernel(**json.loads(keeper.dataset.attrs["kernel"])))
-    kernel, report = decide(survey, grid, batch_size=batch_size, precision=precision, tolerance=tolerance)
+    kernel, report, rows = decide(survey, grid, batch_size=batch_size, precision=precision, tolerance=tolerance)
     keeper.annotate({"kernel": kernel.describe(), "precision": kernel.precision, "trial": report})
+    if threads == torch.get_num_threads():  # otherwise their last bits would differ from what the workers compute
+        for row in rows:
+            keeper.put(row.index, row.values)
     return replace(survey, kernel=kernel)

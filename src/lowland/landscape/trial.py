@@ -5,19 +5,22 @@ The driver decides once, before the first point; the decision is stored, and eve
 
 from __future__ import annotations
 
+import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lowland.core.exact import all_moments
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
-from lowland.engine.base import Point
+from lowland.engine.base import Point, Row
 from lowland.landscape.grid import Grid, levels
 from lowland.landscape.kernel import Kernel, Survey, computing
 from lowland.landscape.layout import laid_out, rebatched
@@ -31,13 +34,16 @@ Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
 _SIZES: Final = (64, 128, 256, 512)
 _SAMPLES: Final = 256
 """Samples measured at each look."""
-_GAIN: Final = 1.25
-"""bfloat16 must be this much faster: to measure its error takes 18 points, a tenth of a usual picture."""
+_SMALL: Final = 1024
+"""Numbers per sample up to which the whole data may be one batch of a convolution on a processor: others want batches
+that fit its caches."""
+_GAIN: Final = 1.1
+"""bfloat16 must be this much faster to be worth its error and the nine points in full precision that it takes."""
 
 
 def decide(
     survey: Survey, grid: Grid, *, batch_size: BatchSize, precision: Precision, tolerance: Tolerance
-) -> tuple[Kernel, dict[str, Any]]:
+) -> tuple[Kernel, dict[str, Any], list[Row]]:
     """Choose how the points of a survey are computed.
 
     Args:
@@ -49,7 +55,7 @@ def decide(
         tolerance: What bfloat16 is held to.
 
     Returns:
-        The kernel, and what the trial found as plain JSON values.
+        The kernel, what the trial found as plain JSON values, and rows that it measured with that kernel on the way.
     """
     wanted: tuple[Any, ...] = ("float32", "bfloat16") if precision == "auto" else (precision,)
     candidates = [kernel for kind in wanted for kernel in _candidates(survey, batch_size, kind)]
@@ -59,15 +65,16 @@ def decide(
         best[kind] = min(((t, k) for k, t in times.items() if k.precision == kind), key=lambda pair: pair[0])
     report: dict[str, Any] = {f"seconds_per_sample_{kind}": seconds for kind, (seconds, _) in best.items() if seconds}
     if precision != "auto":
-        return best[precision][1], report
+        return best[precision][1], report, []
     exact, fast = best["float32"], best["bfloat16"]
     if exact[0] < _GAIN * fast[0]:
-        return exact[1], {**report, "precision": "float32: bfloat16 is not faster here"}
-    error = _error(survey, grid, exact[1], fast[1], tolerance)
-    report["bfloat16_error"] = error
+        return exact[1], {**report, "precision": "float32: bfloat16 is not faster here"}, []
+    truth = _spread(replace(survey, kernel=exact[1], probes=(), paired=False), grid)
+    rows = _spread(replace(survey, kernel=fast[1], probes=()), grid)
+    error = report["bfloat16_error"] = _error(_losses(truth), _losses(rows), tolerance)
     if error["in_units_of_tolerance"] <= 0.5:
-        return fast[1], {**report, "precision": "bfloat16: within half the tolerance"}
-    return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}
+        return fast[1], {**report, "precision": "bfloat16: within half the tolerance"}, [] if survey.probes else rows
+    return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}, []
 
 
 def _candidates(survey: Survey, batch_size: BatchSize, precision: Any) -> list[Kernel]:
@@ -80,22 +87,46 @@ def _candidates(survey: Survey, batch_size: BatchSize, precision: Any) -> list[K
     count = sum(own)
     same = own[0] if len(set(own[:-1])) == 1 else 0  # the risk's own batches have this size already
     sizes: set[int | None] = {None, *(size for size in _SIZES if size < count and size != same)}
-    if not images or survey.first.device.type != "cpu":
-        sizes.add(count)  # convolutions on a processor want batches that fit its caches
+    if not images or survey.first.device.type != "cpu" or _numbers(survey.first) <= _SMALL:
+        sizes.add(count)
     if survey.first.batch_norm == "batch":  # the partition into batches is part of what is measured
         sizes = {None}
     ordered = sorted(sizes, key=lambda size: size or 0)
     return [replace(given, batch_size=size, memory_format=layout) for layout, size in product(layouts, ordered)]
 
 
+def _numbers(risk: EmpiricalRisk) -> int:
+    """Return how many numbers a sample has; more than any limit where inputs are no tensors."""
+    batch = next(iter(risk.batches()))
+    return batch.input.numel() // batch.size if isinstance(batch.input, torch.Tensor) else sys.maxsize
+
+
 def _race(risk: EmpiricalRisk, candidates: Sequence[Kernel]) -> dict[Kernel, float]:
-    """Return seconds per sample of each candidate: turn by turn, so that other load on the machine hits all alike."""
-    times = {kernel: _seconds(risk, kernel) for kernel in candidates}  # with what is done once: good for a first choice
-    for kept in (6, 3, 3):
-        for kind in ("float32", "bfloat16"):
-            some = [kernel for kernel in candidates if kernel.precision == kind]
-            for kernel in sorted(some, key=times.__getitem__)[:kept]:
-                times[kernel] = min(times[kernel], _seconds(risk, kernel))
+    """Return seconds per sample of candidates: first of layouts, at one batch size, then of sizes in the best layout.
+
+    Candidates are timed turn by turn, so that other load on the machine hits all alike.
+    """
+    times: dict[Kernel, float] = {}
+
+    def look(kernels: Iterable[Kernel]) -> None:
+        for kernel in kernels:
+            times[kernel] = min(times.get(kernel, math.inf), _seconds(risk, kernel))
+
+    usual = min(candidates, key=lambda kernel: abs((kernel.batch_size or 0) - _SAMPLES)).batch_size
+    first = [kernel for kernel in candidates if kernel.batch_size == usual]
+    for _ in range(3):  # the first also does what is done once
+        look(first)
+    ranked = sorted(first, key=times.__getitem__)
+    best = {kernel.precision: kernel for kernel in reversed(ranked)}
+    if ranked[0].precision == "float32":
+        best.pop("bfloat16", None)  # it would have to be clearly faster
+    rivals = [replace(kernel, batch_size=other.batch_size) for kernel in best.values() for other in candidates]
+    rivals = list(dict.fromkeys(kernel for kernel in rivals if kernel in candidates))
+    look(kernel for kernel in rivals if kernel not in first)
+    for precision in best:
+        some = [kernel for kernel in rivals if kernel.precision == precision]
+        for kept in (3, 2):
+            look(sorted(some, key=times.__getitem__)[:kept])
     return times
 
 
@@ -123,19 +154,21 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _error(survey: Survey, grid: Grid, exact: Kernel, fast: Kernel, tolerance: Tolerance) -> dict[str, float]:
-    """Return how far two kernels are apart on points spread over the grid."""
+def _spread(task: Survey, grid: Grid) -> list[Row]:
+    """Return the rows of points spread over the grid, the centre among them."""
     axes = [levels(n)[min(1, len(levels(n)) - 1)] for n in grid.shape]
     spread = np.ravel_multi_index(np.array(list(product(*axes))).T, grid.shape)
-    indices = sorted({*spread.tolist(), grid.center()})
-    points = [Point(int(i), grid.coordinates(int(i))) for i in indices]
-    found = []
-    for kernel in (exact, fast):
-        task = replace(survey, kernel=kernel, probes=(), paired=False)
-        with task.placed() as context:
-            rows = [row for point in points for row in task(context, [point], [None])]
-        found.append(np.array([np.atleast_1d(np.asarray(row.values["loss"])) for row in rows]))
-    true, other = found
+    points = [Point(int(i), grid.coordinates(int(i))) for i in sorted({*spread.tolist(), grid.center()})]
+    with task.placed() as context:
+        return [row for point in points for row in task(context, [point], [None])]
+
+
+def _losses(rows: Sequence[Row]) -> NDArray[np.float64]:
+    return np.array([np.atleast_1d(np.asarray(row.values["loss"], dtype=np.float64)) for row in rows])
+
+
+def _error(true: NDArray[np.float64], other: NDArray[np.float64], tolerance: Tolerance) -> dict[str, float]:
+    """Return how far other losses are from the true ones, both of shape [points, splits]."""
     finite = np.isfinite(true) & np.isfinite(other)
     same = (np.isfinite(true) == np.isfinite(other)).all()
     if not same or not finite.any():
@@ -146,5 +179,5 @@ def _error(survey: Survey, grid: Grid, exact: Kernel, fast: Kernel, tolerance: T
         "in_units_of_tolerance": float(too_far(error, true[finite], span, tolerance).max()),
         "of_range": float(error.max() / span),
         "of_value": float((error / np.maximum(np.abs(true[finite]), 1e-3 * span)).max()),
-        "points": len(points),
+        "points": len(true),
     }
