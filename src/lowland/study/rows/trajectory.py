@@ -67,7 +67,7 @@ def _path_claims(size: Size) -> list[Claim]:
             "log2 of the training passes over SGD's, a teacher's included, digits",
             0.1, (("SAF", "SAM"), ("MESA", "SAM")),
             passes_over("SGD"), surveyed, higher=False, seeds=7, seconds=1, primary=False,
-            note="Passes are counted and equal for every seed; seven seeds are the fewest that decide two comparisons by sign tests.",
+            note="Passes are counted and equal for every seed; seven are the fewest that decide two comparisons.",
         ),
     ]  # fmt: skip
 
