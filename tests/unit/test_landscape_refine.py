@@ -358,6 +358,19 @@ def test_what_the_trial_measured_is_not_measured_again(monkeypatch):
     assert len([1 for precision, _ in calls if precision == "bfloat16"]) == 25 + 9  # without the probes' numbers
 
 
+@pytest.mark.parametrize(("workers", "side", "whole"), [(1, 8, True), (2, 8, False), (1, 40, False)])
+def test_small_images_may_be_one_batch_where_one_process_has_the_caches(workers, side, whole, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(trial, "_seconds", lambda risk, kernel: seen.add(kernel.batch_size) or 1.0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = [(torch.zeros(30, 1, side, side), torch.zeros(30).long())] * 2
+    survey = Survey({"": EmpiricalRisk(model, nn.CrossEntropyLoss(), data)}, (random_plane(model),))
+    trial.decide(
+        survey, grid(3, 3), batch_size="auto", precision="float32", tolerance=Tolerance(), workers=workers
+    )  # fmt: skip
+    assert (60 in seen) == whole
+
+
 def test_fixed_batches_are_never_regrouped():
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images(), batch_norm="batch")

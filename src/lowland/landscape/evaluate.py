@@ -92,7 +92,7 @@ def evaluate(
     template = make_template(survey, grid, seen, make_recipe(survey, grid, request))
     template.attrs["threads"] = runner.worker_threads
     with writer(store, template) as keeper:
-        survey = _decided(survey, grid, keeper, runner.worker_threads, batch_size, precision, refined or Tolerance())
+        survey = _decided(survey, grid, keeper, runner, batch_size, precision, refined or Tolerance())
         run = SurveyRun(survey, grid, keeper, runner, on_event, seen.seconds)
         with runner.session():
             if refined is None:
@@ -107,17 +107,20 @@ def _decided(
     survey: Survey,
     grid: Grid,
     keeper: SurfaceWriter,
-    threads: int,
+    runner: Engine,
     batch_size: BatchSize,
     precision: Precision,
     tolerance: Tolerance,
 ) -> Survey:
     """Return the survey with its kernel: the stored one, or a new decision that is stored at once."""
+    threads = runner.worker_threads
     if "kernel" in keeper.dataset.attrs:
         if threads != keeper.dataset.attrs["threads"]:  # bits may differ: whoever compares must be able to see it
             keeper.annotate({"resumed_with_threads": threads})
         return replace(survey, kernel=Kernel(**json.loads(keeper.dataset.attrs["kernel"])))
-    kernel, report, rows = decide(survey, grid, batch_size=batch_size, precision=precision, tolerance=tolerance)
+    kernel, report, rows = decide(
+        survey, grid, batch_size=batch_size, precision=precision, tolerance=tolerance, workers=runner.workers
+    )
     keeper.annotate({"kernel": kernel.describe(), "precision": kernel.precision, "trial": report})
     if threads == torch.get_num_threads():  # otherwise their last bits would differ from what the workers compute
         for row in rows:

@@ -35,14 +35,14 @@ _SIZES: Final = (64, 128, 256, 512)
 _SAMPLES: Final = 256
 """Samples measured at each look."""
 _SMALL: Final = 1024
-"""Numbers per sample up to which the whole data may be one batch of a convolution on a processor: others want batches
-that fit its caches."""
+"""Numbers per sample up to which the whole data may be one batch of a convolution on a processor, where one process has
+its caches for itself; everywhere else convolutions want batches that fit them."""
 _GAIN: Final = 1.1
 """bfloat16 must be this much faster to be worth its error and the nine points in full precision that it takes."""
 
 
 def decide(
-    survey: Survey, grid: Grid, *, batch_size: BatchSize, precision: Precision, tolerance: Tolerance
+    survey: Survey, grid: Grid, *, batch_size: BatchSize, precision: Precision, tolerance: Tolerance, workers: int = 1
 ) -> tuple[Kernel, dict[str, Any], list[Row]]:
     """Choose how the points of a survey are computed.
 
@@ -53,12 +53,13 @@ def decide(
         precision: The type of forward passes, or ``"auto"``: bfloat16 where it is faster and, on points spread over the
             grid, no further from float32 than half the tolerance.
         tolerance: What bfloat16 is held to.
+        workers: How many points the engine computes at a time, on shared caches.
 
     Returns:
         The kernel, what the trial found as plain JSON values, and rows that it measured with that kernel on the way.
     """
     wanted: tuple[Any, ...] = ("float32", "bfloat16") if precision == "auto" else (precision,)
-    candidates = [kernel for kind in wanted for kernel in _candidates(survey, batch_size, kind)]
+    candidates = [kernel for kind in wanted for kernel in _candidates(survey, batch_size, kind, workers)]
     times = _race(survey.first, candidates) if len(candidates) > 1 else {candidates[0]: 0.0}
     best: dict[str, tuple[float, Kernel]] = {}
     for kind in wanted:
@@ -77,7 +78,7 @@ def decide(
     return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}, []
 
 
-def _candidates(survey: Survey, batch_size: BatchSize, precision: Any) -> list[Kernel]:
+def _candidates(survey: Survey, batch_size: BatchSize, precision: Any, workers: int) -> list[Kernel]:
     given = replace(survey.kernel, precision=precision)
     if batch_size != "auto":
         return [replace(given, batch_size=batch_size)]
@@ -87,7 +88,8 @@ def _candidates(survey: Survey, batch_size: BatchSize, precision: Any) -> list[K
     count = sum(own)
     same = own[0] if len(set(own[:-1])) == 1 else 0  # the risk's own batches have this size already
     sizes: set[int | None] = {None, *(size for size in _SIZES if size < count and size != same)}
-    if not images or survey.first.device.type != "cpu" or _numbers(survey.first) <= _SMALL:
+    fits = workers == 1 and _numbers(survey.first) <= _SMALL
+    if not images or survey.first.device.type != "cpu" or fits:
         sizes.add(count)
     if survey.first.batch_norm == "batch":  # the partition into batches is part of what is measured
         sizes = {None}
