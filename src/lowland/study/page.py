@@ -24,6 +24,7 @@ decide with a chance of 80 %. Holm's correction guards the comparisons inside a 
 comparison of the primary rows. "Keeps three quarters of the gain" is tested as one contrast of three arms. A row with a
 failed seed is undecided. A positive difference always means "as claimed". Where a row counts steps to a train loss, a
 run that never gets there counts with all its steps (the restricted mean time), and the share that got there is shown.
+Differences that are all equal have an interval without width: the sign test decides there, from six seeds on.
 """
 
 

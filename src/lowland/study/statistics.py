@@ -5,7 +5,8 @@ means "as claimed". The rules are fixed before a run:
 
 - reproduced: the interval of the paired difference lies above 0;
 - refuted: it lies below the smallest effect of interest;
-- undecided otherwise, with the seeds that would decide.
+- undecided otherwise, with the seeds that would decide. Differences that are all equal have an interval without width:
+  the sign test decides there.
 
 Non-inferiority and equivalence are two one-sided tests at 2.5 % each, which is the same 95 % interval against the
 margin (Schuirmann 1987; ICH E9 takes 2.5 % too), so that every table has one interval and one level. A margin that is
