@@ -26,12 +26,22 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|", *lines[1:]])
 
 
-def made(result: Result, script: str, threads: str = "1 thread") -> str:
-    """Where and when, in one line under a table."""
-    versions = result["versions"]
+def made(parts: Result | list[Result], script: str, threads: str = "1 thread") -> str:
+    """Where, when and by which code, in one line under a table; parts may have been measured one after another."""
+    parts = parts if isinstance(parts, list) else [parts]
+    days, machines, versions, revisions = (
+        ", ".join(sorted({str(value) for value in values}))
+        for values in (
+            [part["created"][:10] for part in parts],
+            [part["machine"] for part in parts],
+            [part["versions"]["torch"] for part in parts],
+            [part["revision"] for part in parts],
+        )
+    )
+    noun = "revision" if len({part["revision"] for part in parts}) == 1 else "parts at revisions"
     return (
-        f"\n\nMeasured {result['created'][:10]} on {result['machine']}, torch {versions['torch']}, {threads}, "
-        f"revision {result['revision']}; `python benchmarks/{script}.py`."
+        f"\n\nMeasured {days} on {machines}, torch {versions}, {threads}, {noun} {revisions}; "
+        f"`python benchmarks/{script}.py`."
     )
 
 
@@ -95,7 +105,7 @@ def landscape(result: Result) -> str:
             f"\n\n{other['case']}: {other['their_s']:.2f} s against {other['our_s']:.2f} s; largest error "
             f"{other['their_error']:.1e} against {other['our_error']:.1e}."
         )
-    return text + made(result["rows"][0], "landscape", f"{result['rows'][0]['threads']} thread")
+    return text + made(result["rows"], "landscape", f"{result['rows'][0]['threads']} thread")
 
 
 def curvature(result: Result) -> str:
@@ -151,7 +161,9 @@ def curvature(result: Result) -> str:
             f"\n\nThe curve along training took {curve['share']:.1%} of the {curve['training_s']:.0f} s of "
             f"{curve['steps']} training steps ({curve['measurements']} measurements)."
         )
-    return text + made(result["resnet8"]["times"]["made"], "curvature")
+    return text + made(
+        [part["made"] for kind in (*kinds, "whole") for part in result.get(kind, {}).values()], "curvature"
+    )
 
 
 def mapped(found: Result | None) -> list[str]:
