@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from benchmarks.synthetic_surfaces import surface
+from benchmarks.refinement import surface
 from scipy.interpolate import RBFInterpolator
 from torch import nn
 
