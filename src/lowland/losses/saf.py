@@ -195,7 +195,7 @@ class SAF(TrainingLoss):
                 )
         if index is not None:
             self._pending = index, id(output)
-            output.register_hook(self._answered)
+            output.register_hook(self._answered)  # type: ignore[no-untyped-call]
 
     def _answered(self, gradient: Tensor) -> None:
         self._pending = None
