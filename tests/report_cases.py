@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from lowland.core.schema import new_curvature, new_surface, new_trajectory
-from lowland.report.runs import Run
+from lowland.results import Run
 
 
 def asymmetric(x: np.ndarray, y: np.ndarray) -> np.ndarray:
