@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -95,9 +94,8 @@ def test_six_runs_with_everything_stay_below_six_megabytes(tmp_path: Path) -> No
         rough = np.random.default_rng(k).random((51, 51))
         surface, path_plane = plane(51, 51), plane(25, 25)
         surface["loss"][:], surface["loss_se"][:] = surface["loss"] + rough, rough
-        one = run(f"run {k}", method=f"m{k}", seed=0, accuracy=0.9)
-        surfaces = {"random": surface, "trajectory": path_plane}
-        many.append(replace(one, surfaces=surfaces, trajectory=walk(200, seed=k), spec="x: 1\n" * 100))
+        parts = {"surfaces": {"random": surface, "trajectory": path_plane}, "trajectory": walk(200, seed=k)}
+        many.append(run(f"run {k}", method=f"m{k}", seed=0, accuracy=0.9, spec="x: 1\n" * 100, **parts))
     path = report.write(report.build(many), tmp_path / "six.html")
     assert path.stat().st_size <= 6_000_000
 
@@ -107,8 +105,8 @@ def test_the_same_runs_give_the_same_bytes(runs: list[Run]) -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    one = run(HOSTILE, method=HOSTILE, seed=0, accuracy=0.9)
-    evil = replace(one, spec=HOSTILE, surfaces={HOSTILE: plane(note=HOSTILE)})
+    surfaces = {HOSTILE: plane(note=HOSTILE)}
+    evil = run(HOSTILE, method=HOSTILE, seed=0, accuracy=0.9, spec=HOSTILE, surfaces=surfaces)
     text = report.render(
         report.build([evil, run("b", method="b", seed=0, accuracy=0.8)], title=HOSTILE, lead=[HOSTILE])
     )

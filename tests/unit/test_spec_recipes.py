@@ -175,7 +175,7 @@ def test_a_small_recipe_runs_and_its_folder_holds_the_scaled_values(
     assert main(["fit", "--config", "sala-resnet18-cifar100-cutmix", "--scale", "small", *few]) == 0
     folder = open_run("runs/sala-resnet18-cifar100-cutmix-small")
     assert folder.finished
-    written = yaml.safe_load((folder.path / "spec.yaml").read_text())
+    written = yaml.safe_load(folder.spec.text)
     assert (written["model"]["options"], written["batch_size"], written["epochs"]) == ({"width": 16}, 32, 1)
     assert written["augment"] == [{"name": "crop", "mode": "reflect", "padding": 1}, "cutmix"]
     assert "parts=(RandomCrop(padding=1" in folder.result["recipe"]["augment"]

@@ -39,7 +39,7 @@ def read_li_hdf5(path: str | Path) -> xr.Dataset:
         path: The file.
 
     Returns:
-        A surface of schema v1 with ``loss`` and ``accuracy`` (as a fraction); over ``split`` if the file has both train
+        A surface with ``loss`` and ``accuracy`` (as a fraction); over ``split`` if the file has both train
         and test values. Points that hold -1 are open.
 
     Raises:

@@ -25,7 +25,7 @@ from zarr.codecs import ZstdCodec
 from lowland.core.errors import StoreError
 from lowland.results.files import make_folder
 
-__all__ = ["ZarrArrays", "attributes", "create", "exists", "read"]
+__all__ = ["ZarrArrays", "attributes", "create", "exists", "read", "renew_attributes"]
 
 _CHUNK: Final = 101
 """Points per side of a chunk; a usual 51 x 51 or 101 x 101 surface is one chunk, so that a flush is one file each."""
@@ -98,6 +98,17 @@ def attributes(path: Path) -> dict[str, Any]:
         return dict(content["attributes"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return {}
+
+
+def renew_attributes(path: Path, dataset: xr.Dataset) -> None:
+    """Write the attributes of a Dataset over those of its store, the store's own last."""
+    try:
+        group = zarr.open_group(path, mode="r+", zarr_format=3)
+        for name, variable in dataset.variables.items():
+            group[str(name)].update_attributes(dict(variable.attrs))
+        group.update_attributes(dict(dataset.attrs))
+    except OSError as error:
+        raise StoreError(f"cannot write {path} ({error.strerror or error})") from error
 
 
 class ZarrArrays:

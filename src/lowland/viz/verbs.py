@@ -46,7 +46,7 @@ def contour(
     """Draw the contours of a surface.
 
     Args:
-        result: A surface of schema v1 with two axes.
+        result: A surface with two axes.
         metric: Metric to draw.
         backend: One of `BACKENDS`.
         scale: A `shared_scale`; None makes one from this surface.
@@ -80,7 +80,7 @@ def surface(
     """Draw a surface in three dimensions.
 
     Args:
-        result: A surface of schema v1 with two axes.
+        result: A surface with two axes.
         metric: Metric to draw.
         backend: One of `BACKENDS`; plotly's can be turned.
         scale: A `shared_scale`; None makes one from this surface.
@@ -110,7 +110,7 @@ def heat_map(
     """Draw a surface as one colored cell per point, without interpolation.
 
     Args:
-        result: A surface of schema v1 with two axes.
+        result: A surface with two axes.
         metric: Metric to draw.
         backend: One of `BACKENDS`.
         scale: A `shared_scale`; None makes one from this surface.
