@@ -63,8 +63,8 @@ MIGRATIONS: Final[dict[tuple[str, int], Callable[[xr.Dataset], xr.Dataset]]] = {
 }
 """Kind and version -> what turns a result of that version into one of the next; version 1 is the first there was.
 
-A migration changes variables and attributes in memory; the stamp is renewed here, and the store is left as it is until a
-survey goes on in it.
+A migration changes variables and attributes in memory; the stamp is renewed here, and the store is left as it is until
+a survey goes on in it.
 """
 
 STATUS_OPEN: Final = 0

@@ -16,7 +16,7 @@ from lowland.report.statistics import LEAST_SEEDS, Interval, paired_interval, sh
 from lowland.results.matched import LOSS_RATIO, comparable
 from lowland.results.run import Run
 from lowland.viz.curves import build_cost
-from lowland.viz.spec import Estimate
+from lowland.viz.spec import ScatterPoint
 
 __all__ = ["comparison_section", "comparison_table", "methods_of"]
 
@@ -59,14 +59,14 @@ def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> S
     return Section("Comparison", tuple(blocks))
 
 
-def _estimate(name: str, members: Sequence[Run]) -> Estimate | None:
+def _estimate(name: str, members: Sequence[Run]) -> ScatterPoint | None:
     pairs = [(run.number("passes"), run.number("test_accuracy")) for run in members]
     seeds = [(passes, 100 * accuracy) for passes, accuracy in pairs if passes is not None and accuracy is not None]
     if not seeds:
         return None
     interval = t_interval([accuracy for _, accuracy in seeds])
     bounds = (interval.low, interval.high) if len(seeds) >= LEAST_SEEDS else None
-    return Estimate(name, sum(passes for passes, _ in seeds) / len(seeds), interval.mean, bounds, tuple(seeds))
+    return ScatterPoint(name, sum(passes for passes, _ in seeds) / len(seeds), interval.mean, bounds, tuple(seeds))
 
 
 def _each(groups: Mapping[str, list[Run]], cell: Callable[[list[Run]], str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from lowland.viz.backends import draw
 from lowland.viz.curves import build_cost, build_line, build_slope, build_spectrum
 from lowland.viz.export import FigureOptions, build_figure
 from lowland.viz.paths import build_animation, build_path
-from lowland.viz.spec import Contour, Estimate, Scale
+from lowland.viz.spec import Contour, Scale, ScatterPoint
 from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ def convexity_map(
 
 
 def cost(
-    estimates: Sequence[Estimate],
+    estimates: Sequence[ScatterPoint],
     *,
     backend: str = "matplotlib",
     title: str = "",
