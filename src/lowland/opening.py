@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lowland import results
 from lowland.core.errors import InputError
 from lowland.results.folders import find_runs, is_run
+from lowland.results.hdf5 import LI_ENDINGS
 from lowland.results.run import Run
 from lowland.results.runs import Runs
 
@@ -49,7 +50,7 @@ def open(path: str | Path) -> Run | Runs | xr.Dataset:
     if isinstance(path, str) and "://" in path:
         return results.open(path)
     place = Path(path)
-    if place.suffix in (".h5", ".hdf5") and place.is_file():
+    if place.suffix in LI_ENDINGS and place.is_file():
         return results.read_li_hdf5(place)
     if place.is_dir():
         if (place / "zarr.json").exists() or place.suffix == ".zarr":

@@ -90,6 +90,13 @@ def test_results_know_their_run(folder):
         assert Run.of_store(store).folder == folder
 
 
+def test_surfaces_of_the_tool_of_li_are_surfaces_of_a_run(tmp_path):
+    (tmp_path / "surfaces").mkdir()
+    results.write_li_hdf5(plane().drop_vars("loss_se"), tmp_path / "surfaces" / "theirs.h5")
+    run = ll.open(tmp_path)
+    assert list(run.surfaces) == ["theirs"] and np.allclose(run.surfaces["theirs"]["loss"], plane()["loss"])
+
+
 def test_opening_runs_reads_no_store(tmp_path, monkeypatch):
     for seed in range(3):
         for method in ("none", "sam"):

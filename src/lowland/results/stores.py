@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lowland.core.schema import check
 from lowland.results import zarr
 from lowland.results.dataset import open as open_store
+from lowland.results.hdf5 import LI_ENDINGS, read_li_hdf5
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,7 +19,7 @@ __all__ = ["StoreFolder", "open_kind"]
 
 
 class StoreFolder(Mapping[str, "xr.Dataset"]):
-    """The results of one kind in a folder; names come from file names, curvature in the order of training."""
+    """The results of one kind in a folder by file name: stores, and surfaces of Li et al.'s tool; curvature by step."""
 
     def __init__(self, folder: Path | None, kind: str) -> None:
         self._folder, self._kind = folder, kind
@@ -26,7 +27,9 @@ class StoreFolder(Mapping[str, "xr.Dataset"]):
 
     @cached_property
     def _paths(self) -> dict[str, Path]:
-        found = [] if self._folder is None else sorted(self._folder.glob("*.zarr"))
+        endings = (".zarr", *LI_ENDINGS) if self._kind == "surface" else (".zarr",)
+        places = self._folder.iterdir() if self._folder is not None and self._folder.is_dir() else ()
+        found = sorted(path for path in places if path.suffix in endings and not path.name.startswith("."))
         if self._kind == "curvature":
             found.sort(key=_step)
         return {path.stem: path for path in found}
@@ -53,7 +56,7 @@ class StoreFolder(Mapping[str, "xr.Dataset"]):
 
 def open_kind(path: Path, kind: str) -> xr.Dataset:
     """Open a store, and refuse one of another kind."""
-    dataset = open_store(path)
+    dataset = read_li_hdf5(path) if path.suffix in LI_ENDINGS else open_store(path)
     check(dataset, kind)
     return dataset
 
