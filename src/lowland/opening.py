@@ -66,17 +66,7 @@ def open(path: str | Path) -> Run | Runs | xr.Dataset:
 
 
 def open_runs(folders: Sequence[str | Path]) -> Runs:
-    """Open run folders, named apart and by method.
-
-    Args:
-        folders: The folders of runs.
-
-    Returns:
-        The runs, in the order given.
-
-    Raises:
-        InputError: If a folder is named twice or is not one of a run.
-    """
+    """Open run folders, named apart and by method."""
     return Runs.read(folders, _open_run)
 
 

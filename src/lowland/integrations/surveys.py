@@ -68,11 +68,7 @@ class SharpnessLog(Hook):
         self.batch_norm: BatchNormMode = batch_norm
 
     def on_epoch_end(self, run: FitState) -> None:
-        """Measure if it is this epoch's turn.
-
-        Args:
-            run: The run.
-        """
+        """Measure if it is this epoch's turn."""
         if run.rank != 0 or run.epoch % self.every_epochs:
             return
         risk = training_risk(run, samples=self.samples, seed=self.seed, batch_norm=self.batch_norm)
@@ -137,23 +133,12 @@ class SurfaceAtEnd(Hook):
         self.batch_norm: BatchNormMode = batch_norm
 
     def on_fit_start(self, run: FitState) -> None:
-        """Check that there is a folder to write to, before anything is trained.
-
-        Args:
-            run: The run.
-
-        Raises:
-            InputError: If there is none.
-        """
+        """Check that there is a folder to write to, before anything is trained."""
         if run.folder is None:
             raise InputError("folder", "must be given for a surface at the end", None)
 
     def on_fit_end(self, run: FitState) -> None:
-        """Write the surface.
-
-        Args:
-            run: The run.
-        """
+        """Write the surface."""
         if run.rank != 0 or run.folder is None:
             return
         risk = training_risk(run, samples=self.samples, seed=self.seed, batch_norm=self.batch_norm)

@@ -15,7 +15,7 @@ from lowland.report.sections import Block, Details, Listing, Paragraph, Report, 
 from lowland.results.matched import comparable
 from lowland.results.run import Run
 
-__all__ = ["build", "settings_section"]
+__all__ = ["build", "footer", "settings_section"]
 
 
 def build(
@@ -64,10 +64,14 @@ def build(
     )
     sections = [section for section in found if section is not None]
     sections += [*extra, _limits_section(runs, mixed), settings_section(runs)]
-    day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
-    footer = f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."
     surveyed = tuple(run.name for run in runs if run.surfaces or run.curvature or run.trajectory is not None)
-    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer)
+    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer(date))
+
+
+def footer(date: str | None) -> str:
+    """Return the last line of a report."""
+    day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
+    return f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."
 
 
 def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -282,9 +281,7 @@ class Run:
         """What makes model, data and loss; an InputError where the run was opened without it."""
         if self._source is None:
             raise InputError("run", "must know where its weights come from", self.place, "open it by lowland.open")
-        made = isinstance(self._source, type) or inspect.isroutine(self._source)
-        found: Any = self._source(self) if made else self._source  # type: ignore[operator]
-        return found  # type: ignore[no-any-return]
+        return self._source if isinstance(self._source, Source) else self._source(self)
 
     def model(self, weights: str | int = "best") -> Any:
         """Return a new network in evaluation mode.

@@ -20,6 +20,9 @@ __all__ = ["Runs"]
 class Runs(Sequence[Run]):
     """Several runs, in order, with different names.
 
+    Runs whose specs differ in nothing but seed, folder and threads are seeds of one method. Methods are named after
+    optimizer and loss, with the folder's name where that is not enough to tell them apart.
+
     Args:
         runs: The runs.
 
@@ -34,21 +37,7 @@ class Runs(Sequence[Run]):
 
     @classmethod
     def read(cls, folders: Sequence[str | Path], make: Callable[[Path], Run] = Run) -> Runs:
-        """Open run folders, and find out from their specs which are seeds of one method.
-
-        Runs whose specs differ in nothing but seed, folder and threads are seeds of one method. Methods are named after
-        optimizer and loss, with the folder's name where that is not enough to tell them apart.
-
-        Args:
-            folders: Run folders.
-            make: Makes a run of a folder.
-
-        Returns:
-            The runs, in the order given.
-
-        Raises:
-            InputError: If a folder is named twice or is not one of a run.
-        """
+        """Open run folders, in the order given."""
         paths = [Path(folder) for folder in folders]
         if len({path.resolve() for path in paths}) < len(paths):
             raise InputError("runs", "must name each folder once", [str(path) for path in paths])

@@ -11,6 +11,7 @@ from typing import Final
 
 from lowland import report, results
 from lowland.core.errors import InputError
+from lowland.report.build import footer
 from lowland.report.curvature import scalar
 from lowland.report.landscapes import landscapes_section
 from lowland.report.statistics import t_interval
@@ -231,16 +232,6 @@ def write_report(study: Study, *, date: str | None = None) -> Path:
     sections += [section for section in (gallery,) if section is not None]
     title = f"Study: {', '.join(spec.methods)}"
     names = tuple(run.name for run in runs) if gallery is not None else ()
-    page = report.Report(title, (spec.question,) if spec.question else (), tuple(sections), names, report_footer(date))
+    page = report.Report(title, (spec.question,) if spec.question else (), tuple(sections), names, footer(date))
     report.write(page, folder / "report.html")
     return folder / "report.html"
-
-
-def report_footer(date: str | None) -> str:
-    """Return the last line of a report."""
-    from datetime import UTC, datetime
-
-    import lowland
-
-    day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
-    return f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."

@@ -127,14 +127,7 @@ class CurvatureCurve(Hook):
         )  # fmt: skip
 
     def on_fit_start(self, run: FitState) -> None:
-        """Choose the subset and the interval, and measure the start unless the run goes on.
-
-        Args:
-            run: The run.
-
-        Raises:
-            InputError: If the run is too short for the share, or its data cannot be read again.
-        """
+        """Choose the subset and the interval, and measure the start unless the run goes on."""
         train: Any = run.data.train
         count: int = len(getattr(train, "dataset", train))
         self._every = self.interval(run.optimizer, count, run.steps_per_epoch, run.epochs)
@@ -154,38 +147,22 @@ class CurvatureCurve(Hook):
             self._measure(run)
 
     def on_step_end(self, run: FitState) -> None:
-        """Measure if this step is one of those to measure at.
-
-        Args:
-            run: The run.
-        """
+        """Measure if this step is one of those to measure at."""
         if self._risk is not None and run.step % self._every == 0:
             self._measure(run)
 
     def on_epoch_end(self, run: FitState) -> None:
-        """Put the last measurement into the epoch's row.
-
-        Args:
-            run: The run.
-        """
+        """Put the last measurement into the epoch's row."""
         if self.rows:
             last = self.rows[-1]
             run.row.update({name: last[name] for name in _KNOWN_BY if not math.isnan(last[name])})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far and the eigenvectors that the next measurement starts from.
-
-        Returns:
-            The state.
-        """
+        """Return the rows so far and the eigenvectors that the next measurement starts from."""
         return {"rows": [dict(row) for row in self.rows], "starts": dict(self._starts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned.
-
-        Args:
-            state: The state.
-        """
+        """Take back what `state_dict` returned."""
         self.rows, self._starts = [dict(row) for row in state["rows"]], dict(state["starts"])
 
     def _measure(self, run: FitState) -> None:

@@ -69,47 +69,23 @@ class Hook:
     """
 
     def on_fit_start(self, run: FitState) -> None:
-        """Do something before the first step, or after a resume.
-
-        Args:
-            run: The run.
-        """
+        """Do something before the first step, or after a resume."""
 
     def on_step_end(self, run: FitState) -> None:
-        """Do something after an optimizer step.
-
-        Args:
-            run: The run.
-        """
+        """Do something after an optimizer step."""
 
     def on_epoch_end(self, run: FitState) -> None:
-        """Do something after an epoch and its evaluation, before its checkpoint.
-
-        Args:
-            run: The run.
-        """
+        """Do something after an epoch and its evaluation, before its checkpoint."""
 
     def on_fit_end(self, run: FitState) -> None:
-        """Do something after the last epoch; the model holds the chosen weights.
-
-        Args:
-            run: The run.
-        """
+        """Do something after the last epoch; the model holds the chosen weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs: tensors, numbers, strings and containers of them.
-
-        Returns:
-            The state.
-        """
+        """Return what a resume needs: tensors, numbers, strings and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned.
-
-        Args:
-            state: The state.
-        """
+        """Take back what `state_dict` returned."""
 
 
 class Snapshots(Hook):
@@ -138,14 +114,7 @@ class Snapshots(Hook):
         self._writer: SnapshotWriter | None = None
 
     def on_fit_start(self, run: FitState) -> None:
-        """Open the folder, and write the start of the trajectory unless the run goes on.
-
-        Args:
-            run: The run; it must have a folder.
-
-        Raises:
-            InputError: If the run has no folder.
-        """
+        """Open the folder, and write the start of the trajectory unless the run goes on."""
         if run.folder is None:
             raise InputError("folder", "must be given for snapshots of the trajectory", None)
         if run.rank != 0:
@@ -158,20 +127,12 @@ class Snapshots(Hook):
             self._write(run)
 
     def on_step_end(self, run: FitState) -> None:
-        """Write a snapshot if this step is one of `every_steps`.
-
-        Args:
-            run: The run.
-        """
+        """Write a snapshot if this step is one of `every_steps`."""
         if self.every_steps is not None and run.step % self.every_steps == 0:
             self._write(run)
 
     def on_epoch_end(self, run: FitState) -> None:
-        """Write a snapshot if this epoch is one of `every_epochs`.
-
-        Args:
-            run: The run.
-        """
+        """Write a snapshot if this epoch is one of `every_epochs`."""
         if self.every_epochs is not None and run.epoch % self.every_epochs == 0:
             self._write(run)
 

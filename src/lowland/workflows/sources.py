@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +19,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lowland import models
-from lowland.core.contexts import BatchNormMode
 from lowland.core.errors import CheckpointError, InputError
 from lowland.core.names import check_options, find
 from lowland.core.risk import EmpiricalRisk
@@ -28,13 +26,14 @@ from lowland.data import DATASETS, DataSplits, TensorData
 from lowland.results.files import write_atomically
 from lowland.results.folders import open_run_folder
 from lowland.results.run import Run
+from lowland.results.source import BatchNorm, Source
 from lowland.training import CheckpointFolder, read_weights
 from lowland.workflows.build import build_criterion, build_data, build_model
 from lowland.workflows.parse import from_text, to_yaml
 from lowland.workflows.specs import FitSpec, LossSpec
 from lowland.workflows.surveys import SubjectSpec
 
-__all__ = ["ExternalModel", "ModelSource", "TrainedSource", "create_run", "open_run", "subject_run"]
+__all__ = ["ExternalModel", "TrainedSource", "create_run", "open_run", "subject_run"]
 
 PARTS: Final = ("train", "validation", "test")
 """Names of the parts of a data set."""
@@ -88,40 +87,20 @@ def subject_run(spec: SubjectSpec) -> Run:
     return Run(spec.folder, name=spec.label, source=source)
 
 
-class ModelSource(ABC):
-    """What a run asks for its weights; see `lowland.results.Source`."""
-
-    @abstractmethod
-    def model(self, weights: str, data: Any = None) -> nn.Module:
-        """Return a new network in evaluation mode; the data may be handed in where they are loaded already."""
-
-    @abstractmethod
-    def load(self, model: nn.Module, weights: str) -> None:
-        """Put the weights of that name into a network of this kind."""
-
-    @abstractmethod
-    def other(self, path: str, weights: str) -> nn.Module:
-        """Return a new network with the weights of another run, or of another checkpoint of this model."""
-
-    @abstractmethod
-    def data(self) -> Any:
-        """Return the data: `lowland.data.DataSplits`, or what there is by the names of their parts."""
-
-    @abstractmethod
-    def criterion(self) -> Any:
-        """Return the plain loss, without a method around it."""
+class _ModelSource(Source):
+    """What all sources share: risks from a model, a loss and parts of data."""
 
     def risks(
         self,
         splits: Sequence[str],
         *,
-        model: nn.Module | None = None,
-        weights: str = "best",
-        split: str = "train",
-        samples: int | None = None,
-        seed: int = 0,
-        batch_size: int = 500,
-        batch_norm: BatchNormMode = "running",
+        model: nn.Module | None,
+        weights: str,
+        split: str,
+        samples: int | None,
+        seed: int,
+        batch_size: int,
+        batch_norm: BatchNorm,
     ) -> dict[str, EmpiricalRisk]:
         """Return the risks of parts of the data, all of one model."""
         data = self.data()
@@ -147,7 +126,7 @@ def _batches(part: Any, size: int) -> Any:
     return DataLoader(part, batch_size=size) if map_style and not isinstance(part, DataLoader) else part
 
 
-class TrainedSource(ModelSource):
+class TrainedSource(_ModelSource):
     """What Lowland has trained: network, data and loss from the spec, weights from checkpoints and snapshots."""
 
     def __init__(self, run: Run) -> None:
@@ -205,7 +184,7 @@ class TrainedSource(ModelSource):
         return {name: torch.as_tensor(array) for name, array in reader.read(step).items()}
 
 
-class ExternalModel(ModelSource):
+class ExternalModel(_ModelSource):
     """A model that Lowland has not trained, as the source of a `lowland.Run`.
 
     Args:
