@@ -22,7 +22,7 @@ import torch
 from lowland import data, losses, models, optim
 from lowland.core.names import find, import_path
 from lowland.core.seeds import generator
-from lowland.results.run_folder import RunPaths
+from lowland.results.run import Run
 from lowland.study.dependencies import Name, names_in_call, own_source
 from lowland.study.endpoints import read_endpoint
 from lowland.study.plan import apply
@@ -84,7 +84,7 @@ class Bench:
         seeded = replace(spec, seed=seed)
         path = self.place(seeded)
         with self.alone(path):
-            if not RunPaths(path).finished:
+            if not Run(path).finished:
                 fit_run(replace(seeded, folder=str(path)))
         return path
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lowland.core.matched import LOSS_RATIO, comparable
 from lowland.report.statistics import show, show_interval, t_interval
+from lowland.results.matched import LOSS_RATIO, comparable
 from lowland.study.claims import Outcome, over_the_ledger, seconds_left
 from lowland.study.rows import UNDECIDED
 

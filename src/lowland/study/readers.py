@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,10 +21,11 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.results import SnapshotReader
 from lowland.results.files import write_atomically
 from lowland.results.geometry import numbers
+from lowland.results.matched import matched_steps
+from lowland.results.run import Run
 from lowland.study.dependencies import names_in_call, own_source
-from lowland.study.matched import matched_steps
 from lowland.workflows import RiskSpec
-from lowland.workflows.folder import RunFolder
+from lowland.workflows.sources import open_run
 
 __all__ = [
     "lambda_max_at_matched_loss",
@@ -50,22 +51,23 @@ def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _at(run: RunFolder, step: int) -> EmpiricalRisk:
-    return run.risk(replace(RISK, weights=str(step)))
+def _at(run: Run, step: int) -> EmpiricalRisk:
+    risk: EmpiricalRisk = run.risk(**asdict(replace(RISK, weights=str(step))))
+    return risk
 
 
 def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
     """Return log10 of the Hessian's largest eigenvalue of each run, where their paths have the same train loss."""
-    runs = [RunFolder(path) for path in paths]
-    steps = matched_steps(runs, RISK)
+    runs = [open_run(path) for path in paths]
+    steps = matched_steps(runs, lambda run: run.risk(**asdict(RISK)))
     ends = [curvature.extreme_eigenvalues(_at(run, step)) for run, step in zip(runs, steps, strict=True)]
     return [math.log10(max(end.lambda_max, 1e-300)) for end in ends]
 
 
 def sharpness_at_matched_loss(paths: Sequence[Path]) -> list[float]:
     """Return log10 of SAM's sharpness (rho 0.05) of each run, where their paths have the same train loss."""
-    runs = [RunFolder(path) for path in paths]
-    steps = matched_steps(runs, RISK)
+    runs = [open_run(path) for path in paths]
+    steps = matched_steps(runs, lambda run: run.risk(**asdict(RISK)))
     found = [curvature.sam_sharpness(_at(run, step)).value for run, step in zip(runs, steps, strict=True)]
     return [math.log10(max(value, 1e-12)) for value in found]
 
@@ -74,8 +76,8 @@ def sharpness_late(path: Path) -> float:
     """Return log10 of SAM's sharpness, averaged over the snapshots of the second half of the run."""
 
     def measure() -> list[float]:
-        run = RunFolder(path)
-        steps = SnapshotReader(run.paths.snapshots).steps
+        run = open_run(path)
+        steps = SnapshotReader(run.snapshots_path).steps
         late = [step for step in steps if step > steps[-1] / 2][::4]
         return [curvature.sam_sharpness(_at(run, step)).value for step in late]
 
@@ -88,7 +90,7 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
 
     def read(path: Path) -> float:
         def measure() -> dict[str, float]:
-            risk = RunFolder(path).risk(RISK)
+            risk = open_run(path).risk(**asdict(RISK))
             kind: Any = normalization
             plane = landscape.random_plane(risk.model, 0, normalization=kind)
             found = numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
@@ -104,7 +106,7 @@ def negative_share(path: Path) -> float:
     """Return the share of points of a 5 x 5 convexity map with negative curvature beyond its residual."""
 
     def measure() -> float:
-        risk = RunFolder(path).risk(RISK)
+        risk = open_run(path).risk(**asdict(RISK))
         plane = landscape.random_plane(risk.model, 0)
         grid = landscape.grid(5, 5, extent=1.0)
         surface = landscape.evaluate(risk, plane, grid, probes=[curvature.Convexity(max_products=40)])
@@ -118,9 +120,9 @@ def path_share_above_null(path: Path) -> float:
     """Return the share of the path's variance on two components, less that of a random walk with the same steps."""
 
     def measure() -> float:
-        run = RunFolder(path)
-        snapshots = SnapshotReader(run.paths.snapshots)
-        found = landscape.project_trajectory(run.risk(RISK).model, snapshots)
+        run = open_run(path)
+        snapshots = SnapshotReader(run.snapshots_path)
+        found = landscape.project_trajectory(run.risk(**asdict(RISK)).model, snapshots)
         own, null = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
         return own - null
 

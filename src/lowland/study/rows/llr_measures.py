@@ -19,7 +19,6 @@ from lowland.core.seeds import generator
 from lowland.losses import LLR, Multipliers, Replayed, ScaledDecay, Sech, learning_rate_factor
 from lowland.study.bench import Arm, Bench
 from lowland.study.endpoints import read_endpoint
-from lowland.study.readers import RISK
 from lowland.training import fit
 from lowland.training.robustness import median_perturbation
 from lowland.workflows import FitSpec
@@ -31,7 +30,7 @@ from lowland.workflows.build import (
     build_optimizer,
     build_schedule,
 )
-from lowland.workflows.folder import RunFolder
+from lowland.workflows.sources import open_run
 
 __all__ = [
     "controls",
@@ -125,9 +124,9 @@ def median_attack(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str,
     """Measure the median perturbation that changes the answer."""
     found = {}
     for name, one in arms.items():
-        run = RunFolder(bench.train(bench.settled(one), seed))
+        run = open_run(bench.train(bench.settled(one), seed))
         splits = run.data()
-        found[name] = float(median_perturbation(run.model(splits, "last"), splits, samples=200))
+        found[name] = float(median_perturbation(run.model("last"), splits, samples=200))
     return found
 
 
@@ -135,8 +134,8 @@ def reshaped_curvature(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict
     """Measure the largest eigenvalue of the reshaped loss at the end of plain training, beside the plain one's."""
     # The reshaped loss of the whole training part, L0 f(L / L0), has the Hessian f' H + f'' / L0 g g^T; L0 is
     # the initial loss.
-    run = RunFolder(bench.train(bench.settled(arms["SGD"]), seed))
-    risk, start = run.risk(RISK), run.risk(replace(RISK, weights="initial"))
+    run = open_run(bench.train(bench.settled(arms["SGD"]), seed))
+    risk, start = run.risk(weights="last"), run.risk(weights="initial")
     initial, loss = start.evaluate()["loss"].value, risk.evaluate()["loss"].value
     first, second = _slopes(Sech(), loss / initial)
     gradient = ParameterSpace(risk.model).flatten(risk.gradient()).double().numpy()

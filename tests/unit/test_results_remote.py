@@ -127,7 +127,7 @@ def test_a_writer_that_was_killed_here_holds_nobody_up(tmp_path):
         sys.path.insert(0, ".")
         from lowland import results
         results.remote._BEAT = 0.2
-        from tests.unit.test_store_remote import template
+        from tests.unit.test_results_remote import template
         with results.writer(sys.argv[1], template()) as writer:
             writer.put(5, {"loss": 5.0})
             writer.flush()
