@@ -8,8 +8,8 @@ import pytest
 from tests.study_cases import METHODS, tiny_study
 
 from lowland.core.errors import InputError
-from lowland.study.plan import apply, check_changes, jobs
-from lowland.study.search import Trial, best, expected_best, settings_of
+from lowland.study.plan import apply_changes, check_changes, jobs
+from lowland.study.search import Trial, best_trial, expected_best, settings_of
 from lowland.workflows import FitSpec, SearchSpec
 
 
@@ -26,9 +26,9 @@ def test_failed_trials_count_as_the_worst_seen():
 
 def test_the_best_trial_is_the_earlier_of_equals_and_never_a_failed_one():
     trials = [Trial(0, {}, math.nan), Trial(1, {"a": 1}, 0.5), Trial(2, {}, 0.5)]
-    assert best(trials).number == 1
+    assert best_trial(trials).number == 1
     with pytest.raises(InputError, match="all failed.*boom"):
-        best(trials[:1], "boom")
+        best_trial(trials[:1], "boom")
 
 
 def test_every_method_gets_the_same_number_of_settings_and_always_the_same_ones(tmp_path):
@@ -43,12 +43,12 @@ def test_every_method_gets_the_same_number_of_settings_and_always_the_same_ones(
 
 def test_changes_reach_nested_values_and_leave_the_base_alone():
     base = FitSpec()
-    made = apply(base, {"optimizer.options.rho": 0.1, "optimizer.method": "sam", "clip": 1.0}, "methods.SAM")
+    made = apply_changes(base, {"optimizer.options.rho": 0.1, "optimizer.method": "sam", "clip": 1.0}, "methods.SAM")
     assert made.optimizer.options == {"rho": 0.1} and made.clip == 1.0 and base.optimizer.method == "none"
-    assert apply(base, {"clip": None}, "x") == base
-    assert apply(base, {"optimizer.options": {"a": 1}}, "x").optimizer.options == {"a": 1}
+    assert apply_changes(base, {"clip": None}, "x") == base
+    assert apply_changes(base, {"optimizer.options": {"a": 1}}, "x").optimizer.options == {"a": 1}
     with pytest.raises(InputError, match=r"x.optimizer.rate.*Known: .*optimizer.learning_rate"):
-        apply(base, {"optimizer.rate": 1}, "x")
+        apply_changes(base, {"optimizer.rate": 1}, "x")
 
 
 def test_runs_come_seed_by_seed_so_that_pairs_are_whole(tmp_path):

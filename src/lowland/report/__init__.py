@@ -19,6 +19,7 @@ from lowland.report.sections import (
     Section,
     Table,
 )
+from lowland.report.statistics import show, show_interval, t_interval
 
 __all__ = [
     "Box",
@@ -35,5 +36,8 @@ __all__ = [
     "read_run",
     "read_runs",
     "render",
+    "show",
+    "show_interval",
+    "t_interval",
     "write",
 ]

@@ -25,9 +25,20 @@ def losses_along_path(run: RunFolder, risk: RiskSpec) -> dict[int, float]:
 
 
 def matched_steps(runs: Sequence[RunFolder], risk: RiskSpec) -> list[int]:
-    """Find the step of each run at which its train loss is nearest (in ratio) to a common one."""
-    # The common loss is the largest that the runs have at the weights of ``risk``, so that every path has
-    # passed it.
+    """Find the step of each run at which its train loss is nearest (in ratio) to a common one.
+
+    The common loss is the largest that the runs have at the weights of ``risk``, so that every path has passed it.
+
+    Args:
+        runs: Finished runs with snapshots.
+        risk: Which weights, data and batch-norm mode.
+
+    Returns:
+        The step of a snapshot for each run.
+
+    Raises:
+        InputError: If a train loss is not finite and positive.
+    """
     ends = [run.risk(risk).evaluate()["loss"].value for run in runs]
     target = common_loss(ends)
     if target is None:
