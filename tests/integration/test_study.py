@@ -247,14 +247,14 @@ def test_curvature_in_two_modes_or_of_two_sample_sizes_is_not_mixed(tmp_path, mo
     study = run_study(tiny_study(tmp_path / "s", seeds=2, survey=SurveySpec(curvature=2)))
     from lowland.study import compare as module
 
-    real, modes = module.store.open, iter([*values, values[0], values[0]])
+    real, modes = module.results.open, iter([*values, values[0], values[0]])
 
     def opened(path):
         found = real(path)
         found.attrs[name] = next(modes)
         return found
 
-    monkeypatch.setattr(module.store, "open", opened)
+    monkeypatch.setattr(module.results, "open", opened)
     with pytest.raises(InputError, match="one batch-norm mode"):
         page_of(study)
 
