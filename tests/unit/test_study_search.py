@@ -8,9 +8,10 @@ import pytest
 from tests.study_cases import METHODS, tiny_study
 
 from lowland.core.errors import InputError
+from lowland.study.endpoints import equal_cost_epochs
 from lowland.study.plan import apply_changes, check_changes, jobs
-from lowland.study.search import Trial, best_trial, expected_best, settings_of
-from lowland.workflows import FitSpec, SearchSpec
+from lowland.study.search import Trial, best_trial, expected_best, grid_settings, settings_of, withhold_test
+from lowland.workflows import FitSpec, SearchSpec, build_data
 
 
 def test_the_expected_best_of_k_is_the_mean_over_all_subsets():
@@ -55,3 +56,25 @@ def test_runs_come_seed_by_seed_so_that_pairs_are_whole(tmp_path):
     spec = tiny_study(tmp_path / "s", seeds=2)
     check_changes(spec)
     assert [(job.seed, job.method) for job in jobs(spec, "epochs", {})] == [(s, m) for s in (0, 1) for m in METHODS]
+
+
+def test_equal_cost_gives_every_method_the_passes_of_the_dearest_and_shortens_none():
+    epochs = {"SGD": 3, "SAM": 3, "MESA": 3, "broken": 3}
+    found = equal_cost_epochs(epochs, {"SGD": 4.0, "SAM": 7.0, "MESA": 5.0, "broken": math.nan})
+    assert found == {"SGD": 5, "SAM": 3, "MESA": 4, "broken": 3}
+    assert equal_cost_epochs({"SGD": 3}, {"SGD": math.nan}) == {"SGD": 3}
+
+
+def test_a_search_takes_the_same_part_of_a_grid_every_time_and_more_only_adds():
+    grid = {"batch_size": [8, 16, 32], "epochs": [1, 2, 3]}
+    found = grid_settings(grid, 4, seed=7)
+    assert found == grid_settings(grid, 4, seed=7) and found != grid_settings(grid, 4, seed=8)
+    more = grid_settings(grid, 5, seed=7)
+    assert len(found) == 4 and all(one in more for one in found) and len(grid_settings(grid, 99, seed=7)) == 9
+
+
+def test_a_run_without_test_part_keeps_everything_else():
+    hidden = withhold_test(FitSpec(epochs=7))
+    splits = build_data(hidden.data)
+    assert splits.test is splits.validation and hidden.epochs == 7
+    assert splits.recipe["test"] == "withheld"
