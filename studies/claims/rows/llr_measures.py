@@ -17,20 +17,19 @@ from lowland import curvature
 from lowland.core.params import ParameterSpace
 from lowland.core.seeds import generator
 from lowland.losses import LLR, Multipliers, Replayed, ScaledDecay, Sech, learning_rate_factor
-from lowland.study.bench import Arm, Bench
-from lowland.study.endpoints import read_endpoint
-from lowland.training import fit
-from lowland.training.robustness import median_perturbation
-from lowland.workflows import FitSpec
-from lowland.workflows.build import (
+from lowland.study import read_endpoint
+from lowland.training import fit, median_perturbation
+from lowland.workflows import (
+    FitSpec,
     build_criterion,
     build_data,
     build_loss,
     build_model,
     build_optimizer,
     build_schedule,
+    open_run,
 )
-from lowland.workflows.sources import open_run
+from studies.claims.runs import Arm, RunCache
 
 __all__ = [
     "controls",
@@ -46,9 +45,9 @@ _TIMED_STEPS: Final = 120
 _WARM_UP: Final = 20
 
 
-def controls(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def controls(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Train LLR and its three controls; the multipliers are those of the next seed, averaged over each epoch."""
-    del bench
+    del runs
     (task,) = arms.values()
     other = _train(replace(task.spec, seed=seed + 1))[1]
     assert isinstance(other, LLR)
@@ -76,27 +75,36 @@ def _train(
         planned = lambda progress, step, epochs: factor(int(progress)) * schedule(progress, step, epochs)  # ruff: ignore[lambda-assignment]
     if scale_decay:
         ScaledDecay(optimizer, loss)
-    result = fit(model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
-                 schedule=planned, accelerator=spec.accelerator)  # fmt: skip
+    result = fit(
+        model,
+        optimizer,
+        loss,
+        splits,
+        epochs=spec.epochs,
+        batch_size=spec.batch_size,
+        seed=spec.seed,
+        schedule=planned,
+        accelerator=spec.accelerator,
+    )
     return result.test["accuracy"], loss
 
 
-def share_diverged(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def share_diverged(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Count the learning rates whose run ends above the loss of a guess, or is not finite."""
     found = {}
     for name, one in arms.items():
         ends = []
         for rate in RATES:
             optimizer = replace(one.spec.optimizer, learning_rate=rate)
-            path = bench.train(replace(one.spec, optimizer=optimizer, snapshots_every_epochs=None), seed)
+            path = runs.train(replace(one.spec, optimizer=optimizer, snapshots_every_epochs=None), seed)
             ends.append(read_endpoint(path, "train_loss"))
         found[name] = sum(not end <= math.log(10) for end in ends) / len(ends)
     return found
 
 
-def seconds_per_step(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def seconds_per_step(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Measure the processor time of a training step over that of plain SGD's, step by step in turns."""
-    steps = {name: _steps(replace(bench.settled(one), seed=seed)) for name, one in arms.items()}
+    steps = {name: _steps(replace(runs.settled(one), seed=seed)) for name, one in arms.items()}
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(_TIMED_STEPS):  # in turns, so that other load on the machine meets all alike
         for name, step in steps.items():
@@ -120,21 +128,21 @@ def _steps(spec: FitSpec) -> Iterator[None]:
             yield
 
 
-def median_attack(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def median_attack(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Measure the median perturbation that changes the answer."""
     found = {}
     for name, one in arms.items():
-        run = open_run(bench.train(bench.settled(one), seed))
+        run = open_run(runs.train(runs.settled(one), seed))
         splits = run.data()
         found[name] = float(median_perturbation(run.model("last"), splits, samples=200))
     return found
 
 
-def reshaped_curvature(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def reshaped_curvature(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Measure the largest eigenvalue of the reshaped loss at the end of plain training, beside the plain one's."""
     # The reshaped loss of the whole training part, L0 f(L / L0), has the Hessian f' H + f'' / L0 g g^T; L0 is
     # the initial loss.
-    run = open_run(bench.train(bench.settled(arms["SGD"]), seed))
+    run = open_run(runs.train(runs.settled(arms["SGD"]), seed))
     risk, start = run.risk(weights="last"), run.risk(weights="initial")
     initial, loss = start.evaluate()["loss"].value, risk.evaluate()["loss"].value
     first, second = _slopes(Sech(), loss / initial)
@@ -161,14 +169,14 @@ def _slopes(reshaper: Sech, u: float) -> tuple[float, float]:
     return float(first.detach()), float(second)
 
 
-def escape_steps(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def escape_steps(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Simulate noisy gradient descent in a loss with a sharp and a wide minimum."""
     # Count steps until the sharp is left.
     # L(x) = 0.1 + 0.5 (1 - (x / w)^2)^2, w = 0.3 for x < 0 and 1 for x >= 0. 200 particles begin in the sharp
     # minimum; a step is x - 0.01 f'(L / 4) (L' + 4.8 xi): the multiplier scales gradient and noise alike, as a
     # batch's does. The third arm has the constant rate that the reshaped particles had on average. Particles
     # that stay count the limit.
-    del bench, arms
+    del runs, arms
     reshaper = Sech()
     reshaped, mean = _escape(seed, lambda u: reshaper.slope(torch.as_tensor(u)).numpy())
     plain, _ = _escape(seed, np.ones_like)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lowland.report.statistics import show, show_interval, t_interval
-from lowland.results.matched import LOSS_RATIO, comparable
-from lowland.study.claims import Outcome, over_the_ledger, seconds_left
-from lowland.study.rows import UNDECIDED
+from lowland.report import show, show_interval, t_interval
+from lowland.study import LOSS_RATIO, comparable
+from studies.claims.answers import Outcome, over_the_ledger
+from studies.claims.budget import seconds_left
+from studies.claims.rows.undecided import UNDECIDED
 
 __all__ = ["budget_table", "minutes_left", "page"]
 
@@ -16,7 +17,9 @@ _HEAD = """# The claims ledger
 
 Each row is one published claim, measured here at a size that two cores can carry: the published number, ours with its
 interval and cost, the rule that was declared before, and the answer. This page is written by `make claims` from the
-numbers per seed in `docs/claims/`; `lowland claims --only table` writes it again without training anything.
+numbers per seed in `studies/claims/results/`; `python -m studies.claims --only table` writes it again without training
+anything. A row is *stale* where files that its module imports have changed since it was measured: its numbers are those
+of the revision that it names, and it is measured anew by the next `make claims`.
 
 The rule of every row: *reproduced* where the 95 % interval of the difference, paired by seed, lies on the claimed side
 of 0; *refuted* where it lies below the smallest effect of interest; *undecided* otherwise, with the seeds that would
@@ -78,9 +81,13 @@ def _states(outcomes: Sequence[Outcome]) -> str:
 
 def _row(one: Outcome, ledger: float) -> str:
     claim = one.claim
-    lines = [f"### {claim.name}\n", f"{claim.statement}\n", f"- Published: {claim.published}",
-             f"- Endpoint: {claim.endpoint}; {'higher' if claim.higher else 'lower'} is claimed; smallest effect of "
-             f"interest {claim.smallest:g}"]  # fmt: skip
+    lines = [
+        f"### {claim.name}\n",
+        f"{claim.statement}\n",
+        f"- Published: {claim.published}",
+        f"- Endpoint: {claim.endpoint}; {'higher' if claim.higher else 'lower'} is claimed; smallest effect of "
+        f"interest {claim.smallest:g}",
+    ]
     if claim.note:
         lines.append(f"- Differs: {claim.note}")
     if one.record is None:
@@ -93,7 +100,7 @@ def _state(one: Outcome) -> str:
     assert one.record is not None
     text = f"{one.state}, {len(one.record.runs)} of {one.claim.seeds} seeds"
     failed = "; ".join(f"seed {seed}: {error}" for seed, error in one.record.failed.items())
-    more = " (measured with code that has changed since)" if one.state == "stale" else ""
+    more = " (files that the row imports have changed since it was measured)" if one.state == "stale" else ""
     return text + more + (f". **Failed**: {failed}" if failed else "")
 
 
@@ -107,7 +114,8 @@ def _provenance(one: Outcome) -> str:
     torch = ", ".join(sorted({str(run["versions"].get("torch")) for run in runs}))
     when = " to ".join(dict.fromkeys((days[0], days[-1])))
     span = f"seeds {min(seeds)} to {max(seeds)}"
-    return f"{span}, {when}, {machines}, torch {torch}, {time:.0f} s of processor time"
+    revisions = ", ".join(sorted({str(run["revision"]) for run in runs} - {""})) or "unknown"
+    return f"{span}, {when}, revision {revisions}, {machines}, torch {torch}, {time:.0f} s of processor time"
 
 
 def _arms(one: Outcome) -> list[str]:
@@ -145,8 +153,11 @@ def _comparability(one: Outcome) -> list[str]:
 def _answers(one: Outcome, ledger: float) -> list[str]:
     lines = ["| comparison | difference as claimed | p (Holm) | p (ledger) | answer |", "|---|---|---|---|---|"]
     for place, (names, effect, given) in enumerate(zip(one.claim.comparisons, one.effects, one.answers, strict=True)):
-        words = (f"{names[0]} against {names[1]}" if len(names) == 2 else
-                 f"{names[0]} keeps three quarters of {names[1]}'s gain over {names[2]}")  # fmt: skip
+        words = (
+            f"{names[0]} against {names[1]}"
+            if len(names) == 2
+            else f"{names[0]} keeps three quarters of {names[1]}'s gain over {names[2]}"
+        )
         interval = "–" if effect is None else show_interval(effect.interval, sign=True, decimals=4)
         needed = (
             f" ({given.seeds_needed} seeds would decide)" if given.verdict == "undecided" and given.seeds_needed else ""

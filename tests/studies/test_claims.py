@@ -6,36 +6,30 @@ import time
 from dataclasses import replace
 
 import pytest
+from studies.claims import claim as claim_module
+from studies.claims import ledger
+from studies.claims import runs as runs_module
+from studies.claims.__main__ import main
+from studies.claims.answers import outcome, over_the_ledger
+from studies.claims.budget import chosen, in_order, seconds_left
+from studies.claims.claim import Claim
+from studies.claims.page import budget_table, minutes_left, page
+from studies.claims.record import read_record, run_claim
+from studies.claims.rows.every import FULL, SMALL, Size, claims
+from studies.claims.rows.llr_measures import escape_steps
+from studies.claims.rows.lookahead import first_stage_cosines
+from studies.claims.rows.tasks import arm, endpoint, steps_to
+from studies.claims.runs import Arm, RunCache, settings_of
 from tests.study_cases import base_run
 
-from lowland.cli.main import main
 from lowland.core.errors import InputError, StoreError
-from lowland.study import bench as bench_module
-from lowland.study import claims as module
-from lowland.study import ledger
-from lowland.study.bench import Arm, Bench, settings_of
-from lowland.study.claims import (
-    Claim,
-    chosen,
-    in_order,
-    outcome,
-    over_the_ledger,
-    read_record,
-    run_claim,
-    seconds_left,
-)
-from lowland.study.endpoints import read_endpoint
-from lowland.study.page import budget_table, minutes_left, page
-from lowland.study.rows import FULL, SMALL, Size, claims
-from lowland.study.rows.llr_measures import escape_steps
-from lowland.study.rows.lookahead import first_stage_cosines
-from lowland.study.rows.tasks import arm, endpoint, steps_to
+from lowland.study import read_endpoint
 
 TINY = Size("small", 2, 2, 64, 2, 48, 2)
 
 
 def planted(gain=0.1, *, fails=(), calls=None, **options):
-    def measure(bench, arms, seed):
+    def measure(runs, arms, seed):
         if calls is not None:
             calls.append(seed)
         if seed in fails:
@@ -49,7 +43,7 @@ def planted(gain=0.1, *, fails=(), calls=None, **options):
 
 
 def test_every_seed_is_stored_with_date_machine_and_time(tmp_path):
-    record = run_claim(planted(), tmp_path, Bench(tmp_path))
+    record = run_claim(planted(), tmp_path, RunCache(tmp_path))
     stored = json.loads((tmp_path / "planted.json").read_text())
     assert [run["seed"] for run in stored["runs"]] == [0, 1, 2, 3, 4, 5]
     assert {"created", "machine", "versions", "cpu_seconds", "seconds"} <= set(stored["runs"][0])
@@ -59,47 +53,45 @@ def test_every_seed_is_stored_with_date_machine_and_time(tmp_path):
 def test_a_second_run_measures_only_what_is_missing(tmp_path):
     calls = []
     claim = planted(calls=calls)
-    run_claim(claim, tmp_path, Bench(tmp_path), seeds=2)
-    run_claim(claim, tmp_path, Bench(tmp_path))
+    run_claim(claim, tmp_path, RunCache(tmp_path), seeds=2)
+    run_claim(claim, tmp_path, RunCache(tmp_path))
     assert calls == [0, 1, 2, 3, 4, 5]
     assert outcome(claim, read_record(tmp_path, "planted")).state == "done"
 
 
-class OtherCode:
-    """Source that has changed."""
-
-    def fingerprint(self, roots):
-        return "0123456789abcdef"
+def other_code(*modules):
+    """Fingerprint of source that has changed."""
+    return "0123456789abcdef"
 
 
 def test_changed_code_makes_a_row_stale_and_it_runs_again(tmp_path, monkeypatch):
     calls = []
     claim = planted(calls=calls)
-    run_claim(claim, tmp_path, Bench(tmp_path))
-    monkeypatch.setattr(module, "own_source", OtherCode)
+    run_claim(claim, tmp_path, RunCache(tmp_path))
+    monkeypatch.setattr(claim_module, "fingerprint", other_code)
     stale = outcome(claim, read_record(tmp_path, "planted"))
     assert stale.state == "stale" and stale.answers[0].verdict == "reproduced"
-    assert "code that has changed since" in page([stale])
-    run_claim(claim, tmp_path, Bench(tmp_path))
+    assert "files that the row imports have changed since" in page([stale])
+    run_claim(claim, tmp_path, RunCache(tmp_path))
     assert len(calls) == 12 and outcome(claim, read_record(tmp_path, "planted")).state == "done"
 
 
 def test_a_failed_seed_is_stored_shown_and_tried_again(tmp_path):
     broken = planted(fails={2}, calls=[])
-    run_claim(broken, tmp_path, Bench(tmp_path))
+    run_claim(broken, tmp_path, RunCache(tmp_path))
     found = outcome(broken, read_record(tmp_path, "planted"))
     assert found.answers[0].verdict == "undecided" and "1 seeds failed" in found.answers[0].reason
     text = page([found])
     assert "**Failed**: seed 2: RuntimeError: no power" in text
     calls = []
-    run_claim(planted(calls=calls), tmp_path, Bench(tmp_path))
+    run_claim(planted(calls=calls), tmp_path, RunCache(tmp_path))
     assert calls == [2]
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.1, "reproduced"), (-0.1, "refuted"), (-0.0025, "refuted")])
 def test_claims_that_fail_are_printed_as_plainly_as_those_that_hold(tmp_path, gain, verdict):
     claim = planted(gain)
-    run_claim(claim, tmp_path, Bench(tmp_path))
+    run_claim(claim, tmp_path, RunCache(tmp_path))
     assert f"**{verdict}**" in page([outcome(claim, read_record(tmp_path, "planted"))])
 
 
@@ -110,11 +102,11 @@ def test_a_row_that_never_ran_says_so_and_has_no_number(tmp_path):
 
 
 def test_three_arms_ask_whether_the_gain_is_kept(tmp_path):
-    def measure(bench, arms, seed):
+    def measure(runs, arms, seed):
         return {"base": 0.5 + 0.01 * seed, "sam": 0.6 + 0.0101 * seed, "sala": 0.6 + 0.0102 * seed}
 
     claim = Claim("kept", "G", "s", "p", "e", 0.01, (("sala", "sam", "base"),), measure, seeds=6)
-    run_claim(claim, tmp_path, Bench(tmp_path))
+    run_claim(claim, tmp_path, RunCache(tmp_path))
     found = outcome(claim, read_record(tmp_path, "kept"))
     assert found.answers[0].verdict == "reproduced"
     assert "sala keeps three quarters of sam's gain over base" in page([found])
@@ -122,7 +114,7 @@ def test_three_arms_ask_whether_the_gain_is_kept(tmp_path):
 
 def test_the_ledger_corrects_over_its_primary_rows(tmp_path):
     good, null = planted(), planted(1e-5, primary=False)
-    run_claim(good, tmp_path, Bench(tmp_path))
+    run_claim(good, tmp_path, RunCache(tmp_path))
     outcomes = [outcome(good, read_record(tmp_path, "planted")), outcome(null, None)]
     assert list(over_the_ledger(outcomes)) == ["planted"]
 
@@ -134,30 +126,30 @@ def test_a_damaged_record_is_refused(tmp_path):
 
 
 def test_runs_are_shared_and_belong_to_their_code(tmp_path, monkeypatch):
-    bench, spec = Bench(tmp_path), base_run()
-    first = bench.train(spec, 3)
-    monkeypatch.setattr(bench_module, "fit_run", lambda spec: pytest.fail("trained again"))
-    assert bench.train(spec, 3) == first != bench.place(spec)
-    monkeypatch.setattr(bench_module, "own_source", OtherCode)
-    assert bench.place(spec) != first
+    runs, spec = RunCache(tmp_path), base_run()
+    first = runs.train(spec, 3)
+    monkeypatch.setattr(runs_module, "fit_run", lambda spec: pytest.fail("trained again"))
+    assert runs.train(spec, 3) == first != runs.place(spec)
+    monkeypatch.setattr(runs_module, "fingerprint", other_code)
+    assert runs.place(spec) != first
 
 
 def test_a_row_is_computed_again_from_its_stored_runs_without_training(tmp_path, monkeypatch):
     arms = {"SGD": arm(base_run()), "SAM": arm(base_run(), {"optimizer.method": "sam"})}
     claim = Claim("row", "G", "s", "p", "e", 0.01, (("SAM", "SGD"),), endpoint("test_accuracy"), arms, seeds=3)
-    first = run_claim(claim, tmp_path / "store", Bench(tmp_path / "runs"))
+    first = run_claim(claim, tmp_path / "store", RunCache(tmp_path / "runs"))
     (tmp_path / "store" / "row.json").unlink()
-    monkeypatch.setattr(bench_module, "fit_run", lambda spec: pytest.fail("trained again"))
-    again = run_claim(claim, tmp_path / "store", Bench(tmp_path / "runs"))
+    monkeypatch.setattr(runs_module, "fit_run", lambda spec: pytest.fail("trained again"))
+    again = run_claim(claim, tmp_path / "store", RunCache(tmp_path / "runs"))
     assert not again.failed
     assert all(first.values(name) == again.values(name) and len(first.values(name)) == 3 for name in arms)
 
 
 def test_every_tuned_arm_has_as_many_trials(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_module, "TRIALS", 2)
+    monkeypatch.setattr(runs_module, "TRIALS", 2)
     arm = Arm(base_run(), {"optimizer.method": "sam"}, {"optimizer.options.rho": [0.05, 0.1]}, tuned=True)
     assert len(settings_of(arm)) == len(settings_of(Arm(base_run(), tuned=True))) == 2
-    settled = Bench(tmp_path).settled(arm)
+    settled = RunCache(tmp_path).settled(arm)
     assert settled.data == arm.run.data and settled.optimizer.options["rho"] in (0.05, 0.1)
 
 
@@ -169,14 +161,6 @@ def test_every_row_is_declared_in_full(size):
         names = {name for compared in row.comparisons for name in compared}
         assert row.smallest > 0 and names and row.seeds >= 2 and row.statement and row.published and row.endpoint
         assert set(row.after) <= {other.name for other in rows}, row.name
-
-
-def test_rows_that_read_different_numbers_have_different_fingerprints():
-    rows = {row.name: row for row in claims(TINY)}
-    names = ("saf-largest-drop", "saf-mean-square-drop", "llr-steps", "sala-speed", "li-skips", "li-convexity")
-    found = {rows[name].fingerprint for name in names}
-    assert len(found) == len(names) and all(len(one) == 24 for one in found)
-    assert rows["llr-steps"].fingerprint == next(r for r in claims(TINY) if r.name == "llr-steps").fingerprint
 
 
 def test_the_small_ledger_fits_in_75_minutes_of_two_cores():
@@ -204,7 +188,7 @@ def test_cheap_and_primary_rows_run_first_each_after_those_it_reads_from():
 def test_the_budget_uses_what_finished_seeds_took(tmp_path):
     claim = planted(seconds=30.0)
     assert seconds_left(claim, None) == 180.0
-    record = run_claim(claim, tmp_path, Bench(tmp_path), seeds=2)
+    record = run_claim(claim, tmp_path, RunCache(tmp_path), seeds=2)
     for run in record.runs:
         run["cpu_seconds"] = 7.0
     assert seconds_left(claim, record) == 4 * 7.0
@@ -215,7 +199,7 @@ def test_the_budget_uses_what_finished_seeds_took(tmp_path):
 def test_an_interruption_loses_only_the_seed_in_flight(tmp_path):
     calls = []
 
-    def killed(bench, arms, seed):
+    def killed(runs, arms, seed):
         calls.append(seed)
         if seed == 3 and len(calls) == 4:
             raise KeyboardInterrupt
@@ -223,15 +207,15 @@ def test_an_interruption_loses_only_the_seed_in_flight(tmp_path):
 
     claim = Claim("planted", "G", "s", "p", "e", 0.01, (("treated", "base"),), killed, seeds=6)
     with pytest.raises(KeyboardInterrupt):
-        run_claim(claim, tmp_path, Bench(tmp_path))
+        run_claim(claim, tmp_path, RunCache(tmp_path))
     assert [run["seed"] for run in read_record(tmp_path, "planted").runs] == [0, 1, 2]
-    run_claim(claim, tmp_path, Bench(tmp_path))
+    run_claim(claim, tmp_path, RunCache(tmp_path))
     assert calls == [0, 1, 2, 3, 3, 4, 5]
 
 
 def test_no_seed_begins_after_the_time_is_up(tmp_path):
     calls = []
-    record = run_claim(planted(calls=calls), tmp_path, Bench(tmp_path), until=time.monotonic() - 1)
+    record = run_claim(planted(calls=calls), tmp_path, RunCache(tmp_path), until=time.monotonic() - 1)
     assert not calls and not record.runs and not list(tmp_path.glob("*.json"))
 
 
@@ -241,14 +225,14 @@ def test_runs_that_never_reach_a_loss_count_with_all_their_steps_and_the_share_i
     level = 1.0986 - 0.05  # ln 3 is the loss of a guess
     claim = Claim("speed", "G", "s", "p", "steps", 1.0, (("reaches", "asleep"),), steps_to(level), arms,
                   higher=False, seeds=6)  # fmt: skip
-    record = run_claim(claim, tmp_path / "store", Bench(tmp_path / "runs"))
+    record = run_claim(claim, tmp_path / "store", RunCache(tmp_path / "runs"))
     assert set(record.values("asleep").values()) == {9.0} and not record.failed
     assert max(record.values("reaches").values()) < 9.0
     found = outcome(claim, record)
     assert found.answers[0].verdict == "reproduced"
     text = page([found])
     assert "| runs that got there |" in text and "| 100% |" in text and "| 0% |" in text
-    folder = Bench(tmp_path / "runs").train(arms["asleep"].spec, 0)
+    folder = RunCache(tmp_path / "runs").train(arms["asleep"].spec, 0)
     assert math.isnan(read_endpoint(folder, f"steps_to_loss:{level}"))
 
 
@@ -270,17 +254,17 @@ def test_the_measures_that_train_nothing():
 
 def test_the_command_writes_the_page_from_stored_runs_alone(tmp_path, capsys):
     sizes = ["--store", str(tmp_path / "store"), "--page", str(tmp_path / "claims.md"), "--folder", str(tmp_path / "r")]
-    assert main(["claims", "--only", "table", "--json", *sizes]) == 0
+    assert main(["--only", "table", "--json", *sizes]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["state"] for row in found["rows"].values()} == {"not run yet"}
     assert "What cannot be decided here" in (tmp_path / "claims.md").read_text(encoding="utf-8")
-    assert main(["claims", "nonsense", *sizes]) == 2
+    assert main(["nonsense", *sizes]) == 2
 
 
 def test_the_budget_is_printed_and_written_first_without_training(tmp_path, capsys):
     sizes = ["--store", str(tmp_path / "store"), "--page", str(tmp_path / "claims.md"), "--folder", str(tmp_path / "r")]
     for full, name in (([], "claims.md"), (["--full"], "claims-full.md")):
-        assert main(["claims", "--only", "budget", "--json", *full, *sizes]) == 0
+        assert main(["--only", "budget", "--json", *full, *sizes]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["minutes_left"] > 60 and found["page"] == str(tmp_path / name)
         assert "| together |" in (tmp_path / name).read_text(encoding="utf-8")
@@ -293,7 +277,7 @@ def test_the_first_row_of_the_full_size_runs_where_there_is_no_accelerator(tmp_p
     monkeypatch.setattr(ledger, "FULL", replace(TINY, name="full", accelerator="auto"))
     sizes = ["--store", str(tmp_path / "store"), "--page", str(tmp_path / "claims.md"), "--folder", str(tmp_path / "r")]
     first = in_order(claims(ledger.FULL))[0].name
-    assert main(["claims", first, "sam-equal-epochs", "--full", "--seeds", "2", "--quiet", *sizes]) == 0
+    assert main([first, "sam-equal-epochs", "--full", "--seeds", "2", "--quiet", *sizes]) == 0
     assert {path.stem for path in (tmp_path / "store" / "full").glob("*.json")} == {first, "sam-equal-epochs"}
     assert "2 of 2 seeds" in (tmp_path / "claims-full.md").read_text(encoding="utf-8")
 
@@ -301,10 +285,10 @@ def test_the_first_row_of_the_full_size_runs_where_there_is_no_accelerator(tmp_p
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_row_gives_a_number_for_every_arm(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_module, "TRIALS", 1)
-    bench = Bench(tmp_path)
+    monkeypatch.setattr(runs_module, "TRIALS", 1)
+    runs = RunCache(tmp_path)
     for row in claims(TINY):
-        found = row.measure(bench, row.arms, 0)
+        found = row.measure(runs, row.arms, 0)
         assert {name for compared in row.comparisons for name in compared} <= set(found), row.name
 
 
@@ -312,18 +296,18 @@ def test_every_row_gives_a_number_for_every_arm(tmp_path, monkeypatch):
 def test_two_processes_run_rows_side_by_side(tmp_path):
     sizes = ["--store", str(tmp_path / "store"), "--page", str(tmp_path / "claims.md"), "--folder", str(tmp_path / "r")]
     rows = ["llr-escape", "sala-direction"]
-    assert main(["claims", *rows, "--seeds", "2", "--engine", "processes:2", "--quiet", *sizes]) == 0
+    assert main([*rows, "--seeds", "2", "--engine", "processes:2", "--quiet", *sizes]) == 0
     assert sorted(path.stem for path in (tmp_path / "store").glob("*.json")) == rows
     assert "incomplete, 2 of 20 seeds" in (tmp_path / "claims.md").read_text(encoding="utf-8")
 
 
 def test_a_sharpness_is_shown_with_its_train_loss_and_with_what_cannot_be_compared(tmp_path):
-    def measure(bench, arms, seed):
+    def measure(runs, arms, seed):
         values = {"base": 1.0 + 0.01 * seed, "treated": 1.1 + 0.011 * seed}
         return {**values, "train loss base": 0.1, "train loss treated": 0.1 if seed < 0 else 0.4}
 
     claim = planted()
     claim = Claim(claim.name, "G", "s", "p", "e", 0.01, claim.comparisons, measure, seeds=6)
-    run_claim(claim, tmp_path, Bench(tmp_path))
+    run_claim(claim, tmp_path, RunCache(tmp_path))
     text = page([outcome(claim, read_record(tmp_path, "planted"))])
     assert "treated and base: not comparable at the end" in text and "| 0.400 |" in text

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.types import as_batch
-from lowland.study.bench import Arm, Bench
-from lowland.study.claims import Claim
-from lowland.study.readers import sharpness_at_matched_loss
-from lowland.study.rows.sam import RHO, SAM, matched
-from lowland.study.rows.tasks import ADAPTIVE, Size, arm, digits, endpoint, passes_over, signals, steps_to
-from lowland.workflows import FitSpec
-from lowland.workflows.build import build_data, build_model
-from lowland.workflows.study import Changes
+from lowland.workflows import Changes, FitSpec, build_data, build_model
+from studies.claims.claim import Claim
+from studies.claims.readers import sharpness_at_matched_loss
+from studies.claims.rows.sam import RHO, SAM, matched
+from studies.claims.rows.tasks import ADAPTIVE, Size, arm, digits, endpoint, passes_over, signals, steps_to
+from studies.claims.runs import Arm, RunCache
 
 __all__ = ["SALA", "lookahead_claims"]
 
@@ -40,41 +38,90 @@ def _sala_claims(size: Size) -> list[Claim]:
     surveyed = {"SGD": arm(small), "SALA": arm(small, SALA), "SAM": arm(small, SAM)}
     return [
         Claim(
-            "sala-keeps-sams-gain", "SALA", "SALA keeps SAM's gain.",
-            "SALA matches SAM; tables not found", _TASK, 0.005,
-            (("SALA", "SAM", "SGD"),), endpoint("test_accuracy"), {"SGD": sgd, "SAM": sam, "SALA": sala},
-            seeds=size.seeds, seconds=13, after=("sam-equal-epochs",),
+            "sala-keeps-sams-gain",
+            "SALA",
+            "SALA keeps SAM's gain.",
+            "SALA matches SAM; tables not found",
+            _TASK,
+            0.005,
+            (("SALA", "SAM", "SGD"),),
+            endpoint("test_accuracy"),
+            {"SGD": sgd, "SAM": sam, "SALA": sala},
+            seeds=size.seeds,
+            seconds=13,
+            after=("sam-equal-epochs",),
         ),
         Claim(
-            "sala-cost", "SALA", "SALA costs about a quarter more than SGD.", "25 % overhead at period 2",
-            "log2 of the training passes over SGD's, digits; the claim is below log2 1.3", 0.05,
-            (("SALA", "1.3 times SGD"),), sala_cost, surveyed, higher=False, seeds=size.seeds, seconds=2,
+            "sala-cost",
+            "SALA",
+            "SALA costs about a quarter more than SGD.",
+            "25 % overhead at period 2",
+            "log2 of the training passes over SGD's, digits; the claim is below log2 1.3",
+            0.05,
+            (("SALA", "1.3 times SGD"),),
+            sala_cost,
+            surveyed,
+            higher=False,
+            seeds=size.seeds,
+            seconds=2,
         ),
         Claim(
-            "sala-speed", "SALA", "SALA reaches a train loss in fewer steps than its base.",
-            "faster convergence; numbers not found", "steps to a train loss of 1.0, digits with 30 % label noise", 5.0,
-            (("SALA", "SGD"),), steps_to(1.0), {"SGD": surveyed["SGD"], "SALA": surveyed["SALA"]},
-            higher=False, seeds=size.seeds, seconds=1,
+            "sala-speed",
+            "SALA",
+            "SALA reaches a train loss in fewer steps than its base.",
+            "faster convergence; numbers not found",
+            "steps to a train loss of 1.0, digits with 30 % label noise",
+            5.0,
+            (("SALA", "SGD"),),
+            steps_to(1.0),
+            {"SGD": surveyed["SGD"], "SALA": surveyed["SALA"]},
+            higher=False,
+            seeds=size.seeds,
+            seconds=1,
         ),
         Claim(
-            "sala-lookahead", "SALA", "SALA generalizes better than Lookahead.", "tables not found", _TASK, 0.005,
-            (("SALA", "Lookahead"),), endpoint("test_accuracy"), {"Lookahead": lookahead, "SALA": sala},
-            seeds=size.seeds, seconds=1, after=("sala-keeps-sams-gain", "lookahead-sgd"),
+            "sala-lookahead",
+            "SALA",
+            "SALA generalizes better than Lookahead.",
+            "tables not found",
+            _TASK,
+            0.005,
+            (("SALA", "Lookahead"),),
+            endpoint("test_accuracy"),
+            {"Lookahead": lookahead, "SALA": sala},
+            seeds=size.seeds,
+            seconds=1,
+            after=("sala-keeps-sams-gain", "lookahead-sgd"),
         ),
         Claim(
-            "sala-sharpness", "SALA", "SALA finds flatter regions than SGD, at equal train loss.", "numbers not found",
-            "log10 of SAM's sharpness (rho 0.05) where the paths have the same train loss, digits", 0.1,
+            "sala-sharpness",
+            "SALA",
+            "SALA finds flatter regions than SGD, at equal train loss.",
+            "numbers not found",
+            "log10 of SAM's sharpness (rho 0.05) where the paths have the same train loss, digits",
+            0.1,
             (("SALA", "SGD"), ("SAM", "SGD")),
-            matched(sharpness_at_matched_loss), surveyed, higher=False, seeds=size.seeds, seconds=2,
+            matched(sharpness_at_matched_loss),
+            surveyed,
+            higher=False,
+            seeds=size.seeds,
+            seconds=2,
         ),
         Claim(
-            "sala-direction", "SALA", "SALA's first-stage gradient is nearer to a SAM step than the plain gradient is.",
+            "sala-direction",
+            "SALA",
+            "SALA's first-stage gradient is nearer to a SAM step than the plain gradient is.",
             "its direction approximates SAM's; no number published",
             "mean cosine with the gradient of a SAM step of the same length over 40 cycles from the initial weights, "
-            "digits", 0.01, (("first stage", "plain gradient"),), first_stage_cosines, {"task": arm(small)},
-            seeds=size.seeds, seconds=2,
+            "digits",
+            0.01,
+            (("first stage", "plain gradient"),),
+            first_stage_cosines,
+            {"task": arm(small)},
+            seeds=size.seeds,
+            seconds=2,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _lookahead_claims(size: Size) -> list[Claim]:
@@ -85,46 +132,73 @@ def _lookahead_claims(size: Size) -> list[Claim]:
     rates = {**ADAPTIVE, "optimizer__weight_decay": [0.0, 1e-4]}  # coupled decay, unlike AdamW's
     return [
         Claim(
-            "lookahead-sgd", "Lookahead", "Lookahead improves SGD.",
+            "lookahead-sgd",
+            "Lookahead",
+            "Lookahead improves SGD.",
             "ResNet-18 on CIFAR-10, 200 epochs: 95.27 against 95.23",
-            _TASK, 0.005, (("Lookahead", "SGD"),), endpoint("test_accuracy"), {"SGD": sgd, "Lookahead": lookahead},
-            seeds=size.seeds, seconds=8, after=("sam-equal-epochs",),
+            _TASK,
+            0.005,
+            (("Lookahead", "SGD"),),
+            endpoint("test_accuracy"),
+            {"SGD": sgd, "Lookahead": lookahead},
+            seeds=size.seeds,
+            seconds=8,
+            after=("sam-equal-epochs",),
         ),
         Claim(
-            "lookahead-adam", "Lookahead", "Lookahead improves Adam.", "no comparable number taken over",
-            _TASK, 0.005, (("Lookahead(Adam)", "Adam"),), endpoint("test_accuracy"),
-            {"Adam": arm(run, adam, tuned=True, **rates),
-             "Lookahead(Adam)": arm(run, {**adam, **LOOKAHEAD}, tuned=True, **rates)}, seeds=size.seeds, seconds=16,
+            "lookahead-adam",
+            "Lookahead",
+            "Lookahead improves Adam.",
+            "no comparable number taken over",
+            _TASK,
+            0.005,
+            (("Lookahead(Adam)", "Adam"),),
+            endpoint("test_accuracy"),
+            {
+                "Adam": arm(run, adam, tuned=True, **rates),
+                "Lookahead(Adam)": arm(run, {**adam, **LOOKAHEAD}, tuned=True, **rates),
+            },
+            seeds=size.seeds,
+            seconds=16,
         ),
         Claim(
-            "lookahead-sgd-digits", "Lookahead", "Lookahead improves SGD on few images.", "no number published",
-            "test accuracy, digits with 30 % label noise", 0.01, (("Lookahead", "SGD"),), endpoint("test_accuracy"),
-            {"SGD": arm(small), "Lookahead": arm(small, LOOKAHEAD)}, seeds=size.seeds, seconds=2, primary=False,
+            "lookahead-sgd-digits",
+            "Lookahead",
+            "Lookahead improves SGD on few images.",
+            "no number published",
+            "test accuracy, digits with 30 % label noise",
+            0.01,
+            (("Lookahead", "SGD"),),
+            endpoint("test_accuracy"),
+            {"SGD": arm(small), "Lookahead": arm(small, LOOKAHEAD)},
+            seeds=size.seeds,
+            seconds=2,
+            primary=False,
         ),
-    ]  # fmt: skip
+    ]
 
 
-def sala_cost(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def sala_cost(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Measure SALA's passes over SGD's beside the bound of the claim."""
-    found = passes_over("SGD")(bench, {name: arms[name] for name in ("SGD", "SALA")}, seed)
+    found = passes_over("SGD")(runs, {name: arms[name] for name in ("SGD", "SALA")}, seed)
     return {**found, "1.3 times SGD": 0.37851162325372983}
 
 
-def first_stage_cosines(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+def first_stage_cosines(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
     """Compare the gradients that SALA's first stage and SGD would take with that of a SAM step from the same weights.
 
     Each cycle begins at slow weights; one fast step leads to the point where the first stage takes its gradient, on the
     next batch. SAM's ascent from the slow weights has the length of that step, on the same batch.
 
     Args:
-        bench: Unused: nothing is kept.
+        runs: Unused: nothing is kept.
         arms: One arm, the task.
         seed: The seed.
 
     Returns:
         Mean cosines.
     """
-    del bench
+    del runs
     (task,) = arms.values()
     spec: FitSpec = replace(task.spec, seed=seed)
     splits = build_data(spec.data)

@@ -1,8 +1,8 @@
 """Numbers of a finished run that have to be measured: curvature, sharpness along the path, surfaces, the path's share.
 
 Each takes the run's folder and returns one number. All use the training part, running batch-norm statistics and the
-last weights. What `kept` stores in the run's folder carries a fingerprint of the code that measures, so that changed
-code measures anew.
+last weights. What `kept` stores in the run's folder carries the fingerprint of the files that this one imports, so that
+changed code measures anew.
 """
 
 from __future__ import annotations
@@ -18,14 +18,11 @@ import numpy as np
 
 from lowland import curvature, landscape
 from lowland.core.risk import EmpiricalRisk
-from lowland.results import SnapshotReader
-from lowland.results.files import write_atomically
-from lowland.results.geometry import numbers
-from lowland.results.matched import matched_steps
-from lowland.results.run import Run
-from lowland.study.dependencies import names_in_call, own_source
-from lowland.workflows import RiskSpec
-from lowland.workflows.sources import open_run
+from lowland.results import Run, SnapshotReader
+from lowland.study import matched_steps
+from lowland.workflows import RiskSpec, open_run
+from studies.claims.files import write_whole
+from studies.claims.imports import fingerprint
 
 __all__ = [
     "lambda_max_at_matched_loss",
@@ -44,10 +41,9 @@ RISK: Final = RiskSpec(weights="last")
 
 def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     """Return a stored number, or measure and store it."""
-    code = own_source().fingerprint(names_in_call(measure)[0])
-    file = path / "readers" / f"{name}-{code}.json"
+    file = path / "readers" / f"{name}-{fingerprint(__name__)}.json"
     if not file.is_file():
-        write_atomically(file, (json.dumps(measure()) + "\n").encode())
+        write_whole(file, json.dumps(measure()) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
@@ -93,7 +89,7 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
             risk = open_run(path).risk(**asdict(RISK))
             kind: Any = normalization
             plane = landscape.random_plane(risk.model, 0, normalization=kind)
-            found = numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
+            found = landscape.numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
             return {key: float(np.mean(found[key].values)) for key in ("roughness", "curvature", "basin_width")}
 
         value = float(kept(path, f"plane-{normalization}", measure)[name])
