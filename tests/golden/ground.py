@@ -94,7 +94,7 @@ def refined(dtype: torch.dtype) -> Any:
 
 
 def eigenvectors(dtype: torch.dtype) -> Any:
-    model, risk = start(dtype)
+    risk = start(dtype)[1]
     return landscape.evaluate(risk, landscape.eigenvector_plane(risk), landscape.grid(3, 3, extent=0.2))
 
 

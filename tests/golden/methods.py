@@ -73,12 +73,20 @@ def tensors_of(model: nn.Module) -> dict[str, Any]:
     return {"parameters": dict(model.named_parameters()), "buffers": dict(model.named_buffers())}
 
 
-def optimizer_run(method: str, base: str, dtype: torch.dtype, count: int = 30) -> dict[str, Any]:
-    """Train some steps, and return what the method has made of the weights, its state, and what evaluation sees."""
+def optimizer_run(
+    method: str, base: str, dtype: torch.dtype, count: int = 30, *, state: dict[str, Any] | None = None, done: int = 0
+) -> dict[str, Any]:
+    """Train some steps, and return what the method has made of the weights, its state, and what evaluation sees.
+
+    With a state (of the model and of the optimizer, after so many steps done) the run goes on from it.
+    """
     model = parts.seeded(0, dtype)
     optimizer = METHODS[method](BASES[base](model.parameters()), model)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
     losses = []
-    for batch in parts.steps(dtype, count):
+    for batch in list(parts.steps(dtype, count))[done:]:
 
         def closure(batch: ll.Batch = batch) -> torch.Tensor:
             optimizer.zero_grad()

@@ -48,7 +48,9 @@ def shown(path: str, old: Any, new: Any) -> list[str]:
 
 
 def _distance(old: Sequence[Any], new: Sequence[Any]) -> float:
-    pairs = [(a, b) for a, b in zip(old, new, strict=False) if isinstance(a, int | float) and isinstance(b, int | float)]
+    pairs = [
+        (a, b) for a, b in zip(old, new, strict=False) if isinstance(a, int | float) and isinstance(b, int | float)
+    ]
     apart = [abs(a - b) / max(abs(a), abs(b), 1e-300) for a, b in pairs if a != b and math.isfinite(a - b)]
     return max(apart, default=0.0)
 

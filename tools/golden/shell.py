@@ -44,8 +44,8 @@ def lines_of(text: str) -> list[str]:
     found, timed = [], False
     for line in masked(text).splitlines():
         progress = UNTIMELY.fullmatch(line)
-        if progress and 0 < int(progress.group(1)) < int(progress.group(2)):
-            continue  # there are as many as ten seconds in the run
+        if progress and int(progress.group(1)) < int(progress.group(2)):
+            continue  # one is written every ten seconds
         if "┃" in line:
             timed = bool(re.match(r"\s*(?:seconds|ms per)", line.rpartition("┃")[2]))
         found.append(line.rpartition("│")[0] + "│ <TIME>" if timed and "│" in line else line.rstrip())
