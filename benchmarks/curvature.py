@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from lowland import data, landscape
-from lowland.core.modes import weights_restored
+from lowland.core.contexts import weights_restored
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import (
@@ -49,7 +49,7 @@ TOOLS = ("lowland", "bare double backward", "pyhessian", "hessian_eigenthings", 
 
 
 def network(kind: str, samples: int, epochs: int) -> tuple[nn.Module, Data]:
-    """Train a ResNet-8 on digit images, or a small transformer on the same digits as sequences of 17 grey values."""
+    """Train a ResNet-8 on digit images, or a small transformer on the same digits as sequences of 17 gray values."""
     raw, y = load_digits(return_X_y=True)
     y = torch.tensor(y)[:samples]
     torch.manual_seed(0)
@@ -352,7 +352,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--map", type=int, default=31, help="points per axis of the convexity map")
-    parser.add_argument("--extent", type=float, default=1.0, help="half width of the map in normalised directions")
+    parser.add_argument("--extent", type=float, default=1.0, help="half width of the map in normalized directions")
     parser.add_argument("--map-samples", type=int, default=100)
     parser.add_argument("--checks", type=int, default=25)
     parser.add_argument("--seeds", type=int, default=7)

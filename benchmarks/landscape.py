@@ -136,10 +136,10 @@ def truth(
     if len(chosen) == len(where.x) * len(where.y):
         store = options.pictures / f"{name} in {str(kind).removeprefix('torch.')}.zarr"
         return landscape.evaluate(risk, plane, where, engine=options.engine, store=store).loss.values.reshape(-1)
-    survey = landscape.kernel.Survey({"": risk}, (plane,), paired=False)
+    survey = landscape.surface_task.SurfaceTask({"": risk}, (plane,), paired=False)
     with survey.placed() as context:
         return np.array([
-            survey(context, [landscape.kernel.Point(int(k), where.coordinates(int(k)))], [None])[0].values["loss"]
+            survey(context, [landscape.surface_task.Point(int(k), where.coordinates(int(k)))], [None])[0].values["loss"]
             for k in chosen
         ])  # fmt: skip
 

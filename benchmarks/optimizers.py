@@ -1,4 +1,4 @@
-"""What the optimizer wrappers cost beside their base: operations, fresh memory, synchronisations, passes, time.
+"""What the optimizer wrappers cost beside their base: operations, fresh memory, synchronizations, passes, time.
 
 Only the wrapper and its base (SGD with momentum and weight decay, foreach) are counted and timed: the closure hands
 out ready gradients. Ours and pytorch_optimizer's stand in one run; times are the quickest tenth of rounds interleaved

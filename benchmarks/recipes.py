@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lowland.core.provenance import provenance
-from lowland.spec import read_recipe, recipe_names
-from lowland.spec.recipe import small
-from lowland.spec.runs import fit_run
+from lowland.workflows import read_recipe, recipe_names
+from lowland.workflows.measure import fit_run
+from lowland.workflows.recipe import small
 
 HEAD = ("recipe", "epochs, batch", "train loss", "test accuracy", "passes", "seconds")
 

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lowland import EmpiricalRisk, landscape, store
+from lowland import EmpiricalRisk, landscape, results
 from lowland.core.provenance import provenance
 from lowland.core.schema import new_surface
 from lowland.engine import Engine, Point, Processes, Ray, Row, Serial
@@ -77,7 +77,7 @@ def overhead(engine: Engine, points: int, chunk: int, folder: Path) -> dict[str,
     todo = [Point(index, (float(index), 0.0)) for index in range(side * side)]
     path = folder / f"{engine.name.replace(':', '-')}-{chunk}-{time.monotonic_ns()}.zarr"
     began, start, begun, count, driver = time.perf_counter(), 0.0, 0.0, 0, 0.0
-    with store.writer(path, template) as keeper:
+    with results.writer(path, template) as keeper:
         for done, rows in enumerate(engine.run(Nothing(), todo, chunk=chunk), 1):
             start = start or time.perf_counter() - began
             for row in rows:

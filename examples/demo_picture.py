@@ -12,7 +12,7 @@ METHODS = ("SGD", "SAM", "SALA", "LLR", "SAF", "MESA")
 
 def main(demo: str = "runs/demo", picture: str = "docs/demo.png") -> None:
     stores = {name: Path(demo, "runs", f"{name.lower()}-0", "surfaces", "plane.zarr") for name in METHODS}
-    surfaces = {name: ll.store.open(store) for name, store in stores.items() if store.exists()}
+    surfaces = {name: ll.results.open(store) for name, store in stores.items() if store.exists()}
     figure = ll.viz.compare(surfaces, columns=3, size=(7.2, 4.6))
     figure.savefig(picture, dpi=110)
 

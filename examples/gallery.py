@@ -1,7 +1,7 @@
 """Draws every kind of figure and writes the images of the gallery: ``python examples/gallery.py docs/images``.
 
 The functions are made up, with known minima, so that a wrong axis or scale is seen at once; on your own results the
-calls are the same (``ll.store.open("surface.zarr")`` in place of ``surface_of``).
+calls are the same (``ll.results.open("surface.zarr")`` in place of ``surface_of``).
 """
 
 from __future__ import annotations

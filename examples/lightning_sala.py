@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     trainer.fit(Classifier(), train, validation)
 
-    surface = ll.store.open(options.folder / "surfaces" / "random.zarr")
+    surface = ll.results.open(options.folder / "surfaces" / "random.zarr")
     ll.viz.contour(surface).savefig(options.folder / "contour.svg")
     measured = {name: round(float(value), 4) for name, value in trainer.callback_metrics.items()}
     print(f"{measured}\nkept in {options.folder}")

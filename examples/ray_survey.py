@@ -55,7 +55,7 @@ def main() -> None:
     surface = ll.landscape.evaluate(
         risk, plane, grid, engine=options.engine, store=options.store, chunk=16, on_event=tell
     )
-    print(f"loss at the centre {float(surface.loss.sel(x=0.0, y=0.0)):.4f}, kept in {options.store}")
+    print(f"loss at the center {float(surface.loss.sel(x=0.0, y=0.0)):.4f}, kept in {options.store}")
 
 
 if __name__ == "__main__":

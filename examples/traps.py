@@ -29,7 +29,7 @@ LOSS = nn.CrossEntropyLoss()
 
 
 def points(full: int, size: float) -> int:
-    """An odd number of points, so that the centre is one of them."""
+    """An odd number of points, so that the center is one of them."""
     return 2 * max(2, round(full * size) // 2) + 1
 
 
@@ -92,12 +92,12 @@ def lines(found: Mapping[str, xr.Dataset], *, title: str = "", caption: str = ""
     return replace(spec, curves=tuple(replace(curve, band="") for curve in spec.curves))
 
 
-def normalisation(size: float) -> Figure:
-    """Along a plain Gaussian direction the same function looks sharp or flat; along a normalised one it does not."""
+def normalization(size: float) -> Figure:
+    """Along a plain Gaussian direction the same function looks sharp or flat; along a normalized one it does not."""
     model = trained(0, size)
     models = {"as trained": model, "first layer × 5, second ÷ 5": rescaled(model, 5.0)}
     panels = []
-    for kind, title in (("none", "plain random direction"), ("filter", "filter-normalised")):
+    for kind, title in (("none", "plain random direction"), ("filter", "filter-normalized")):
         extent = 0.3 if kind == "none" else 1.0
         found = {
             name: survey(m, ll.landscape.random_line(m, 1, normalization=kind), points(41, size), extent=extent)
@@ -167,7 +167,7 @@ def dropout(size: float) -> Figure:
                     p.copy_(w + float(x) * d)
                 noisy.append(float(LOSS(model.train()(batch.input), batch.target)))
     curves = Curve("evaluation mode", grid.x, right["loss"].values), Curve("training mode", grid.x, np.array(noisy))
-    return Line(curves, Axis("filter-normalised direction"), Axis("loss"), "", "One network, one line, 300 images.")
+    return Line(curves, Axis("filter-normalized direction"), Axis("loss"), "", "One network, one line, 300 images.")
 
 
 def subset(size: float) -> Figure:
@@ -195,12 +195,12 @@ def one_direction(size: float) -> Figure:
         line = survey(model, ll.landscape.random_line(model, seed), len(x))
         curves.append(Curve(f"seed {seed}", x, line["loss"].values))
     mean = ll.curvature.filter_weighted_trace(risk, directions=max(4, round(48 * size)))
-    text = f"Mean curvature at the centre over all directions: {mean.value:.3g} ± {mean.standard_error:.2g}; "
+    text = f"Mean curvature at the center over all directions: {mean.value:.3g} ± {mean.standard_error:.2g}; "
     text += f"single directions scatter by {100 * mean.spread / mean.value:.0f} %."
-    return Line(tuple(curves), Axis("filter-normalised direction"), Axis("loss"), "", text)
+    return Line(tuple(curves), Axis("filter-normalized direction"), Axis("loss"), "", text)
 
 
-def colour_scale(size: float) -> Figure:
+def color_scale(size: float) -> Figure:
     """Two networks, each on a scale of its own, and both on one."""
     count = points(25, size)
     found = {}
@@ -221,11 +221,11 @@ def extent(size: float) -> Figure:
     for reach in (0.1, 1.0, 5.0):
         surface = survey(model, plane, count, count, extent=reach)
         panels.append(build_contour(surface, title=f"± {reach:g}", caption=""))
-    return Panels(tuple(panels), 3, caption="The same network and plane; only the range and its colours differ.")
+    return Panels(tuple(panels), 3, caption="The same network and plane; only the range and its colors differ.")
 
 
 def clipped(size: float) -> Figure:
-    """The same surface with all of its range, and with everything above a limit in one colour."""
+    """The same surface with all of its range, and with everything above a limit in one color."""
     model, count = trained(0, size), points(25, size)
     surface = survey(model, ll.landscape.random_plane(model, 0), count, count, extent=2.0)
     low, high = float(surface["loss"].min()), float(surface["loss"].max())
@@ -300,7 +300,7 @@ def rows_and_columns(size: float) -> Figure:
 
 
 class Pit(nn.Module):
-    """Two weights; the loss is a bowl with a narrow pit beside the centre."""
+    """Two weights; the loss is a bowl with a narrow pit beside the center."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -357,13 +357,13 @@ def barrier(size: float) -> Figure:
 
 
 TRAPS: dict[str, Callable[[float], Figure]] = {
-    "normalisation": normalisation,
+    "normalization": normalization,
     "batch-norm": batch_norm,
     "ragged-batch": ragged_batch,
     "few-samples": few_samples,
     "dropout": dropout,
     "one-direction": one_direction,
-    "colour-scale": colour_scale,
+    "color-scale": color_scale,
     "extent": extent,
     "clipped": clipped,
     "random-walk": random_walk,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lowland.data import DataSplits, TensorData
-from lowland.spec import DataSpec, FitSpec, ModelSpec, OptimizerSpec, StudySpec
+from lowland.workflows import DataSpec, FitSpec, ModelSpec, OptimizerSpec, StudySpec
 
 
 def tiny_model(*, classes=3, width=8):
@@ -19,8 +19,8 @@ def tiny_data(*, spread=0.7, size=48, seed=0):
     parts, start = [], 0
     for count in (size, 48, 96):
         target = torch.arange(count) % 3
-        centres = torch.eye(3, 4)[target]
-        inputs = centres + spread * torch.randn(count, 4, generator=random)
+        centers = torch.eye(3, 4)[target]
+        inputs = centers + spread * torch.randn(count, 4, generator=random)
         parts.append(TensorData(inputs, target, torch.arange(start, start + count)))
         start += count
     return DataSplits("tiny", *parts, classes=3, shape=(4,), recipe={"spread": spread, "size": size, "seed": seed})

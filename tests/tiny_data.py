@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowland.data.cifar import NORMALISATION
+from lowland.data.cifar import NORMALIZATION
 from lowland.data.folders import IMAGENET_MEAN, IMAGENET_STD
 
 Images = NDArray[np.uint8]
@@ -32,7 +32,7 @@ def cifar_parts(classes: int, count: int) -> dict[str, tuple[Images, NDArray[np.
     name = f"cifar{classes}"
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if classes == 10 else ["train", "test"]
     return {
-        part: (pixels(count, 32, *NORMALISATION[name], seed=i), labels(count, classes, i))
+        part: (pixels(count, 32, *NORMALIZATION[name], seed=i), labels(count, classes, i))
         for i, part in enumerate(names)
     }
 
@@ -65,7 +65,7 @@ def write_svhn(folder: Path, count: int = 200) -> Path:
 
     folder.mkdir(parents=True)
     for seed, name in enumerate(("train", "test")):
-        images = pixels(count, 32, *NORMALISATION["svhn"], seed=seed).transpose(2, 3, 1, 0)
+        images = pixels(count, 32, *NORMALIZATION["svhn"], seed=seed).transpose(2, 3, 1, 0)
         target = labels(count, 10, seed)
         savemat(folder / f"{name}_32x32.mat", {"X": images, "y": np.where(target == 0, 10, target)[:, None]})
     return folder

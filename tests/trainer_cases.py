@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import lowland.optim as optim
-from lowland.core.modes import same_bits
+from lowland.core.contexts import same_bits
 from lowland.core.types import Batch
 from lowland.losses import TrainingLoss
 from lowland.training import Hook

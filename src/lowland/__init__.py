@@ -5,8 +5,8 @@ stored results open and draw at once. A room is imported when it is first touche
 
 Example:
     >>> import lowland as ll
-    >>> sorted(name for name in dir(ll) if name in {"optim", "store", "viz"})
-    ['optim', 'store', 'viz']
+    >>> sorted(name for name in dir(ll) if name in {"optim", "results", "viz"})
+    ['optim', 'results', 'viz']
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lowland import models as models
     from lowland import optim as optim
     from lowland import report as report
-    from lowland import store as store
+    from lowland import results as results
     from lowland import training as training
     from lowland import viz as viz
     from lowland.core.risk import EmpiricalRisk as EmpiricalRisk
@@ -42,7 +42,7 @@ _ROOMS = (
     "models",
     "optim",
     "report",
-    "store",
+    "results",
     "testing",
     "training",
     "viz",

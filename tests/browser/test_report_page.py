@@ -161,16 +161,16 @@ def test_details_open(desktop: Any) -> None:
 
 def test_the_theme_switches_page_and_figures(desktop: Any) -> None:
     page, _, _ = desktop
-    colours = (
+    colors = (
         "() => [getComputedStyle(document.body).backgroundColor, document.querySelector('.plot').layout.font.color]"
     )
-    light = page.evaluate(colours)
+    light = page.evaluate(colors)
     page.locator("#theme").click()
-    dark = page.evaluate(colours)
+    dark = page.evaluate(colors)
     assert light == ["rgb(255, 255, 255)", "#1b1f24"]
     assert dark == ["rgb(20, 24, 29)", "#e4e8ec"]
     page.locator("#theme").click()
-    assert page.evaluate(colours) == light
+    assert page.evaluate(colors) == light
 
 
 @pytest.mark.slow

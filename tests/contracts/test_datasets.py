@@ -79,10 +79,10 @@ def test_another_split_seed_gives_another_split(name: str) -> None:
     assert load(name).fingerprint != load(name, split_seed=1).fingerprint
 
 
-def test_inputs_are_normalised_over_the_training_part(name: str) -> None:
+def test_inputs_are_normalized_over_the_training_part(name: str) -> None:
     splits = load(name)
     if splits.mean == ():
-        pytest.skip("not normalised")
+        pytest.skip("not normalized")
     dims = [0, *range(2, splits.train.input.ndim)]
     assert splits.train.input.mean(dims).abs().max() < 0.1
     assert (splits.train.input.std(dims) - 1).abs().max() < 0.1

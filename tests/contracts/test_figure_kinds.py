@@ -194,7 +194,7 @@ def test_accuracy_against_cost_has_a_stepped_line_along_the_front(backend: str) 
 
 @flat
 @pytest.mark.parametrize("kind", ["contour", "surface", "heat-map"])
-def test_panels_share_one_colour_bar(backend: str, kind: str) -> None:
+def test_panels_share_one_color_bar(backend: str, kind: str) -> None:
     results = {"a": plane(), "b": plane(scale=20.0), "c": plane(scale=3.0), "d": plane()}
     figure = viz.compare(results, kind=kind, backend=backend)
     if backend == "matplotlib":

@@ -31,7 +31,7 @@ class Shown:
     limits: tuple[float, float]
     x_label: str
     y_label: str
-    colour_label: str
+    color_label: str
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     marks: dict[str, list[tuple[float, float]]]
@@ -42,7 +42,7 @@ class Shown:
 def read_matplotlib(figure: Any) -> Shown:
     axes, bar = figure.axes[0], figure.axes[1]
     lines = [c for c in axes.collections if isinstance(c, QuadContourSet) and not c.filled]
-    coloured = next(c for c in axes.collections if isinstance(c, QuadContourSet | QuadMesh))
+    colored = next(c for c in axes.collections if isinstance(c, QuadContourSet | QuadMesh))
     points = (
         np.concatenate([p.vertices for p in lines[0].get_paths() if len(p.vertices)]) if lines else np.zeros((0, 2))
     )
@@ -52,7 +52,7 @@ def read_matplotlib(figure: Any) -> Shown:
             marks[line.get_label().rsplit(" (", 1)[0]] = list(zip(*map(np.asarray, line.get_data()), strict=True))
     return Shown(
         np.array(lines[0].levels) if lines else np.zeros(0),
-        (coloured.norm.vmin, coloured.norm.vmax),
+        (colored.norm.vmin, colored.norm.vmax),
         axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel(),
         axes.get_xlim(), axes.get_ylim(), marks, points,
         [t.get_text() for t in figure.findobj(Text)],
@@ -108,7 +108,7 @@ def test_levels_limits_labels_and_extents_are_those_of_the_spec(backend: str) ->
     assert len(shown.levels) >= 9
     np.testing.assert_allclose(shown.limits, (values.min(), values.max()), rtol=1e-6)
     assert spec.scale.log
-    assert (shown.x_label, shown.y_label, shown.colour_label) == ("first direction", "second direction", "loss")
+    assert (shown.x_label, shown.y_label, shown.color_label) == ("first direction", "second direction", "loss")
     assert tuple(map(float, shown.x_range)) == (-1.0, 1.5)
     assert tuple(map(float, shown.y_range)) == (-0.5, 1.0)
 

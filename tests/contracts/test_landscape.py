@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowland.core.modes import effective_weights, same_bits
+from lowland.core.contexts import effective_weights, same_bits
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import Grid, evaluate, grid, project_trajectory, random_plane, user_plane

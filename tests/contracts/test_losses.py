@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lowland import losses
+from lowland.core.contexts import perturbed_pass, same_bits
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.modes import perturbed_pass, same_bits
 from lowland.core.types import Batch
 from lowland.losses import TrainingLoss
 

@@ -10,8 +10,8 @@ from tests.contracts.curvature_cases import CASES, Case, make, reference_mode
 from tests.reference.dense_curvature import dense_gauss_newton, dense_hessian, dense_hessian_by_func
 from torch import nn
 
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, LowlandWarning, NotDeterministic
-from lowland.core.modes import same_bits
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import GaussNewton, Hessian
 
@@ -285,7 +285,7 @@ def test_a_risk_that_is_not_deterministic_is_refused(operator: Any) -> None:
         operator(EmpiricalRisk(Noisy(), nn.CrossEntropyLoss(), [(torch.ones(8, 4), torch.zeros(8, dtype=torch.int64))]))
 
 
-def test_parametrised_weights_are_differentiated_by_their_effective_value(operator: Any) -> None:
+def test_parametrized_weights_are_differentiated_by_their_effective_value(operator: Any) -> None:
     plain, case = operator(risk_of(make("mlp"))), make("mlp")
     nn.utils.parametrizations.weight_norm(case.model[0])
     vector = torch.randn(plain.size, dtype=torch.float64)

@@ -15,10 +15,10 @@ import pytest
 import xarray as xr
 import zarr as zarr_package
 
-from lowland import store
+from lowland import results
 from lowland.core.errors import LowlandError, StoreError
 from lowland.core.schema import new_curvature, new_surface, new_trajectory
-from lowland.store import dataset as dataset_module
+from lowland.results import dataset as dataset_module
 
 WRITERS = {
     "memory": lambda folder: None,
@@ -41,7 +41,7 @@ def fill(writer, indices, offset=0.0):
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_points_land_at_their_own_coordinates_on_a_non_square_grid(name, tmp_path):
-    with store.writer(WRITERS[name](tmp_path), template()) as writer:
+    with results.writer(WRITERS[name](tmp_path), template()) as writer:
         fill(writer, range(12))
     found = writer.dataset
     for i, x in enumerate(found.x.values):
@@ -52,12 +52,12 @@ def test_points_land_at_their_own_coordinates_on_a_non_square_grid(name, tmp_pat
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_nan_and_infinity_are_kept_and_failures_carry_their_text(name, tmp_path):
-    with store.writer(WRITERS[name](tmp_path), template()) as writer:
+    with results.writer(WRITERS[name](tmp_path), template()) as writer:
         writer.put(0, {"loss": np.nan, "accuracy": -np.inf})
         writer.put(1, {"loss": np.inf})
         writer.put(2, {}, error="ValueError: " + "ü" * 150)
         assert writer.status.tolist()[:4] == [1, 1, 3, 0]
-    found = writer.dataset if name == "memory" else store.open(WRITERS[name](tmp_path))
+    found = writer.dataset if name == "memory" else results.open(WRITERS[name](tmp_path))
     assert np.isnan(found.loss[0, 0]) and found.accuracy[0, 0] == -np.inf and found.loss[0, 1] == np.inf
     assert str(found.error.values[0, 2]).endswith("üüü") and found.status.values[0, 2] == 3
 
@@ -65,9 +65,9 @@ def test_nan_and_infinity_are_kept_and_failures_carry_their_text(name, tmp_path)
 @pytest.mark.parametrize("name", WRITERS)
 def test_splits_and_directions_have_their_own_places(name, tmp_path):
     blank = template(splits=["train", "test"], directions=["0", "1"])
-    with store.writer(WRITERS[name](tmp_path), blank) as writer:
+    with results.writer(WRITERS[name](tmp_path), blank) as writer:
         writer.put(12 + 5, {"loss": np.array([1.0, 2.0])})
-    found = writer.dataset if name == "memory" else store.open(WRITERS[name](tmp_path))
+    found = writer.dataset if name == "memory" else results.open(WRITERS[name](tmp_path))
     assert found.loss.dims == ("direction", "split", "x", "y")
     point = found.sel(direction="1").isel(x=1, y=2)
     assert point.loss.sel(split="test") == 2.0 and point.status == 1 and int(found.status.sum()) == 1
@@ -76,7 +76,7 @@ def test_splits_and_directions_have_their_own_places(name, tmp_path):
 @pytest.mark.parametrize("name", WRITERS)
 def test_attributes_and_the_template_is_left_alone(name, tmp_path):
     blank = template()
-    with store.writer(WRITERS[name](tmp_path), blank) as writer:
+    with results.writer(WRITERS[name](tmp_path), blank) as writer:
         writer.annotate({"kernel": {"chunk": 3}})
         fill(writer, [0])
     assert json.loads(writer.dataset.attrs["kernel"]) == {"chunk": 3}
@@ -86,9 +86,9 @@ def test_attributes_and_the_template_is_left_alone(name, tmp_path):
 def test_the_file_equals_the_memory_bit_for_bit_without_any_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with store.writer(tmp_path / "s.zarr", template()) as writer:
+        with results.writer(tmp_path / "s.zarr", template()) as writer:
             fill(writer, range(7), offset=1 / 3)
-        xr.testing.assert_identical(store.open(tmp_path / "s.zarr"), writer.dataset)
+        xr.testing.assert_identical(results.open(tmp_path / "s.zarr"), writer.dataset)
 
 
 @pytest.mark.parametrize(
@@ -101,62 +101,62 @@ def test_the_file_equals_the_memory_bit_for_bit_without_any_warning(tmp_path):
     ids=["surface", "trajectory", "curvature"],
 )
 def test_every_kind_of_result_comes_back(result, tmp_path):
-    store.save(result, tmp_path / "r.zarr")
-    found = store.open(tmp_path / "r.zarr")
+    results.save(result, tmp_path / "r.zarr")
+    found = results.open(tmp_path / "r.zarr")
     xr.testing.assert_identical(found, result)
     with pytest.raises(StoreError, match="exists already"):
-        store.save(result, tmp_path / "r.zarr")
-    store.save(result.assign_attrs(again=1), tmp_path / "r.zarr", overwrite=True)
-    assert store.open(tmp_path / "r.zarr").attrs["again"] == 1
+        results.save(result, tmp_path / "r.zarr")
+    results.save(result.assign_attrs(again=1), tmp_path / "r.zarr", overwrite=True)
+    assert results.open(tmp_path / "r.zarr").attrs["again"] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == [".r.zarr.lock", "r.zarr"]
 
 
 def test_a_usual_surface_is_one_chunk_and_a_large_one_is_written_by_chunks(tmp_path, monkeypatch):
     blank = new_surface(np.arange(101), np.arange(101), metrics=["loss"], attrs={"recipe_fingerprint": "a"})
-    store.save(blank, tmp_path / "one.zarr")
+    results.save(blank, tmp_path / "one.zarr")
     assert zarr_package.open_group(tmp_path / "one.zarr")["loss"].nchunks == 1
     blank = new_surface(np.arange(150), np.arange(120), metrics=["loss"], attrs={"recipe_fingerprint": "a"})
-    with store.writer(tmp_path / "four.zarr", blank) as writer:
+    with results.writer(tmp_path / "four.zarr", blank) as writer:
         for index in (0, 119, 149 * 120 + 119):
             writer.put(index, {"loss": float(index)})
-    xr.testing.assert_identical(store.open(tmp_path / "four.zarr"), writer.dataset)
+    xr.testing.assert_identical(results.open(tmp_path / "four.zarr"), writer.dataset)
 
 
 def test_a_second_run_goes_on_and_long_errors_fit(tmp_path):
-    with store.writer(tmp_path / "s.zarr", template()) as writer:
+    with results.writer(tmp_path / "s.zarr", template()) as writer:
         fill(writer, range(5))
         assert not writer.resumed
-    with store.writer(tmp_path / "s.zarr", template()) as writer:
+    with results.writer(tmp_path / "s.zarr", template()) as writer:
         assert writer.resumed and writer.status.tolist() == [1] * 5 + [0] * 7
         fill(writer, range(5, 11))
         writer.put(11, {}, error="e" * 200)
-    found = store.open(tmp_path / "s.zarr")
+    found = results.open(tmp_path / "s.zarr")
     assert found.loss.values.reshape(-1)[:11].tolist() == list(range(11))
     assert len(str(found.error.values[-1, -1])) == 200
 
 
 def test_another_recipe_is_refused_with_what_differs(tmp_path):
-    with store.writer(tmp_path / "s.zarr", template()) as writer:
+    with results.writer(tmp_path / "s.zarr", template()) as writer:
         fill(writer, range(5))
-    before = store.open(tmp_path / "s.zarr")
+    before = results.open(tmp_path / "s.zarr")
     with (
         pytest.raises(StoreError, match=r"name \('a' there, 'b' here\)"),
-        store.writer(tmp_path / "s.zarr", template("b")),
+        results.writer(tmp_path / "s.zarr", template("b")),
     ):
         pass
-    xr.testing.assert_identical(store.open(tmp_path / "s.zarr"), before)
+    xr.testing.assert_identical(results.open(tmp_path / "s.zarr"), before)
 
 
 def test_one_writer_at_a_time_and_readers_any_time(tmp_path):
-    with store.writer(tmp_path / "s.zarr", template()) as writer:
+    with results.writer(tmp_path / "s.zarr", template()) as writer:
         fill(writer, range(5))
         writer.flush()
-        for attempt in (lambda: store.writer(tmp_path / "s.zarr", template()).__enter__(),
-                        lambda: store.save(template(), tmp_path / "s.zarr", overwrite=True)):  # fmt: skip
+        for attempt in (lambda: results.writer(tmp_path / "s.zarr", template()).__enter__(),
+                        lambda: results.save(template(), tmp_path / "s.zarr", overwrite=True)):  # fmt: skip
             with pytest.raises(StoreError, match="being written"):
                 attempt()
-        assert int(store.open(tmp_path / "s.zarr").status.sum()) == 5
-    with store.writer(tmp_path / "s.zarr", template()):
+        assert int(results.open(tmp_path / "s.zarr").status.sum()) == 5
+    with results.writer(tmp_path / "s.zarr", template()):
         pass  # the lock was given back
 
 
@@ -164,8 +164,8 @@ def test_a_lock_of_another_process_is_respected(tmp_path):
     handle = os.open(tmp_path / ".s.zarr.lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(handle, fcntl.LOCK_EX)
     code = (
-        "import sys, numpy as np\nfrom lowland import store\nfrom lowland.core.schema import new_surface\n"
-        "try:\n    store.save(new_surface([0.0], [0.0]), sys.argv[1])\n"
+        "import sys, numpy as np\nfrom lowland import results\nfrom lowland.core.schema import new_surface\n"
+        "try:\n    results.save(new_surface([0.0], [0.0]), sys.argv[1])\n"
         "except Exception as e:\n    print(type(e).__name__); sys.exit(3)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.zarr")], capture_output=True, text=True)
@@ -205,31 +205,31 @@ def _flip(path):
     ids=["newer", "foreign", "torn group", "no group", "torn array", "no chunk", "cut chunk", "bit rot", "cut status"],
 )
 def test_damage_is_named_and_left_as_it_is(damage, words, tmp_path):
-    with store.writer(tmp_path / "s.zarr", template()) as writer:
+    with results.writer(tmp_path / "s.zarr", template()) as writer:
         fill(writer, range(12), offset=0.1)
     damage(tmp_path / "s.zarr")
     before = {p: p.read_bytes() for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()}
     with pytest.raises(StoreError, match=words):
-        store.open(tmp_path / "s.zarr")
-    with pytest.raises(StoreError), store.writer(tmp_path / "s.zarr", template()):
+        results.open(tmp_path / "s.zarr")
+    with pytest.raises(StoreError), results.writer(tmp_path / "s.zarr", template()):
         pass
     assert {p: p.read_bytes() for p in (tmp_path / "s.zarr").rglob("*") if p.is_file()} == before
 
 
 def test_places_that_hold_something_else_are_refused(tmp_path):
     with pytest.raises(StoreError, match="does not exist"):
-        store.open(tmp_path / "none.zarr")
+        results.open(tmp_path / "none.zarr")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("mine")
     with pytest.raises(StoreError, match="no store"):
-        store.save(template(), tmp_path / "folder", overwrite=True)
-    with pytest.raises(StoreError, match="no store"), store.writer(tmp_path / "folder", template()):
+        results.save(template(), tmp_path / "folder", overwrite=True)
+    with pytest.raises(StoreError, match="no store"), results.writer(tmp_path / "folder", template()):
         pass
     assert (tmp_path / "folder" / "file").read_text() == "mine"
     with pytest.raises(StoreError, match="not a result"):
-        store.save(xr.Dataset({"a": 1}), tmp_path / "foreign.zarr")
+        results.save(xr.Dataset({"a": 1}), tmp_path / "foreign.zarr")
     with pytest.raises(StoreError):
-        store.save(template(), tmp_path / "folder" / "file" / "below.zarr")
+        results.save(template(), tmp_path / "folder" / "file" / "below.zarr")
 
 
 def test_flushes_are_two_seconds_apart_and_values_come_before_status(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_flushes_are_two_seconds_apart_and_values_come_before_status(tmp_path, m
     monkeypatch.setattr(
         zarr_package.Array, "__setitem__", lambda self, *a: (written.append(self.basename), real(self, *a))[1]
     )
-    with store.writer(tmp_path / "s.zarr", template()) as writer:
+    with results.writer(tmp_path / "s.zarr", template()) as writer:
         written.clear()
         fill(writer, [0])
         assert written == ["loss", "loss_se", "accuracy", "error", "status"] and len(written) == len(set(written))
@@ -255,14 +255,14 @@ def test_flushes_are_two_seconds_apart_and_values_come_before_status(tmp_path, m
 KILLED = """
 import sys, time
 import numpy as np
-from lowland import store
-from lowland.store import dataset
+from lowland import results
+from lowland.results import dataset
 sys.path.insert(0, sys.argv[2])
 dataset._SECONDS = 0.0
 from lowland.core.schema import new_surface
 attrs = {"recipe": {}, "recipe_fingerprint": "a"}
 blank = new_surface(np.arange(20.0), np.arange(10.0), metrics=["loss", "accuracy"], attrs=attrs)
-with store.writer(sys.argv[1], blank) as writer:
+with results.writer(sys.argv[1], blank) as writer:
     print("ready", flush=True)
     for index in np.flatnonzero(writer.status == 0):
         writer.put(int(index), {"loss": float(index) / 7, "accuracy": float(index) / 3})
@@ -280,7 +280,7 @@ def test_killed_at_any_moment_a_store_goes_on_to_the_same_bits(tmp_path):
             process.send_signal(signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
         process.stdout.close()
-        found = store.open(path)
+        found = results.open(path)
         measured = found.status.values == 1
         expected = np.arange(200.0).reshape(20, 10)
         assert np.array_equal(found.loss.values[measured], (expected / 7)[measured])
@@ -295,7 +295,7 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(StoreError, match="cannot write"), store.writer(tmp_path / "s.zarr", blank) as writer:
+        with pytest.raises(StoreError, match="cannot write"), results.writer(tmp_path / "s.zarr", blank) as writer:
             writer.put(0, {"loss": 1.5})
             writer.flush()
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
@@ -303,16 +303,16 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path):
                 writer.put(index, {"loss": value})
             writer.flush()
         with pytest.raises(StoreError, match="cannot write"):
-            store.save(blank.assign(loss=(("x", "y"), values.reshape(101, 101))), tmp_path / "t.zarr")
+            results.save(blank.assign(loss=(("x", "y"), values.reshape(101, 101))), tmp_path / "t.zarr")
         with pytest.raises(StoreError, match="cannot write"):
-            store.SnapshotWriter(tmp_path / "snapshots").write(0, {"w": values})
+            results.SnapshotWriter(tmp_path / "snapshots").write(0, {"w": values})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, previous)
     assert not (tmp_path / "t.zarr").exists()
-    found = store.open(tmp_path / "s.zarr")
+    found = results.open(tmp_path / "s.zarr")
     assert int(found.status.sum()) == 1 and found.loss[0, 0] == 1.5
-    with store.writer(tmp_path / "s.zarr", blank) as writer:
+    with results.writer(tmp_path / "s.zarr", blank) as writer:
         fill_in = np.flatnonzero(writer.status == 0)
         assert len(fill_in) == 101 * 101 - 1
 
@@ -331,14 +331,14 @@ def read_only(tmp_path):
 
 
 def test_a_read_only_file_system_is_one_clear_error(read_only):
-    with store.writer(read_only / "s.zarr", template()) as writer:
+    with results.writer(read_only / "s.zarr", template()) as writer:
         fill(writer, range(5))
     subprocess.run(["mount", "-o", "remount,ro", read_only], check=True)
-    assert int(store.open(read_only / "s.zarr").status.sum()) == 5
+    assert int(results.open(read_only / "s.zarr").status.sum()) == 5
     for attempt in (
-        lambda: store.writer(read_only / "s.zarr", template()).__enter__(),
-        lambda: store.save(template(), read_only / "t.zarr"),
-        lambda: store.SnapshotWriter(read_only / "snapshots").write(0, {"w": np.ones(2)}),
+        lambda: results.writer(read_only / "s.zarr", template()).__enter__(),
+        lambda: results.save(template(), read_only / "t.zarr"),
+        lambda: results.SnapshotWriter(read_only / "snapshots").write(0, {"w": np.ones(2)}),
     ):
         with pytest.raises(StoreError, match=r"(?i)read-only"):
             attempt()
@@ -346,7 +346,7 @@ def test_a_read_only_file_system_is_one_clear_error(read_only):
 
 
 def test_no_torch_is_needed():
-    code = "import sys; sys.modules['torch'] = None\nimport lowland.store, lowland.store.snapshots; print('fine')"
+    code = "import sys; sys.modules['torch'] = None\nimport lowland.results, lowland.results.snapshots; print('fine')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "fine", done.stderr
 

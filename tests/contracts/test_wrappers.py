@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import lowland.optim as optim
+from lowland.core.contexts import current_pass, same_bits
 from lowland.core.errors import InputError, MissingPass
-from lowland.core.modes import current_pass, same_bits
 
 MEMBERS = {
     **METHODS,
@@ -337,7 +337,7 @@ def test_distributed_checkpoints_of_a_base_without_state(member, flat):
     first[1].zero_grad()
     weights, state = copy.deepcopy(get_state_dict(*first, options=options))
     set_state_dict(*second, model_state_dict=weights, optim_state_dict=state, options=options)
-    assert first[1].steps == second[1].steps == 4, "torch's initialising steps are none of ours"
+    assert first[1].steps == second[1].steps == 4, "torch's initializing steps are none of ours"
     two_pass(*second, data(9)[4:])
     assert_same(straight[0], second[0])
 

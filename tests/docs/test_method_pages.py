@@ -30,7 +30,7 @@ def test_a_page_agrees_with_the_source(page: Path):
 
 def test_every_method_has_its_arguments_on_a_page():
     from lowland import losses, optim
-    from lowland.spec.build import methods
+    from lowland.workflows.build import methods
 
     shown = "\n".join(page.read_text() for page in PAGES)
     kinds = [*methods(optim, optim.Wrapper).values(), *methods(losses, losses.TrainingLoss).values()]

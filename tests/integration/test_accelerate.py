@@ -7,8 +7,8 @@ import torch
 from tests.trainer_cases import BATCH, EVERY_METHOD, SAMPLES, Samples, assert_same, network, plain_loop, wrapped
 from torch import nn
 
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, MissingPass
-from lowland.core.modes import same_bits
 from lowland.core.types import as_batch
 from lowland.data import Indexed
 from lowland.losses import SAF

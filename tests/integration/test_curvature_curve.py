@@ -17,10 +17,10 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import extreme_eigenvalues, stability
 from lowland.report import read_run
 from lowland.report.dynamics import training_section
-from lowland.spec import DataSpec, FitSpec, ModelSpec
-from lowland.spec.runs import fit_run
-from lowland.store.runs import read_metrics
+from lowland.results.run_folder import read_metrics
 from lowland.training import CurvatureCurve, Hook, Run, fit
+from lowland.workflows import DataSpec, FitSpec, ModelSpec
+from lowland.workflows.measure import fit_run
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),

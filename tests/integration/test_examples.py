@@ -49,11 +49,11 @@ def heights(line: Line) -> list[np.ndarray]:
     return [curve.y for curve in line.curves]
 
 
-def test_normalised_directions_do_not_see_the_scale_of_layers_and_plain_ones_do():
-    figure = traps.normalisation(SMALL)
+def test_normalized_directions_do_not_see_the_scale_of_layers_and_plain_ones_do():
+    figure = traps.normalization(SMALL)
     assert isinstance(figure, Panels)
-    plain, normalised = (heights(panel) for panel in figure.panels)
-    np.testing.assert_allclose(*normalised, rtol=1e-3)
+    plain, normalized = (heights(panel) for panel in figure.panels)
+    np.testing.assert_allclose(*normalized, rtol=1e-3)
     assert plain[1][0] > 2 * plain[0][0]
 
 
@@ -82,7 +82,7 @@ def test_matching_lowers_the_barrier():
 def test_the_picture_of_the_demo_is_drawn_from_its_stores(tmp_path: Path):
     for name, height in (("sgd", 1.0), ("sam", 0.5)):
         surface = example("gallery").surface_of(height, 0, 11)
-        ll.store.save(surface, tmp_path / "runs" / f"{name}-0" / "surfaces" / "plane.zarr")
+        ll.results.save(surface, tmp_path / "runs" / f"{name}-0" / "surfaces" / "plane.zarr")
     picture = tmp_path / "demo.png"
     example("demo_picture").main(str(tmp_path), str(picture))
     assert picture.read_bytes()[:4] == b"\x89PNG"

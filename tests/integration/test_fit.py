@@ -21,7 +21,7 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.core.types import Batch
 from lowland.data import DataSplits, Indexed, TensorData
 from lowland.losses import TrainingLoss
-from lowland.store import SnapshotReader
+from lowland.results import SnapshotReader
 from lowland.training import FitResult, Hook, Run, Schedule, Snapshots, fit, read_metrics
 
 Options = dict[str, Any]

@@ -13,12 +13,12 @@ from tests.integration.test_fit import KillAt, Killed, assert_same
 from lowland import data, losses, models, optim, training
 from lowland.cli.main import main
 from lowland.core.errors import CheckpointError, InputError
-from lowland.spec import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
-from lowland.spec.build import build_augment
-from lowland.spec.folder import RunFolder
-from lowland.spec.runs import fit_run
 from lowland.study.plan import apply, check_changes
 from lowland.training import Hook
+from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
+from lowland.workflows.build import build_augment
+from lowland.workflows.folder import RunFolder
+from lowland.workflows.measure import fit_run
 
 PARTS: dict[str, list[Any]] = {
     "crop, cutout": ["crop", {"name": "cutout", "size": 4, "probability": 0.5}],
@@ -134,7 +134,7 @@ def test_wrong_augmentations_are_one_line_before_training(
 
 def broken() -> Any:
     def augment(batch: Any, draws: Any) -> Any:
-        raise RuntimeError("no such colour")
+        raise RuntimeError("no such color")
 
     return augment
 
@@ -142,7 +142,7 @@ def broken() -> Any:
 def test_augmentations_are_tried_on_the_data_before_anything_is_written() -> None:
     splits, loss = few(), LossSpec()
     assert build_augment([], splits, loss) is None
-    with pytest.raises(InputError, match=r"must fit the data 'digits' \(no such colour\)"):
+    with pytest.raises(InputError, match=r"must fit the data 'digits' \(no such color\)"):
         build_augment([f"{__name__}:broken"], splits, loss)
     with pytest.raises(InputError, match="images"):
         build_augment(["crop"], data.load("mnist1d", test_size=10), loss)

@@ -13,8 +13,8 @@ from tests.integration.test_fit import double_splits, plain_network
 from torch import nn
 
 from lowland import optim
-from lowland.spec.runs import leave_processes
 from lowland.training import Hook, Run, Snapshots, fit, read_weights
+from lowland.workflows.measure import leave_processes
 
 pytestmark = pytest.mark.slow
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from lowland import losses, optim
 from lowland.core.errors import CheckpointError
 from lowland.data import Indexed, LoaderBatches
-from lowland.spec.runs import leave_processes
 from lowland.training import Hook, Run, fit, read_weights
 from lowland.training.processes import check_processes
+from lowland.workflows.measure import leave_processes
 
 pytestmark = pytest.mark.slow
 

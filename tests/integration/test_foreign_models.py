@@ -62,7 +62,7 @@ def test_every_checkpoint_gives_the_surface_of_its_weights(name, trained, tmp_pa
     assert main(["surface", *words, "--points", "[3, 3]", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["center"] == pytest.approx(expected_loss(trained), abs=1e-6)
-    assert ll.store.open(result["path"]).sizes == {"x": 3, "y": 3}
+    assert ll.results.open(result["path"]).sizes == {"x": 3, "y": 3}
 
 
 def test_lines_and_curvature_and_a_report_of_a_model_of_ones_own(trained, tmp_path, capsys):
@@ -72,11 +72,11 @@ def test_lines_and_curvature_and_a_report_of_a_model_of_ones_own(trained, tmp_pa
     words = [*MODEL, *DATA, "--checkpoint", str(tmp_path / "one.pth"), "--folder", str(tmp_path / "out")]
     line = ["line", *words, "--other", str(tmp_path / "two.pth"), "--points", "3", "--start", "0", "--stop", "1"]
     assert main([*line, "--json"]) == 0
-    found = ll.store.open(json.loads(capsys.readouterr().out)["path"])
+    found = ll.results.open(json.loads(capsys.readouterr().out)["path"])
     assert float(found["loss"][0]) == pytest.approx(expected_loss(trained), abs=1e-6)
     assert float(found["loss"][-1]) != float(found["loss"][0])
     assert main([*line, "--match", "true", "--name", "matched", "--json"]) == 0
-    matched = ll.store.open(json.loads(capsys.readouterr().out)["path"])  # the same function, its units reordered
+    matched = ll.results.open(json.loads(capsys.readouterr().out)["path"])  # the same function, its units reordered
     assert float(matched["loss"][-1]) == pytest.approx(float(found["loss"][-1]), abs=1e-6)
     assert float(matched["loss"][1]) != float(found["loss"][1])
     measure = ["curvature", *words, "--trace_products", "6", "--directions", "3"]

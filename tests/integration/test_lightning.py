@@ -21,9 +21,9 @@ from tests.trainer_cases import (
 from torch import nn
 
 import lowland.optim as optim
-from lowland import store
+from lowland import results
+from lowland.core.contexts import same_bits
 from lowland.core.errors import CheckpointError, InputError, MissingPass
-from lowland.core.modes import same_bits
 from lowland.data import Indexed
 from lowland.losses import LLR, MESA, SAF
 from lowland.training import Snapshots
@@ -303,9 +303,9 @@ def test_path_sharpness_and_surface_without_a_trace_in_the_weights(tmp_path):
     torch.manual_seed(3)
     trainer = fit(Net(*mine), [callback], epochs=2)
     assert_same(net, mine[0])
-    assert store.SnapshotReader(tmp_path / "snapshots").steps == (0, 4, 8, 12, 16)
+    assert results.SnapshotReader(tmp_path / "snapshots").steps == (0, 4, 8, 12, 16)
     assert trainer.callback_metrics["sharpness"] >= 0 and trainer.callback_metrics["sharpness_weight_norm"] > 0
-    surface = store.open(tmp_path / "surfaces" / "random.zarr")
+    surface = results.open(tmp_path / "surfaces" / "random.zarr")
     assert surface.loss.shape == (3, 3) and bool((surface.status == 1).all())
 
 
@@ -411,4 +411,4 @@ def test_data_without_a_length(tmp_path):
     hooks = [Snapshots(every_steps=4)]
     fit(Net(*mine), [LightningCallback(model="net", hooks=hooks, folder=tmp_path)], data=data)
     assert_same(net, mine[0])
-    assert list(store.SnapshotReader(tmp_path / "snapshots").steps) == [0, 4, 8]
+    assert list(results.SnapshotReader(tmp_path / "snapshots").steps) == [0, 4, 8]

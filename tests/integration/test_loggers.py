@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lowland import data, models
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 from lowland.integrations import LogTo, line_figure
 from lowland.training import fit
 

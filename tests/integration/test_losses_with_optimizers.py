@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowland import losses, optim
-from lowland.core.modes import same_bits
+from lowland.core.contexts import same_bits
 from lowland.core.types import Batch
 
 SAMPLES, CLASSES, EPOCHS = 24, 4, 6

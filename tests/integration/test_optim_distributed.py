@@ -12,8 +12,8 @@ from tests.optim_cases import METHODS
 from torch import nn
 
 import lowland.optim as optim
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 
 pytestmark = pytest.mark.slow
 STEPS = 5

@@ -12,8 +12,8 @@ from tests.optim_cases import METHODS
 from torch import nn
 
 import lowland.optim as optim
+from lowland.core.contexts import same_bits
 from lowland.core.errors import MissingPass
-from lowland.core.modes import same_bits
 
 methods = pytest.mark.parametrize("method", list(METHODS))
 bases = pytest.mark.parametrize("base", ["sgd", "adamw"])

@@ -15,7 +15,7 @@ import torch
 from tests.engine_cases import alive
 from torch import nn
 
-from lowland import EmpiricalRisk, curvature, engine, landscape, store
+from lowland import EmpiricalRisk, curvature, engine, landscape, results
 from lowland.core.errors import InputError, StoreError
 
 ENGINES = {
@@ -120,7 +120,7 @@ def test_the_job_file_runs_as_it_stands(tmp_path):
     assert done.returncode == 0 and "done: 25/25" in done.stdout, done.stderr
     words = [sys.executable, str(script), str(tmp_path / "alone.zarr"), "--points", "5", "--engine", "serial"]
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True, timeout=120, env=one_thread())
-    np.testing.assert_allclose(store.open(path).loss, store.open(tmp_path / "alone.zarr").loss, rtol=1e-6)
+    np.testing.assert_allclose(results.open(path).loss, results.open(tmp_path / "alone.zarr").loss, rtol=1e-6)
 
 
 def one_thread():
@@ -129,7 +129,7 @@ def one_thread():
 
 def test_a_survey_into_an_object_store_from_several_processes():
     found = survey("processes:2", store="memory://scaled/s.zarr")
-    assert same(store.open("memory://scaled/s.zarr"), found) and same(found, survey("serial"))
+    assert same(results.open("memory://scaled/s.zarr"), found) and same(found, survey("serial"))
 
 
 def test_the_threads_of_the_workers_are_recorded():
@@ -172,7 +172,7 @@ def start_driver(tmp_path, name="processes:2"):
 
 def measured(path):
     try:
-        return int((store.open(path)["status"] == 1).sum())
+        return int((results.open(path)["status"] == 1).sum())
     except StoreError:
         return 0
 
@@ -194,7 +194,7 @@ def test_the_driver_killed_ten_times_and_the_store_is_the_same(tmp_path):
     driver = start_driver(tmp_path)
     output, errors = driver.communicate(timeout=120)
     assert "done" in output, errors
-    assert same(store.open(path), survey("serial", shape=(12, 9)))
+    assert same(results.open(path), survey("serial", shape=(12, 9)))
 
 
 def test_ctrl_c_keeps_what_was_measured_and_ends_all(tmp_path):
@@ -232,7 +232,7 @@ def test_a_full_disk_is_one_clear_error_and_a_resume_goes_on(tmp_path):
         assert measured(path) >= before
         ballast.unlink()
         assert same(survey("processes:2", shape=(9, 9), store=path), survey("serial", shape=(9, 9)))
-        assert same(store.open(path), survey("serial", shape=(9, 9)))
+        assert same(results.open(path), survey("serial", shape=(9, 9)))
     finally:
         subprocess.run(["umount", place], check=True)
 

@@ -14,8 +14,6 @@ from lowland.cli.main import main
 from lowland.cli.study import LiveOutput
 from lowland.core.errors import InputError, LowlandError
 from lowland.engine import Event
-from lowland.spec import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
-from lowland.spec.folder import RunFolder
 from lowland.study import compare_methods, recommend, run_study, work, write_report
 from lowland.study.compare import check_same_data, page_of
 from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint
@@ -23,6 +21,8 @@ from lowland.study.plan import Job, apply
 from lowland.study.run import check_study
 from lowland.study.work import Failure
 from lowland.training import read_metrics
+from lowland.workflows import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
+from lowland.workflows.folder import RunFolder
 
 
 def rows_of(study):
@@ -247,14 +247,14 @@ def test_curvature_in_two_modes_or_of_two_sample_sizes_is_not_mixed(tmp_path, mo
     study = run_study(tiny_study(tmp_path / "s", seeds=2, survey=SurveySpec(curvature=2)))
     from lowland.study import compare as module
 
-    real, modes = module.store.open, iter([*values, values[0], values[0]])
+    real, modes = module.results.open, iter([*values, values[0], values[0]])
 
     def opened(path):
         found = real(path)
         found.attrs[name] = next(modes)
         return found
 
-    monkeypatch.setattr(module.store, "open", opened)
+    monkeypatch.setattr(module.results, "open", opened)
     with pytest.raises(InputError, match="one batch-norm mode"):
         page_of(study)
 

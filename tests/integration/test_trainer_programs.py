@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lowland import store
+from lowland import results
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -24,8 +24,8 @@ def test_lightning(tmp_path, capsys):
     pytest.importorskip("lightning")
     program("lightning_sala").main([str(tmp_path), "--epochs", "2", "--points", "3"])
     assert "validation_accuracy" in capsys.readouterr().out
-    assert len(store.SnapshotReader(tmp_path / "snapshots")) == 3
-    assert store.open(tmp_path / "surfaces" / "random.zarr").loss.shape == (3, 3)
+    assert len(results.SnapshotReader(tmp_path / "snapshots")) == 3
+    assert results.open(tmp_path / "surfaces" / "random.zarr").loss.shape == (3, 3)
     assert (tmp_path / "contour.svg").exists()
     (metrics,) = tmp_path.rglob("metrics.csv")
     assert "sharpness_train_loss" in metrics.read_text().splitlines()[0]
@@ -35,7 +35,7 @@ def test_trainer(tmp_path, capsys):
     pytest.importorskip("transformers")
     program("trainer_saf").main([str(tmp_path), "--epochs", "2"])
     assert "sharpness" in capsys.readouterr().out
-    assert len(store.SnapshotReader(tmp_path / "snapshots")) == 3
+    assert len(results.SnapshotReader(tmp_path / "snapshots")) == 3
     assert (tmp_path / "checkpoint-16" / "lowland-0.pt").exists()
 
 

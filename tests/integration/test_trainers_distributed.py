@@ -15,9 +15,9 @@ from tests.trainer_cases import BATCH, Samples, network, wrapped
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lowland import store
+from lowland import results
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 from lowland.data import Indexed
 from lowland.losses import SAF
 
@@ -119,7 +119,7 @@ def lightning_runs(rank, folder):
         found[name] = state_of(net)
         for measured in ("loss_saf_hit_rate", "sharpness"):
             found[f"{name} {measured}"] = trainer.callback_metrics.get(measured, torch.zeros(())).item()
-        found["snapshots"] = store.SnapshotReader(folder / "run" / "snapshots").steps
+        found["snapshots"] = results.SnapshotReader(folder / "run" / "snapshots").steps
     return found
 
 

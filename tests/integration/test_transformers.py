@@ -20,9 +20,9 @@ from tests.trainer_cases import (
 )
 from torch import nn
 
-from lowland import store
+from lowland import results
+from lowland.core.contexts import same_bits
 from lowland.core.errors import CheckpointError, InputError, MissingPass
-from lowland.core.modes import same_bits
 from lowland.data import Indexed
 from lowland.losses import LLR, MESA, SAF
 from lowland.training import Snapshots
@@ -206,10 +206,10 @@ def test_path_sharpness_and_surface_without_a_trace_in_the_weights(tmp_path):
     )  # fmt: skip
     trainer.train()
     assert_same(net, mine[0])
-    assert store.SnapshotReader(tmp_path / "snapshots").steps == (0, 4, 8, 12, 16)
+    assert results.SnapshotReader(tmp_path / "snapshots").steps == (0, 4, 8, 12, 16)
     measured = [entry for entry in trainer.state.log_history if "sharpness" in entry]
     assert len(measured) == 2 and all(entry["sharpness_weight_norm"] > 0 for entry in measured)
-    surface = store.open(tmp_path / "surfaces" / "random.zarr")
+    surface = results.open(tmp_path / "surfaces" / "random.zarr")
     assert surface.loss.shape == (3, 3) and bool((surface.status == 1).all())
 
 

@@ -1,4 +1,4 @@
-"""Slow twin of the filter normalisation: loops over outputs, knows every layer type by name, shares no code."""
+"""Slow twin of the filter normalization: loops over outputs, knows every layer type by name, shares no code."""
 
 import math
 
@@ -14,7 +14,7 @@ def _sliced(direction, weight, places):
 
 
 def filter_normalize(module: nn.Module, name: str, direction: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the normalised direction of one parameter of one layer, as Li et al. 2018, Section 4 define it."""
+    """Return the normalized direction of one parameter of one layer, as Li et al. 2018, Section 4 define it."""
     direction, weight = direction.clone().double(), weight.detach().double()
     if weight.ndim <= 1:
         return torch.zeros_like(weight)

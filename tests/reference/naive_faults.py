@@ -35,8 +35,8 @@ FAULTS = {
     NaiveLandscape: {
         "points_on_a_grid": "shifts rows",
         "first_axis_first": "transposes",
-        "centre_is_the_model": "off by a half",
-        "even_grid_is_centred": "off by a half",
+        "center_is_the_model": "off by a half",
+        "even_grid_is_centered": "off by a half",
         "farther_is_farther": "inverts the distance",
         "filters_of_linear": "layer norm",
         "filters_of_convolutions": "layer norm",

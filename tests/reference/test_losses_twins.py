@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowland.core.modes import perturbed_pass
+from lowland.core.contexts import perturbed_pass
 from lowland.core.types import Batch
 from lowland.losses import MESA, SAF
 

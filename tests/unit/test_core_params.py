@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lowland.core.contexts import effective_weights, same_bits, weights_restored
 from lowland.core.errors import InputError
-from lowland.core.modes import effective_weights, same_bits, weights_restored
 from lowland.core.params import ParameterSpace, global_norm, normalized_scale, unwrap
 from lowland.core.units import UnitRule, clean_name, unit_rules
 
@@ -67,7 +67,7 @@ def test_flatten_and_back():
         space.flatten([torch.zeros(1)] * 4)
 
 
-def test_move_is_from_the_base_and_the_centre_has_its_bits():
+def test_move_is_from_the_base_and_the_center_has_its_bits():
     model = nn.Linear(3, 2)
     with torch.no_grad():
         model.weight[0, 0] = -0.0

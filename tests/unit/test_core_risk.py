@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, NotDeterministic
-from lowland.core.modes import same_bits
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 

@@ -123,7 +123,7 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 import lowland, lowland.core.schema, lowland.core.errors, lowland.core.provenance, lowland.core.names
-for room in ("store", "viz", "report"):
+for room in ("results", "viz", "report"):
     __import__(f"lowland.{room}")
 lowland.core.provenance.provenance()
 assert "torch" not in sys.modules

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lowland import landscape
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Convexity, Hessian, MatrixOperator, convexity_summary, extreme_eigenvalues
 from lowland.curvature.probe import _outer

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from tests.unit.test_curvature_survey import linear_risk, risk_of
+from tests.unit.test_curvature_summarize import linear_risk, risk_of
 from torch import nn
 
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import check
 from lowland.curvature import (
     Measure,
     at_matched_loss,
     average_case_sharpness,
-    logits_normalised,
+    logits_normalized,
     protocol_risk,
     sam_sharpness,
     sharpness_table,
@@ -132,7 +132,7 @@ def test_adaptive_measures_are_invariant_under_compensated_rescaling_and_plain_o
             average_case_sharpness(risk, rho=0.3, norm="linf", kind=kind, draws=4).raw,
             worst_case_sharpness(risk, rho=0.3, kind=kind).value,
             worst_case_sharpness(risk, rho=0.05, norm="linf", kind=kind).value,
-            worst_case_sharpness(logits_normalised(risk), rho=0.3, kind=kind).value,
+            worst_case_sharpness(logits_normalized(risk), rho=0.3, kind=kind).value,
         ])  # fmt: skip
 
     np.testing.assert_allclose(values(first, adaptive=True), values(second, adaptive=True), rtol=1e-6)
@@ -140,18 +140,18 @@ def test_adaptive_measures_are_invariant_under_compensated_rescaling_and_plain_o
     assert (np.abs(plain) > 0.02).all()
 
 
-def test_normalised_outputs_do_not_feel_the_scale_of_the_last_layer() -> None:
+def test_normalized_outputs_do_not_feel_the_scale_of_the_last_layer() -> None:
     def louder(net: nn.Sequential) -> None:
         net[4].weight.mul_(7.0)
         net[4].bias.mul_(7.0)
 
     first, second = relu_net(), relu_net(louder)
     args = {"rho": 0.2, "kind": "adaptive"}
-    values = [worst_case_sharpness(logits_normalised(risk), **args).value for risk in (first, second)]  # type: ignore[arg-type]
+    values = [worst_case_sharpness(logits_normalized(risk), **args).value for risk in (first, second)]  # type: ignore[arg-type]
     raw = [worst_case_sharpness(risk, **args).value for risk in (first, second)]  # type: ignore[arg-type]
     assert values[0] == pytest.approx(values[1], rel=1e-6) and abs(raw[0] / raw[1] - 1) > 0.2
     with pytest.raises(InputError, match="loss"):
-        logits_normalised(logits_normalised(first))
+        logits_normalized(logits_normalized(first))
 
 
 @pytest.mark.parametrize("mode", ["running", "recalibrated"])

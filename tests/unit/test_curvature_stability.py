@@ -11,7 +11,7 @@ from torch import nn
 
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.curvature import Hessian, extreme_eigenvalues, interval, stability, warm_started_extremes
+from lowland.curvature import Hessian, extreme_eigenvalues, measurement_interval, stability, warm_started_extremes
 
 
 def quadratic() -> EmpiricalRisk:
@@ -92,7 +92,7 @@ def test_optimizers_that_say_nothing_are_refused() -> None:
             stability(risk, optimizer)
 
 
-def test_centred_rmsprop_has_the_metric_it_steps_in() -> None:
+def test_centered_rmsprop_has_the_metric_it_steps_in() -> None:
     risk = quadratic()
     weight = next(risk.model.parameters())
     optimizer = torch.optim.RMSprop(risk.model.parameters(), lr=0.1, centered=True)
@@ -144,9 +144,9 @@ def test_the_interval_keeps_the_cost_below_its_share() -> None:
     def share(warm: int) -> float:
         return 512 * (5 + 8 * 30 + (4 + 8 * 6) * warm) / (3 * 64 * 60_000)
 
-    warm = 60_000 // interval(**run, share=0.03)
+    warm = 60_000 // measurement_interval(**run, share=0.03)
     assert share(warm) <= 0.03 < share(warm + 1)
     with pytest.raises(InputError, match="share"):
-        interval(**run, share=0.0)
+        measurement_interval(**run, share=0.0)
     with pytest.raises(InputError, match="two measurements"):
-        interval(**{**run, "steps": 100}, share=0.03)
+        measurement_interval(**{**run, "steps": 100}, share=0.03)

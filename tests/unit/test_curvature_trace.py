@@ -10,8 +10,8 @@ import torch
 from tests.unit.test_curvature_eigenvalues import SPECTRA, planted
 from torch import nn
 
+from lowland.core.contexts import weights_restored
 from lowland.core.errors import InputError
-from lowland.core.modes import weights_restored
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import normal

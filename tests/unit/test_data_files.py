@@ -35,7 +35,7 @@ def test_every_form_of_cifar_holds_the_same_images(
     splits = load(folder=python, validation=50, verify=False)
     images, target = tiny_data.cifar_parts(classes, count)["test_batch" if classes == 10 else "test"]
     assert torch.equal(splits.test.target, torch.as_tensor(target))
-    mean, std = cifar.NORMALISATION[f"cifar{classes}"]
+    mean, std = cifar.NORMALIZATION[f"cifar{classes}"]
     back = splits.test.input * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1)
     assert np.array_equal((back * 255).round().to(torch.uint8).numpy(), images)
 

@@ -71,8 +71,8 @@ def test_draws_are_uniform_and_independent() -> None:
     assert chi_square.max() < 45  # 19 degrees of freedom: p about 7e-4
     off = torch.corrcoef(u.T) - torch.eye(4)
     assert off.abs().max() < 4 / 50_000**0.5
-    neighbours = torch.corrcoef(torch.stack([u[:-1, 0], u[1:, 0]]))[0, 1]
-    assert neighbours.abs() < 4 / 50_000**0.5
+    neighbors = torch.corrcoef(torch.stack([u[:-1, 0], u[1:, 0]]))[0, 1]
+    assert neighbors.abs() < 4 / 50_000**0.5
 
 
 def test_draws_of_integers_cover_their_range() -> None:

@@ -10,9 +10,9 @@ from torch import nn
 from lowland.core.errors import EngineError, InputError
 from lowland.engine.base import Point, Row
 from lowland.engine.cores import accelerator, available_cores, check_workers, thread_variables, threads_per_worker
-from lowland.engine.handout import AHEAD, RETRIES, Handout
 from lowland.engine.packing import pack, portable, unpack
 from lowland.engine.processes import _visible
+from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
 
 
 def points(n, parents=None):
@@ -28,13 +28,13 @@ def rows(chunk):
 
 
 def test_points_go_out_in_order_and_in_chunks():
-    handout = Handout(points(5), {}, 2)
+    handout = Scheduler(points(5), {}, 2)
     assert [indices(handout.take()) for _ in range(4)] == [[0, 1], [2, 3], [4], []]
     assert not handout.ready and handout.unfinished == 5
 
 
 def test_the_last_chunks_are_small_so_that_all_workers_end_together():
-    handout = Handout(points(100), {}, 10)
+    handout = Scheduler(points(100), {}, 10)
     sizes = []
     while chunk := handout.take(workers=4):
         sizes.append(len(chunk))
@@ -42,7 +42,7 @@ def test_the_last_chunks_are_small_so_that_all_workers_end_together():
 
 
 def test_children_wait_and_parents_are_forgotten_after_their_last_child():
-    handout = Handout(points(4, {1: 0, 2: 0, 3: 2}), {}, 10)
+    handout = Scheduler(points(4, {1: 0, 2: 0, 3: 2}), {}, 10)
     first = handout.take()
     assert indices(first) == [0] and not handout.ready
     handout.finished(rows(first))
@@ -57,18 +57,18 @@ def test_children_wait_and_parents_are_forgotten_after_their_last_child():
 
 
 def test_parents_of_an_earlier_run_are_known():
-    handout = Handout([Point(5, (0.0,), parent=3)], {3: Row(3, {"value": 2.0})}, 1)
+    handout = Scheduler([Point(5, (0.0,), parent=3)], {3: Row(3, {"value": 2.0})}, 1)
     assert handout.parents(handout.take())[3].values["value"] == 2.0
 
 
 def test_a_lost_chunk_goes_out_again_point_by_point_and_before_later_points():
-    handout = Handout(points(6), {}, 3)
+    handout = Scheduler(points(6), {}, 3)
     assert handout.lost(handout.take(), "was killed") == []
     assert [indices(handout.take()) for _ in range(4)] == [[0], [1], [2], [3, 4, 5]]
 
 
 def test_a_point_that_kills_is_given_up_and_the_others_of_its_chunk_are_not():
-    handout = Handout(points(3), {}, 3)
+    handout = Scheduler(points(3), {}, 3)
     handout.lost(handout.take(), "died")
     done, given_up = [], []
     while handout.unfinished:
@@ -83,7 +83,7 @@ def test_a_point_that_kills_is_given_up_and_the_others_of_its_chunk_are_not():
 
 
 def test_a_chunk_that_nobody_began_costs_no_retry():
-    handout = Handout(points(4), {}, 2)
+    handout = Scheduler(points(4), {}, 2)
     for _ in range(RETRIES + 2):
         handout.returned(handout.take())
     assert indices(handout.take()) == [0, 1] and AHEAD == 2
@@ -91,7 +91,7 @@ def test_a_chunk_that_nobody_began_costs_no_retry():
 
 def test_suspects_are_computed_with_nothing_before_or_behind_them():
     """An answer can be lost on its way when the next chunk kills the worker: the first is not to blame."""
-    handout = Handout(points(4), {}, 1)
+    handout = Scheduler(points(4), {}, 1)
     first, second = handout.take(), handout.take()
     handout.lost(first, "died")
     handout.returned(second, suspect=True)
@@ -177,7 +177,7 @@ def test_more_workers_than_there_are_devices(monkeypatch):
 
 
 def test_rows_of_arrays_are_kept_for_children():
-    handout = Handout(points(2, {1: 0}), {}, 1)
+    handout = Scheduler(points(2, {1: 0}), {}, 1)
     handout.take()
     handout.finished([Row(0, {}, {"v": np.ones(3)})])
     assert handout.parents(handout.take())[0].carry["v"].sum() == 3.0

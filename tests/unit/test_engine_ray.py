@@ -19,7 +19,7 @@ from lowland.core import errors
 from lowland.core.errors import EngineError, InputError, MissingExtra
 from lowland.engine import Ray, Serial, select
 from lowland.engine import ray as module
-from lowland.engine.handout import AHEAD, Handout
+from lowland.engine.scheduler import AHEAD, Scheduler
 from lowland.engine.sockets import listening
 
 
@@ -145,7 +145,7 @@ def test_a_point_that_kills_its_worker_is_given_up_alone(cluster):
     assert "was lost" in found[7].error and "4 times" in found[7].error and found[7].traceback
 
 
-class Counting(Handout):
+class Counting(Scheduler):
     """Counts the chunks that are out."""
 
     out = most = 0
@@ -163,7 +163,7 @@ class Counting(Handout):
 
 @pytest.mark.slow
 def test_ten_thousand_points_leave_the_driver_s_memory_flat_and_no_backlog(cluster, monkeypatch):
-    monkeypatch.setattr("lowland.engine.crew.Handout", Counting)
+    monkeypatch.setattr("lowland.engine.worker_pool.Scheduler", Counting)
     process, sizes, count = psutil.Process(), [], 0
     for rows in Ray(workers=2, threads=1).run(Network(carry=2500), grid(10_000), chunk=8):  # 100 MB if all were kept
         count += len(rows)

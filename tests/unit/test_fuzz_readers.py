@@ -20,13 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lowland import store
+from lowland import results
 from lowland.core.errors import CheckpointError, InputError, LowlandError, StoreError
 from lowland.core.schema import new_surface
 from lowland.data.local import read_archive_member, read_idx, read_plain_pickle
 from lowland.models.weights import decode_pickle, decode_safetensors, read_weights
 from lowland.report import read_run
-from lowland.store.runs import read_metrics, read_result
+from lowland.results.run_folder import read_metrics, read_result
 from lowland.training import CheckpointFolder
 from lowland.training.checkpoint import to_safetensors
 
@@ -143,7 +143,7 @@ def whole_store(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "s.zarr"
     surface = new_surface(np.arange(3.0), np.arange(2.0), metrics=["loss"], attrs={"recipe": {"seed": 1}})
     surface["loss"][:] = 1.0
-    store.save(surface, path)
+    results.save(surface, path)
     return path
 
 
@@ -156,7 +156,7 @@ def test_stores_with_damaged_bytes(changes, number, whole_store, tmp_path):
     files = sorted(file for file in path.rglob("*") if file.is_file())
     chosen = files[number % len(files)]
     chosen.write_bytes(damaged(chosen.read_bytes(), changes))
-    assert answers(lambda: store.open(path), StoreError)
+    assert answers(lambda: results.open(path), StoreError)
 
 
 @FEW
@@ -170,7 +170,7 @@ def test_stores_with_damaged_metadata(keys, value, number, whole_store, tmp_path
     content = json.loads(chosen.read_text())
     put(content, keys, value)
     chosen.write_text(json.dumps(content))
-    assert answers(lambda: store.open(path), StoreError)
+    assert answers(lambda: results.open(path), StoreError)
 
 
 def test_an_array_of_pickles_inside_a_store_is_never_read(whole_store, tmp_path):
@@ -190,11 +190,11 @@ def test_an_array_of_pickles_inside_a_store_is_never_read(whole_store, tmp_path)
     (path / "loss" / "0.0").write_bytes(numcodecs.Pickle().encode(payload))
     (path / ".zgroup").write_text('{"zarr_format": 2}')
     (path / ".zattrs").write_text('{"schema": "lowland.surface/1"}')
-    found = store.open(path)
+    found = results.open(path)
     assert "loss" not in found and not mark.exists()
     (path / "zarr.json").unlink()
     with pytest.raises(StoreError, match="no store"):
-        store.open(path)
+        results.open(path)
     assert not mark.exists()
     assert zarr.open_group(path, mode="r", zarr_format=2) is not None  # the trap was a real one
 
@@ -203,7 +203,7 @@ def test_an_array_of_pickles_inside_a_store_is_never_read(whole_store, tmp_path)
 def snapshots(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("snapshots")
     for step in (0, 10):
-        store.SnapshotWriter(folder).write(step, {"w": np.ones(3, np.float32)}, {"epoch": step})
+        results.SnapshotWriter(folder).write(step, {"w": np.ones(3, np.float32)}, {"epoch": step})
     return folder
 
 
@@ -223,7 +223,7 @@ def test_snapshots(keys, value, changes, snapshots, tmp_path):
         chosen.write_bytes(damaged(chosen.read_bytes(), changes))
 
     def read() -> None:
-        reader = store.SnapshotReader(folder)
+        reader = results.SnapshotReader(folder)
         for step, _ in reader:
             reader.info(step), reader.rounding(step)
 
@@ -291,9 +291,9 @@ def test_surface_files_of_the_tool(changes, tmp_path):
     if not whole.exists():
         surface = new_surface(np.arange(3.0), np.arange(2.0), metrics=["loss"])
         surface["loss"][:] = 1.0
-        store.write_surface(surface, whole)
-        store.write_directions(tmp_path / "directions.h5", [[np.ones(3)], [np.ones(3)]])
-    for source, read in ((whole, store.read_surface), (tmp_path / "directions.h5", store.read_directions)):
+        results.write_li_hdf5(surface, whole)
+        results.write_directions(tmp_path / "directions.h5", [[np.ones(3)], [np.ones(3)]])
+    for source, read in ((whole, results.read_li_hdf5), (tmp_path / "directions.h5", results.read_directions)):
         place = tmp_path / "damaged.h5"
         place.write_bytes(damaged(source.read_bytes(), changes))
         assert answers(partial(read, place), StoreError)
@@ -314,7 +314,7 @@ def test_surface_files_of_the_tool_with_other_contents(kind, tmp_path):
                 file.create_group(name)["x"] = 1
             else:
                 file[name] = contents[kind]
-        for read in (store.read_surface, store.read_directions):
+        for read in (results.read_li_hdf5, results.read_directions):
             assert answers(partial(read, tmp_path / "f.h5"), StoreError)
 
 

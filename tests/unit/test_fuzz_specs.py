@@ -9,10 +9,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lowland import spec as specs
+from lowland import workflows as specs
 from lowland.core.errors import InputError
-from lowland.spec import FitSpec, SurfaceSpec, parse, to_yaml
-from lowland.spec.parse import from_text
+from lowland.workflows import FitSpec, SurfaceSpec, parse, to_yaml
+from lowland.workflows.parse import from_text
 
 FEW = settings(
     max_examples=30, deadline=None, derandomize=True, database=None,

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from lowland import curvature, landscape
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import evaluate, grid, line_between, plane_through
 from lowland.models import resnet
@@ -109,7 +109,7 @@ def test_models_that_do_not_fit_or_lie_on_a_line_are_refused():
         plane_through(first, second, middle)
 
 
-def test_parametrised_weights_move_in_the_space_of_effective_ones():
+def test_parametrized_weights_move_in_the_space_of_effective_ones():
     torch.manual_seed(0)
     first = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)))
     second = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)))

@@ -12,10 +12,10 @@ import torch
 import xarray as xr
 from torch import nn
 
-from lowland import landscape, store
+from lowland import landscape, results
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, NotDeterministic, StoreError
-from lowland.core.exact import Estimate
-from lowland.core.modes import same_bits
+from lowland.core.per_sample import Estimate
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import evaluate, grid, random_line, random_plane
 
@@ -59,7 +59,7 @@ def test_every_value_belongs_to_its_coordinates_on_a_non_square_grid():
 
 
 @pytest.mark.parametrize("mode", ["running", "batch", "recalibrated"])
-def test_the_centre_is_the_risk_to_the_last_bit(mode):
+def test_the_center_is_the_risk_to_the_last_bit(mode):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
     risk = make_risk(model, batch_norm=mode)
@@ -213,7 +213,7 @@ def bytes_held(plane):
     model = network()
     known = {t.data_ptr() for t in model.parameters()}
     known |= {t.data_ptr() for axis in plane.axes for t in getattr(axis, "values", {}).values()}
-    survey = landscape.kernel.Survey({"": make_risk(model)}, (plane,), paired=False)
+    survey = landscape.surface_task.SurfaceTask({"": make_risk(model)}, (plane,), paired=False)
     with survey.placed() as context:
         held = [*context.base, *(t for axis in context.axes[0] if isinstance(axis, list) for t in axis)]
         return sum(t.untyped_storage().nbytes() for t in held if t.data_ptr() not in known)
@@ -352,7 +352,7 @@ def test_a_store_of_anything_else_is_refused(tmp_path):
     plane = random_plane(model)
     path = tmp_path / "s.zarr"
     evaluate(make_risk(model), plane, grid(3, 3), store=path)
-    before = store.open(path)
+    before = results.open(path)
     other = network(1)
     changes = [
         (make_risk(model), random_plane(model, seed=1), grid(3, 3)),
@@ -367,14 +367,14 @@ def test_a_store_of_anything_else_is_refused(tmp_path):
     for arguments in changes:
         with pytest.raises(StoreError, match="another recipe"):
             evaluate(*arguments, store=path)
-    xr.testing.assert_identical(store.open(path), before)
+    xr.testing.assert_identical(results.open(path), before)
 
 
 RUN = """
 import sys, torch
 torch.set_num_threads(1)
 from tests.unit import test_landscape_evaluate as t
-from lowland.store import dataset
+from lowland.results import dataset
 dataset._SECONDS = 0.0
 model = t.network()
 told = lambda output, batch: (print("call", flush=True), output.detach().abs().mean(1))[1]
@@ -386,7 +386,7 @@ def test_killed_at_any_moment_a_survey_goes_on_to_the_same_bits(tmp_path):
     path = tmp_path / "s.zarr"
     environment = dict(os.environ, PYTHONPATH=os.getcwd())
     counts = []
-    for calls in (31, 47, None):  # 126 calls measure all points, some more the centre and the determinism
+    for calls in (31, 47, None):  # 126 calls measure all points, some more the center and the determinism
         process = subprocess.Popen([sys.executable, "-c", RUN, str(path)], stdout=subprocess.PIPE, env=environment)
         if calls is None:
             process.communicate()
@@ -396,11 +396,11 @@ def test_killed_at_any_moment_a_survey_goes_on_to_the_same_bits(tmp_path):
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.stdout.close()
-        counts.append(int((store.open(path).status == 1).sum()))
+        counts.append(int((results.open(path).status == 1).sum()))
     assert 0 < counts[0] < counts[1] < counts[2] == 42 and process.returncode == 0
     model = network()
     whole = evaluate(make_risk(model), random_plane(model), grid(7, 6))
-    np.testing.assert_array_equal(store.open(path).loss.values, whole.loss.values)
+    np.testing.assert_array_equal(results.open(path).loss.values, whole.loss.values)
 
 
 def test_ctrl_c_keeps_finished_points(tmp_path):
@@ -410,7 +410,7 @@ def test_ctrl_c_keeps_finished_points(tmp_path):
     plane = random_plane(model)
     with pytest.raises(KeyboardInterrupt):
         evaluate(risk, plane, grid(3, 3), store=tmp_path / "s.zarr")
-    done = int((store.open(tmp_path / "s.zarr").status == 1).sum())
+    done = int((results.open(tmp_path / "s.zarr").status == 1).sum())
     assert 1 <= done <= 4
     assert (evaluate(risk, plane, grid(3, 3), store=tmp_path / "s.zarr").status == 1).all()
 
@@ -480,7 +480,7 @@ def test_the_estimate_class_is_the_one_that_is_stored():
     ("filter", "norm of the weights, per filter"), ("layer", "norm of the weights, per layer"),
     ("weight", "norm of the weights, per weight"),
 ])  # fmt: skip
-def test_the_unit_is_that_of_the_normalisation(normalization, unit):
+def test_the_unit_is_that_of_the_normalization(normalization, unit):
     model = nn.Linear(3, 2)
     directions = [[torch.ones_like(p) for p in model.parameters()]]
     given = landscape.user_plane(model, directions, normalization=normalization)

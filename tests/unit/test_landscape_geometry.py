@@ -31,7 +31,7 @@ def test_a_paraboloid_has_its_curvatures_and_widths_and_no_roughness():
     assert float(found.lowest) == 1.0 and float(found.highest) == 6.0
 
 
-def test_uneven_coordinates_off_centre_zeros_and_short_lines():
+def test_uneven_coordinates_off_center_zeros_and_short_lines():
     x = np.array([-0.9, -0.2, 0.05, 0.4])
     assert central_curvature(x, 5 * x**2 + x) == pytest.approx(10)
     assert math.isnan(central_curvature(x[:2], x[:2]))

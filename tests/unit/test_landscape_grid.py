@@ -65,7 +65,7 @@ def test_the_order_holds_every_point_once_and_parents_before_children(nx, ny):
     assert [index for index, _ in found] == [index for index, _ in ordered(grid(nx, ny or None))]
 
 
-def test_the_centre_comes_first_and_parents_are_near():
+def test_the_center_comes_first_and_parents_are_near():
     found = ordered(grid(51, 51), parents=True)
     assert found[0] == (25 * 51 + 25, None)
     places = {index: np.array(divmod(index, 51)) for index, _ in found}

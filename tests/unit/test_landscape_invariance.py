@@ -1,4 +1,4 @@
-"""What filter-normalised surfaces are invariant under, and what they are not: both are shown."""
+"""What filter-normalized surfaces are invariant under, and what they are not: both are shown."""
 
 import copy
 
@@ -43,7 +43,7 @@ def test_whole_relu_layers_may_be_rescaled():
     plain = [random_plane(m, 0, normalization="none") for m in (model, scaled)]
     risks = [EmpiricalRisk(m, nn.CrossEntropyLoss(), batches) for m in (model, scaled)]
     raw = [evaluate(r, p, grid(5, 5)).loss.values for r, p in zip(risks, plain, strict=True)]
-    assert change(*raw) > 0.05  # which is why directions are normalised
+    assert change(*raw) > 0.05  # which is why directions are normalized
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Normalisation against a slow twin, for every kind of layer; zero filters; the other methods; layouts."""
+"""Normalization against a slow twin, for every kind of layer; zero filters; the other methods; layouts."""
 
 import pytest
 import torch

@@ -9,12 +9,12 @@ import torch
 import xarray as xr
 from torch import nn
 
-from lowland import landscape, store
+from lowland import landscape, results
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape import Tolerance, evaluate, grid, random_line, random_plane, trial
-from lowland.landscape.kernel import Kernel, Survey
+from lowland.landscape import Tolerance, autotune, evaluate, grid, random_line, random_plane
 from lowland.landscape.refine import interpolated, refine, too_far
+from lowland.landscape.surface_task import ComputeSettings, SurfaceTask
 
 MODULE = sys.modules["lowland.landscape.evaluate"]  # the package gives its function for this name
 
@@ -203,7 +203,7 @@ def test_a_refined_survey_says_what_was_measured_and_is_right(tmp_path):
     assert events[-1].done == events[-1].total == 41 * 41
     done = [e.done for e in events]
     assert done == sorted(done)
-    xr.testing.assert_identical(store.open(tmp_path / "s.zarr"), found)
+    xr.testing.assert_identical(results.open(tmp_path / "s.zarr"), found)
     again = evaluate(make_risk(model), plane, grid(41, 41), refined=Tolerance(), store=tmp_path / "s.zarr")
     xr.testing.assert_identical(again, found)
 
@@ -222,7 +222,7 @@ def test_an_interrupted_refinement_goes_on_to_the_same_bits(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(make_risk(model, metrics={"first": stopping}), plane, grid(25, 25), refined=Tolerance(),
                  store=tmp_path / "s.zarr")  # fmt: skip
-    assert (store.open(tmp_path / "s.zarr").status.values == 1).any()
+    assert (results.open(tmp_path / "s.zarr").status.values == 1).any()
     resumed = evaluate(make_risk(model, metrics={"first": stopping}), plane, grid(25, 25), refined=Tolerance(),
                        store=tmp_path / "s.zarr")  # fmt: skip
     calls[1] = -1
@@ -302,7 +302,7 @@ def test_the_trial_decides_once_and_stores_it(tmp_path):
     plain = evaluate(risk, plane, grid(3, 3))
     np.testing.assert_allclose(found.loss, plain.loss, rtol=0.03)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "decide", lambda *a, **k: pytest.fail("decided twice"))
+        patch.setattr(MODULE, "autotune", lambda *a, **k: pytest.fail("decided twice"))
         again = evaluate(risk, plane, grid(3, 3), batch_size="auto", precision="auto", store=tmp_path / "s.zarr")
     np.testing.assert_array_equal(again.loss, found.loss)
 
@@ -310,8 +310,8 @@ def test_the_trial_decides_once_and_stores_it(tmp_path):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_kernel_is_near_the_plain_one_and_restores(layout, precision, monkeypatch):
-    chosen = Kernel(batch_size=20, memory_format=layout, precision=precision)
-    monkeypatch.setattr(MODULE, "decide", lambda *a, **k: (chosen, {}, []))
+    chosen = ComputeSettings(batch_size=20, memory_format=layout, precision=precision)
+    monkeypatch.setattr(MODULE, "autotune", lambda *a, **k: (chosen, {}, []))
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
     before = [p.detach().clone() for p in model.parameters()]
@@ -326,7 +326,7 @@ def test_every_kernel_is_near_the_plain_one_and_restores(layout, precision, monk
 
 
 def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
-    monkeypatch.setattr(trial, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
+    monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
     strict = Tolerance(range=1e-7, value=1e-7)
@@ -338,11 +338,11 @@ def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
 
 
 def test_what_the_trial_measured_is_not_measured_again(monkeypatch):
-    monkeypatch.setattr(trial, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
+    monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
     calls = []
-    one = Survey.__call__
+    one = SurfaceTask.__call__
     monkeypatch.setattr(
-        Survey, "__call__", lambda s, c, p, q: calls.append((s.kernel.precision, p[0].index)) or one(s, c, p, q)
+        SurfaceTask, "__call__", lambda s, c, p, q: calls.append((s.kernel.precision, p[0].index)) or one(s, c, p, q)
     )
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
@@ -361,11 +361,11 @@ def test_what_the_trial_measured_is_not_measured_again(monkeypatch):
 @pytest.mark.parametrize(("workers", "side", "whole"), [(1, 8, True), (2, 8, False), (1, 40, False)])
 def test_small_images_may_be_one_batch_where_one_process_has_the_caches(workers, side, whole, monkeypatch):
     seen = set()
-    monkeypatch.setattr(trial, "_seconds", lambda risk, kernel: seen.add(kernel.batch_size) or 1.0)
+    monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: seen.add(kernel.batch_size) or 1.0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     data = [(torch.zeros(30, 1, side, side), torch.zeros(30).long())] * 2
-    survey = Survey({"": EmpiricalRisk(model, nn.CrossEntropyLoss(), data)}, (random_plane(model),))
-    trial.decide(
+    survey = SurfaceTask({"": EmpiricalRisk(model, nn.CrossEntropyLoss(), data)}, (random_plane(model),))
+    autotune.autotune(
         survey, grid(3, 3), batch_size="auto", precision="float32", tolerance=Tolerance(), workers=workers
     )  # fmt: skip
     assert (60 in seen) == whole

@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import grid_around, pca_plane, project_trajectory, random_plane, trajectory, user_plane
 from lowland.landscape.paths import consecutive_cosines, step_lengths, walk_shares
-from lowland.store import SnapshotWriter
+from lowland.results import SnapshotWriter
 
 
 def model_and_path(steps=8, seed=0):
@@ -36,8 +36,8 @@ def test_components_agree_with_a_dense_svd(anchored, monkeypatch):
     monkeypatch.setattr(trajectory, "_BLOCK_BYTES", 8 * 23 * 3)  # three rows a block
     model, path = model_and_path()
     rows = matrix(model, path)
-    centred = rows if anchored else rows - rows.mean(0)
-    _, singular, vectors = np.linalg.svd(centred, full_matrices=False)
+    centered = rows if anchored else rows - rows.mean(0)
+    _, singular, vectors = np.linalg.svd(centered, full_matrices=False)
     found = project_trajectory(model, path, anchored=anchored)
     np.testing.assert_allclose(found.variance_share, (singular**2 / (singular**2).sum())[:2], rtol=1e-10)
     np.testing.assert_allclose(np.abs(found.coordinate), np.abs(rows @ vectors[:2].T), atol=1e-10)
@@ -79,9 +79,9 @@ def test_coordinates_on_skew_axes_of_any_length():
 
 def test_a_random_walk_shows_what_science_says():
     generator = np.random.default_rng(0)
-    centred, spread = walk_shares(np.ones(300), 10**6, 2, generator, anchored=False, walks=4)
+    centered, spread = walk_shares(np.ones(300), 10**6, 2, generator, anchored=False, walks=4)
     anchored, _ = walk_shares(np.ones(300), 10**6, 2, generator, anchored=True, walks=4)
-    assert centred.sum() == pytest.approx(0.76, abs=0.01) and anchored.sum() == pytest.approx(0.90, abs=0.01)
+    assert centered.sum() == pytest.approx(0.76, abs=0.01) and anchored.sum() == pytest.approx(0.90, abs=0.01)
     assert (spread < 0.01).all()
 
 

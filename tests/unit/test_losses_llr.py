@@ -9,8 +9,8 @@ import torch
 from tests.contracts.test_losses import Run
 from torch import nn
 
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.core.modes import same_bits
 from lowland.losses import (
     LLR,
     Custom,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lowland.core.contexts import perturbed_pass, same_bits
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.modes import perturbed_pass, same_bits
 from lowland.core.types import Batch
 from lowland.losses import MESA
 from lowland.losses.divergence import tempered_divergence

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from lowland.core.contexts import perturbed_pass
 from lowland.core.errors import InputError
-from lowland.core.modes import perturbed_pass
 from lowland.core.types import Batch
 from lowland.losses import SAF
 from lowland.losses.divergence import tempered_divergence

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lowland import losses
-from lowland.core.modes import perturbed_pass
+from lowland.core.contexts import perturbed_pass
 from lowland.core.types import Batch
 
 CASES: dict[str, Callable[[], losses.TrainingLoss]] = {

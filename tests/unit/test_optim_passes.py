@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lowland.optim as optim
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, LowlandWarning, MissingPass
-from lowland.core.modes import same_bits
 
 loss_of = nn.CrossEntropyLoss()
 

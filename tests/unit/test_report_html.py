@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.report_cases import curvature, plane, run, spectrum, walk
 
-from lowland import report, store
+from lowland import report, results
 from lowland.core.errors import InputError, StoreError
 from lowland.core.schema import new_surface
 from lowland.report.comparison import comparison_table
@@ -206,7 +206,7 @@ def test_the_lowest_eigenvalue_says_what_is_known_of_its_sign(variables: dict[st
 
 def test_the_trust_box_shows_what_is_stored_and_nothing_else() -> None:
     always = {"points", "cosine between the axes", "largest standard error of the loss", "basin width at loss + 0.1",
-              "curvature at the centre", "roughness", "batch norm", "samples"}  # fmt: skip
+              "curvature at the center", "roughness", "batch norm", "samples"}  # fmt: skip
     assert {name for name, _, _ in trust_box(plane(), "random").checks} == always
     refinement = {"statement": "at most 5 % of the pixels", "worst_check": 0.25}
     trial = {"bfloat16_error": {"of_range": 0.002}}
@@ -312,7 +312,7 @@ def test_a_page_holds_no_more_solids_than_a_browser_keeps_alive() -> None:
 
 def test_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "surfaces").mkdir()
-    store.save(curvature(0.1), tmp_path / "surfaces" / "wrong.zarr")
+    results.save(curvature(0.1), tmp_path / "surfaces" / "wrong.zarr")
     with pytest.raises(StoreError, match="expected a surface"):
         report.read_run(tmp_path)
 

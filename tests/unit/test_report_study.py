@@ -71,5 +71,5 @@ def test_sharpness_and_search_appear_only_where_measured():
     full = page(*rows, sharpness=measured, points={"SGD": [(1.0, 2.0)]}, point_measure="lambda_max",
                 best_of={"SGD": [0.7, 0.8]})  # fmt: skip
     titles = [section.title for section in study_sections(full)]
-    assert titles[2:] == ["Search", "Sharpness against generalisation"]
+    assert titles[2:] == ["Search", "Sharpness against generalization"]
     assert table_of(study_sections(full), titles[-1]).rows[0][2] == "0.50 [0.10, 0.90]"

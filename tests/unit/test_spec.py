@@ -7,8 +7,8 @@ from dataclasses import fields
 import pytest
 
 from lowland.core.errors import InputError
-from lowland.spec import CurvatureSpec, DemoSpec, FitSpec, ReportSpec, SurfaceSpec, TrajectorySpec, parse, to_yaml
-from lowland.spec.parse import from_yaml, parser_of
+from lowland.workflows import CurvatureSpec, DemoSpec, FitSpec, ReportSpec, SurfaceSpec, TrajectorySpec, parse, to_yaml
+from lowland.workflows.parse import from_yaml, parser_of
 
 SPECS = {
     FitSpec: [], SurfaceSpec: ["--run", "r"], TrajectorySpec: ["--run", "r"], CurvatureSpec: ["--run", "r"],

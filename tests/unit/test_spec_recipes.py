@@ -13,11 +13,11 @@ from lowland import data, models
 from lowland.cli.main import main
 from lowland.core.errors import InputError
 from lowland.core.names import check_options
-from lowland.spec import FitSpec, LossSpec, ModelSpec, ScheduleSpec, parse, read_recipe, recipe_names
-from lowland.spec.build import build_augment, build_loss, build_model, build_optimizer, build_schedule
-from lowland.spec.folder import RunFolder
-from lowland.spec.recipe import expand, small
-from lowland.spec.specs import DataSpec
+from lowland.workflows import FitSpec, LossSpec, ModelSpec, ScheduleSpec, parse, read_recipe, recipe_names
+from lowland.workflows.build import build_augment, build_loss, build_model, build_optimizer, build_schedule
+from lowland.workflows.folder import RunFolder
+from lowland.workflows.recipe import expand, small
+from lowland.workflows.specs import DataSpec
 
 NAMES = recipe_names()
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lowland import landscape, store
+from lowland import landscape, results
 from lowland.core.errors import InputError, MissingExtra, StoreError
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_surface
@@ -37,11 +37,11 @@ def as_the_tool_does(path, x, y, done=None):
 def test_every_value_comes_to_its_own_coordinates(nx, ny, tmp_path):
     x, y = np.linspace(-1, 1, nx), np.linspace(0, 3, ny)
     as_the_tool_does(tmp_path / "s.h5", x, y)
-    found = store.read_surface(tmp_path / "s.h5")
+    found = results.read_li_hdf5(tmp_path / "s.h5")
     np.testing.assert_allclose(found.loss, value(x[:, None], y[None]))
     np.testing.assert_allclose(found.accuracy, np.broadcast_to((50 + x[:, None]) / 100, (nx, ny)))
     assert (found.status == 1).all() and found.loss.dims == ("x", "y")
-    store.write_surface(found, tmp_path / "t.h5", directions="directions.h5")
+    results.write_li_hdf5(found, tmp_path / "t.h5", directions="directions.h5")
     with h5py.File(tmp_path / "s.h5") as first, h5py.File(tmp_path / "t.h5") as second:
         assert set(first) == set(second)
         for name in ("xcoordinates", "ycoordinates", "train_loss", "train_acc"):
@@ -51,18 +51,18 @@ def test_every_value_comes_to_its_own_coordinates(nx, ny, tmp_path):
 
 def test_open_points_lines_splits_and_broken_values(tmp_path):
     as_the_tool_does(tmp_path / "s.h5", np.arange(3.0), np.arange(2.0), done={0, 4})
-    found = store.read_surface(tmp_path / "s.h5")
+    found = results.read_li_hdf5(tmp_path / "s.h5")
     assert int((found.status == 0).sum()) == 4 and np.isnan(found.loss.values[found.status.values == 0]).all()
     assert float(found.loss.sel(x=1, y=1)) == 11
     line = new_surface([0.0, 1.0, 2.0], metrics=["loss", "accuracy"], splits=["train", "test"])
     line["loss"].values[...] = [[1, np.nan, np.inf], [4, 5, 6]]
     line["accuracy"].values[...] = 0.25
     line["status"].values[...] = [1, 1, 3]
-    store.write_surface(line, tmp_path / "l.h5")
+    results.write_li_hdf5(line, tmp_path / "l.h5")
     with h5py.File(tmp_path / "l.h5") as file:
         np.testing.assert_array_equal(file["train_loss"][...], [1, np.nan, -1])
         np.testing.assert_array_equal(file["test_acc"][...], [25, 25, -1])
-    again = store.read_surface(tmp_path / "l.h5")
+    again = results.read_li_hdf5(tmp_path / "l.h5")
     assert again.status.values.tolist() == [1, 1, 0] and float(again.loss.sel(split="test", x=1)) == 5
 
 
@@ -79,7 +79,7 @@ def test_directions_go_there_and_back_and_give_the_same_surface(tmp_path):
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, torch.randint(3, (9,), generator=generator))])
     expected = landscape.evaluate(risk, plane, landscape.grid(3, 3))
     for kind, directions in (("weights", weights), ("states", states)):
-        store.write_directions(tmp_path / f"{kind}.h5", directions)
+        results.write_directions(tmp_path / f"{kind}.h5", directions)
         found = landscape.hdf5_plane(model, tmp_path / f"{kind}.h5", directions=kind)
         surface = landscape.evaluate(risk, found, landscape.grid(3, 3))
         np.testing.assert_array_equal(surface.loss, expected.loss)
@@ -89,7 +89,7 @@ def test_directions_go_there_and_back_and_give_the_same_surface(tmp_path):
 
 def test_what_is_no_such_file_is_refused(tmp_path):
     (tmp_path / "text.h5").write_text("no")
-    for read in (store.read_surface, store.read_directions):
+    for read in (results.read_li_hdf5, results.read_directions):
         with pytest.raises(StoreError, match="cannot be opened"):
             read(tmp_path / "text.h5")
         with pytest.raises(StoreError, match="cannot be opened"):
@@ -97,31 +97,31 @@ def test_what_is_no_such_file_is_refused(tmp_path):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["xcoordinates"] = np.arange(3.0)
     with pytest.raises(StoreError, match="neither"):
-        store.read_surface(tmp_path / "other.h5")
+        results.read_li_hdf5(tmp_path / "other.h5")
     with pytest.raises(StoreError, match="xdirection"):
-        store.read_directions(tmp_path / "other.h5")
+        results.read_directions(tmp_path / "other.h5")
     with h5py.File(tmp_path / "other.h5", "a") as file:
         file["train_loss"] = np.arange(4.0)
         file.create_group("xdirection")["7"] = 1.0
     with pytest.raises(StoreError, match="do not fit"):
-        store.read_surface(tmp_path / "other.h5")
+        results.read_li_hdf5(tmp_path / "other.h5")
     with pytest.raises(StoreError, match="numbered"):
-        store.read_directions(tmp_path / "other.h5")
+        results.read_directions(tmp_path / "other.h5")
     surface = new_surface([0.0], metrics=["loss"], directions=["0", "1"])
     with pytest.raises(InputError, match="single plane"):
-        store.write_surface(surface, tmp_path / "x.h5")
+        results.write_li_hdf5(surface, tmp_path / "x.h5")
     with pytest.raises(InputError, match="split"):
-        store.write_surface(new_surface([0.0], metrics=["loss"]), tmp_path / "x.h5", split="validation")
+        results.write_li_hdf5(new_surface([0.0], metrics=["loss"]), tmp_path / "x.h5", split="validation")
     with pytest.raises(InputError, match="one or two"):
-        store.write_directions(tmp_path / "x.h5", [])
+        results.write_directions(tmp_path / "x.h5", [])
     with pytest.raises(StoreError, match="cannot be opened"):
-        store.write_directions(tmp_path / "no" / "x.h5", [[np.ones(2)]])
+        results.write_directions(tmp_path / "no" / "x.h5", [[np.ones(2)]])
     assert not (tmp_path / "x.h5").exists()
 
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingExtra, match=r"lowland\[hdf5\]"):
-        store.read_surface(tmp_path / "s.h5")
-    code = "import sys; sys.modules['h5py'] = None; sys.modules['torch'] = None\nimport lowland.store; print('fine')"
+        results.read_li_hdf5(tmp_path / "s.h5")
+    code = "import sys; sys.modules['h5py'] = None; sys.modules['torch'] = None\nimport lowland.results; print('fine')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "fine"

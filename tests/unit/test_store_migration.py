@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lowland import store
+from lowland import results
 from lowland.core import schema
 from lowland.core.errors import StoreError
 from lowland.core.schema import KINDS, MIGRATIONS, check, migrated, new_surface, new_trajectory
@@ -36,33 +36,33 @@ def files(path):
 
 
 def test_an_older_store_is_migrated_step_by_step_and_left_as_it_is(tmp_path, request):
-    store.save(surface(), tmp_path / "s.zarr")
+    results.save(surface(), tmp_path / "s.zarr")
     before = files(tmp_path / "s.zarr")
     request.getfixturevalue("future")
-    found = store.open(tmp_path / "s.zarr")
+    found = results.open(tmp_path / "s.zarr")
     assert found.attrs["schema"] == "lowland.surface/3" and check(found) == "surface"
     assert np.array_equal(found["risk"], surface()["loss"] * 1000.0) and "loss" not in found
     assert files(tmp_path / "s.zarr") == before
 
 
 def test_a_survey_does_not_go_on_in_a_store_of_an_older_schema(tmp_path, request):
-    store.save(surface(), tmp_path / "s.zarr")
+    results.save(surface(), tmp_path / "s.zarr")
     before = files(tmp_path / "s.zarr")
     request.getfixturevalue("future")
     template = migrated(surface().assign_attrs(schema="lowland.surface/1"))
     with (
         pytest.raises(StoreError, match=r"lowland\.surface/1.*choose another store"),
-        store.writer(tmp_path / "s.zarr", template),
+        results.writer(tmp_path / "s.zarr", template),
     ):
         pass
     assert files(tmp_path / "s.zarr") == before
 
 
 def test_a_version_that_nothing_leads_on_from_is_refused_with_advice(tmp_path, monkeypatch):
-    store.save(surface(), tmp_path / "s.zarr")
+    results.save(surface(), tmp_path / "s.zarr")
     monkeypatch.setitem(KINDS, "surface", 2)
     with pytest.raises(StoreError, match="no longer reads; measure it anew"):
-        store.open(tmp_path / "s.zarr")
+        results.open(tmp_path / "s.zarr")
 
 
 def test_a_migration_of_a_damaged_result_is_one_error(future):
@@ -79,12 +79,12 @@ def test_a_migration_of_a_damaged_result_is_one_error(future):
     ],
 )  # fmt: skip
 def test_stamps(stamp, words, tmp_path):
-    store.save(surface(), tmp_path / "s.zarr")
+    results.save(surface(), tmp_path / "s.zarr")
     content = json.loads((tmp_path / "s.zarr" / "zarr.json").read_text())
     content["attributes"]["schema"] = stamp
     (tmp_path / "s.zarr" / "zarr.json").write_text(json.dumps(content))
     with pytest.raises(StoreError, match=words):
-        store.open(tmp_path / "s.zarr")
+        results.open(tmp_path / "s.zarr")
 
 
 def test_current_results_are_handed_through():

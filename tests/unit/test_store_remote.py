@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from lowland import store
+from lowland import results
 from lowland.core import errors
 from lowland.core.errors import InputError, MissingExtra, StoreError
 from lowland.core.schema import new_surface
-from lowland.store import remote
+from lowland.results import remote
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +49,12 @@ def test_which_paths_are_urls(tmp_path):
 
 
 def test_a_survey_goes_on_where_an_earlier_one_stopped(url):
-    with store.writer(url, template()) as writer:
+    with results.writer(url, template()) as writer:
         writer.put(0, {"loss": 1.0}, carry={"v": np.arange(3)})
-    with store.writer(url, template()) as writer:
+    with results.writer(url, template()) as writer:
         assert writer.resumed and writer.carried(0)["v"].tolist() == [0, 1, 2]
         writer.put(1, {"loss": 2.0})
-    assert store.open(url).loss.values.reshape(-1)[:2].tolist() == [1.0, 2.0]
+    assert results.open(url).loss.values.reshape(-1)[:2].tolist() == [1.0, 2.0]
     system, path = files(url)
     assert not system.exists(f"{path}.writer")
 
@@ -68,7 +68,7 @@ def test_values_go_up_before_the_status_and_the_metadata_last(url, monkeypatch):
         "pipe_file",
         lambda self, path, *w, **k: (order.append(path[len(root) + 1 :]), real(self, path, *w, **k))[1],
     )
-    with store.writer(url, template()) as writer:
+    with results.writer(url, template()) as writer:
         created = len(order)
         assert order[created - 1] == "zarr.json" and not any(name == "zarr.json" for name in order[: created - 1])
         writer.put(0, {"loss": 1.0})
@@ -78,7 +78,7 @@ def test_values_go_up_before_the_status_and_the_metadata_last(url, monkeypatch):
 
 
 def test_only_what_changed_goes_up(url, monkeypatch):
-    with store.writer(url, template()) as writer:
+    with results.writer(url, template()) as writer:
         writer.put(0, {"loss": 1.0})
         writer.flush()
         sent = []
@@ -92,29 +92,32 @@ def test_only_what_changed_goes_up(url, monkeypatch):
 
 
 def test_a_living_writer_keeps_others_out_and_is_not_disturbed(url):
-    with store.writer(url, template()) as writer:
+    with results.writer(url, template()) as writer:
         writer.put(0, {"loss": 1.0})
-        with pytest.raises(StoreError, match=r"s\.zarr is being written by another run"), store.writer(url, template()):
+        with (
+            pytest.raises(StoreError, match=r"s\.zarr is being written by another run"),
+            results.writer(url, template()),
+        ):
             pass
         writer.put(1, {"loss": 2.0})
         writer.flush()
-    assert int(store.open(url).status.sum()) == 2
+    assert int(results.open(url).status.sum()) == 2
 
 
 def test_a_marker_without_a_beat_is_taken_over_and_its_owner_stops(url):
-    with store.writer(url, template()) as writer:
+    with results.writer(url, template()) as writer:
         writer.put(0, {"loss": 1.0})
         writer.flush()
         system, path = files(url)
         ours = marker(url)["owner"]
         system.pipe_file(f"{path}.writer", json.dumps({"owner": "x", "machine": "elsewhere", "process": 1}).encode())
-        with store.writer(url, template()) as other:
+        with results.writer(url, template()) as other:
             assert marker(url)["owner"] not in ("x", ours)
             with pytest.raises(StoreError, match="taken over by another run"):
                 writer.annotate({"late": 1})
             other.put(1, {"loss": 2.0})
         writer._marks[:] = False  # what it could not write any more
-    assert store.open(url).attrs.get("late") is None and int(store.open(url).status.sum()) == 2
+    assert results.open(url).attrs.get("late") is None and int(results.open(url).status.sum()) == 2
 
 
 def test_a_writer_that_was_killed_here_holds_nobody_up(tmp_path):
@@ -122,10 +125,10 @@ def test_a_writer_that_was_killed_here_holds_nobody_up(tmp_path):
     code = """
         import sys, time
         sys.path.insert(0, ".")
-        from lowland import store
-        store.remote._BEAT = 0.2
+        from lowland import results
+        results.remote._BEAT = 0.2
         from tests.unit.test_store_remote import template
-        with store.writer(sys.argv[1], template()) as writer:
+        with results.writer(sys.argv[1], template()) as writer:
             writer.put(5, {"loss": 5.0})
             writer.flush()
             print("ready", flush=True)
@@ -134,14 +137,14 @@ def test_a_writer_that_was_killed_here_holds_nobody_up(tmp_path):
     words = [sys.executable, "-c", textwrap.dedent(code), url]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline().strip() == "ready"
-    with pytest.raises(StoreError, match="written by another run"), store.writer(url, template()):
+    with pytest.raises(StoreError, match="written by another run"), results.writer(url, template()):
         pass
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     child.stdout.close()
     assert marker(url)["process"] == child.pid
     start = time.monotonic()
-    with store.writer(url, template()) as writer:
+    with results.writer(url, template()) as writer:
         waited = time.monotonic() - start
         assert writer.status[5] == 1
     assert waited < remote._STALE * remote._BEAT + 5  # and not the patience for a writer elsewhere
@@ -149,24 +152,24 @@ def test_a_writer_that_was_killed_here_holds_nobody_up(tmp_path):
 
 def test_whole_results(url):
     result = template()
-    store.save(result, url)
-    xr.testing.assert_identical(store.open(url), result)
+    results.save(result, url)
+    xr.testing.assert_identical(results.open(url), result)
     with pytest.raises(StoreError, match=r"memory:.*s\.zarr exists already"):
-        store.save(result, url)
-    store.save(result.drop_vars("loss"), url, overwrite=True)
-    assert "loss" not in store.open(url)
+        results.save(result, url)
+    results.save(result.drop_vars("loss"), url, overwrite=True)
+    assert "loss" not in results.open(url)
     system, path = files(url)
     assert not any("/loss/" in name for name in system.find(path))
 
 
 def test_another_recipe_and_nothing_there(url):
     with pytest.raises(StoreError, match=r"memory:.*s\.zarr does not exist"):
-        store.open(url)
-    with store.writer(url, template()):
+        results.open(url)
+    with results.writer(url, template()):
         pass
     with (
         pytest.raises(StoreError, match=r"memory:.*s\.zarr holds a survey of another recipe"),
-        store.writer(url, template("b")),
+        results.writer(url, template("b")),
     ):
         pass
 
@@ -182,7 +185,7 @@ def test_an_upload_that_fails_is_one_clear_error_and_a_new_run_goes_on(url, monk
 
     with (
         pytest.raises(StoreError, match=r"cannot write memory:.*quota exceeded.*are kept"),
-        store.writer(url, template()) as writer,
+        results.writer(url, template()) as writer,
     ):
         writer.put(0, {"loss": 1.0})
         writer.flush()
@@ -190,18 +193,18 @@ def test_an_upload_that_fails_is_one_clear_error_and_a_new_run_goes_on(url, monk
         monkeypatch.setattr(type(system), "pipe_file", full)
         writer.flush()
     monkeypatch.undo()
-    assert int(store.open(url).status.sum()) == 1
-    with store.writer(url, template()) as writer:
+    assert int(results.open(url).status.sum()) == 1
+    with results.writer(url, template()) as writer:
         assert writer.status.tolist()[:2] == [1, 0]
 
 
 def test_bad_urls_and_a_missing_package(monkeypatch, url):
     with pytest.raises(InputError, match="store"):
-        store.open("nosuchprotocol://a/b")
+        results.open("nosuchprotocol://a/b")
 
     def absent(name):
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(errors.importlib, "import_module", absent)
     with pytest.raises(MissingExtra, match=r'pip install "lowland\[remote\]"'):
-        store.open(url)
+        results.open(url)

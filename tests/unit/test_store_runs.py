@@ -12,8 +12,8 @@ import pytest
 
 import lowland
 from lowland.core.errors import InputError, StoreError
-from lowland.store.files import write_atomically
-from lowland.store.runs import RunPaths, open_run_folder, read_metrics, read_result
+from lowland.results.files import write_atomically
+from lowland.results.run_folder import RunPaths, open_run_folder, read_metrics, read_result
 
 SOURCE = Path(lowland.__file__).parent
 
@@ -64,8 +64,8 @@ def test_writes_are_whole_flushed_and_without_leftovers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "home"),
     [
-        (r'"(spec\.yaml|result\.json|metrics\.csv|trajectory\.zarr)"', "store/runs.py"),
-        (r"os\.replace\(", "store/files.py"),
+        (r'"(spec\.yaml|result\.json|metrics\.csv|trajectory\.zarr)"', "results/run_folder.py"),
+        (r"os\.replace\(", "results/files.py"),
     ],
 )
 def test_one_place_knows(text, home):
@@ -78,6 +78,6 @@ def test_one_place_knows(text, home):
 
 
 def test_no_torch_is_needed():
-    code = "import sys; sys.modules['torch'] = None\nimport lowland.store.runs, lowland.core.matched, lowland.core.pace"
+    code = "import sys; sys.modules['torch'] = None\nimport lowland.results.run_folder, lowland.core.matched, lowland.core.pace"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowland.core.errors import InputError, StoreError
-from lowland.store import SnapshotReader, SnapshotWriter
+from lowland.results import SnapshotReader, SnapshotWriter
 
 
 def arrays(value=1.0):

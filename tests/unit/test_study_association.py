@@ -1,4 +1,4 @@
-"""Sharpness against generalisation: closed forms, a pooled paradox, and resampling by cluster."""
+"""Sharpness against generalization: closed forms, a pooled paradox, and resampling by cluster."""
 
 import math
 

@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 
-from lowland.spec import FitSpec, LossSpec, OptimizerSpec
 from lowland.study.bench import names_in_run
 from lowland.study.dependencies import Name, Source, bare_code, names_in_call, own_source
 from lowland.study.rows.landscape import order_agrees
 from lowland.study.rows.tasks import SMALL, digits, endpoint, reader, signals, steps_to
+from lowland.workflows import FitSpec, LossSpec, OptimizerSpec
 
 FILES = {
     "__init__.py": "",
@@ -128,7 +128,7 @@ def test_a_measure_names_what_it_encloses_and_its_numbers():
     names, _ = names_in_call(reader(partial(order_agrees, None)))
     assert {name.module for name in names} == {"study.rows.tasks", "study.rows.landscape"}
     reached = {name.module for name in own_source().reached(names)}
-    assert {"landscape.kernel", "landscape.normalize", "store.geometry"} <= reached
+    assert {"landscape.surface_task", "landscape.normalize", "results.geometry"} <= reached
     assert "curvature.density" not in reached
 
 

@@ -8,9 +8,9 @@ import pytest
 from tests.study_cases import METHODS, tiny_study
 
 from lowland.core.errors import InputError
-from lowland.spec import FitSpec, SearchSpec
 from lowland.study.plan import apply, check_changes, jobs
 from lowland.study.search import Trial, best, expected_best, settings_of
+from lowland.workflows import FitSpec, SearchSpec
 
 
 def test_the_expected_best_of_k_is_the_mean_over_all_subsets():

@@ -51,7 +51,7 @@ def test_every_rule_has_a_statement_and_a_reason():
 
 def test_a_family_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match="family"):
-        rules("visualisation")
+        rules("visualization")
 
 
 def test_a_documented_convention_counts_as_one():

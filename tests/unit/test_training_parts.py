@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from lowland.core.errors import CheckpointError, InputError, StoreError
-from lowland.store.files import write_atomically
-from lowland.store.runs import open_run_folder
+from lowland.results.files import write_atomically
+from lowland.results.run_folder import open_run_folder
 from lowland.training import CheckpointFolder, Schedule, read_metrics, read_weights
 from lowland.training.checkpoint import random_state, restore_random_state
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result

@@ -160,10 +160,10 @@ def test_every_kind_exports_or_says_why_not(tmp_path: Path, kind: str, suffix: s
 
 
 def test_options_change_the_figure_without_recomputation(tmp_path: Path) -> None:
-    options = FigureOptions(minimum=0.5, maximum=5.0, log=False, levels=4, colour_map="cividis", title="T", caption="")
+    options = FigureOptions(minimum=0.5, maximum=5.0, log=False, levels=4, color_map="cividis", title="T", caption="")
     spec = build_figure({"a": plane()}, "contour", options=options)
     assert (spec.scale.minimum, spec.scale.maximum, spec.scale.log) == (0.5, 5.0, False)
-    assert (spec.scale.colour_map, spec.title, spec.caption) == ("cividis", "T", "")
+    assert (spec.scale.color_map, spec.title, spec.caption) == ("cividis", "T", "")
     assert 4 <= len(spec.scale.levels) <= 12
 
 
@@ -175,7 +175,7 @@ def test_options_change_the_figure_without_recomputation(tmp_path: Path) -> None
         ({"a": plane()}, "missing/f.pdf", "contour", {}, "path"),
         ({"a": plane()}, "f.pdf", "pie", {}, "kind"),
         ({"a": plane()}, "f.pdf", "path", {}, "trajectories"),
-        ({"a": plane()}, "f.pdf", "contour", {"colour_map": "jet"}, "colour_map"),
+        ({"a": plane()}, "f.pdf", "contour", {"color_map": "jet"}, "color_map"),
         ({"a": plane()}, "f.pdf", "contour", {"minimum": 3.0, "maximum": 1.0}, "limits"),
         ({"a": plane()}, "f.pdf", "contour", {"levels": 0}, "levels"),
         ({"a": plane()}, "f.pdf", "contour", {"size": "poster"}, "size"),
@@ -200,5 +200,5 @@ def test_a_comparison_shares_its_scale_and_levels() -> None:
 
 def test_captions_carry_units_recipe_and_counts() -> None:
     caption = build_contour(damaged()).caption  # type: ignore[arg-type]
-    for part in ("normalised direction", "batch norm: running", "samples: 200", "seed: 3", "1 of 54 points failed"):
+    for part in ("normalized direction", "batch norm: running", "samples: 200", "seed: 3", "1 of 54 points failed"):
         assert part in caption

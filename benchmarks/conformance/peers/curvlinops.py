@@ -16,7 +16,7 @@ class Curvlinops(CurvatureAdapter):
     name = "curvlinops"
     conventions: ClassVar = {
         "ends_of_nothing": "has no eigensolver of its own; SciPy's ARPACK refuses an operator that is 0",
-        "density_has_no_ghosts": "the docstring of its Lanczos run says that it does not reorthogonalise",
+        "density_has_no_ghosts": "the docstring of its Lanczos run says that it does not reorthogonalize",
     }
 
     def operator(self, model: Any, loss: Any, batches: Any) -> Any:

@@ -17,7 +17,7 @@ from lowland.testing import Adapter, CurvatureAdapter, LandscapeAdapter, NotOffe
 
 USERS = "losses are computed by the user's function, which also chooses the mode of the model"
 
-OWN_NORM = "documents another normalisation: each tensor, biases too, is scaled to the root of its number of entries"
+OWN_NORM = "documents another normalization: each tensor, biases too, is scaled to the root of its number of entries"
 
 
 def quiet() -> contextlib.ExitStack:
@@ -28,7 +28,7 @@ def quiet() -> contextlib.ExitStack:
     return stack
 
 
-GLOBAL = "has no seed of its own: it draws from torch's global random state, as torch's initialisers do"
+GLOBAL = "has no seed of its own: it draws from torch's global random state, as torch's initializers do"
 
 
 class Planes(LandscapeAdapter):

@@ -11,7 +11,7 @@ from loss_landscapes.metrics import Loss
 
 from lowland.testing import Adapter, LandscapeAdapter, NotOffered, Surface
 
-GLOBAL = "has no seed of its own: it draws from torch's global random state, as torch's initialisers do"
+GLOBAL = "has no seed of its own: it draws from torch's global random state, as torch's initializers do"
 
 
 class LossLandscapes(LandscapeAdapter):

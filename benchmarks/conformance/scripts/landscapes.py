@@ -51,7 +51,7 @@ at = lambda i, j: places[int(order[i][j]) - 1]
 shift = (at(1, 0) - at(0, 0)) - (at(2, 0) - at(1, 0))
 assert shift.norm() < 1e-5, f"steps from row to row differ by {shift.norm():.3f}"
 """,
-    "centre_is_the_model": """\
+    "center_is_the_model": """\
 
 model = nn.Linear(3, 1, bias=False)
 center = model.weight.detach().clone()
@@ -111,12 +111,12 @@ metric = Loss(nn.MSELoss(), torch.randn(8, 3), torch.randn(8, 1))
 values = [loss_landscapes.point(model, metric) for _ in range(2)]
 assert values[0] == values[1], f"the loss of one model, twice: {values}"
 """,
-    "even_grid_is_centred": """\
+    "even_grid_is_centered": """\
 
 model = nn.Linear(3, 1, bias=False)
 center, places = model.weight.detach().clone(), []
 plane(model, lambda net: places.append(net.weight.detach().clone()) or float(len(places)), steps=4)
-gap = (sum(places) / len(places) - center).norm()  # the mean of a centred grid is the model
+gap = (sum(places) / len(places) - center).norm()  # the mean of a centered grid is the model
 assert gap < 1e-5, f"the middle of 4 x 4 points is {gap:.3f} away from the model"
 """,
     "directions_differ": """\

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.cli.output import Output, command_arguments
-from lowland.spec import parse
-from lowland.spec.study import ClaimsSpec
+from lowland.workflows import parse
+from lowland.workflows.study import ClaimsSpec
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland claims``; the words before the first flag are rows or groups.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     words = [word for word in arguments if word != "--full"] + ["--full", "true"] * ("--full" in arguments)
     spec, flags = parse(ClaimsSpec, command_arguments(words, "rows"), "lowland claims", quiet=False, json=False)
     output = Output(quiet=flags["quiet"], as_json=flags["json"])

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.cli.output import Output, command_arguments
-from lowland.spec import CurvatureSpec, parse
+from lowland.workflows import CurvatureSpec, parse
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland curvature``; the word before the first flag is the run.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     words = command_arguments(arguments, "run")
     spec, flags = parse(CurvatureSpec, words, "lowland curvature", quiet=False, json=False)
-    from lowland.spec.runs import curvature_run
+    from lowland.workflows.measure import curvature_run
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:

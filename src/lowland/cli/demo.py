@@ -6,20 +6,13 @@ import time
 from collections.abc import Sequence
 
 from lowland.cli.output import Output
-from lowland.spec import DemoSpec, parse
+from lowland.workflows import DemoSpec, parse
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland demo``.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     spec, flags = parse(DemoSpec, arguments, "lowland demo", quiet=False, json=False)
     started = time.monotonic()
     output = Output(quiet=flags["quiet"], as_json=flags["json"])

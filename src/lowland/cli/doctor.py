@@ -20,14 +20,7 @@ _VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_VIS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland doctor``.
-
-    Returns:
-        The exit code: 0 also where something is missing, since nothing of it is needed by everybody.
-    """
+    """Run the command."""
     text = "Show versions, devices, settings of threads, which extras are installed, and what could be set better."
     parser = argparse.ArgumentParser("lowland doctor", description=text)
     parser.add_argument("--json", action="store_true", help="print one JSON document (default: tables)")

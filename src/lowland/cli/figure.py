@@ -8,28 +8,21 @@ from pathlib import Path
 
 from lowland.cli.output import Output, command_arguments
 from lowland.core.errors import InputError
-from lowland.spec import FigureSpec, parse
+from lowland.workflows import FigureSpec, parse
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland figure``; the words before the first flag are the stores.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     words = command_arguments(arguments, "results")
     spec, flags = parse(FigureSpec, words, "lowland figure", quiet=False, json=False)
-    from lowland import store
+    from lowland import results as stored
     from lowland.viz import FigureOptions, export
 
     named = {field.name: getattr(spec, field.name) for field in fields(FigureOptions) if hasattr(spec, field.name)}
-    results = {name: store.open(path) for name, path in _names(spec.results).items()}
-    paths = {name: store.open(path) for name, path in _names(spec.trajectories).items()}
+    results = {name: stored.open(path) for name, path in _names(spec.results).items()}
+    paths = {name: stored.open(path) for name, path in _names(spec.trajectories).items()}
     made = export(results, spec.output, spec.kind, trajectories=paths, options=FigureOptions(**named))
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     output.result({"figure": str(made), "results": len(results)}, [f"Figure: {made}"])
@@ -37,15 +30,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
-    """Name results by their run where they lie in one, so that panels can be told apart.
-
-    Args:
-        paths: The stores.
-
-    Returns:
-        Name -> store.
-    """
-    from lowland.store.runs import RunPaths
+    """Name results by their run where they lie in one, so that panels can be told apart."""
+    from lowland.results.run_folder import RunPaths
 
     names = []
     for path in paths:

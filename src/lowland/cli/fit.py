@@ -5,25 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.cli.output import Output, command_arguments
-from lowland.spec import FitSpec, parse
-from lowland.spec.recipe import expand
+from lowland.workflows import FitSpec, parse
+from lowland.workflows.recipe import expand
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland fit``; words before the first flag are the folder. ``--config`` takes a
-            file or the name of a recipe.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     words = expand(command_arguments(arguments, "folder"))
     spec, flags = parse(FitSpec, words, "lowland fit", quiet=False, json=False, scale=("full", "small"))
-    from lowland.spec.runs import fit_run, leave_processes
+    from lowland.workflows.measure import fit_run, leave_processes
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:

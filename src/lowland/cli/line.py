@@ -7,23 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from lowland.cli.output import Output, command_arguments
-from lowland.spec import LineSpec, parse
+from lowland.workflows import LineSpec, parse
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland line``; the word before the first flag is the run.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     spec, flags = parse(LineSpec, command_arguments(arguments, "run"), "lowland line", quiet=False, json=False)
-    from lowland.spec.runs import line_run
-    from lowland.store.geometry import barrier
+    from lowland.results.geometry import barrier
+    from lowland.workflows.measure import line_run
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowland.cli.output import Output
 from lowland.core.names import unknown
-from lowland.spec.recipe import read_recipe, recipe_names
+from lowland.workflows.recipe import read_recipe, recipe_names
 
 __all__ = ["main"]
 
@@ -18,14 +18,7 @@ _METHODS = ("optimizers", "losses")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland list``.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     parser = argparse.ArgumentParser(
         "lowland list", description="Show the known models, data sets, methods and recipes."
     )
@@ -50,7 +43,7 @@ def _known(kind: str) -> dict[str, str]:
     import torch
 
     from lowland import data, engine, losses, models, optim
-    from lowland.spec.build import methods
+    from lowland.workflows.build import methods
 
     registries: dict[str, Mapping[str, Any]] = {
         "models": models.MODELS, "data": data.DATASETS, "augmentations": data.AUGMENTATIONS,

@@ -40,14 +40,7 @@ _DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        arguments: What stands after ``lowland``; None takes it from the command line.
-
-    Returns:
-        The exit code.
-    """
+    """Run one command."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] != ["doctor"]:  # which shows what is set outside
         # OpenMP teams that spin while waiting slow each other down many times; torch reads this when it is imported.

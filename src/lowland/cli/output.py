@@ -24,12 +24,7 @@ _LINE_EVERY = 10.0
 
 
 class Output:
-    """Progress to standard error, results to standard output.
-
-    Args:
-        quiet: Print nothing but errors.
-        as_json: Print the result as one JSON document, and progress not at all.
-    """
+    """Progress to standard error, results to standard output."""
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks for all
@@ -58,14 +53,7 @@ class Output:
             self._progress = None
 
     def progress(self, label: str) -> Callable[[Event], None]:
-        """Return a receiver of events that shows them under a label.
-
-        Args:
-            label: What is going on.
-
-        Returns:
-            To be handed to whatever emits events.
-        """
+        """Return a receiver of events that shows them under a label."""
 
         def receive(event: Event) -> None:
             if self.quiet:
@@ -85,22 +73,12 @@ class Output:
         return receive
 
     def note(self, text: str) -> None:
-        """Print a line for people, to standard error.
-
-        Args:
-            text: The line.
-        """
+        """Print a line for people, to standard error."""
         if not self.quiet:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def result(self, result: dict[str, Any], lines: Sequence[str] = (), table: Sequence[Sequence[str]] = ()) -> None:
-        """Print the result to standard output: as JSON, or as a table and lines.
-
-        Args:
-            result: Plain values.
-            lines: What people read instead.
-            table: Rows of a table for people; the first one is its head.
-        """
+        """Print the result to standard output: as JSON, or as a table and lines."""
         if self._silent:
             return
         if self.as_json:
@@ -117,19 +95,7 @@ class Output:
 
 
 def command_arguments(arguments: Sequence[str], field: str) -> list[str]:
-    """Let the words before the first flag stand for a field: ``surface runs/a`` is ``surface --run runs/a``.
-
-    Args:
-        arguments: What stood after the command.
-        field: The field; if it ends in "s" it takes all those words as a list, else the first.
-
-    Returns:
-        Arguments with flags only.
-
-    Example:
-        >>> command_arguments(["runs/a", "--seed", "1"], "run")
-        ['--run', 'runs/a', '--seed', '1']
-    """
+    """Let the words before the first flag stand for a field: ``surface runs/a`` is ``surface --run runs/a``."""
     words = list(arguments)
     count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     if count == 0:

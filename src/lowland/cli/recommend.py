@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lowland.cli.study import LiveOutput, row_values, shown_rows
-from lowland.spec import parse
-from lowland.spec.study import RecommendSpec
+from lowland.workflows import parse
+from lowland.workflows.study import RecommendSpec
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland recommend``.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     spec, flags = parse(RecommendSpec, arguments, "lowland recommend", quiet=False, json=False)
     output = LiveOutput(quiet=flags["quiet"], as_json=flags["json"])
     output.note("loading torch")

@@ -6,20 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lowland.cli.output import Output, command_arguments
-from lowland.spec import ReportSpec, parse
+from lowland.workflows import ReportSpec, parse
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland report``; the words before the first flag are the runs.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     spec, flags = parse(ReportSpec, command_arguments(arguments, "runs"), "lowland report", quiet=False, json=False)
     from lowland import report
 

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lowland.cli.output import Output, command_arguments
-from lowland.spec import parse
-from lowland.spec.study import StudySpec
+from lowland.workflows import parse
+from lowland.workflows.study import StudySpec
 
 if TYPE_CHECKING:
     from lowland.report.study import StudyRow
@@ -24,14 +24,7 @@ __all__ = ["LiveOutput", "main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland study``; the word before the first flag is the spec's file.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     words = command_arguments(arguments, "config")
     spec, flags = parse(StudySpec, words, "lowland study", quiet=False, json=False)
     output = LiveOutput(quiet=flags["quiet"], as_json=flags["json"])
@@ -53,14 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def row_values(row: StudyRow) -> dict[str, Any]:
-    """Return a row as plain values for JSON.
-
-    Args:
-        row: A row of the comparison.
-
-    Returns:
-        Name -> value; what is not a number is None.
-    """
+    """Return a row as plain values for JSON."""
 
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
@@ -76,15 +62,7 @@ def row_values(row: StudyRow) -> dict[str, Any]:
 
 
 def shown_rows(rows: Sequence[StudyRow], endpoint: str) -> list[list[str]]:
-    """Return a table for people.
-
-    Args:
-        rows: The rows.
-        endpoint: Name of the endpoint.
-
-    Returns:
-        The head and one line per row.
-    """
+    """Return a table for people."""
     from lowland.report.statistics import show_interval
 
     factor, decimals = (100.0, 2) if endpoint.endswith(("accuracy", "error")) else (1.0, 4)
@@ -111,12 +89,7 @@ def shown_rows(rows: Sequence[StudyRow], endpoint: str) -> list[list[str]]:
 
 
 class LiveOutput(Output):
-    """Output with a table that grows with every finished run, above the bars.
-
-    Args:
-        quiet: Print nothing but errors.
-        as_json: Print the result as one JSON document.
-    """
+    """Output with a table that grows with every finished run, above the bars."""
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
         super().__init__(quiet=quiet, as_json=as_json)
@@ -132,12 +105,7 @@ class LiveOutput(Output):
         return self
 
     def on_run(self, job: Job, failure: Failure | None) -> None:
-        """Take note of a run that has ended.
-
-        Args:
-            job: The run.
-            failure: What went wrong, or None.
-        """
+        """Take note of a run that has ended."""
         from lowland.study.endpoints import read_endpoint
 
         name = " ".join(part for part in (job.kind, job.variant, job.method) if part)
@@ -173,10 +141,6 @@ class _Bars(Progress):
         super().__init__(*columns, **options)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Return the table and the bars.
-
-        Yields:
-            What is drawn.
-        """
+        """Return the table and the bars."""
         yield self._above()
         yield self.make_tasks_table(self.tasks)

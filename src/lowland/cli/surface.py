@@ -9,22 +9,15 @@ import numpy as np
 
 from lowland.cli.output import Output, command_arguments
 from lowland.core.schema import STATUS_FAILED
-from lowland.spec import SurfaceSpec, parse
+from lowland.workflows import SurfaceSpec, parse
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What stood after ``lowland surface``; the word before the first flag is the run.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command."""
     spec, flags = parse(SurfaceSpec, command_arguments(arguments, "run"), "lowland surface", quiet=False, json=False)
-    from lowland.spec.runs import surface_run
+    from lowland.workflows.measure import surface_run
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:
@@ -39,6 +32,6 @@ def main(arguments: Sequence[str]) -> int:
         values = {"center": center, "lowest": float(np.nanmin(loss)), "highest": float(np.nanmax(loss))}
         result |= values if len(splits) == 1 else {name: values}
         rows.append([name, str(result["points"]), str(failed), *(f"{value:.4g}" for value in values.values())])
-    head = ["split", "points", "failed", "loss at the centre", "lowest", "highest"]
+    head = ["split", "points", "failed", "loss at the center", "lowest", "highest"]
     output.result(result, [f"Surface: {path}"], [head, *rows])
     return 0

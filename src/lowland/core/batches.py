@@ -24,19 +24,7 @@ _FIELDS = ("input", "target", "index", "partner", "share")
 
 
 def fixed_batches(batches: Iterable[Any], samples: int | None, seed: int) -> Iterable[Any]:
-    """Return an iterable that yields the same batches each time, of a fixed subset if asked for.
-
-    Args:
-        batches: A DataLoader, a list of batches, or any iterable; an iterator is read into a list.
-        samples: Size of the subset; None takes all.
-        seed: Seed of the subset.
-
-    Returns:
-        Something to iterate over again and again; its entries are for `lowland.core.types.as_batch`.
-
-    Raises:
-        InputError: If ``samples`` is below 1, above what there is, or cannot be taken from this kind of data.
-    """
+    """Return an iterable that yields the same batches each time, of a fixed subset if asked for."""
     if samples is not None and samples < 1:
         raise InputError("samples", "must be at least 1", samples)
     if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
@@ -93,23 +81,7 @@ def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
 
 
 def resized(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
-    """Yield the same samples in the same order in batches of another size; the last may be smaller.
-
-    Args:
-        batches: The batches.
-        size: Samples per batch.
-
-    Yields:
-        Each batch.
-
-    Raises:
-        InputError: If samples of different batches differ in shape, or a tensor has no entry per sample.
-
-    Example:
-        >>> parts = [Batch(torch.zeros(n, 2), torch.zeros(n)) for n in (1, 3, 1)]
-        >>> [batch.size for batch in resized(parts, 2)]
-        [2, 2, 1]
-    """
+    """Yield the same samples in the same order in batches of another size; the last may be smaller."""
     rest: Batch | None = None
     for batch in batches:
         rest = batch if rest is None else _joined([rest, batch])
@@ -154,15 +126,7 @@ def _part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a nested structure with all of its tensors changed.
-
-    Args:
-        value: A tensor, mapping or sequence; anything else is returned as it is.
-        change: What is done to each tensor.
-
-    Returns:
-        The new structure.
-    """
+    """Return a nested structure with all of its tensors changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
@@ -173,14 +137,7 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def batch_tensors(value: Any) -> list[Tensor]:
-    """Return all tensors in a nested structure, in order.
-
-    Args:
-        value: A batch, tensor, mapping or sequence; anything else has none.
-
-    Returns:
-        The tensors.
-    """
+    """Return all tensors in a nested structure, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Batch):
@@ -193,12 +150,5 @@ def batch_tensors(value: Any) -> list[Tensor]:
 
 
 def batch_bytes(batch: Batch) -> int:
-    """Return the memory that a batch takes.
-
-    Args:
-        batch: The batch.
-
-    Returns:
-        Bytes.
-    """
+    """Return the memory that a batch takes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in batch_tensors(batch))

@@ -16,20 +16,7 @@ T = TypeVar("T")
 
 
 def unknown(argument: str, name: object, known: Iterable[str]) -> InputError:
-    """Make the error for a name that nothing has, with the nearest known name.
-
-    Args:
-        argument: Name of the argument as the user typed it.
-        name: What was asked for.
-        known: The names that exist.
-
-    Returns:
-        The error, to be raised.
-
-    Example:
-        >>> print(unknown("model", "resnet21", ["resnet20", "vgg9"]))
-        `model` must be a known name (got 'resnet21'); did you mean 'resnet20'? Known: resnet20, vgg9
-    """
+    """Make the error for a name that nothing has, with the nearest known name."""
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -37,23 +24,7 @@ def unknown(argument: str, name: object, known: Iterable[str]) -> InputError:
 
 
 def find(argument: str, name: str, registry: Mapping[str, T]) -> T | Any:
-    """Look a name up in a registry, or import it when it is a path ``module:callable``.
-
-    Args:
-        argument: Name of the argument, for messages.
-        name: A key of the registry, or an import path with a colon.
-        registry: Known objects by name.
-
-    Returns:
-        The object.
-
-    Raises:
-        InputError: If the name is unknown or the path cannot be imported.
-
-    Example:
-        >>> find("task", "math:sqrt", {})(4.0)
-        2.0
-    """
+    """Look a name up in a registry, or import it when it is a path ``module:callable``."""
     if name in registry:
         return registry[name]
     if ":" in name:
@@ -62,18 +33,7 @@ def find(argument: str, name: str, registry: Mapping[str, T]) -> T | Any:
 
 
 def import_path(argument: str, path: str) -> Any:
-    """Import ``module:callable`` (dots after the colon reach into classes).
-
-    Args:
-        argument: Name of the argument, for messages.
-        path: For instance ``"mypackage.nets:build"``.
-
-    Returns:
-        The callable.
-
-    Raises:
-        InputError: If the module or the attribute does not exist, or it is not callable.
-    """
+    """Import ``module:callable`` (dots after the colon reach into classes)."""
     module_name, _, attribute = path.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
@@ -87,20 +47,7 @@ def import_path(argument: str, path: str) -> Any:
 
 
 def check_options(kind: str, name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Check keyword arguments against a function before it is called.
-
-    Args:
-        kind: What the function makes ("model"), for messages.
-        name: The name it was asked for by.
-        build: The function.
-        options: The keyword arguments.
-
-    Raises:
-        InputError: If one is unknown or a needed one is missing.
-
-    Example:
-        >>> check_options("model", "resnet20", lambda *, classes=10: None, {"classes": 100})
-    """
+    """Check keyword arguments against a function before it is called."""
     try:
         signature = inspect.signature(build)
     except ValueError:  # a callable written in C has no signature; it complains by itself

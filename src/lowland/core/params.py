@@ -14,19 +14,7 @@ __all__ = ["ParameterSpace", "global_norm", "normalized_scale", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's own module under DDP, Fabric and `torch.compile` wrappers.
-
-    Args:
-        model: A module, wrapped or not.
-
-    Returns:
-        The innermost module; it shares its parameters with the wrapper.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> unwrap(torch.compile(layer)) is layer
-        True
-    """
+    """Return the user's own module under DDP, Fabric and `torch.compile` wrappers."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "_forward_module", None)
         if inner is None and type(model).__name__ in {"DistributedDataParallel", "DataParallel"}:
@@ -37,22 +25,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class ParameterSpace:
-    """The named parameters of a model as one vector space; tied weights count once.
-
-    Args:
-        model: The model; DDP, Fabric and compile wrappers are looked through.
-        trainable: Leave out parameters that do not require a gradient. Default True.
-        modules: Only parameters of these submodules (by name, with everything below them); None takes all.
-        rules: Unit rules by name that replace those of `unit_rules`.
-
-    Raises:
-        InputError: If nothing is left, or a name in ``modules`` or ``rules`` is unknown.
-
-    Example:
-        >>> space = ParameterSpace(nn.Linear(3, 2))
-        >>> space.names, space.numel
-        (('weight', 'bias'), 8)
-    """
+    """The named parameters of a model as one vector space; tied weights count once."""
 
     def __init__(
         self,
@@ -94,43 +67,24 @@ class ParameterSpace:
         return zip(self.names, self.tensors, self.rules, strict=True)
 
     def zeros(self) -> list[Tensor]:
-        """Return new zero tensors, one per parameter.
-
-        Returns:
-            Tensors of the parameters' shapes, types and devices.
-        """
+        """Return new zero tensors, one per parameter."""
         return [torch.zeros_like(p) for p in self.tensors]
 
     def copy(self) -> list[Tensor]:
-        """Return copies of the parameters, keeping their memory layout.
-
-        Returns:
-            Detached tensors that share nothing with the model.
-        """
+        """Return copies of the parameters, keeping their memory layout."""
         return [p.detach().clone(memory_format=torch.preserve_format) for p in self.tensors]
 
     @torch.no_grad()
     def write(self, values: Sequence[Tensor]) -> None:
-        """Copy values into the parameters' own storage, bit for bit.
-
-        Args:
-            values: One tensor per parameter.
-        """
+        """Copy values into the parameters' own storage, bit for bit."""
         for parameter, value in zip(self.tensors, values, strict=True):
             parameter.copy_(value)
 
     @torch.no_grad()
     def move(self, base: Sequence[Tensor], axes: Sequence[Sequence[Tensor]], coordinates: Sequence[float]) -> None:
-        """Set the parameters to ``base + sum_k coordinates[k] * axes[k]`` in place.
-
-        Always from the base, so that nothing drifts; an axis with coordinate 0 is not added at all, so that the
-        centre has the bits of the base.
-
-        Args:
-            base: One tensor per parameter (see `copy`).
-            axes: For each axis one tensor per parameter.
-            coordinates: One number per axis.
-        """
+        """Set the parameters to ``base + sum_k coordinates[k] * axes[k]`` in place."""
+        # Always from the base, so that nothing drifts; an axis with coordinate 0 is not added at all, so
+        # that the center has the bits of the base.
         targets: list[Tensor] = list(self.tensors)
         torch._foreach_copy_(targets, list(base))
         for axis, coordinate in zip(axes, coordinates, strict=True):
@@ -138,32 +92,12 @@ class ParameterSpace:
                 torch._foreach_add_(targets, list(axis), alpha=float(coordinate))
 
     def flatten(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
-        """Join one tensor per parameter into a vector.
-
-        Args:
-            values: Tensors by name or in order.
-
-        Returns:
-            Shape [numel], in the order of `names`, each tensor in contiguous order.
-
-        Raises:
-            InputError: If names or shapes do not match.
-        """
+        """Join one tensor per parameter into a vector."""
         ordered = self.order(values)
         return torch.cat([value.reshape(-1) for value in ordered])
 
     def order(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:
-        """Check tensors against the parameters and return them in order.
-
-        Args:
-            values: Tensors by name or in order.
-
-        Returns:
-            One tensor per parameter.
-
-        Raises:
-            InputError: If names, count or shapes do not match.
-        """
+        """Check tensors against the parameters and return them in order."""
         if isinstance(values, Mapping):
             if set(values) != set(self.names):
                 raise InputError("values", "must have the parameters' names", sorted(set(values) ^ set(self.names)))
@@ -178,55 +112,23 @@ class ParameterSpace:
         return list(values)
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
-        """Cut a vector into one tensor per parameter (views where possible).
-
-        Args:
-            vector: Shape [numel].
-
-        Returns:
-            Tensors of the parameters' shapes, in order.
-
-        Raises:
-            InputError: If the vector has another shape.
-        """
+        """Cut a vector into one tensor per parameter (views where possible)."""
         if vector.shape != (self.numel,):
             raise InputError("vector", f"must have the shape [{self.numel}]", tuple(vector.shape))
         parts = torch.split(vector, list(self.sizes))
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 
     def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return tensors by parameter name.
-
-        Args:
-            values: One tensor per parameter.
-
-        Returns:
-            Name -> tensor.
-        """
+        """Return tensors by parameter name."""
         return dict(zip(self.names, values, strict=True))
 
     def norm(self) -> float:
-        """Return the Euclidean norm of all parameters.
-
-        Returns:
-            The norm, accumulated in float64.
-        """
+        """Return the Euclidean norm of all parameters."""
         return float(global_norm([p.detach().double() for p in self.tensors]))
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm over all tensors as a scalar on their device, in at least float32.
-
-    Args:
-        tensors: Any number of tensors on one device; sharded ones (DTensor) give the norm of the whole.
-
-    Returns:
-        A scalar tensor; no synchronisation with the host. 0 for no tensors.
-
-    Example:
-        >>> global_norm([torch.tensor([3.0]), torch.tensor([4.0])]).item()
-        5.0
-    """
+    """Return the Euclidean norm over all tensors as a scalar on their device, in at least float32."""
     if not tensors:
         return torch.zeros(())
     if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors):
@@ -240,19 +142,6 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def normalized_scale(norm: Tensor, radius: float | Tensor) -> Tensor:
-    """Return ``radius / norm``, and 0 where the norm is 0 or not finite.
-
-    No constant is added to the norm, so that a loss scaled by any power of two gives the same bits.
-
-    Args:
-        norm: Norm of a direction, a scalar.
-        radius: Length that the scaled direction shall have.
-
-    Returns:
-        A scalar tensor; no synchronisation with the host.
-
-    Example:
-        >>> normalized_scale(torch.tensor(0.0), 0.05).item(), normalized_scale(torch.tensor(2.0), 1.0).item()
-        (0.0, 0.5)
-    """
+    """Return ``radius / norm``, and 0 where the norm is 0 or not finite."""
+    # No constant is added to the norm, so that a loss scaled by any power of two gives the same bits.
     return torch.nan_to_num(radius / norm, nan=0.0, posinf=0.0, neginf=0.0)

@@ -20,19 +20,7 @@ _PACKAGES = ("torch", "numpy", "scipy", "xarray", "zarr")
 
 
 def fingerprint(tensors: Iterable[Any] | Mapping[str, Any]) -> str:
-    """Return a fingerprint of tensors or arrays: names, types, shapes and bits.
-
-    Args:
-        tensors: Tensors or NumPy arrays, in order or by name.
-
-    Returns:
-        Sixteen hexadecimal digits; independent of device and memory layout.
-
-    Example:
-        >>> import numpy as np
-        >>> fingerprint([np.zeros(2)]) == fingerprint([np.zeros(3)])
-        False
-    """
+    """Return a fingerprint of tensors or arrays: names, types, shapes and bits."""
     digest = hashlib.sha256()
     items = tensors.items() if isinstance(tensors, Mapping) else ((str(i), t) for i, t in enumerate(tensors))
     for name, tensor in items:
@@ -52,11 +40,7 @@ def _raw(tensor: Any) -> bytes:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of Lowland and of what its numbers depend on.
-
-    Returns:
-        Package name -> version; packages that are not installed are left out.
-    """
+    """Return the versions of Lowland and of what its numbers depend on."""
     found = {"lowland": lowland.__version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -68,11 +52,7 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def revision() -> str:
-    """Return the git commit of Lowland's source if it runs from a checkout.
-
-    Returns:
-        The commit, with ``+changes`` if the tree differs from it, or ``""``.
-    """
+    """Return the git commit of Lowland's source if it runs from a checkout."""
     root = Path(lowland.__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
@@ -89,15 +69,7 @@ def _git(root: Path, *words: str) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Return what every stored result carries: versions, revision, processor, time.
-
-    Returns:
-        Plain JSON values.
-
-    Example:
-        >>> "python" in provenance()["versions"]
-        True
-    """
+    """Return what every stored result carries: versions, revision, processor, time."""
     return {
         "versions": versions(),
         "revision": revision(),

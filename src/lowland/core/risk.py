@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.batches import batch_bytes, batch_tensors, fixed_batches
-from lowland.core.errors import InputError, NotDeterministic
-from lowland.core.exact import Estimate, Loss, accuracy, all_moments, loss_settings, per_sample_loss
-from lowland.core.modes import (
+from lowland.core.contexts import (
     BatchNormMode,
     batch_norm_mode,
     effective_weights,
@@ -26,7 +24,9 @@ from lowland.core.modes import (
     recalibrate,
     same_bits,
 )
+from lowland.core.errors import InputError, NotDeterministic
 from lowland.core.params import ParameterSpace, unwrap
+from lowland.core.per_sample import Estimate, Loss, accuracy, all_moments, loss_settings, per_sample_loss
 from lowland.core.provenance import fingerprint
 from lowland.core.types import Batch, Evaluate, Metric, as_batch, forward
 
@@ -39,8 +39,8 @@ _RESIDENT_BYTES: Final = 1 << 30
 class EmpiricalRisk:
     """What is measured, on which data, in which batch-norm mode.
 
-    The risk of a metric is ``sum_i v_i / sum_i w_i`` over all samples (see `lowland.core.exact`), the same number for
-    every batching. Models are always measured in evaluation mode (dropout off) and restored bit for bit.
+    The risk of a metric is ``sum_i v_i / sum_i w_i`` over all samples (see `lowland.core.per_sample`), the same
+    number for every batching. Models are always measured in evaluation mode (dropout off) and restored bit for bit.
 
     Args:
         model: The model; DDP, Fabric and compile wrappers are looked through.
@@ -155,7 +155,7 @@ class EmpiricalRisk:
     def prepared(self) -> Generator[None, None, None]:
         """Bring the model into the state that is measured, and restore it bit for bit at the end.
 
-        Inside: evaluation mode, the risk's batch-norm mode, effective instead of parametrised weights, no gradients,
+        Inside: evaluation mode, the risk's batch-norm mode, effective instead of parametrized weights, no gradients,
         forked random state. `measure` and `loss_terms` are to be called inside; make a `ParameterSpace` inside too.
 
         Yields:
@@ -248,7 +248,7 @@ class EmpiricalRisk:
         """Return the moments of every quantity at the present weights; only inside `prepared`.
 
         Returns:
-            Name -> sums of `lowland.core.exact.moments`, on the device.
+            Name -> sums of `lowland.core.per_sample.moments`, on the device.
         """
         totals: dict[str, Tensor] = {}
         for batch in self.batches():

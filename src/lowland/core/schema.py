@@ -56,8 +56,8 @@ STATUS_INTERPOLATED: Final = 2
 STATUS_FAILED: Final = 3
 
 UNITS: Final[dict[str, str]] = {
-    "x": "normalised direction",
-    "y": "normalised direction",
+    "x": "normalized direction",
+    "y": "normalized direction",
     "loss": "loss",
     "accuracy": "fraction",
     "gradient_norm": "loss per unit of weight",
@@ -69,41 +69,17 @@ UNITS: Final[dict[str, str]] = {
 
 
 def identifier(kind: str) -> str:
-    """Return the schema string of a kind of result.
-
-    Args:
-        kind: One of `KINDS`.
-
-    Returns:
-        For instance ``"lowland.surface/1"``.
-
-    Example:
-        >>> identifier("surface")
-        'lowland.surface/1'
-    """
+    """Return the schema string of a kind of result."""
     return f"lowland.{kind}/{KINDS[kind]}"
 
 
 def check(dataset: xr.Dataset, kind: str | None = None) -> str:
-    """Check that a Dataset follows one of our schemas and return its kind.
-
-    Args:
-        dataset: The opened result.
-        kind: The kind that is expected, or None for any.
-
-    Returns:
-        The kind found.
-
-    Raises:
-        StoreError: If the Dataset is foreign, of a newer schema, of another kind or incomplete.
-
-    Example:
-        >>> check(new_surface([0.0, 1.0], metrics=["loss"]))
-        'surface'
-    """
+    """Check that a Dataset follows one of our schemas and return its kind."""
     name, version = _stamp(dataset)
     if version < KINDS[name]:
-        raise StoreError(f"the result has the older schema {dataset.attrs['schema']!r}; open it by lowland.store.open")
+        raise StoreError(
+            f"the result has the older schema {dataset.attrs['schema']!r}; open it by lowland.results.open"
+        )
     if kind is not None and name != kind:
         raise StoreError(f"expected a {kind}, but this result is a {name}")
     if name == "surface" and ("status" not in dataset or "x" not in dataset.dims):
@@ -112,21 +88,7 @@ def check(dataset: xr.Dataset, kind: str | None = None) -> str:
 
 
 def migrated(dataset: xr.Dataset) -> xr.Dataset:
-    """Return a result of any version up to the current one as one of the current version.
-
-    Args:
-        dataset: The result as it was stored.
-
-    Returns:
-        The result itself where it is current, else a migrated copy.
-
-    Raises:
-        StoreError: If it is foreign, newer, or of a version that nothing leads on from.
-
-    Example:
-        >>> migrated(new_surface([0.0, 1.0])).attrs["schema"]
-        'lowland.surface/1'
-    """
+    """Return a result of any version up to the current one as one of the current version."""
     name, version = _stamp(dataset)
     while version < KINDS[name]:
         step = MIGRATIONS.get((name, version))
@@ -167,28 +129,7 @@ def new_surface(
     directions: Sequence[str] = (),
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Make an empty surface (or line) of schema v1: every point open.
-
-    Args:
-        x: Coordinates of the first axis, shape [nx], in units of the normalised direction.
-        y: Coordinates of the second axis, shape [ny]; None for a line.
-        metrics: Names of the measured quantities.
-        errors: The metrics that get a standard error ``NAME_se``.
-        splits: Names along the dimension ``split``; empty when there is one split.
-        directions: Names along the dimension ``direction``; empty when there is one plane or line.
-        attrs: Plain JSON values to store as attributes.
-
-    Returns:
-        A Dataset of float64 variables filled with NaN and ``status`` filled with `STATUS_OPEN`. Dims are in the
-        order ``direction, split, x, y``; ``status`` and ``error`` have no ``split``.
-
-    Raises:
-        InputError: If an axis is empty, has equal coordinates or a metric has a reserved name.
-
-    Example:
-        >>> new_surface([-1, 0, 1], [0, 1], metrics=["loss"], errors=["loss"]).sizes["y"]
-        2
-    """
+    """Make an empty surface (or line) of schema v1: every point open."""
     axes = {"x": np.asarray(x, dtype=np.float64)}
     if y is not None:
         axes["y"] = np.asarray(y, dtype=np.float64)
@@ -231,22 +172,7 @@ def new_trajectory(
     variables: Mapping[str, Any],
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Make a trajectory result: projected coordinates of training snapshots.
-
-    Args:
-        coordinates: Shape [snapshots, axes], units of the axes' directions.
-        steps: Optimizer step of each snapshot, shape [snapshots].
-        variables: Further variables ``name -> (dims, values)`` over ``snapshot`` and ``axis`` (distance to the
-            plane, share of variance, random-walk null ...).
-        attrs: Plain JSON values.
-
-    Returns:
-        A Dataset with dims ``snapshot, axis``.
-
-    Example:
-        >>> new_trajectory([[0.0, 1.0]], steps=[0], variables={}).sizes["axis"]
-        2
-    """
+    """Make a trajectory result: projected coordinates of training snapshots."""
     values = np.asarray(coordinates, dtype=np.float64)
     return xr.Dataset(
         {"coordinate": (("snapshot", "axis"), values), **dict(variables)},
@@ -262,21 +188,7 @@ def new_curvature(
     variables: Mapping[str, Any],
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Make a curvature result: eigenvalues with residuals, and scalars with their errors.
-
-    Args:
-        eigenvalues: Shape [pairs], ascending.
-        residuals: Norm of ``H v - lambda v`` of each pair, shape [pairs].
-        variables: Further variables ``name -> (dims, values)``, scalars with ``dims = ()``.
-        attrs: Plain JSON values: products, samples, seeds, batch-norm mode, train loss beside it.
-
-    Returns:
-        A Dataset with the dim ``pair``.
-
-    Example:
-        >>> new_curvature([0.1, 2.0], [0.0, 0.0], variables={"trace": ((), 2.1)}).sizes["pair"]
-        2
-    """
+    """Make a curvature result: eigenvalues with residuals, and scalars with their errors."""
     return xr.Dataset(
         {
             "eigenvalue": ("pair", np.asarray(eigenvalues, dtype=np.float64)),
@@ -288,21 +200,7 @@ def new_curvature(
 
 
 def plain(attrs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return attributes as plain JSON values; nested ones become JSON text.
-
-    Args:
-        attrs: Values to store; numbers, strings and None pass, lists and dicts are encoded.
-
-    Returns:
-        A new dictionary that every store can hold.
-
-    Raises:
-        InputError: If a value cannot be written as JSON.
-
-    Example:
-        >>> plain({"recipe": {"seed": 0}})
-        {'recipe': '{"seed": 0}'}
-    """
+    """Return attributes as plain JSON values; nested ones become JSON text."""
     result: dict[str, Any] = {}
     for key, value in (attrs or {}).items():
         if isinstance(value, str | int | float | bool):

@@ -36,83 +36,25 @@ PURPOSES: Final[Mapping[str, str]] = {
 
 
 def generator(seed: int, purpose: str, *names: str | int) -> np.random.Generator:
-    """Return the random stream of a seed, a purpose and further names.
-
-    Args:
-        seed: The run's seed, a non-negative integer.
-        purpose: One of `PURPOSES`.
-        *names: What else tells streams apart: epoch, axis, parameter name.
-
-    Returns:
-        A generator at the start of its stream.
-
-    Raises:
-        InputError: If the seed is negative or the purpose unknown.
-
-    Example:
-        >>> generator(0, "order", 1).integers(100) == generator(0, "order", 1).integers(100)
-        np.True_
-    """
+    """Return the random stream of a seed, a purpose and further names."""
     return np.random.Generator(np.random.Philox(key=_key(seed, purpose, names)))
 
 
 def torch_seed(seed: int, purpose: str, *names: str | int) -> int:
-    """Return a seed for torch's own generators that belongs to a named stream.
-
-    Args:
-        seed: The run's seed.
-        purpose: One of `PURPOSES`.
-        *names: What else tells streams apart.
-
-    Returns:
-        An integer in [0, 2**63).
-
-    Example:
-        >>> torch_seed(0, "weights") != torch_seed(1, "weights")
-        True
-    """
+    """Return a seed for torch's own generators that belongs to a named stream."""
     return _key(seed, purpose, names) % 2**63
 
 
 def normal(like: Tensor, seed: int, purpose: str, *names: str | int) -> Tensor:
-    """Return standard normal numbers of a tensor's shape, device and type.
-
-    They are drawn in float64 on the host in the order of a contiguous tensor and then cast, so that they are the same
-    up to rounding for every device, type and memory layout.
-
-    Args:
-        like: The tensor to match.
-        seed: The seed.
-        purpose: One of `PURPOSES`.
-        *names: What else tells streams apart, such as the axis and the parameter name.
-
-    Returns:
-        A new tensor.
-
-    Example:
-        >>> normal(torch.zeros(2, 3), 0, "direction", 0, "weight").shape
-        torch.Size([2, 3])
-    """
+    """Return standard normal numbers of a tensor's shape, device and type."""
+    # They are drawn in float64 on the host in the order of a contiguous tensor and then cast, so that they are
+    # the same up to rounding for every device, type and memory layout.
     numbers = generator(seed, purpose, *names).standard_normal(tuple(like.shape))
     return torch.as_tensor(numbers).to(device=like.device, dtype=like.dtype)
 
 
 def rademacher(like: Tensor, seed: int, purpose: str, *names: str | int) -> Tensor:
-    """Return independent signs (-1 or +1) of a tensor's shape, device and type.
-
-    Args:
-        like: The tensor to match.
-        seed: The seed.
-        purpose: One of `PURPOSES`.
-        *names: What else tells streams apart.
-
-    Returns:
-        A new tensor.
-
-    Example:
-        >>> rademacher(torch.zeros(4), 0, "probe").abs().tolist()
-        [1.0, 1.0, 1.0, 1.0]
-    """
+    """Return independent signs (-1 or +1) of a tensor's shape, device and type."""
     signs = generator(seed, purpose, *names).integers(0, 2, size=tuple(like.shape), dtype=np.int8) * 2 - 1
     return torch.as_tensor(signs).to(device=like.device, dtype=like.dtype)
 

@@ -96,25 +96,10 @@ class Batch:
 
 
 def as_batch(raw: RawBatch) -> Batch:
-    """Turn what a loader yields into a `Batch`.
-
-    A dict keeps all its entries as ``input`` (the model takes them as keyword arguments) except a sample id
-    (``index``, ``sample_id`` or ``idx``); the target is looked up under ``target(s)`` or ``label(s)``. Keys named
-    ``label(s)`` stay in the input too, since Hugging Face models compute their loss from them.
-
-    Args:
-        raw: A `Batch`, a tensor, a tuple of two or three, or a dict.
-
-    Returns:
-        The batch.
-
-    Raises:
-        InputError: If the form is none of these.
-
-    Example:
-        >>> as_batch((torch.zeros(4, 2), torch.zeros(4))).size
-        4
-    """
+    """Turn what a loader yields into a `Batch`."""
+    # A dict keeps all its entries as ``input`` (the model takes them as keyword arguments) except a sample id
+    # (``index``, ``sample_id`` or ``idx``); the target is looked up under ``target(s)`` or ``label(s)``. Keys
+    # named ``label(s)`` stay in the input too, since Hugging Face models compute their loss from them.
     if isinstance(raw, Batch):
         return raw
     if isinstance(raw, Tensor):
@@ -137,15 +122,7 @@ def as_batch(raw: RawBatch) -> Batch:
 
 
 def forward(model: nn.Module, batch: Batch) -> Any:
-    """Call the model on a batch: a dict becomes keyword arguments, a tuple positional ones.
-
-    Args:
-        model: The model.
-        batch: The batch.
-
-    Returns:
-        The output; of a Hugging Face ``ModelOutput`` (anything with ``logits``) the logits.
-    """
+    """Call the model on a batch: a dict becomes keyword arguments, a tuple positional ones."""
     if isinstance(batch.input, Mapping):
         output = model(**batch.input)
     elif isinstance(batch.input, tuple | list):
@@ -159,16 +136,7 @@ def forward(model: nn.Module, batch: Batch) -> Any:
 
 
 def move(value: Any, device: torch.device | str, *, non_blocking: bool = False) -> Any:
-    """Move every tensor in a nested structure to a device.
-
-    Args:
-        value: A tensor, dict, list or tuple of such, or anything else (returned as it is).
-        device: Where to.
-        non_blocking: As in `torch.Tensor.to`.
-
-    Returns:
-        The same structure with its tensors on the device.
-    """
+    """Move every tensor in a nested structure to a device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, Mapping):

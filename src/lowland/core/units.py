@@ -1,7 +1,7 @@
 """The units of every kind of tensor: what produces one output.
 
 A *unit* is the row of a linear or convolution weight (a filter), the column of a transposed convolution, one token of
-an embedding. Filter normalisation, adaptive sharpness and the filter-weighted trace all use the rules given here, so
+an embedding. Filter normalization, adaptive sharpness and the filter-weighted trace all use the rules given here, so
 that they cannot disagree.
 """
 
@@ -25,18 +25,7 @@ _BIAS = re.compile(r"(^|\.)bias(_\w+)?$")
 
 
 def clean_name(name: str) -> str:
-    """Return a parameter's name without the prefixes of DDP, FSDP, Fabric and `torch.compile`.
-
-    Args:
-        name: A name as in ``named_parameters()``.
-
-    Returns:
-        The name as the user's own module has it.
-
-    Example:
-        >>> clean_name("module._orig_mod.conv.weight")
-        'conv.weight'
-    """
+    """Return a parameter's name without the prefixes of DDP, FSDP, Fabric and `torch.compile`."""
     for prefix in _WRAPPERS:
         name = name.replace("." + prefix, ".")
     while name.startswith(_WRAPPERS):
@@ -46,32 +35,16 @@ def clean_name(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class UnitRule:
-    """How a tensor is cut into units.
+    """How a tensor is cut into units."""
 
-    Args:
-        kind: ``"filter"``: one unit per output (`axis`, `groups`); ``"tensor"``: the whole tensor is one unit;
-            ``"fixed"``: one unit too, but normalised directions leave it alone (biases and norm parameters).
-        axis: The output axis, 0 or 1; 1 for transposed convolutions and for weights stored as [in, out].
-        groups: Groups of a transposed convolution.
-
-    Example:
-        >>> UnitRule("filter").split(torch.zeros(8, 3, 5, 5)).shape
-        torch.Size([8, 75])
-    """
-
+    # ``"filter"``: one unit per output (`axis`, `groups`); ``"tensor"``: the whole tensor is one unit;
+    # ``"fixed"``: one unit too, but normalized directions leave it alone (biases and norm parameters).
     kind: Literal["filter", "tensor", "fixed"]
-    axis: int = 0
-    groups: int = 1
+    axis: int = 0  # The output axis, 0 or 1; 1 for transposed convolutions and for weights stored as [in, out]
+    groups: int = 1  # Groups of a transposed convolution
 
     def split(self, values: Tensor) -> Tensor:
-        """View or copy a tensor as [units, entries].
-
-        Args:
-            values: A tensor of the parameter's shape.
-
-        Returns:
-            Shape [units, entries].
-        """
+        """View or copy a tensor as [units, entries]."""
         if self.kind != "filter":
             return values.reshape(1, -1)
         if self.axis == 0:
@@ -81,61 +54,31 @@ class UnitRule:
         return parted.reshape(self.groups * columns, -1)
 
     def join(self, units: Tensor, shape: torch.Size) -> Tensor:
-        """Undo `split`.
-
-        Args:
-            units: Shape [units, entries].
-            shape: Shape of the parameter.
-
-        Returns:
-            A tensor of that shape.
-        """
+        """Undo `split`."""
         if self.kind != "filter" or self.axis == 0:
             return units.reshape(shape)
         rows, columns = shape[0] // self.groups, shape[1]
         return units.reshape(self.groups, columns, rows, -1).transpose(1, 2).reshape(shape)
 
     def norms(self, values: Tensor) -> Tensor:
-        """Return the Frobenius norm of every unit.
-
-        Args:
-            values: A tensor of the parameter's shape.
-
-        Returns:
-            Shape [units].
-        """
+        """Return the Frobenius norm of every unit."""
         norms: Tensor = torch.linalg.vector_norm(self.split(values), dim=1)
         return norms
 
     def describe(self) -> str:
-        """Return the rule as a short text for a stored result.
-
-        Returns:
-            For instance ``"filter axis 1, groups 2"``.
-        """
+        """Return the rule as a short text for a stored result."""
         if self.kind != "filter":
             return self.kind
         return f"filter axis {self.axis}" + (f", groups {self.groups}" if self.groups != 1 else "")
 
 
 def unit_rules(model: nn.Module) -> dict[str, UnitRule]:
-    """Return the rule of every parameter by its clean name; tied weights once, under their first name.
-
-    Linear, convolution, recurrent and packed attention weights: rows. Transposed convolution: axis 1 per group. Weights
-    stored as [in, out] (Hugging Face ``Conv1D``): axis 1. Embedding: rows. Position tables, class tokens, layer scales
-    and relative-position tables: the whole tensor. Norm parameters, biases and other tensors of at most one dimension:
-    fixed. Any other tensor (a bare ``nn.Parameter``): the whole tensor.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Name -> rule, in the order of ``named_parameters()``.
-
-    Example:
-        >>> {name: rule.kind for name, rule in unit_rules(nn.Linear(3, 2)).items()}
-        {'weight': 'filter', 'bias': 'fixed'}
-    """
+    """Return the rule of every parameter by its clean name; tied weights once, under their first name."""
+    # Linear, convolution, recurrent and packed attention weights: rows. Transposed convolution: axis 1 per
+    # group. Weights stored as [in, out] (Hugging Face ``Conv1D``): axis 1. Embedding: rows. Position tables,
+    # class tokens, layer scales and relative-position tables: the whole tensor. Norm parameters, biases and
+    # other tensors of at most one dimension: fixed. Any other tensor (a bare ``nn.Parameter``): the whole
+    # tensor.
     rules: dict[str, UnitRule] = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():

@@ -14,16 +14,16 @@ from lowland.curvature.lanczos import Lanczos, Ritz
 from lowland.curvature.measures import MEASURES, Measure, at_matched_loss, sharpness_table
 from lowland.curvature.operator import AbstractOperator, MatrixOperator, ScaledOperator
 from lowland.curvature.probe import Convexity, convexity_summary
-from lowland.curvature.protocol import logits_normalised, protocol_risk
+from lowland.curvature.protocol import logits_normalized, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
-from lowland.curvature.stability import Stability, interval, stability, warm_started_extremes
-from lowland.curvature.survey import survey
+from lowland.curvature.stability import Stability, measurement_interval, stability, warm_started_extremes
+from lowland.curvature.summarize import summarize
 from lowland.curvature.top import TopEigenvalues, top_eigenvalues
 from lowland.curvature.trace import ProbeEstimate, filter_weighted_trace, trace
 from lowland.curvature.worst_case import WorstCase, worst_case_sharpness
 
 __all__ = [
-    "survey",
+    "summarize",
     "extreme_eigenvalues",
     "top_eigenvalues",
     "SpectrumEnds",
@@ -35,7 +35,7 @@ __all__ = [
     "spectral_density",
     "stability",
     "warm_started_extremes",
-    "interval",
+    "measurement_interval",
     "Convexity",
     "convexity_summary",
     "ProbeEstimate",
@@ -48,7 +48,7 @@ __all__ = [
     "sharpness_table",
     "at_matched_loss",
     "protocol_risk",
-    "logits_normalised",
+    "logits_normalized",
     "MEASURES",
     "Measure",
     "Sharpness",

@@ -15,7 +15,7 @@ from torch import Tensor
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import generator, normal
-from lowland.curvature.ground import Ground, ground
+from lowland.curvature.perturbed_risk import PerturbedRisk, perturbed_risk
 from lowland.curvature.protocol import Metric, metric
 from lowland.curvature.sharpness import Sharpness
 from lowland.curvature.worst_case import Norm
@@ -54,7 +54,7 @@ def average_case_sharpness(
         raise InputError("norm", 'must be "l2" or "linf"', norm)
     if draws < 2:
         raise InputError("draws", "must be at least 2", draws)
-    with ground(risk) as here:
+    with perturbed_risk(risk) as here:
         units = metric(here.base, kind)
         loss = here.loss()
         rises = np.array([here.loss(_draw(here, units, rho, norm, seed, k)) - loss for k in range(draws)])
@@ -64,7 +64,7 @@ def average_case_sharpness(
     return Sharpness(max(0.0, mean), mean, loss, rho, error, draws, f"average case, {norm}, {kind}, {law}, seed {seed}")
 
 
-def _draw(here: Ground, units: list[Tensor], rho: float, norm: Norm, seed: int, index: int) -> list[Tensor]:
+def _draw(here: PerturbedRisk, units: list[Tensor], rho: float, norm: Norm, seed: int, index: int) -> list[Tensor]:
     step = []
     for name, unit in zip(here.space.names, units, strict=True):
         if norm == "l2":

@@ -10,26 +10,12 @@ __all__ = ["lower_reach", "missed_share"]
 
 
 def missed_share(steps: int, size: int, *, randomness: float = 1.0, risk: float = 0.01) -> float:
-    """Return how far beyond an extreme Ritz value the spectrum may reach, relative to its width.
-
-    With probability ``1 - risk`` over the random start, the error of an extreme Ritz value after m products is at most
-    eps times the width of the spectrum, with ``1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1)) = risk`` (Kuczynski and
-    Wozniakowski, SIAM J. Matrix Anal. 13, 1992, theorem 4.2a). A warm start is random only in a share r of its length,
-    which puts ``sqrt(n) / r`` in the place of ``sqrt(n)``: the given part can only by chance cancel the random one.
-
-    Args:
-        steps: Number of products m.
-        size: Dimension n.
-        randomness: Share r of the start vector's length that is random. Default 1, a cold start.
-        risk: Probability that the bound fails. Default 0.01.
-
-    Returns:
-        eps, in [0, 1]; 0 when the whole space is spanned, 1 where nothing can be said.
-
-    Example:
-        >>> round(missed_share(40, 1000), 4)
-        0.0117
-    """
+    """Return how far beyond an extreme Ritz value the spectrum may reach, relative to its width."""
+    # With probability ``1 - risk`` over the random start, the error of an extreme Ritz value after m products
+    # is at most eps times the width of the spectrum, with ``1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1)) = risk``
+    # (Kuczynski and Wozniakowski, SIAM J. Matrix Anal. 13, 1992, theorem 4.2a). A warm start is random only in
+    # a share r of its length, which puts ``sqrt(n) / r`` in the place of ``sqrt(n)``: the given part can only
+    # by chance cancel the random one.
     if steps >= size:
         return 0.0
     if steps < 1 or randomness == 0.0:
@@ -39,22 +25,12 @@ def missed_share(steps: int, size: int, *, randomness: float = 1.0, risk: float 
 
 
 def lower_reach(run: Lanczos, ritz: Ritz, *, tolerance: float = 1e-3, risk: float = 0.01) -> float:
-    """Return how far below the smallest Ritz value the spectrum may reach, with probability ``1 - risk``.
-
-    The bound of `missed_share` times the width would count the few large eigenvalues of a trained net as width. But q
-    steps of the run can be spent on polynomials that vanish at the q largest eigenvalues, and never grow below them:
-    the bound then holds with m - q products and the width W of what is left. The best q is taken. W is read off the
-    Ritz values, whose ends may fall short by the same share each: ``W = (theta_q+1 - theta_min) / (1 - 2 share)``.
-
-    Args:
-        run: A Krylov run.
-        ritz: Its Ritz pairs.
-        tolerance: Residual, relative to the scale, up to which a pair counts as one of the largest. Default 1e-3.
-        risk: Probability that the bound fails. Default 0.01.
-
-    Returns:
-        A length on the axis of eigenvalues; infinite where the run is too short to say anything.
-    """
+    """Return how far below the smallest Ritz value the spectrum may reach, with probability ``1 - risk``."""
+    # The bound of `missed_share` times the width would count the few large eigenvalues of a trained net as
+    # width. But q steps of the run can be spent on polynomials that vanish at the q largest eigenvalues, and
+    # never grow below them: the bound then holds with m - q products and the width W of what is left. The best
+    # q is taken. W is read off the Ritz values, whose ends may fall short by the same share each: ``W =
+    # (theta_q+1 - theta_min) / (1 - 2 share)``.
     if run.exhausted:
         return 0.0
     best = math.inf

@@ -116,7 +116,7 @@ def spectral_density(
         scale: ``"linear"``, or ``"log"`` for the density of ``log10 |eigenvalue|``.
         points: Points of the grid. Default 512.
         width: Standard deviation of the Gaussians in units of the grid. Default: for a grid of length R,
-            ``R / (steps - 1) / sqrt(8 ln 3)`` (Papyan 2019, section D: neighbouring nodes melt into one another).
+            ``R / (steps - 1) / sqrt(8 ln 3)`` (Papyan 2019, section D: neighboring nodes melt into one another).
         floor: On the logarithmic scale, eigenvalues below this share of the largest count as this small. Default 1e-6.
         seed: Seed of the start vectors.
 

@@ -32,17 +32,7 @@ _LOWER_ABSOLUTE: Final = 1e-4
 
 
 def as_operator(source: Source) -> AbstractOperator:
-    """Return an operator as it is, and the Hessian of a risk.
-
-    Args:
-        source: A risk or an operator.
-
-    Returns:
-        The operator.
-
-    Raises:
-        InputError: If it is neither.
-    """
+    """Return an operator as it is, and the Hessian of a risk."""
     if isinstance(source, AbstractOperator):
         return source
     if isinstance(source, EmpiricalRisk):
@@ -126,7 +116,7 @@ def extreme_eigenvalues(
             scale. The error of the value is about its square over the gap to the next one. Default 0.05, half of what
             counts as converged: it keeps the error below one per cent on trained networks.
         confirm: Both residuals must stay small for this share of further products, at least 3: an eigenvector that the
-            start hardly holds shows up late, after the run has converged to its neighbour, and the first sign of it is
+            start hardly holds shows up late, after the run has converged to its neighbor, and the first sign of it is
             a lower residual that grows again, so that the run also goes on until that has fallen. Default 0.1 (on 40
             starts of a trained ResNet-8 one value was more than 2 % off, without the last rule two); 0 omits it.
         max_products: Most products to spend. Default 80.

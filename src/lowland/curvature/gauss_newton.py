@@ -1,4 +1,4 @@
-"""The generalised Gauss-Newton matrix of the empirical risk: the Hessian without the curvature of the network.
+"""The generalized Gauss-Newton matrix of the empirical risk: the Hessian without the curvature of the network.
 
 ``G v = J^T (d^2 L / dz^2) (J v)`` with the outputs z and their Jacobian J (Schraudolph, "Fast curvature matrix-vector
 products", 2002). For cross entropy and squared error it is positive semidefinite, and for cross entropy equal to the
@@ -20,8 +20,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lowland.core.errors import InputError
-from lowland.core.exact import per_sample_loss
 from lowland.core.params import ParameterSpace
+from lowland.core.per_sample import per_sample_loss
 from lowland.core.types import Batch, forward
 from lowland.curvature.graph import check_finite, check_twice_differentiable
 from lowland.curvature.risk_operator import AbstractRiskOperator, BatchGraph

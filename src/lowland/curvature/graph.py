@@ -15,21 +15,7 @@ __all__ = ["check_finite", "check_twice_differentiable", "graph_bytes"]
 
 
 def graph_bytes(roots: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> int:
-    """Return the bytes of all tensors that the graph behind some tensors keeps alive.
-
-    Args:
-        roots: Tensors with graph.
-        parameters: Tensors that exist anyway and are not counted.
-
-    Returns:
-        Bytes; every storage counts once.
-
-    Example:
-        >>> import torch
-        >>> x = torch.ones(1000, requires_grad=True)
-        >>> graph_bytes([x.exp().sum()], [x])
-        4000
-    """
+    """Return the bytes of all tensors that the graph behind some tensors keeps alive."""
     storages: dict[int, int] = {}
     for node in _nodes(roots):
         for tensor in _saved(node):
@@ -40,17 +26,9 @@ def graph_bytes(roots: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> i
 
 
 def check_twice_differentiable(loss: Tensor) -> None:
-    """Refuse a graph that holds a function marked by torch's ``once_differentiable``.
-
-    Torch itself raises for it only where the incoming gradient depends on a parameter, and else silently leaves its
-    second derivative out.
-
-    Args:
-        loss: A tensor with graph.
-
-    Raises:
-        InputError: If there is such a function.
-    """
+    """Refuse a graph that holds a function marked by torch's ``once_differentiable``."""
+    # Torch itself raises for it only where the incoming gradient depends on a parameter, and else silently
+    # leaves its second derivative out.
     for node in _nodes([loss]):
         function = getattr(node, "_forward_cls", None)
         backward = getattr(function, "backward", None)
@@ -63,17 +41,9 @@ def check_twice_differentiable(loss: Tensor) -> None:
 
 
 def check_finite(gradients: Sequence[Tensor]) -> None:
-    """Refuse a gradient that is not finite (one synchronisation with the host).
-
-    The sum of all entries is looked at first, which costs next to nothing; only if that is not finite (an entry is not,
-    or the sum overflows) is every tensor looked at by itself.
-
-    Args:
-        gradients: Any tensors.
-
-    Raises:
-        NotFinite: If an entry is NaN or infinite.
-    """
+    """Refuse a gradient that is not finite (one synchronization with the host)."""
+    # The sum of all entries is looked at first, which costs next to nothing; only if that is not finite (an
+    # entry is not, or the sum overflows) is every tensor looked at by itself.
     if not gradients:
         return
     with torch.no_grad():

@@ -1,11 +1,11 @@
-"""One Krylov run: Lanczos with full reorthogonalisation, from which extremes, top pairs and densities are read.
+"""One Krylov run: Lanczos with full reorthogonalization, from which extremes, top pairs and densities are read.
 
-Lanczos 1950; Paige 1972 and Golub and Van Loan, "Matrix Computations", section 10.3, for its behaviour in finite
+Lanczos 1950; Paige 1972 and Golub and Van Loan, "Matrix Computations", section 10.3, for its behavior in finite
 precision. After m products ``A V = V T + beta v_next e_m^T`` with orthonormal V and tridiagonal T: an eigenpair
 (theta, s) of T gives the Ritz pair (theta, V s) with the residual norm ``|beta s_m|``, known without a further product.
 
 Deviations from the textbook:
-1. Every new vector is orthogonalised twice against all before it, so that no ghost copies of eigenvalues appear; the
+1. Every new vector is orthogonalized twice against all before it, so that no ghost copies of eigenvalues appear; the
    orthogonality reached is measured.
 2. At a breakdown (an invariant subspace is found) the run goes on with a fresh random vector, so that degenerate and
    zero operators are served too.
@@ -111,7 +111,7 @@ class Lanczos:
         return normal(like, self.seed, "krylov", self.stream, step)
 
     def _outside(self, vector: Tensor) -> Tensor:
-        return vector if self._against is None else _orthogonalised(vector, self._against.T)[0]
+        return vector if self._against is None else _orthogonalized(vector, self._against.T)[0]
 
     def _warm(self, start: Tensor, random: Tensor, noise: float) -> Tensor:
         columns = start.detach().to(random)
@@ -165,7 +165,7 @@ class Lanczos:
         basis = self._basis[: step + 1]
         image = self._outside(self.operator.apply([basis[step]])[0])
         self._largest = max(self._largest, float(torch.linalg.vector_norm(image)))
-        image, overlap = _orthogonalised(image, basis)
+        image, overlap = _orthogonalized(image, basis)
         length = float(torch.linalg.vector_norm(image))
         alpha = float(overlap[step])
         if step > 1:
@@ -178,7 +178,7 @@ class Lanczos:
             return
         if length <= _BREAKDOWN * self.epsilon * self._largest:
             self._off_diagonal.append(0.0)
-            image, _ = _orthogonalised(self._outside(self._random(step + 1)), basis)
+            image, _ = _orthogonalized(self._outside(self._random(step + 1)), basis)
             length = float(torch.linalg.vector_norm(image))
         else:
             self._off_diagonal.append(length)
@@ -274,7 +274,7 @@ class Lanczos:
         return run
 
 
-def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _orthogonalized(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Return a vector without its part in a basis (two classical Gram-Schmidt passes), and what was removed in all."""
     overlap = basis @ vector
     vector = vector - basis.T @ overlap

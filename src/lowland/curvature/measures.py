@@ -1,7 +1,7 @@
 """Several sharpness measures side by side, with what they must be read with, and no single verdict.
 
-No measure ranks networks by how well they generalise in general (Andriushchenko et al. 2023); cross-entropy curvature
-vanishes as a net memorises. So a table holds several, plain and adaptive, on outputs as they are and normalised, with
+No measure ranks networks by how well they generalize in general (Andriushchenko et al. 2023); cross-entropy curvature
+vanishes as a net memorizes. So a table holds several, plain and adaptive, on outputs as they are and normalized, with
 train loss, accuracy and weight norm; and `at_matched_loss` compares runs where their train losses are equal.
 """
 
@@ -22,7 +22,7 @@ from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_curvature
 from lowland.curvature.average_case import average_case_sharpness
-from lowland.curvature.protocol import Metric, logits_normalised, protocol_risk
+from lowland.curvature.protocol import Metric, logits_normalized, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
 from lowland.curvature.worst_case import Norm, WorstCase, worst_case_sharpness
 
@@ -38,31 +38,31 @@ class Measure:
         rho: Radius.
         norm: ``"l2"`` or ``"linf"``.
         kind: The metric, see `lowland.curvature.protocol.Metric`.
-        normalised: Whether outputs are centred and divided by their length.
+        normalized: Whether outputs are centered and divided by their length.
     """
 
     family: str
     rho: float
     norm: Norm = "l2"
     kind: Metric = "plain"
-    normalised: bool = False
+    normalized: bool = False
 
     @property
     def name(self) -> str:
-        """For instance ``"worst l2 adaptive rho=0.5, normalised"``."""
-        return f"{self.family} {self.norm} {self.kind} rho={self.rho:g}" + (", normalised" if self.normalised else "")
+        """For instance ``"worst l2 adaptive rho=0.5, normalized"``."""
+        return f"{self.family} {self.norm} {self.kind} rho={self.rho:g}" + (", normalized" if self.normalized else "")
 
 
 MEASURES: Final[tuple[Measure, ...]] = (
     Measure("sam", 0.05),
     Measure("m-sam", 0.05),
     Measure("average", 0.1, kind="adaptive"),
-    Measure("average", 0.1, kind="adaptive", normalised=True),
+    Measure("average", 0.1, kind="adaptive", normalized=True),
     Measure("worst", 0.25),
     Measure("worst", 0.5, kind="adaptive"),
-    Measure("worst", 0.5, kind="adaptive", normalised=True),
+    Measure("worst", 0.5, kind="adaptive", normalized=True),
     Measure("worst", 0.002, norm="linf", kind="adaptive"),
-    Measure("worst", 0.002, norm="linf", kind="adaptive", normalised=True),
+    Measure("worst", 0.002, norm="linf", kind="adaptive", normalized=True),
     Measure("worst", 1e-3, norm="linf", kind="keskar"),
 )
 """The default table: radii from the middle of the grids of Andriushchenko et al. 2023 (table of section 3), the box of
@@ -121,7 +121,7 @@ def sharpness_table(
 
 
 def _measure(risk: EmpiricalRisk, measure: Measure, steps: int, draws: int, seed: int) -> Sharpness | WorstCase:
-    where = logits_normalised(risk) if measure.normalised else risk
+    where = logits_normalized(risk) if measure.normalized else risk
     if measure.family in ("sam", "m-sam"):
         if measure.norm != "l2" or measure.kind == "keskar":
             raise InputError("measures", "must take SAM's sharpness in l2, plain or adaptive", measure.name)

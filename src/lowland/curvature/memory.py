@@ -17,18 +17,7 @@ _FIELDS: Final = ("input", "target", "index", "partner", "share")
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that memory has run out, on any device.
-
-    Args:
-        error: The error.
-
-    Returns:
-        True if a smaller piece of work could succeed.
-
-    Example:
-        >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("shape mismatch"))
-        (True, False)
-    """
+    """Tell whether an error says that memory has run out, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error)
@@ -38,19 +27,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def halves(batch: Batch, splits: int) -> Iterator[Batch]:
-    """Cut a batch into 2**splits parts along its first axis.
-
-    Args:
-        batch: The batch; every tensor whose first axis has the batch's size is cut, everything else is shared.
-        splits: How often to halve; 0 yields the batch itself.
-
-    Yields:
-        The parts, none of them empty.
-
-    Example:
-        >>> [part.size for part in halves(Batch(torch.zeros(5, 2), torch.zeros(5)), 1)]
-        [3, 2]
-    """
+    """Cut a batch into 2**splits parts along its first axis."""
     if splits == 0:
         yield batch
         return

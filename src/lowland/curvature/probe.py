@@ -1,9 +1,9 @@
-"""The convexity map: both ends of the spectrum at every point of a surface, each run started from its neighbour's.
+"""The convexity map: both ends of the spectrum at every point of a surface, each run started from its neighbor's.
 
 Li et al. 2018, section 6, draw ``|lambda_min / lambda_max|`` over the plane. Here every value goes with its residual,
 and whether there is negative curvature has three answers. Hand a `Convexity` to ``landscape.evaluate`` as a probe.
 
-A run that starts from a neighbour's eigenvectors needs half the products or fewer, but may follow an eigenvalue that is
+A run that starts from a neighbor's eigenvectors needs half the products or fewer, but may follow an eigenvalue that is
 no longer the outermost. Four guards: the start holds two eigenvectors from each end, and a random part; the coarsest
 points start cold, so that nothing is handed on from far away; and a share of all points, chosen by the bits of the
 weights, is measured cold as well. Where the two disagree beyond their residuals the outer value is kept and the point
@@ -161,10 +161,8 @@ def _numbers(ends: SpectrumEnds) -> dict[str, float]:
 
 
 def _outer(first: SpectrumEnds, second: SpectrumEnds) -> tuple[SpectrumEnds, bool]:
-    """Return the run that reaches further out, and whether they disagree beyond residuals and 1e-4 of the scale.
-
-    A Ritz value never lies beyond the end of the spectrum, so that the outer one is always the better one.
-    """
+    """Return the run that reaches further out, and whether they disagree beyond residuals and 1e-4 of the scale."""
+    # A Ritz value never lies beyond the end of the spectrum, so that the outer one is always the better one.
     slack = _SLACK * max(first.scale, second.scale)
     low = first.lambda_min - second.lambda_min > first.residual_min + second.residual_min + slack
     high = second.lambda_max - first.lambda_max > first.residual_max + second.residual_max + slack

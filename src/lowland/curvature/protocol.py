@@ -2,7 +2,7 @@
 
 Andriushchenko et al., "A modern look at the relationship between sharpness and generalization", 2023, section 3: 1,024
 training samples, the maximum taken on batches of 128 each, evaluation mode, no augmentation; radii plain (c = 1) or
-adaptive (c = |w|); outputs as they are or normalised (centred, length one), since cross entropy can be scaled away.
+adaptive (c = |w|); outputs as they are or normalized (centered, length one), since cross entropy can be scaled away.
 """
 
 from __future__ import annotations
@@ -14,34 +14,19 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import InputError
-from lowland.core.exact import per_sample_loss
+from lowland.core.per_sample import per_sample_loss
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import generator
 from lowland.core.types import Batch, Measured, forward
 
-__all__ = ["Metric", "logits_normalised", "metric", "protocol_risk"]
+__all__ = ["Metric", "logits_normalized", "metric", "protocol_risk"]
 
 Metric = Literal["plain", "adaptive", "keskar"]
 """Unit of length of every weight: 1, ``|w|``, or ``|w| + 1`` (the box of Keskar et al. 2017, equation 3)."""
 
 
 def metric(base: Sequence[Tensor], kind: Metric) -> list[Tensor]:
-    """Return the unit of length of every weight.
-
-    Args:
-        base: The weights.
-        kind: Which metric.
-
-    Returns:
-        One tensor c per parameter.
-
-    Raises:
-        InputError: If the kind is unknown.
-
-    Example:
-        >>> metric([torch.tensor([-2.0])], "keskar")[0].tolist()
-        [3.0]
-    """
+    """Return the unit of length of every weight."""
     if kind == "plain":
         return [torch.ones_like(w) for w in base]
     if kind == "adaptive":
@@ -98,8 +83,8 @@ def _picked(parts: Sequence[Any], index: Tensor) -> Any:
     return first
 
 
-def logits_normalised(risk: EmpiricalRisk) -> EmpiricalRisk:
-    """Return the risk on outputs that are centred and divided by their length, sample by sample.
+def logits_normalized(risk: EmpiricalRisk) -> EmpiricalRisk:
+    """Return the risk on outputs that are centered and divided by their length, sample by sample.
 
     Args:
         risk: A risk made from a loss on outputs of shape [n, classes].
@@ -112,15 +97,15 @@ def logits_normalised(risk: EmpiricalRisk) -> EmpiricalRisk:
     """
     loss = risk.loss
     if loss is None or risk.custom is not None:
-        raise InputError("risk", "must be made from a loss, not from `evaluate`, to normalise outputs")
+        raise InputError("risk", "must be made from a loss, not from `evaluate`, to normalize outputs")
 
     def evaluate(model: torch.nn.Module, batch: Batch, /) -> Measured:
         output = forward(model, batch)
         if not isinstance(output, Tensor) or output.ndim < 2:
             raise InputError("model", "must return scores of shape [n, classes]", type(output).__name__)
-        centred = output - output.mean(1, keepdim=True)
-        length = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-        values, weights = per_sample_loss(loss, centred / length.clamp(min=1e-12), batch.target)
+        centered = output - output.mean(1, keepdim=True)
+        length = torch.linalg.vector_norm(centered, dim=1, keepdim=True)
+        values, weights = per_sample_loss(loss, centered / length.clamp(min=1e-12), batch.target)
         return {"loss": values if weights is None else (values, weights)}
 
     return risk.replaced(evaluate=evaluate)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lowland.core.contexts import differentiable_kernels
 from lowland.core.errors import InputError, LowlandWarning
-from lowland.core.modes import differentiable_kernels
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
@@ -48,26 +48,11 @@ class BatchGraph(Protocol):
 
 
 class AbstractRiskOperator(AbstractOperator):
-    """An operator of an empirical risk at the model's present weights.
+    """An operator of an empirical risk at the model's present weights."""
 
-    Inside ``with operator:`` the model is in the state that is measured (evaluation mode, the risk's batch-norm mode,
-    kernels with second derivatives); at the end it is restored bit for bit. Weights may be changed inside: the graphs
-    are then built anew. Do not train inside.
-
-    Args:
-        risk: What is differentiated.
-        modules: Only the block of these submodules' parameters; None takes the whole model.
-        trainable: Leave frozen parameters out (default); False includes them, with zeros.
-        dtype: Type of vectors and sums over batches; default the parameters' own, at least float32. ``torch.float64``
-            sums float32 products of batches in float64.
-        memory: Bytes of graphs to keep between products. Default 2 GiB.
-        check: Measure the first batch twice and demand the same bits. Default True.
-        on_product: See `AbstractOperator`.
-
-    Raises:
-        NotDeterministic: If two passes over the same batch differ.
-        InputError: If a module is unknown or nothing is trainable.
-    """
+    # Inside ``with operator:`` the model is in the state that is measured (evaluation mode, the risk's
+    # batch-norm mode, kernels with second derivatives); at the end it is restored bit for bit. Weights may be
+    # changed inside: the graphs are then built anew. Do not train inside.
 
     def __init__(
         self,
@@ -128,7 +113,7 @@ class AbstractRiskOperator(AbstractOperator):
             stack.enter_context(differentiable_kernels(self.risk.model))
             present = {id(parameter): parameter for parameter in self.risk.model.parameters()}
             if not all(id(parameter) in present for parameter in self._space.tensors):
-                # effective weights of parametrised layers are new tensors each time; all others stay the same ones
+                # effective weights of parametrized layers are new tensors each time; all others stay the same ones
                 self._space = ParameterSpace(self.risk.model, modules=self.modules, trainable=self.trainable)
             chosen = {id(parameter) for parameter in self._space.tensors}
             for number, parameter in present.items():  # shorter graphs; `prepared` restores the flags

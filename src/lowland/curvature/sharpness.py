@@ -18,7 +18,7 @@ from lowland.core.errors import InputError
 from lowland.core.params import global_norm, normalized_scale
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
-from lowland.curvature.ground import Ground, ground
+from lowland.curvature.perturbed_risk import PerturbedRisk, perturbed_risk
 
 __all__ = ["Sharpness", "sam_sharpness"]
 
@@ -30,7 +30,7 @@ class Sharpness:
     Args:
         value: Rise of the loss, at least 0.
         raw: Rise before clamping; below 0 where the step overshoots.
-        loss: Loss at the centre on the same data.
+        loss: Loss at the center on the same data.
         rho: Radius, in units of weight (in units of ``|w|`` per weight for adaptive measures).
         standard_error: Over samples or batches; NaN where there is only one.
         samples: Number of random perturbations or of batches.
@@ -73,7 +73,7 @@ def sam_sharpness(
     if rho < 0:
         raise InputError("rho", "must not be negative", rho)
     kind = f"SAM, {'m' if per_batch else 'n'}-sharpness, {'adaptive' if adaptive else 'plain'}, l2"
-    with ground(risk) as here:
+    with perturbed_risk(risk) as here:
         groups: list[list[Batch] | None] = [[batch] for batch in risk.batches()] if per_batch else [None]
         rises, losses, weights = [], [], []
         for batches in groups:
@@ -94,24 +94,14 @@ def sam_sharpness(
     return Sharpness(max(0.0, mean), mean, loss, rho, error, count, kind)
 
 
-def _rise(here: Ground, rho: float, *, adaptive: bool, batches: list[Batch] | None) -> tuple[float, float]:
+def _rise(here: PerturbedRisk, rho: float, *, adaptive: bool, batches: list[Batch] | None) -> tuple[float, float]:
     loss, gradient = here.gradient(batches=batches)
     step = ascent(gradient, here.base, rho, adaptive=adaptive)
     return loss, here.loss(step, batches) - loss
 
 
 def ascent(gradient: Sequence[Tensor], base: Sequence[Tensor], rho: float, *, adaptive: bool) -> list[Tensor]:
-    """Return the first-order worst step of length rho.
-
-    Args:
-        gradient: One tensor per parameter.
-        base: The weights.
-        rho: Length, in the metric of the measure.
-        adaptive: Whether lengths are measured in units of ``|w|``.
-
-    Returns:
-        One tensor per parameter; zeros where the gradient has no usable norm.
-    """
+    """Return the first-order worst step of length rho."""
     scaled = [w.abs() * g for w, g in zip(base, gradient, strict=True)] if adaptive else list(gradient)
     factor = normalized_scale(global_norm(scaled), rho)
     if adaptive:

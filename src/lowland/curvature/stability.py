@@ -28,7 +28,7 @@ from lowland.curvature.hessian import Hessian
 from lowland.curvature.operator import ScaledOperator
 from lowland.curvature.risk_operator import AbstractRiskOperator
 
-__all__ = ["Stability", "interval", "stability", "warm_started_extremes"]
+__all__ = ["Stability", "measurement_interval", "stability", "warm_started_extremes"]
 
 _STEP_COST: Final = 3.0
 """Forward passes that a training step takes per sample: one forward, and a backward of about two."""
@@ -135,7 +135,7 @@ def _settings(optimizer: Optimizer) -> dict[int, tuple[float, Tensor, str]]:
 def _setting(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float, Tensor, str]:
     rate = torch.as_tensor(float(group["lr"]), dtype=torch.float64)
     square = next((state[key] for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg") if key in state), None)
-    if "grad_avg" in state and square is not None:  # centred RMSprop
+    if "grad_avg" in state and square is not None:  # centered RMSprop
         square = (square - state["grad_avg"].square()).clamp(min=0)
     if "betas" in group:
         if "amsgrad" not in group or "momentum_decay" in group:  # NAdam, RAdam and others step in another metric
@@ -186,7 +186,7 @@ def warm_started_extremes(
     return extreme_eigenvalues(operator, start=warm, min_products=min(3, products), max_products=products, seed=seed)
 
 
-def interval(*, steps: int, batch_size: int, samples: int, products: int = 6, first: int = 30,
+def measurement_interval(*, steps: int, batch_size: int, samples: int, products: int = 6, first: int = 30,
              share: float = 0.03) -> int:  # fmt: skip
     """Return how many training steps must lie between two measurements so that they take at most a share of the run.
 
@@ -209,7 +209,7 @@ def interval(*, steps: int, batch_size: int, samples: int, products: int = 6, fi
         InputError: If an argument is not positive, or the run is too short to pay for two measurements.
 
     Example:
-        >>> interval(steps=10_000, batch_size=128, samples=256)
+        >>> measurement_interval(steps=10_000, batch_size=128, samples=256)
         2501
     """
     given = {"steps": steps, "batch_size": batch_size, "samples": samples, "products": products, "share": share}

@@ -1,4 +1,4 @@
-"""The trace, the trace that filter-normalised pictures show, and the trace of every layer; each with its error.
+"""The trace, the trace that filter-normalized pictures show, and the trace of every layer; each with its error.
 
 Hutchinson 1989: ``E z^T A z = tr A`` for independent entries of mean 0 and variance 1. Meyer, Musco, Musco and
 Woodruff, "Hutch++", 2021, algorithm 1: the trace on the range of a sketch is exact, so that only the rest has an error.
@@ -70,16 +70,7 @@ class ProbeEstimate:
 
 
 def signs(operator: AbstractOperator, seed: int, index: int) -> Tensor:
-    """Return the random signs of one probe; by parameter name where the operator has names.
-
-    Args:
-        operator: The operator the probe is for.
-        seed: Seed of the probes.
-        index: Number of the probe.
-
-    Returns:
-        Shape [n], entries -1 and 1.
-    """
+    """Return the random signs of one probe; by parameter name where the operator has names."""
     if operator.shapes is None:
         like = torch.empty(operator.size, dtype=operator.dtype, device=operator.device)
         return rademacher(like, seed, "probe", index)
@@ -145,17 +136,7 @@ def trace(
 
 
 def estimate(samples: NDArray[np.float64], products: int, method: str, seed: int) -> ProbeEstimate:
-    """Return the mean of independent samples with its standard error.
-
-    Args:
-        samples: What each probe gave, shape [probes].
-        products: Number of products spent.
-        method: How they were made.
-        seed: Their seed.
-
-    Returns:
-        The estimate.
-    """
+    """Return the mean of independent samples with its standard error."""
     count = len(samples)
     error = float(samples.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
     return ProbeEstimate(float(samples.mean()), error, count, products, method, seed, samples)
@@ -196,7 +177,7 @@ def _forms(operator: AbstractOperator, known: Tensor | None, count: int, chunk: 
 def filter_weighted_trace(
     source: EmpiricalRisk | AbstractRiskOperator, *, directions: int = 48, chunk: int = 8, seed: int = 0
 ) -> ProbeEstimate:
-    """Return the mean curvature at the centre over all filter-normalised directions: the number behind the picture.
+    """Return the mean curvature at the center over all filter-normalized directions: the number behind the picture.
 
     ``sum_j (||w_j||^2 / n_j) tr(H_jj)`` over the filters j with n_j entries. Each sample is ``d^T H d`` for a random
     direction d whose filters have the norms of the weights' (Li et al. 2018, section 4; biases and norm parameters
@@ -232,18 +213,18 @@ def filter_weighted_trace(
         for start in range(0, directions, chunk):
             some = [_direction(operator, seed, index) for index in range(start, min(start + chunk, directions))]
             values += [float(v.double() @ w.double()) for v, w in zip(some, operator.apply(some), strict=True)]
-    return estimate(np.asarray(values), operator.products - before, "filter-normalised directions", seed)
+    return estimate(np.asarray(values), operator.products - before, "filter-normalized directions", seed)
 
 
 def _direction(operator: AbstractRiskOperator, seed: int, index: int) -> Tensor:
     parts = []
     for name, parameter, rule in operator.space:
         weight = parameter.detach().to(operator.dtype)
-        parts.append(_normalised(normal(weight, seed, "probe", index, name), weight, rule).reshape(-1))
+        parts.append(_normalized(normal(weight, seed, "probe", index, name), weight, rule).reshape(-1))
     return torch.cat(parts)
 
 
-def _normalised(values: Tensor, weight: Tensor, rule: UnitRule) -> Tensor:
+def _normalized(values: Tensor, weight: Tensor, rule: UnitRule) -> Tensor:
     if rule.kind == "fixed":
         return torch.zeros_like(weight)
     units = rule.split(values)

@@ -6,7 +6,7 @@ progress stalls. A local search may miss the maximum, so that its result is comp
 steps along the top eigenvector, at the same radius; the largest is returned with its name.
 
 Deviations from the algorithm:
-1. It starts at the centre instead of a random point, so that no seed enters; the first step is the one-step ascent's.
+1. It starts at the center instead of a random point, so that no seed enters; the first step is the one-step ascent's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lowland.core.params import global_norm, normalized_scale
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.curvature.eigenvalues import extreme_eigenvalues
-from lowland.curvature.ground import Ground, ground
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.operator import ScaledOperator
+from lowland.curvature.perturbed_risk import PerturbedRisk, perturbed_risk
 from lowland.curvature.protocol import Metric, metric
 
 __all__ = ["WorstCase", "worst_case_sharpness"]
@@ -43,8 +43,8 @@ class WorstCase:
 
     Args:
         value: Largest rise of the loss, at least 0; the mean over batches if each has its own ball.
-        loss: Loss at the centre.
-        winner: ``"one step"``, ``"eigenvector"``, ``"apgd"``, or ``"centre"`` where nothing rose; of several batches
+        loss: Loss at the center.
+        winner: ``"one step"``, ``"eigenvector"``, ``"apgd"``, or ``"center"`` where nothing rose; of several batches
             the search that won most often.
         candidates: Mean rise found by each search.
         rho: Radius.
@@ -111,7 +111,7 @@ def worst_case_sharpness(
         raise InputError("steps", "must be at least 1", steps)
     top = _eigenvector(risk, kind) if eigenvector else None
     losses, found, weights = [], [], []
-    with ground(risk) as here:
+    with perturbed_risk(risk) as here:
         units = metric(here.base, kind)
         groups: list[list[Batch] | None] = [[batch] for batch in risk.batches()] if per_batch else [None]
         for batches in groups:
@@ -128,7 +128,7 @@ def _summed(
 ) -> WorstCase:  # fmt: skip
     share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
     best = torch.tensor([max(0.0, *rises.values()) for rises in found], dtype=torch.float64)
-    winners = ["centre" if max(rises.values()) <= 0 else max(rises, key=lambda k: rises[k]) for rises in found]
+    winners = ["center" if max(rises.values()) <= 0 else max(rises, key=lambda k: rises[k]) for rises in found]
     value, count = float(share @ best), len(best)
     spread = ((share * (best - value)) ** 2).sum().sqrt()
     loss = float(share @ torch.tensor(losses, dtype=torch.float64))
@@ -152,10 +152,10 @@ def _eigenvector(risk: EmpiricalRisk, kind: Metric) -> list[Tensor]:
 
 
 def _search(
-    here: Ground, units: Sequence[Tensor], batches: list[Batch] | None, rho: float, norm: Norm, steps: int,
+    here: PerturbedRisk, units: Sequence[Tensor], batches: list[Batch] | None, rho: float, norm: Norm, steps: int,
     top: list[Tensor] | None,
 ) -> tuple[float, dict[str, float]]:  # fmt: skip
-    """Return the loss at the centre and what each search finds on some batches."""
+    """Return the loss at the center and what each search finds on some batches."""
 
     def rise(place: Sequence[Tensor]) -> float:
         return here.loss(_times(units, place), batches) - loss
@@ -171,7 +171,7 @@ def _search(
 
 
 def _apgd(
-    here: Ground, units: Sequence[Tensor], batches: list[Batch] | None, rho: float, norm: Norm, steps: int,
+    here: PerturbedRisk, units: Sequence[Tensor], batches: list[Batch] | None, rho: float, norm: Norm, steps: int,
     loss: float, uphill: list[Tensor],
 ) -> float:  # fmt: skip
     """Return the largest loss that auto-PGD finds; places are in units of c, gradients by them."""

@@ -60,7 +60,7 @@ class RandomCrop:
 
     Args:
         padding: Largest shift in pixels. Default 4 (He et al. 2016, for 32x32 images).
-        fill: Value of the pixels outside. Default 0, the mean of normalised inputs.
+        fill: Value of the pixels outside. Default 0, the mean of normalized inputs.
         mode: ``"constant"`` takes `fill`, ``"reflect"`` mirrors the image (SALA's settings). Default ``"constant"``.
 
     Raises:
@@ -142,7 +142,7 @@ class Cutout:
     Args:
         size: Pixels of its side. Default 16 (DeVries and Taylor 2017, for CIFAR-10; LLR's settings).
         probability: Of doing so. Default 1; LLR's settings use 0.5.
-        fill: Value inside. Default 0, the mean of normalised inputs.
+        fill: Value inside. Default 0, the mean of normalized inputs.
 
     Raises:
         InputError: If a value is out of range.
@@ -270,17 +270,7 @@ def standard(*, padding: int = 4, flip: bool = True, cutout: int | None = None) 
 
 
 def images_of(batch: Batch) -> Tensor:
-    """Return the images of a batch.
-
-    Args:
-        batch: The batch.
-
-    Returns:
-        Shape [n, channels, h, w].
-
-    Raises:
-        InputError: If it holds something else.
-    """
+    """Return the images of a batch."""
     if not isinstance(batch.input, Tensor) or batch.input.ndim != 4:
         got = tuple(batch.input.shape) if isinstance(batch.input, Tensor) else type(batch.input).__name__
         raise InputError("augment", "must be given images [n, channels, h, w]", got)
@@ -293,8 +283,8 @@ def _square(draws: Draws, n: int, height: int, width: int, tall: Tensor, wide: T
     device = draws.index.device
     masks = []
     for length, extent in ((height, tall), (width, wide)):
-        centre = draws.integers(length)
-        low = centre - torch.div(extent.floor().long(), 2, rounding_mode="floor")
+        center = draws.integers(length)
+        low = center - torch.div(extent.floor().long(), 2, rounding_mode="floor")
         at = torch.arange(length, device=device)
         masks.append((at >= low[:, None]) & (at < (low + extent.floor().long())[:, None]))
     return masks[0][:, :, None] & masks[1][:, None, :]

@@ -19,9 +19,9 @@ from lowland.data.images import image_splits
 from lowland.data.local import data_folder, read_archive_member, read_checked, read_plain_pickle
 from lowland.data.splits import DataSplits
 
-__all__ = ["NORMALISATION", "cifar10", "cifar100", "svhn"]
+__all__ = ["NORMALIZATION", "cifar10", "cifar100", "svhn"]
 
-NORMALISATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
@@ -70,7 +70,7 @@ def cifar10(
             their sizes and labels are checked.
 
     Returns:
-        Resident splits; inputs [3, 32, 32], normalised.
+        Resident splits; inputs [3, 32, 32], normalized.
 
     Raises:
         InputError: If files are missing, damaged or hold other labels, or an argument is out of range.
@@ -97,7 +97,7 @@ def cifar100(
         verify: Check published checksums; False also reads cut-down files.
 
     Returns:
-        Resident splits; inputs [3, 32, 32], normalised.
+        Resident splits; inputs [3, 32, 32], normalized.
 
     Raises:
         InputError: If files are missing, damaged or hold other labels, or an argument is out of range.
@@ -123,7 +123,7 @@ def svhn(
         verify: Check published checksums; False also reads cut-down files.
 
     Returns:
-        Resident splits; inputs [3, 32, 32], normalised; the digit 0 (label 10 in the files) is class 0.
+        Resident splits; inputs [3, 32, 32], normalized; the digit 0 (label 10 in the files) is class 0.
 
     Raises:
         InputError: If files are missing, damaged or hold other labels, or an argument is out of range.
@@ -147,7 +147,7 @@ def _splits(
     name: str, parts: list[Part], classes: int, validation: int, train_size: int | None, label_noise: float,
     seed: int, split_seed: int,
 ) -> DataSplits:  # fmt: skip
-    mean, std = NORMALISATION[name]
+    mean, std = NORMALIZATION[name]
     return image_splits(
         name, parts[0], parts[1], classes=classes, validation=validation, mean=mean, std=std, train_size=train_size,
         label_noise=label_noise, seed=seed, split_seed=split_seed, recipe={},

@@ -35,7 +35,7 @@ def digits(
         split_seed: Seed of the parts; leave it at 0 to compare with others.
 
     Returns:
-        Resident splits; inputs [1, 8, 8], normalised.
+        Resident splits; inputs [1, 8, 8], normalized.
 
     Raises:
         MissingExtra: If scikit-learn is not installed.

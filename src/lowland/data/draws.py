@@ -1,7 +1,7 @@
 """Random numbers per sample: the same for every batching, worker count and device.
 
 A number is a hash of (key, sample id, position), where the key belongs to (seed, epoch). The hash is the
-finaliser of SplitMix64 (Steele, Lea and Flood 2014) in wrapping 64-bit integers, so that a batch is drawn in a
+finalizer of SplitMix64 (Steele, Lea and Flood 2014) in wrapping 64-bit integers, so that a batch is drawn in a
 few tensor operations on whatever device the data live on.
 """
 
@@ -69,16 +69,7 @@ class Draws:
 
 
 def draws_for(index: Tensor, *, seed: int, epoch: int) -> Draws:
-    """Start the augmentation stream of an epoch for the samples of a batch.
-
-    Args:
-        index: Sample ids, int64, shape [n].
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-
-    Returns:
-        The stream.
-    """
+    """Start the augmentation stream of an epoch for the samples of a batch."""
     return Draws(int(generator(seed, "augmentation", epoch).integers(2**62)), index)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lowland.core.errors import InputError, optional_import
-from lowland.data.images import normalised
+from lowland.data.images import normalized
 from lowland.data.indexed import Indexed
 from lowland.data.local import data_folder
 from lowland.data.resident import TensorData
@@ -46,7 +46,7 @@ class ImageFolder(Dataset[Any]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         path, label = self.samples[position]
-        return normalised(self._pixels(path)[None], self.mean, self.std)[0], label
+        return normalized(self._pixels(path)[None], self.mean, self.std)[0], label
 
     def _pixels(self, path: Path) -> Any:
         pillow = optional_import("PIL.Image", extra="data", needed_for="reading images from folders")
@@ -86,7 +86,7 @@ def folders(
         split_seed: Seed of a validation part that is cut out.
 
     Returns:
-        Splits; inputs [3, size, size], normalised by ImageNet's constants.
+        Splits; inputs [3, size, size], normalized by ImageNet's constants.
 
     Raises:
         InputError: If folders, classes or images are missing or of other sizes, or an argument is out of range.

@@ -1,4 +1,4 @@
-"""What the image data sets share: from bytes to normalised parts with ids."""
+"""What the image data sets share: from bytes to normalized parts with ids."""
 
 from __future__ import annotations
 
@@ -14,20 +14,11 @@ from lowland.core.errors import InputError
 from lowland.data.resident import TensorData
 from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
 
-__all__ = ["image_splits", "normalised"]
+__all__ = ["image_splits", "normalized"]
 
 
-def normalised(pixels: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Scale bytes to [0, 1], then subtract the mean and divide by the deviation of each channel.
-
-    Args:
-        pixels: Shape [n, channels, h, w].
-        mean: Per-channel mean.
-        std: Per-channel standard deviation.
-
-    Returns:
-        float32, the same shape.
-    """
+def normalized(pixels: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Scale bytes to [0, 1], then subtract the mean and divide by the deviation of each channel."""
     shape = (1, -1, 1, 1)
     images = torch.from_numpy(pixels.astype(np.float32, order="C")).div_(255.0)
     return images.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
@@ -38,35 +29,14 @@ def image_splits(
     classes: int, validation: int, mean: tuple[float, ...], std: tuple[float, ...], train_size: int | None,
     label_noise: float, seed: int, split_seed: int, recipe: Mapping[str, Any],
 ) -> DataSplits:  # fmt: skip
-    """Make splits from a published training and test part; the validation part is cut out of the training part.
-
-    Args:
-        name: Name of the data set.
-        train: Images of bytes [n, channels, h, w] and labels [n].
-        test: The same of the test part.
-        classes: Number of classes.
-        validation: Samples of the validation part, stratified.
-        mean: Per-channel mean of inputs in [0, 1].
-        std: Per-channel standard deviation.
-        train_size: Keep that many training samples; None keeps all.
-        label_noise: Probability that a training or validation label is replaced.
-        seed: Seed of subsampling and label noise.
-        split_seed: Seed of the validation part.
-        recipe: What else makes the same data again.
-
-    Returns:
-        Resident splits; ids count the training images first, then the test images.
-
-    Raises:
-        InputError: If labels are out of range, sizes differ or an argument is out of range.
-    """
+    """Make splits from a published training and test part; the validation part is cut out of the training part."""
     parts = []
     offset = 0
     for images, labels in (train, test):
         _check(images, labels, classes)
         target = torch.as_tensor(np.asarray(labels, dtype=np.int64))
         ids = torch.arange(offset, offset + len(target))
-        parts.append(TensorData(normalised(images, mean, std), target, ids))
+        parts.append(TensorData(normalized(images, mean, std), target, ids))
         offset += len(target)
     if not 1 <= validation < len(parts[0]):
         raise InputError("validation", f"must leave training samples of the {len(parts[0])}", validation)

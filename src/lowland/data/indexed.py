@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from lowland.core.contexts import forked_rng
 from lowland.core.errors import InputError
-from lowland.core.modes import forked_rng
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, RawBatch, as_batch
 

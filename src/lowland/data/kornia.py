@@ -70,19 +70,7 @@ class _ByName:
 
 
 def kornia_by_name(kind: str, **options: Any) -> Kornia:
-    """Apply an augmentation of kornia by the name of its class.
-
-    Args:
-        kind: A class of ``kornia.augmentation``, such as ``"RandomRotation"``.
-        **options: Its keyword arguments, plain values.
-
-    Returns:
-        The augmentation.
-
-    Raises:
-        InputError: If the class is unknown or an argument does not fit.
-        MissingExtra: If kornia is not installed.
-    """
+    """Apply an augmentation of kornia by the name of its class."""
     try:
         return Kornia(_ByName(kind, options))
     except (TypeError, ValueError, RuntimeError) as error:

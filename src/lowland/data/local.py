@@ -28,18 +28,7 @@ _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0
 
 
 def data_folder(name: str, folder: str | Path | None) -> Path:
-    """Return the folder where a data set's files are looked for.
-
-    Args:
-        name: Name of the data set.
-        folder: The user's folder; None means ``$LOWLAND_DATA/NAME``, or ``~/lowland-data/NAME`` without the variable.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: If there is no such folder.
-    """
+    """Return the folder where a data set's files are looked for."""
     root = Path(os.environ.get("LOWLAND_DATA", "~/lowland-data")).expanduser()
     place = root / name if folder is None else Path(folder)
     if not place.is_dir():
@@ -49,18 +38,7 @@ def data_folder(name: str, folder: str | Path | None) -> Path:
 
 
 def read_checked(path: Path, md5: str | None) -> bytes:
-    """Read a file, and make sure that it is the published one.
-
-    Args:
-        path: The file.
-        md5: Its published MD5; None skips the check.
-
-    Returns:
-        Its bytes.
-
-    Raises:
-        InputError: If it is missing, unreadable or has another checksum.
-    """
+    """Read a file, and make sure that it is the published one."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -71,19 +49,7 @@ def read_checked(path: Path, md5: str | None) -> bytes:
 
 
 def read_archive_member(path: Path, member: str, md5: str | None) -> bytes:
-    """Read one file out of a tar archive whose checksum is known, without unpacking the archive.
-
-    Args:
-        path: The archive.
-        member: Name of the file inside.
-        md5: The archive's published MD5; None skips the check.
-
-    Returns:
-        The file's bytes.
-
-    Raises:
-        InputError: If the archive is missing, damaged, another one, or lacks the file.
-    """
+    """Read one file out of a tar archive whose checksum is known, without unpacking the archive."""
     data = read_checked(path, md5)
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -98,18 +64,7 @@ def read_archive_member(path: Path, member: str, md5: str | None) -> bytes:
 
 
 def read_idx(path: Path, md5: str | None) -> NDArray[Any]:
-    """Read an IDX file (the format of MNIST), plain or gzipped.
-
-    Args:
-        path: The file; ``.gz`` is unpacked.
-        md5: The published MD5 of the file as it lies there; None skips the check.
-
-    Returns:
-        The array.
-
-    Raises:
-        InputError: If it is missing, truncated, longer than it says, or no IDX file.
-    """
+    """Read an IDX file (the format of MNIST), plain or gzipped."""
     data = read_checked(path, md5)
     try:
         if path.suffix == ".gz":
@@ -125,18 +80,7 @@ def read_idx(path: Path, md5: str | None) -> NDArray[Any]:
 
 
 def read_plain_pickle(data: bytes, name: str) -> dict[bytes, Any]:
-    """Read a pickled dict of numbers, strings, lists and NumPy arrays; nothing else is ever built.
-
-    Args:
-        data: The file's bytes.
-        name: The file's name, for messages.
-
-    Returns:
-        The dict, strings as bytes.
-
-    Raises:
-        InputError: If it is truncated, holds anything else, or asks for any other class or function.
-    """
+    """Read a pickled dict of numbers, strings, lists and NumPy arrays; nothing else is ever built."""
     try:
         content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # whatever an unpickler stumbles over in bytes that it was not made for

@@ -50,7 +50,7 @@ def mnist(
         verify: Check the published MD5 of ``.gz`` files; False also reads cut-down files.
 
     Returns:
-        Resident splits; inputs [1, 28, 28], normalised.
+        Resident splits; inputs [1, 28, 28], normalized.
 
     Raises:
         InputError: If files are missing or damaged, or an argument is out of range.

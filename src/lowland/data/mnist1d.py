@@ -10,8 +10,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lowland.core.contexts import forked_rng
 from lowland.core.errors import InputError, optional_import
-from lowland.core.modes import forked_rng
 from lowland.data.resident import TensorData
 from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
 
@@ -35,7 +35,7 @@ def mnist1d(
 ) -> DataSplits:  # fmt: skip
     """Generate MNIST-1D: 4,000 training, 1,000 validation and many test signals.
 
-    The signals are normalised over the whole set, as the package does it.
+    The signals are normalized over the whole set, as the package does it.
 
     Args:
         test_size: Test signals, a multiple of 10. The published set has 1,000, whose sampling error of half a point

@@ -32,7 +32,7 @@ class DataSplits:
         test: Samples that are looked at once, at the end.
         classes: Number of classes (of tokens for language).
         shape: Shape of one input.
-        mean: Per-channel mean that was subtracted from inputs in [0, 1]; empty when they were not normalised.
+        mean: Per-channel mean that was subtracted from inputs in [0, 1]; empty when they were not normalized.
         std: Per-channel standard deviation that they were divided by.
         recipe: Plain JSON values that make the same data again.
 

@@ -193,17 +193,7 @@ class Engine(ABC):
 
 
 def run_chunk(task: Task, context: Any, points: Sequence[Point], known: Mapping[int, Row]) -> list[Row]:
-    """Compute one chunk; when it raises, compute its points one by one to find those that fail.
-
-    Args:
-        task: What to do.
-        context: What the task's ``placed`` yielded.
-        points: The chunk.
-        known: Rows of the parents by index.
-
-    Returns:
-        One row per point.
-    """
+    """Compute one chunk; when it raises, compute its points one by one to find those that fail."""
     parents = [_parent(point, known) for point in points]
     try:
         return list(task(context, points, parents))
@@ -214,15 +204,7 @@ def run_chunk(task: Task, context: Any, points: Sequence[Point], known: Mapping[
 
 
 def failed_row(point: Point, error: BaseException) -> Row:
-    """Return the row of a point that failed.
-
-    Args:
-        point: The point.
-        error: What it raised.
-
-    Returns:
-        A row with the first line of the error and its traceback.
-    """
+    """Return the row of a point that failed."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return Row(point.index, {}, error=text[:200], traceback="".join(format_exception(error)))

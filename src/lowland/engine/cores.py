@@ -15,11 +15,7 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use: those it may run on, or fewer where a container has a quota.
-
-    Returns:
-        At least 1.
-    """
+    """Return the cores that this process may use: those it may run on, or fewer where a container has a quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = _QUOTA.read_text().split()
@@ -30,57 +26,26 @@ def available_cores() -> int:
 
 
 def threads_per_worker(workers: int) -> int:
-    """Return how many threads each worker gets: its share of the cores, never more than the driver itself uses.
-
-    Args:
-        workers: Number of workers on this machine.
-
-    Returns:
-        At least 1.
-    """
+    """Return how many threads each worker gets: its share of the cores, never more than the driver itself uses."""
     import torch
 
     return max(1, min(torch.get_num_threads(), available_cores() // workers))
 
 
 def thread_variables(threads: int) -> dict[str, str]:
-    """Return the environment of a worker; it must stand before torch is imported.
-
-    Args:
-        threads: Threads of the worker.
-
-    Returns:
-        Variables by name. Waiting threads sleep instead of spinning, which would slow other workers down many times.
-    """
+    """Return the environment of a worker; it must stand before torch is imported."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     return {**dict.fromkeys(names, str(threads)), "OMP_WAIT_POLICY": "passive"}
 
 
 def accelerator(task: Any) -> int | None:
-    """Return the number of the accelerator that a task computes on.
-
-    Args:
-        task: The task; one with an attribute ``device`` says where it computes.
-
-    Returns:
-        The number as the driver counts them; None for the CPU.
-    """
+    """Return the number of the accelerator that a task computes on."""
     kind, _, number = str(getattr(task, "device", "cpu")).partition(":")
     return None if kind == "cpu" else int(number or 0)
 
 
 def check_workers(workers: int, threads: int | None, device: int | None) -> None:
-    """Check a number of workers on this machine.
-
-    Args:
-        workers: The number.
-        threads: Threads of each as asked for by the user; None if they did not say.
-        device: Number of the accelerator that the task uses, or None.
-
-    Raises:
-        InputError: If there are more workers than accelerators, or than cores and nobody said how many threads each
-            shall have.
-    """
+    """Check a number of workers on this machine."""
     if device is not None:
         import torch
 

@@ -17,21 +17,7 @@ _DEEPEST: Final = 12
 
 
 def pack(task: object) -> bytes:
-    """Turn a task into bytes; functions and classes of a script or a notebook travel by value.
-
-    Args:
-        task: Anything.
-
-    Returns:
-        What `unpack` takes.
-
-    Raises:
-        InputError: If a part of it cannot be pickled; the message names the attribute.
-
-    Example:
-        >>> unpack(pack({"a": lambda: 3}))["a"]()
-        3
-    """
+    """Turn a task into bytes; functions and classes of a script or a notebook travel by value."""
     try:
         return bytes(cloudpickle.dumps(task))
     except Exception as error:  # every class may raise its own kind
@@ -42,14 +28,7 @@ def pack(task: object) -> bytes:
 
 
 def unpack(content: bytes) -> Any:
-    """Turn bytes that this process or its driver packed into an object; never bytes of a file.
-
-    Args:
-        content: What `pack` returned.
-
-    Returns:
-        The object.
-    """
+    """Turn bytes that this process or its driver packed into an object; never bytes of a file."""
     return cloudpickle.loads(content)
 
 
@@ -92,14 +71,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def portable(error: BaseException) -> BaseException:
-    """Return an error that can be sent to the driver, with its traceback as a note.
-
-    Args:
-        error: The error.
-
-    Returns:
-        The error itself, or an `EngineError` with its text where it cannot be pickled.
-    """
+    """Return an error that can be sent to the driver, with its traceback as a note."""
     note = "in a worker:\n" + "".join(format_exception(error))
     try:
         found: Any = cloudpickle.loads(cloudpickle.dumps(error))

@@ -20,13 +20,13 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
+from lowland.core.contexts import held_interrupts
 from lowland.core.errors import EngineError, InputError
-from lowland.core.modes import held_interrupts
 from lowland.engine.base import Point, Row, Task
 from lowland.engine.cores import accelerator, check_workers, thread_variables, threads_per_worker
-from lowland.engine.crew import Crew, CrewEngine
-from lowland.engine.handout import AHEAD, RETRIES, Handout
 from lowland.engine.packing import pack, unpack
+from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
+from lowland.engine.worker_pool import PooledEngine, WorkerPool
 
 __all__ = ["Processes"]
 
@@ -34,7 +34,7 @@ _GRACE: Final = 2.0
 """Seconds a worker gets to leave its task's context before it is killed; Ctrl-C must end within 5 s."""
 
 
-class Processes(CrewEngine):
+class Processes(PooledEngine):
     """Computes on several processes of this machine.
 
     Chunks are handed out as workers finish, at most two to each. A worker that dies is replaced and costs the points it
@@ -65,14 +65,14 @@ class Processes(CrewEngine):
         """Threads of each process."""
         return self.threads or threads_per_worker(self.workers)
 
-    def _gather(self, task: Task) -> Crew:
+    def _gather(self, task: Task) -> WorkerPool:
         device = accelerator(task)
         check_workers(self.workers, self.threads, device)
         return _Crew(pack(task), self.workers, self.worker_threads, device)
 
 
 class _Crew:
-    """The processes, some of them perhaps dead; see `lowland.engine.crew.Crew`."""
+    """The processes, some of them perhaps dead; see `lowland.engine.worker_pool.WorkerPool`."""
 
     def __init__(self, task: bytes, size: int, threads: int, device: int | None) -> None:
         self._setup = pickle.dumps((threads, task))
@@ -80,7 +80,7 @@ class _Crew:
         self._false_starts = 0
         self._workers: list[_Worker] = []
 
-    def hand_out(self, handout: Handout) -> None:
+    def hand_out(self, handout: Scheduler) -> None:
         # replace workers that died, and give everyone something to do
         while len(self._workers) < min(self._size, handout.unfinished):
             self._start()
@@ -96,7 +96,7 @@ class _Crew:
             self._workers.append(_Worker(seat, self._threads, self._device))
         self._workers[-1].send(self._setup)
 
-    def collect(self, handout: Handout) -> Iterator[list[Row]]:
+    def collect(self, handout: Scheduler) -> Iterator[list[Row]]:
         # wait for someone to report, and yield the rows that came
         by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
         for connection in wait(list(by_connection), timeout=1.0):
@@ -116,7 +116,7 @@ class _Crew:
                 if given_up:
                     yield given_up
 
-    def _bury(self, worker: _Worker, handout: Handout) -> list[Row]:
+    def _bury(self, worker: _Worker, handout: Scheduler) -> list[Row]:
         # take back the chunks of a worker that died
         self._workers.remove(worker)
         reason, traceback = worker.post_mortem()
@@ -158,7 +158,7 @@ class _Worker:
         theirs.close()
         self.connection = Connection(ours.detach())
 
-    def give(self, chunk: list[Point], handout: Handout) -> None:
+    def give(self, chunk: list[Point], handout: Scheduler) -> None:
         self.chunks.append(chunk)
         self.send(pickle.dumps((chunk, handout.parents(chunk))))
 

@@ -1,8 +1,8 @@
 """The engine for a cluster: Ray actors, one device each; the one file that knows Ray.
 
 Ray is used for what it is good at: finding nodes, starting workers there, moving objects, noticing deaths. Which points
-go out next, and how often, is decided by `lowland.engine.handout` as on one machine, so that every engine computes the
-same chunks in the same way.
+go out next, and how often, is decided by `lowland.engine.scheduler` as on one machine, so that every engine computes
+the same chunks in the same way.
 
 What listens: a cluster that this file starts binds to the loopback address alone, as long as Ray had not been imported
 before (Ray reads the setting when it is imported; afterwards its servers listen on all addresses). Token authentication
@@ -27,10 +27,10 @@ from lowland.core.errors import EngineError, InputError, optional_import
 from lowland.core.provenance import versions
 from lowland.engine.base import Point, Row, Task, failed_row, run_chunk
 from lowland.engine.cores import accelerator, available_cores, check_workers, thread_variables
-from lowland.engine.crew import Crew, CrewEngine
-from lowland.engine.handout import AHEAD, RETRIES, Handout
 from lowland.engine.packing import pack, portable, unpack
+from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
 from lowland.engine.sockets import listening
+from lowland.engine.worker_pool import PooledEngine, WorkerPool
 
 __all__ = ["Ray"]
 
@@ -52,7 +52,7 @@ _MATTERING: Final = ("lowland", "python", "torch", "numpy")
 """Whose versions must agree between driver and workers: they decide about bits, or about what can be unpacked."""
 
 
-class Ray(CrewEngine):
+class Ray(PooledEngine):
     """Computes on the actors of a Ray cluster, one device or core each.
 
     Without an address it uses the cluster that this process, or the job it runs in, belongs to; if there is none, it
@@ -88,14 +88,14 @@ class Ray(CrewEngine):
         """Threads of each actor."""
         return self.threads or 1
 
-    def _gather(self, task: Task) -> Crew:
+    def _gather(self, task: Task) -> WorkerPool:
         content, device = pack(task), accelerator(task)
         ray = _connect(self.address, self.asked, self.threads, device)
         return _Crew(ray, content, self.asked, self.worker_threads, device)
 
 
 class _Crew:
-    """The actors, some of them perhaps lost; see `lowland.engine.crew.Crew`."""
+    """The actors, some of them perhaps lost; see `lowland.engine.worker_pool.WorkerPool`."""
 
     def __init__(self, ray: Any, content: bytes, asked: int | None, threads: int, device: int | None) -> None:
         self._ray, self._asked, self._threads, self._device = ray, asked, threads, device
@@ -108,7 +108,7 @@ class _Crew:
         self._wanted, self._looked, self._served = 1, -_LOOKS, time.monotonic()
         self._false_starts = 0
 
-    def hand_out(self, handout: Handout) -> None:
+    def hand_out(self, handout: Scheduler) -> None:
         # start workers where there is room for them, and give everyone something to do
         self._look()
         while len(self._seats) < min(self._wanted, handout.unfinished):
@@ -131,7 +131,7 @@ class _Crew:
         if now - self._served > _PATIENCE:
             raise EngineError(f"no worker could be started for {_PATIENCE:.0f} s; the cluster has {found}")
 
-    def collect(self, handout: Handout) -> Iterator[list[Row]]:
+    def collect(self, handout: Scheduler) -> Iterator[list[Row]]:
         # wait for someone to report, and yield the rows that came
         by_answer = {seat.answers[0]: seat for seat in self._seats if seat.answers}
         done, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=1.0)
@@ -158,7 +158,7 @@ class _Crew:
             else:
                 raise unpack(content)
 
-    def _bury(self, seat: _Seat, error: Exception, handout: Handout) -> list[Row]:
+    def _bury(self, seat: _Seat, error: Exception, handout: Scheduler) -> list[Row]:
         # take back the chunks of a worker that was lost
         self._seats.remove(seat)
         with suppress(Exception):
@@ -196,7 +196,7 @@ class _Seat:
         self.chunks: deque[list[Point]] = deque()
         self.answers: deque[Any] = deque([actor.place.remote(content, threads, _versions())])
 
-    def give(self, chunk: list[Point], handout: Handout) -> None:
+    def give(self, chunk: list[Point], handout: Scheduler) -> None:
         self.chunks.append(chunk)
         self.answers.append(self.actor.compute.remote(chunk, handout.parents(chunk)))
 

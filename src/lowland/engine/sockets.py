@@ -14,20 +14,7 @@ _LISTENS = "0A"
 
 
 def listening(process: int | None = None) -> list[str]:
-    """List the internet sockets on which a process and its descendants listen.
-
-    Args:
-        process: Its number; None takes this process.
-
-    Returns:
-        ``"NAME ADDRESS:PORT"`` by process, sorted; empty where the system has no such tables (it is not Linux).
-
-    Example:
-        >>> import socket
-        >>> with socket.create_server(("127.0.0.1", 0)) as server:
-        ...     any(line.endswith(f"127.0.0.1:{server.getsockname()[1]}") for line in listening())
-        True
-    """
+    """List the internet sockets on which a process and its descendants listen."""
     addresses = dict(_table("tcp")) | dict(_table("tcp6"))
     found = set()
     for number in _family(os.getpid() if process is None else process):

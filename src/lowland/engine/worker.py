@@ -23,11 +23,7 @@ __all__ = ["main"]
 
 
 def main(arguments: list[str]) -> None:
-    """Serve one driver.
-
-    Args:
-        arguments: Numbers of the socket and of the file for the traceback of a crash.
-    """
+    """Serve one driver."""
     socket, crash = (int(argument) for argument in arguments)
     faulthandler.enable(os.fdopen(crash, "w"))
     connection = Connection(socket)

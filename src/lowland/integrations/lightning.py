@@ -1,7 +1,7 @@
 """Lightning, automatic optimization: every optimizer, loss and hook of Lowland in a LightningModule as it stands.
 
 Lightning runs a micro-batch by calling a closure (forward, `zero_grad`, backward), from the optimizer's step or, while
-it accumulates, by itself; gradient scaling, the division by the number of micro-batches and DDP's synchronisation are
+it accumulates, by itself; gradient scaling, the division by the number of micro-batches and DDP's synchronization are
 inside or around it. So the callback wraps that closure, and both passes of a micro-batch are what one pass was. The
 module's own hooks run in both passes, except that `self.log` and torchmetrics take note of the clean pass alone.
 """
@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lowland.core.contexts import has_running_statistics
 from lowland.core.errors import InputError, optional_import
-from lowland.core.modes import has_running_statistics
-from lowland.integrations.life import (
-    Life,
+from lowland.integrations.lightning_closure import give_back, take_over
+from lowland.integrations.passes import Passes, innermost
+from lowland.integrations.trainer_bridge import (
+    TrainerBridge,
     evaluation_weights,
     fixed_order,
     foreign_data,
@@ -29,8 +31,6 @@ from lowland.integrations.life import (
     made_folder,
     steps_in,
 )
-from lowland.integrations.lightning_closure import give_back, take_over
-from lowland.integrations.passes import Passes, innermost
 from lowland.integrations.whole_batch import WholeBatch, losses_of
 from lowland.optim import Ascent, Wrapper
 from lowland.training import Hook, Run
@@ -80,7 +80,7 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.model_name, self.loss, self.folder = model, loss, folder
-        self._life = Life((), hooks)
+        self._life = TrainerBridge((), hooks)
         self._completed: list[tuple[nn.Module, str, WholeBatch]] = []
         self._passes: Passes | None = None
         self._steps = 0

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lowland.core.contexts import current_pass
 from lowland.core.errors import InputError
-from lowland.core.modes import current_pass
 from lowland.core.types import Batch, as_batch
 from lowland.integrations.passes import Passes
 from lowland.integrations.whole_batch import WholeBatch, without_index
@@ -48,16 +48,7 @@ class _Closure:
 
 
 def take_over(trainer: Any, passes: Passes, losses: list[WholeBatch]) -> None:
-    """Let the trainer's closures run every pass; the one place of Lightning's that is not public.
-
-    Args:
-        trainer: The trainer, with its optimizers.
-        passes: Runs the passes.
-        losses: Losses that want the whole batch.
-
-    Raises:
-        InputError: If this version of Lightning makes its closures elsewhere.
-    """
+    """Let the trainer's closures run every pass; the one place of Lightning's that is not public."""
     loop = trainer.fit_loop.epoch_loop.automatic_optimization
     make = getattr(loop, _MAKE, None)
     if make is None:
@@ -82,11 +73,7 @@ def take_over(trainer: Any, passes: Passes, losses: list[WholeBatch]) -> None:
 
 
 def give_back(trainer: Any) -> None:
-    """Let the trainer's closures be its own again.
-
-    Args:
-        trainer: The trainer.
-    """
+    """Let the trainer's closures be its own again."""
     vars(trainer.fit_loop.epoch_loop.automatic_optimization).pop(_MAKE, None)
 
 

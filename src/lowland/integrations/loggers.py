@@ -89,13 +89,13 @@ class LogTo(Hook):
 
 
 def line_figure(*, points: int = 21, extent: float = 1.0, samples: int = 500, seed: int = 0) -> Draw:
-    """Return a drawer of the training loss on one random filter-normalised line through the present weights.
+    """Return a drawer of the training loss on one random filter-normalized line through the present weights.
 
     The direction is the same at every epoch up to the scale of the filters, so that figures can be compared.
 
     Args:
         points: Points on the line. Default 21.
-        extent: Half its length, in units of the normalised direction. Default 1.
+        extent: Half its length, in units of the normalized direction. Default 1.
         samples: Training samples that are measured, at most. Default 500.
         seed: Seed of the direction and of the samples. Default 0.
 

@@ -18,19 +18,7 @@ T = TypeVar("T")
 
 
 def innermost(optimizer: Any) -> Any:
-    """Return the optimizer that the user built, without what a trainer put around it.
-
-    Args:
-        optimizer: An optimizer, possibly inside wrappers that keep it as ``optimizer`` or ``_optimizer``.
-
-    Returns:
-        A `lowland.optim.Wrapper`, or the innermost optimizer there is.
-
-    Example:
-        >>> import torch
-        >>> innermost(torch.optim.SGD([torch.zeros(1)], lr=0.1)).__class__.__name__
-        'SGD'
-    """
+    """Return the optimizer that the user built, without what a trainer put around it."""
     while not isinstance(optimizer, Wrapper):
         inside = getattr(optimizer, "optimizer", None) or getattr(optimizer, "_optimizer", None)
         if inside is None:
@@ -40,29 +28,11 @@ def innermost(optimizer: Any) -> Any:
 
 
 class Passes:
-    """Runs the forward and backward of every micro-batch as often as the optimizer wants, at the weights it wants.
+    """Runs the forward and backward of every micro-batch as often as the optimizer wants, at the weights it wants."""
 
-    With ``ascent="micro-batch"`` each micro-batch has its second pass at once. With ``ascent="step"`` the work of a
-    step's micro-batches is kept, and all of it runs again after the last one's first pass; this keeps their inputs
-    alive for as long.
-
-    Args:
-        optimizer: What the trainer steps; anything that is no two-pass optimizer gets one pass.
-
-    Example:
-        >>> import torch
-        >>> from lowland.optim import SAM
-        >>> model = nn.Linear(2, 1)
-        >>> passes = Passes(SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.05))
-        >>> seen = []
-        >>> def work():
-        ...     loss = model(torch.ones(1, 2)).square().sum()
-        ...     loss.backward()
-        ...     seen.append(loss.item())
-        >>> passes.run(work, last=True)
-        >>> seen[1] > seen[0]
-        True
-    """
+    # With ``ascent="micro-batch"`` each micro-batch has its second pass at once. With ``ascent="step"`` the
+    # work of a step's micro-batches is kept, and all of it runs again after the last one's first pass; this
+    # keeps their inputs alive for as long.
 
     def __init__(self, optimizer: Any) -> None:
         self.optimizer = innermost(optimizer)
@@ -70,28 +40,12 @@ class Passes:
         self._due: int | None = None  # steps that must have been taken before the next pass
 
     def drive(self, whole: bool) -> None:
-        """Say whether closures given to the optimizer's step run every pass by themselves.
-
-        Args:
-            whole: True while a trainer's closures go through `run`.
-        """
+        """Say whether closures given to the optimizer's step run every pass by themselves."""
         if isinstance(self.optimizer, Ascent):
             self.optimizer._held.scratch.driven = whole
 
     def run(self, work: Callable[[], T], *, last: bool, model: nn.Module | None = None) -> T:
-        """Run a micro-batch.
-
-        Args:
-            work: Forward and backward of the micro-batch, under the trainer's own autocast, scaler and division.
-            last: Whether the optimizer's step follows.
-            model: The model as the trainer calls it; under DDP the wrapped one.
-
-        Returns:
-            What `work` returned in the first pass.
-
-        Raises:
-            InputError: If the trainer's setting cannot give what the optimizer's options promise.
-        """
+        """Run a micro-batch."""
         ascent = self.optimizer
         if self._due is not None and isinstance(ascent, Ascent) and ascent.steps < self._due:
             ascent.zero_grad()  # a scaler skipped the step; what is left of it must not look like a micro-batch
@@ -114,7 +68,7 @@ class Passes:
                 return result
             again, self._kept = self._kept, []
         else:
-            _synchronise(ascent, model)
+            _synchronize(ascent, model)
         with ascent.perturb():
             for early in again[:-1]:
                 with _unsynced(model):
@@ -138,7 +92,7 @@ def _check(ascent: Ascent, *, last: bool) -> None:
         )  # fmt: skip
 
 
-def _synchronise(ascent: Ascent, model: nn.Module | None) -> None:
+def _synchronize(ascent: Ascent, model: nn.Module | None) -> None:
     # trainers keep the gradients of all but the last micro-batch unsynced; a synced ascent needs their mean
     if world_size() == 1 or ascent.options.distributed == "local" or getattr(model, "require_backward_grad_sync", True):
         return

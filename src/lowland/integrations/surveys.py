@@ -8,8 +8,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from lowland import curvature, landscape
+from lowland.core.contexts import BatchNormMode
 from lowland.core.errors import InputError
-from lowland.core.modes import BatchNormMode
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import as_batch
@@ -24,7 +24,7 @@ class SharpnessLog(Hook):
     """Adds SAM's one-step sharpness to the numbers of an epoch, with what it has to be read beside.
 
     Loss, accuracy, sharpness and weight norm are measured on the same fixed training samples in evaluation mode: the
-    curvature of cross entropy vanishes as a network memorises, so that sharpness alone says nothing.
+    curvature of cross entropy vanishes as a network memorizes, so that sharpness alone says nothing.
 
     Args:
         rho: Radius. Default 0.05 (Foret et al. 2021, for CIFAR).
@@ -86,14 +86,14 @@ class SharpnessLog(Hook):
 
 
 class SurfaceAtEnd(Hook):
-    """Writes the filter-normalised loss surface around the trained weights, as ``surfaces/NAME.zarr`` of the folder.
+    """Writes the filter-normalized loss surface around the trained weights, as ``surfaces/NAME.zarr`` of the folder.
 
-    It is that of `lowland.landscape.evaluate` on a random plane (Li et al. 2018, section 4); `lowland.store.open` reads
-    it. Written again, it goes on where it was cut off.
+    It is that of `lowland.landscape.evaluate` on a random plane (Li et al. 2018, section 4); `lowland.results.open`
+    reads it. Written again, it goes on where it was cut off.
 
     Args:
         points: Points along each axis. Default 21.
-        extent: Half width, in units of the normalised directions. Default 1.
+        extent: Half width, in units of the normalized directions. Default 1.
         samples: Training samples that are measured; fewer if there are fewer. Default 1000.
         name: Name of the store. Default ``"random"``.
         batch_norm: ``"running"`` statistics (default) or the ``"batch"`` statistics of the samples.
@@ -105,7 +105,7 @@ class SurfaceAtEnd(Hook):
 
     Example:
         >>> import pathlib, tempfile
-        >>> from lowland import data, models, store, training
+        >>> from lowland import data, models, results, training
         >>> from torch import nn, optim
         >>> folder = pathlib.Path(tempfile.mkdtemp()) / "run"
         >>> model = models.create("resnet8", width=4, channels=1, seed=0)
@@ -113,7 +113,7 @@ class SurfaceAtEnd(Hook):
         ...     model, optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), data.load("digits", train_size=64),
         ...     epochs=1, folder=folder, hooks=[SurfaceAtEnd(points=3, samples=32)],
         ... )
-        >>> store.open(folder / "surfaces" / "random.zarr").loss.shape
+        >>> results.open(folder / "surfaces" / "random.zarr").loss.shape
         (3, 3)
     """
 
@@ -164,20 +164,7 @@ class SurfaceAtEnd(Hook):
 
 
 def training_risk(run: Run, *, samples: int, seed: int, batch_norm: BatchNormMode) -> EmpiricalRisk:
-    """Return the risk of a run's plain criterion on a fixed subset of its training data.
-
-    Args:
-        run: The run.
-        samples: Size of the subset, at most what there is.
-        seed: Seed of the subset.
-        batch_norm: Which statistics normalise.
-
-    Returns:
-        The risk, of the model at its present weights.
-
-    Raises:
-        InputError: If the run has no loss that can be measured.
-    """
+    """Return the risk of a run's plain criterion on a fixed subset of its training data."""
     train: Any = run.data.train
     if run.loss is None:
         raise InputError(

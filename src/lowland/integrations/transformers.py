@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lowland.core.errors import CheckpointError, InputError, optional_import
 from lowland.core.types import Batch, as_batch
-from lowland.integrations.life import (
-    Life,
+from lowland.integrations.passes import Passes, innermost
+from lowland.integrations.trainer_bridge import (
+    TrainerBridge,
     evaluation_weights,
     fixed_order,
     foreign_data,
@@ -25,7 +26,6 @@ from lowland.integrations.life import (
     made_folder,
     steps_in,
 )
-from lowland.integrations.passes import Passes, innermost
 from lowland.integrations.whole_batch import WholeBatch, without_index
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent
@@ -75,7 +75,9 @@ class TrainerMixin:
             trainer.compute_loss_func = self._model_loss
         self._passes: Passes | None = None
         losses = [] if self._model_loss is None else [self._model_loss.loss]
-        self._beside = _Beside(trainer, Life(losses, hooks), folder, loss if survey_loss is None else survey_loss)
+        self._beside = _Beside(
+            trainer, TrainerBridge(losses, hooks), folder, loss if survey_loss is None else survey_loss
+        )
         trainer.add_callback(self._beside)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +161,7 @@ class _Divided:
 class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
     """Tells losses and hooks what the Trainer does."""
 
-    def __init__(self, trainer: Any, life: Life, folder: str | Path | None, survey_loss: Any) -> None:
+    def __init__(self, trainer: Any, life: TrainerBridge, folder: str | Path | None, survey_loss: Any) -> None:
         self.trainer, self.life, self.folder, self.survey_loss = trainer, life, folder, survey_loss
         self.resume_from: str | bool | None = None
         self.per_epoch = 0

@@ -17,48 +17,21 @@ __all__ = ["WholeBatch", "losses_of", "without_index"]
 
 
 class WholeBatch:
-    """A loss that a trainer calls with the target alone, completed with the input and the sample ids of the batch.
-
-    Args:
-        loss: The loss.
-
-    Example:
-        >>> import torch
-        >>> from lowland.losses import LLR
-        >>> criterion = WholeBatch(LLR(nn.CrossEntropyLoss(), initial_loss=1.0))
-        >>> with criterion.of(Batch(torch.zeros(2, 3), None)):
-        ...     criterion.batch.size
-        2
-    """
+    """A loss that a trainer calls with the target alone, completed with the input and the sample ids of the batch."""
 
     def __init__(self, loss: TrainingLoss) -> None:
         self.loss = loss
         self.batch: Batch | None = None
 
     def __call__(self, output: Any, target: Any) -> Tensor:
-        """Return the loss.
-
-        Args:
-            output: What the model returned.
-            target: The target, or a whole `Batch`.
-
-        Returns:
-            The scalar that the loss gives.
-        """
+        """Return the loss."""
         if self.batch is None or isinstance(target, Batch):
             return self.loss(output, target)
         return self.loss(output, replace(self.batch, target=target))
 
     @contextmanager
     def of(self, batch: Batch | None) -> Generator[None, None, None]:
-        """Use a batch inside the block.
-
-        Args:
-            batch: The batch; None leaves the target alone.
-
-        Yields:
-            Nothing.
-        """
+        """Use a batch inside the block."""
         before, self.batch = self.batch, batch
         try:
             yield
@@ -67,21 +40,7 @@ class WholeBatch:
 
 
 def without_index(batch: Any) -> Any:
-    """Return a batch as it is without sample ids, for code that does not know of them.
-
-    Args:
-        batch: ``(input, target, index)``, a dict with an index, or a `Batch` (returned as it is).
-
-    Returns:
-        The same kind of batch.
-
-    Raises:
-        InputError: If it carries no ids.
-
-    Example:
-        >>> without_index(("x", "y", "ids"))
-        ('x', 'y')
-    """
+    """Return a batch as it is without sample ids, for code that does not know of them."""
     if isinstance(batch, Batch):
         return batch
     whole = as_batch(batch)
@@ -93,14 +52,7 @@ def without_index(batch: Any) -> Any:
 
 
 def losses_of(module: nn.Module) -> list[tuple[nn.Module, str, TrainingLoss]]:
-    """Find the losses that a module and its submodules keep as attributes.
-
-    Args:
-        module: The module.
-
-    Returns:
-        Owner, name of the attribute, loss; each loss once.
-    """
+    """Find the losses that a module and its submodules keep as attributes."""
     found: dict[int, tuple[nn.Module, str, TrainingLoss]] = {}
     for owner in module.modules():
         for name, value in vars(owner).items():

@@ -10,7 +10,7 @@ from lowland.landscape.plane import Plane, hdf5_plane, random_line, random_plane
 from lowland.landscape.probes import GradientNorm, Probe
 from lowland.landscape.refine import Tolerance
 from lowland.landscape.trajectory import grid_around, pca_plane, project_trajectory
-from lowland.store.geometry import bands, barrier, basin_width, central_curvature, numbers, roughness
+from lowland.results.geometry import bands, barrier, basin_width, central_curvature, numbers, roughness
 
 __all__ = [
     # where

@@ -11,22 +11,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import has_running_statistics
 from lowland.core.errors import InputError
-from lowland.core.modes import has_running_statistics
 from lowland.core.units import clean_name
 
 __all__ = ["BufferLine", "buffer_difference", "running_statistics"]
 
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Return the floating-point running statistics of all normalisation layers by name.
-
-    Args:
-        model: The model.
-
-    Returns:
-        The buffers themselves, not copies.
-    """
+    """Return the floating-point running statistics of all normalization layers by name."""
     kind = nn.modules.batchnorm._NormBase
     owners = {clean_name(name) for name, module in model.named_modules() if isinstance(module, kind)}
     return {
@@ -37,18 +30,7 @@ def running_statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def buffer_difference(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
-    """Return how the running statistics of two models differ.
-
-    Args:
-        first: The model at the origin.
-        second: The model at coordinate 1.
-
-    Returns:
-        Second minus first by name; empty for models without running statistics.
-
-    Raises:
-        InputError: If the models keep different statistics.
-    """
+    """Return how the running statistics of two models differ."""
     if not has_running_statistics(first) and not has_running_statistics(second):
         return {}
     ours, theirs = running_statistics(first), running_statistics(second)
@@ -58,14 +40,9 @@ def buffer_difference(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
 
 
 class BufferLine:
-    """Moves buffers from a saved base along given directions, in place.
+    """Moves buffers from a saved base along given directions, in place."""
 
-    A variance that a coordinate outside [0, 1] would make negative stays at 0.
-
-    Args:
-        model: The model, at the origin.
-        directions: Per axis, differences by buffer name.
-    """
+    # A variance that a coordinate outside [0, 1] would make negative stays at 0.
 
     def __init__(self, model: nn.Module, directions: Sequence[Mapping[str, Tensor]]) -> None:
         found = running_statistics(model)
@@ -75,11 +52,7 @@ class BufferLine:
 
     @torch.no_grad()
     def move(self, coordinates: Sequence[float]) -> None:
-        """Write the buffers of a point.
-
-        Args:
-            coordinates: One number per axis.
-        """
+        """Write the buffers of a point."""
         for name, buffer in self._buffers.items():
             buffer.copy_(self._base[name])
             for part, coordinate in zip(self._directions, coordinates, strict=True):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lowland import curvature
+from lowland.core.contexts import effective_weights
 from lowland.core.errors import InputError
-from lowland.core.modes import effective_weights
 from lowland.core.params import ParameterSpace, unwrap
 from lowland.core.provenance import fingerprint
 from lowland.core.risk import EmpiricalRisk
@@ -125,7 +125,7 @@ def plane_through(
 def eigenvector_plane(risk: EmpiricalRisk, *, axes: int = 2, seed: int = 0, max_products: int = 200) -> Plane:
     """Make a plane of the eigenvectors of the largest eigenvalues of the risk's Hessian at the present weights.
 
-    Eigenvectors are kept as they are: normalised by filters they would be eigenvectors no more.
+    Eigenvectors are kept as they are: normalized by filters they would be eigenvectors no more.
 
     Args:
         risk: The risk.

@@ -53,30 +53,14 @@ class Axis(ABC):
 
 @dataclass(frozen=True, eq=False)
 class StoredAxis(Axis):
-    """A direction kept as tensors.
+    """A direction kept as tensors."""
 
-    Args:
-        values: Tensors by parameter name.
-        recipe: How it was made, as plain JSON values; where it cannot be made again from them, with a fingerprint.
-    """
-
-    values: Mapping[str, Tensor] = field(repr=False)
+    values: Mapping[str, Tensor] = field(repr=False)  # Tensors by parameter name
+    # How it was made, as plain JSON values; where it cannot be made again from them, with a fingerprint.
     recipe: Mapping[str, Any]
 
     def entry(self, space: ParameterSpace, place: int, base: Tensor) -> Tensor:
-        """Return the stored tensor, cast if the parameter's type or layout differs.
-
-        Args:
-            space: The parameter space.
-            place: Which parameter.
-            base: Its value at the origin.
-
-        Returns:
-            The direction of that parameter.
-
-        Raises:
-            InputError: If it has another shape.
-        """
+        """Return the stored tensor, cast if the parameter's type or layout differs."""
         value = self.values[space.names[place]]
         if value.shape != base.shape:
             raise InputError("plane", f"must fit the model at {space.names[place]!r}", tuple(value.shape))
@@ -90,20 +74,13 @@ class StoredAxis(Axis):
 
 @dataclass(frozen=True, eq=False)
 class SeededAxis(Axis):
-    """A normalised Gaussian direction that is drawn again, tensor by tensor, whenever it is needed.
+    """A normalized Gaussian direction that is drawn again, tensor by tensor, whenever it is needed."""
 
-    Args:
-        seed: Seed of the plane.
-        number: Which axis of the plane.
-        normalization: See `lowland.landscape.normalize.normalize`.
-        move_fixed: Also move biases and norm parameters.
-        norms_from: Weights by name whose unit norms are used in place of the parameter's own (LoRA: W0 + BA).
-    """
-
-    seed: int
-    number: int
-    normalization: Normalization = "filter"
-    move_fixed: bool = False
+    seed: int  # Seed of the plane
+    number: int  # Which axis of the plane
+    normalization: Normalization = "filter"  # See `lowland.landscape.normalize.normalize`
+    move_fixed: bool = False  # Also move biases and norm parameters
+    # Weights by name whose unit norms are used in place of the parameter's own (LoRA: W0 + BA).
     norms_from: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def entry(self, space: ParameterSpace, place: int, base: Tensor) -> Tensor:
@@ -117,24 +94,12 @@ class SeededAxis(Axis):
         return scaled if weight is base else torch.empty_like(base).copy_(scaled)
 
     def describe(self) -> dict[str, Any]:
-        """Return seed, number and normalisation."""
+        """Return seed, number and normalization."""
         return {"kind": "random", "seed": self.seed, "axis": self.number, "normalization": self.normalization}
 
 
 def geometry(space: ParameterSpace, base: Sequence[Tensor], axes: Sequence[Axis]) -> tuple[list[float], float | None]:
-    """Return the norms of axes and the cosine between two, tensor by tensor in float64.
-
-    Args:
-        space: The parameter space.
-        base: The parameters at the origin.
-        axes: One or two axes.
-
-    Returns:
-        The Euclidean norm of each axis, and the cosine between them (None for a line).
-
-    Raises:
-        InputError: If an axis has norm 0 or is not finite.
-    """
+    """Return the norms of axes and the cosine between two, tensor by tensor in float64."""
     products = torch.zeros(len(axes), len(axes), dtype=torch.float64)
     for place, value in enumerate(base):
         parts = [axis.entry(space, place, value).detach().double().reshape(-1).cpu() for axis in axes]

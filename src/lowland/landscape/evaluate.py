@@ -14,15 +14,15 @@ import xarray as xr
 from lowland.core.risk import EmpiricalRisk
 from lowland.engine.base import Engine, OnEvent
 from lowland.engine.select import select
+from lowland.landscape.autotune import BatchSize, Precision, autotune
 from lowland.landscape.grid import Grid
-from lowland.landscape.kernel import Kernel, Survey
-from lowland.landscape.plan import as_splits, check_survey, look, make_recipe, make_template
+from lowland.landscape.plan import as_splits, check_survey, make_recipe, make_template, preflight
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
 from lowland.landscape.progress import SurveyRun
 from lowland.landscape.refine import Tolerance
-from lowland.landscape.trial import BatchSize, Precision, decide
-from lowland.store.dataset import SurfaceWriter, writer
+from lowland.landscape.surface_task import ComputeSettings, SurfaceTask
+from lowland.results.dataset import SurfaceWriter, writer
 
 __all__ = ["evaluate"]
 
@@ -82,8 +82,8 @@ def evaluate(
     check_survey(risks, planes, grid, tuple(probes), batch_size, precision)
     runner = select(engine)
     size = batch_size if isinstance(batch_size, int) else None
-    survey = Survey(risks, planes, tuple(probes), Kernel(chunk=chunk, batch_size=size), paired)
-    seen = look(survey)
+    survey = SurfaceTask(risks, planes, tuple(probes), ComputeSettings(chunk=chunk, batch_size=size), paired)
+    seen = preflight(survey)
     request = {
         "batch_size": batch_size,
         "precision": precision,
@@ -104,21 +104,21 @@ def evaluate(
 
 
 def _decided(
-    survey: Survey,
+    survey: SurfaceTask,
     grid: Grid,
     keeper: SurfaceWriter,
     runner: Engine,
     batch_size: BatchSize,
     precision: Precision,
     tolerance: Tolerance,
-) -> Survey:
+) -> SurfaceTask:
     """Return the survey with its kernel: the stored one, or a new decision that is stored at once."""
     threads = runner.worker_threads
     if "kernel" in keeper.dataset.attrs:
         if threads != keeper.dataset.attrs["threads"]:  # bits may differ: whoever compares must be able to see it
             keeper.annotate({"resumed_with_threads": threads})
-        return replace(survey, kernel=Kernel(**json.loads(keeper.dataset.attrs["kernel"])))
-    kernel, report, rows = decide(
+        return replace(survey, kernel=ComputeSettings(**json.loads(keeper.dataset.attrs["kernel"])))
+    kernel, report, rows = autotune(
         survey, grid, batch_size=batch_size, precision=precision, tolerance=tolerance, workers=runner.workers
     )
     keeper.annotate({"kernel": kernel.describe(), "precision": kernel.precision, "trial": report})

@@ -113,21 +113,9 @@ def _axis(low: float, high: float, count: int) -> NDArray[np.float64]:
 
 
 def levels(count: int) -> list[NDArray[np.int64]]:
-    """Return nested sets of indices of one axis, from coarse to full, by bisection.
-
-    Level k holds the indices nearest to 2**k + 1 equally spaced places, so that each level contains the one before and
-    every index is one of the full axis (for 51: 2, 3, 5, 9, 17, 33, 51 of them).
-
-    Args:
-        count: Points on the axis.
-
-    Returns:
-        Ascending indices per level; the last level is all of them.
-
-    Example:
-        >>> [len(level) for level in levels(51)]
-        [2, 3, 5, 9, 17, 33, 51]
-    """
+    """Return nested sets of indices of one axis, from coarse to full, by bisection."""
+    # Level k holds the indices nearest to 2**k + 1 equally spaced places, so that each level contains the one
+    # before and every index is one of the full axis (for 51: 2, 3, 5, 9, 17, 33, 51 of them).
     result, parts = [], 1
     while parts < count - 1:
         result.append(np.floor(np.linspace(0, count - 1, parts + 1) + 0.5).astype(np.int64))
@@ -137,18 +125,9 @@ def levels(count: int) -> list[NDArray[np.int64]]:
 
 
 def ordered(grid: Grid, *, parents: bool = False) -> list[tuple[int, int | None]]:
-    """Return the points from coarse to fine, each with its warm-start parent.
-
-    The point nearest to the origin comes first. A parent is the nearest point (in indices, the lower number of equals)
-    of the coarser levels, so that it depends on the grid alone.
-
-    Args:
-        grid: The grid.
-        parents: Look for parents. Default False: all None.
-
-    Returns:
-        Pairs (flat number, parent's flat number or None).
-    """
+    """Return the points from coarse to fine, each with its warm-start parent."""
+    # The point nearest to the origin comes first. A parent is the nearest point (in indices, the lower number
+    # of equals) of the coarser levels, so that it depends on the grid alone.
     per_axis = [levels(count) for count in grid.shape]
     depth = max(len(axis) for axis in per_axis)
     rank = np.full(grid.shape, depth, dtype=np.int64)

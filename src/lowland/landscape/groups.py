@@ -37,41 +37,19 @@ _POOLING: Final = ("mean", "amax", "sum")
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A tensor whose axis is ordered by a group's units.
+    """A tensor whose axis is ordered by a group's units."""
 
-    Args:
-        name: Name of the parameter or buffer.
-        axis: The axis, 0 or 1.
-        repeat: Consecutive entries per unit (a flattened image has one per pixel).
-    """
-
-    name: str
-    axis: int
-    repeat: int = 1
+    name: str  # Name of the parameter or buffer
+    axis: int  # The axis, 0 or 1
+    repeat: int = 1  # Consecutive entries per unit (a flattened image has one per pixel)
 
     def rows(self, tensor: Tensor, size: int) -> Tensor:
-        """Return the tensor as one row per unit in float64.
-
-        Args:
-            tensor: The parameter or buffer.
-            size: Number of units.
-
-        Returns:
-            Shape [units, entries].
-        """
+        """Return the tensor as one row per unit in float64."""
         moved = tensor.detach().double().cpu().movedim(self.axis, 0)
         return moved.reshape(size, self.repeat, -1).reshape(size, -1)
 
     def reordered(self, tensor: Tensor, order: Tensor) -> Tensor:
-        """Return the tensor with its units in a new order.
-
-        Args:
-            tensor: The parameter or buffer.
-            order: Old place of the unit that comes at each new place.
-
-        Returns:
-            A new tensor.
-        """
+        """Return the tensor with its units in a new order."""
         index = (order[:, None] * self.repeat + torch.arange(self.repeat)).reshape(-1)
         return tensor.index_select(self.axis, index.to(tensor.device))
 
@@ -117,18 +95,7 @@ class _Flow:
 
 
 def unit_groups(model: nn.Module, batch: Batch) -> list[tuple[int, list[Member]]]:
-    """Return the groups of units that may be reordered without changing the function.
-
-    Args:
-        model: The model; its forward must be traceable by `torch.fx` and take one tensor.
-        batch: A batch it can run on.
-
-    Returns:
-        Number of units and the tensors they order, per group.
-
-    Raises:
-        InputError: If the model cannot be traced, or no group may be reordered.
-    """
+    """Return the groups of units that may be reordered without changing the function."""
     if not isinstance(batch.input, Tensor):
         raise InputError("model", "must take one tensor to be matched", type(batch.input).__name__)
     try:

@@ -17,17 +17,8 @@ __all__ = ["laid_out", "rebatched"]
 
 @contextmanager
 def laid_out(model: nn.Module, memory_format: str) -> Generator[None]:
-    """Let convolution weights lie channels last while inside.
-
-    The parameters are given new storage, and get their own, untouched one back at the end.
-
-    Args:
-        model: The model.
-        memory_format: ``"contiguous"`` changes nothing, ``"channels_last"`` four-dimensional parameters.
-
-    Yields:
-        Nothing.
-    """
+    """Let convolution weights lie channels last while inside."""
+    # The parameters are given new storage, and get their own, untouched one back at the end.
     saved: list[tuple[nn.Parameter, Tensor]] = []
     try:
         if memory_format == "channels_last":
@@ -42,16 +33,7 @@ def laid_out(model: nn.Module, memory_format: str) -> Generator[None]:
 
 
 def rebatched(batches: Iterable[Batch], size: int | None, memory_format: str) -> Iterator[Batch]:
-    """Yield the same samples in the same order, in batches of another size and images in another layout.
-
-    Args:
-        batches: The batches.
-        size: Samples per batch; None keeps the batches as they are.
-        memory_format: ``"contiguous"`` leaves images alone, ``"channels_last"`` lays four-dimensional inputs out so.
-
-    Yields:
-        Each batch.
-    """
+    """Yield the same samples in the same order, in batches of another size and images in another layout."""
     for batch in batches if size is None else resized(batches, size):
         if memory_format == "channels_last":
             yield replace(batch, input=mapped(batch.input, _channels_last))

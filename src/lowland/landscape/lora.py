@@ -1,7 +1,7 @@
 """Directions for low-rank adapters (LoRA), in the space of weight changes.
 
-A factor pair (B, A) has no scale of its own: (s B, A / s) is the same network. So nothing is normalised, and nothing
-moves, in factor space; the picture is drawn around W = W0 + scaling * B A with filters normalised by the rows of W.
+A factor pair (B, A) has no scale of its own: (s B, A / s) is the same network. So nothing is normalized, and nothing
+moves, in factor space; the picture is drawn around W = W0 + scaling * B A with filters normalized by the rows of W.
 """
 
 from __future__ import annotations
@@ -23,16 +23,7 @@ __all__ = ["adapted_weights", "lora_plane"]
 
 
 def adapted_weights(model: nn.Module, *, adapter: str = "default") -> dict[str, Tensor]:
-    """Return the effective weights of all adapted layers by the name of their frozen weight.
-
-    Args:
-        model: A model whose adapted layers have ``base_layer`` and ``get_delta_weight(adapter)``, as in the package
-            peft.
-        adapter: Name of the adapter.
-
-    Returns:
-        ``W0 + scaling * B A`` by parameter name; empty without adapted layers.
-    """
+    """Return the effective weights of all adapted layers by the name of their frozen weight."""
     found = {}
     for name, module in unwrap(model).named_modules():
         if callable(getattr(module, "get_delta_weight", None)) and isinstance(

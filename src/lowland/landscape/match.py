@@ -1,7 +1,7 @@
 """Weight matching: the order of hidden units of one model brought in line with another's before they share a line.
 
 Ainsworth, Hayase and Srinivasa 2023 (Git Re-Basin), Section 3.2, Algorithm 1: coordinate descent over groups of units
-that are permuted together; each step is a linear assignment that maximises the inner product with the first model.
+that are permuted together; each step is a linear assignment that maximizes the inner product with the first model.
 
 Deviations from the paper:
 1. Which units belong together is found by tracing the model instead of being written down per architecture. Tensors
@@ -21,8 +21,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from lowland.core.contexts import evaluation_mode
 from lowland.core.errors import InputError
-from lowland.core.modes import evaluation_mode
 from lowland.core.params import unwrap
 from lowland.core.seeds import generator
 from lowland.core.types import RawBatch, as_batch, forward
@@ -107,7 +107,7 @@ def _similarity(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> flo
 
 
 def _assignment(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], size: int, members: list[Member]) -> Any:
-    """Return the order of a group's units that maximises the inner product, all other groups as they are."""
+    """Return the order of a group's units that maximizes the inner product, all other groups as they are."""
     gain = torch.zeros(size, size, dtype=torch.float64)
     for member in members:
         if isinstance(ours[member.name], nn.Parameter):

@@ -1,4 +1,4 @@
-"""Normalisation of directions, so that pictures of different networks can be compared.
+"""Normalization of directions, so that pictures of different networks can be compared.
 
 Li et al. 2018, Section 4: d_ij <- d_ij / ||d_ij|| * ||w_ij|| for filter j of layer i. What a filter is for each kind of
 tensor is decided in `lowland.core.units`.
@@ -28,14 +28,7 @@ _NAMES: Final = get_args(Normalization)
 
 
 def check_normalization(normalization: str) -> None:
-    """Refuse an unknown normalisation.
-
-    Args:
-        normalization: The name to check.
-
-    Raises:
-        InputError: If it is none of ours.
-    """
+    """Refuse an unknown normalization."""
     if normalization not in _NAMES:
         raise InputError("normalization", f"must be one of {', '.join(_NAMES)}", normalization)
 

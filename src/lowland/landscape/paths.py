@@ -11,55 +11,28 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["centred", "consecutive_cosines", "principal_shares", "principal_weights", "step_lengths", "walk_shares"]
+__all__ = ["centered", "consecutive_cosines", "principal_shares", "principal_weights", "step_lengths", "walk_shares"]
 
 Matrix: TypeAlias = NDArray[np.float64]
 
 
-def centred(gram: Matrix) -> Matrix:
-    """Return the Gram matrix of the rows minus their mean.
-
-    Args:
-        gram: Shape [rows, rows].
-
-    Returns:
-        Shape [rows, rows].
-    """
+def centered(gram: Matrix) -> Matrix:
+    """Return the Gram matrix of the rows minus their mean."""
     middle: Matrix = gram - gram.mean(0, keepdims=True)
     result: Matrix = middle - middle.mean(1, keepdims=True)
     return result
 
 
 def principal_shares(gram: Matrix) -> Matrix:
-    """Return each principal component's share of the total squared length, largest first.
-
-    Args:
-        gram: Shape [rows, rows].
-
-    Returns:
-        Shape [rows], sums to 1 (all NaN for a path that does not move).
-
-    Example:
-        >>> principal_shares(np.diag([1.0, 3.0])).tolist()
-        [0.75, 0.25]
-    """
+    """Return each principal component's share of the total squared length, largest first."""
     values = np.clip(np.linalg.eigvalsh(gram)[::-1], 0.0, None)
     total = values.sum()
     return values / total if total > 0 else np.full_like(values, np.nan)
 
 
 def principal_weights(gram: Matrix, count: int) -> Matrix:
-    """Return how the rows combine to unit principal directions: v_k = sum_t weights[t, k] row_t.
-
-    Each direction is signed so that the first row that is not orthogonal to it has a positive coordinate.
-
-    Args:
-        gram: Shape [rows, rows].
-        count: Number of directions.
-
-    Returns:
-        Shape [rows, count]; a direction without length has weights 0.
-    """
+    """Return how the rows combine to unit principal directions: v_k = sum_t weights[t, k] row_t."""
+    # Each direction is signed so that the first row that is not orthogonal to it has a positive coordinate.
     values, vectors = np.linalg.eigh(gram)
     values, vectors = values[::-1][:count], vectors[:, ::-1][:, :count]
     usable = values > values[0] * 1e-14 if len(values) and values[0] > 0 else np.zeros(len(values), dtype=np.bool_)
@@ -70,26 +43,12 @@ def principal_weights(gram: Matrix, count: int) -> Matrix:
 
 
 def step_lengths(gram: Matrix) -> Matrix:
-    """Return the lengths of the steps between consecutive rows.
-
-    Args:
-        gram: Shape [rows, rows].
-
-    Returns:
-        Shape [rows - 1].
-    """
+    """Return the lengths of the steps between consecutive rows."""
     return np.sqrt(np.clip(np.diag(_steps(gram)), 0.0, None))
 
 
 def consecutive_cosines(gram: Matrix) -> Matrix:
-    """Return the cosines between consecutive steps; a random walk has 0, a straight run 1.
-
-    Args:
-        gram: Shape [rows, rows].
-
-    Returns:
-        Shape [rows - 2]; NaN where a step has length 0.
-    """
+    """Return the cosines between consecutive steps; a random walk has 0, a straight run 1."""
     steps = _steps(gram)
     lengths = np.sqrt(np.clip(np.diag(steps), 0.0, None))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -103,32 +62,14 @@ def _steps(gram: Matrix) -> Matrix:
 def walk_shares(
     lengths: Matrix, dimensions: int, count: int, generator: np.random.Generator, *, anchored: bool, walks: int
 ) -> tuple[Matrix, Matrix]:
-    """Return the shares of the first principal components of random walks with given step lengths.
-
-    Steps of independent directions in so many dimensions have the Gram matrix of a normalised Wishart matrix, which is
-    drawn as such (Bartlett's decomposition): no vector of the network's size is ever made. See Antognini and
-    Sohl-Dickstein 2018, who explain why the shares are large.
-
-    Args:
-        lengths: Lengths of the steps, shape [steps].
-        dimensions: Number of parameters.
-        count: Number of components.
-        generator: Source of the walks.
-        anchored: Rows relative to the end of the walk; otherwise to their mean.
-        walks: How many walks.
-
-    Returns:
-        Mean and standard deviation over walks of each component's share, both of shape [count].
-
-    Example:
-        >>> mean, _ = walk_shares(np.ones(200), 10**6, 2, np.random.default_rng(0), anchored=False, walks=3)
-        >>> bool(0.74 < mean.sum() < 0.78)
-        True
-    """
+    """Return the shares of the first principal components of random walks with given step lengths."""
+    # Steps of independent directions in so many dimensions have the Gram matrix of a normalized Wishart matrix,
+    # which is drawn as such (Bartlett's decomposition): no vector of the network's size is ever made. See
+    # Antognini and Sohl-Dickstein 2018, who explain why the shares are large.
     shares = np.full((walks, count), np.nan)
     for walk in range(walks):
         gram = _walk_gram(lengths, dimensions, generator)
-        found = principal_shares(gram if anchored else centred(gram))[:count]
+        found = principal_shares(gram if anchored else centered(gram))[:count]
         shares[walk, : len(found)] = found
     return shares.mean(0), shares.std(0, ddof=1) if walks > 1 else np.full(count, np.nan)
 

@@ -17,25 +17,15 @@ from lowland.core.provenance import fingerprint, provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_surface
 from lowland.landscape.grid import Grid
-from lowland.landscape.kernel import Survey
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe, check_probes
+from lowland.landscape.surface_task import SurfaceTask
 
-__all__ = ["Look", "as_splits", "check_survey", "look", "make_recipe", "make_template"]
+__all__ = ["Preflight", "as_splits", "check_survey", "preflight", "make_recipe", "make_template"]
 
 
 def as_splits(risk: EmpiricalRisk | Mapping[str, EmpiricalRisk]) -> dict[str, EmpiricalRisk]:
-    """Return the risks by split; a single risk has the name ``""``.
-
-    Args:
-        risk: A risk or several by name.
-
-    Returns:
-        Name -> risk.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """Return the risks by split; a single risk has the name ``""``."""
     risks = {"": risk} if isinstance(risk, EmpiricalRisk) else dict(risk)
     if not risks:
         raise InputError("risk", "must hold at least one split", risks)
@@ -50,19 +40,7 @@ def check_survey(
     batch_size: object,
     precision: object,
 ) -> None:
-    """Refuse arguments that do not fit together.
-
-    Args:
-        risks: Risk of each split.
-        planes: The lines or planes.
-        grid: The grid.
-        probes: The probes.
-        batch_size: What was asked for.
-        precision: What was asked for.
-
-    Raises:
-        InputError: If anything does not fit.
-    """
+    """Refuse arguments that do not fit together."""
     first = next(iter(risks.values()))
     for name, risk in risks.items():
         if risk.model is not first.model:
@@ -90,34 +68,17 @@ def check_survey(
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a first look at a survey tells.
+class Preflight:
+    """What a first look at a survey tells."""
 
-    Args:
-        metrics: Names of what the risk measures.
-        errors: Those with values per sample, which have standard errors.
-        seconds: What one point takes, roughly.
-        samples: Samples of the first split.
-    """
-
-    metrics: list[str]
-    errors: list[str]
-    seconds: float
-    samples: int
+    metrics: list[str]  # Names of what the risk measures
+    errors: list[str]  # Those with values per sample, which have standard errors
+    seconds: float  # What one point takes, roughly
+    samples: int  # Samples of the first split
 
 
-def look(survey: Survey) -> Look:
-    """Check that passes agree, and measure the first batch by the clock.
-
-    Args:
-        survey: The survey.
-
-    Returns:
-        Names, errors, seconds and samples.
-
-    Raises:
-        InputError: If splits measure different things, or a probe has the name of a metric.
-    """
+def preflight(survey: SurfaceTask) -> Preflight:
+    """Check that passes agree, and measure the first batch by the clock."""
     for risk in survey.risks.values():
         risk.check_deterministic()  # measures the first batch too, so that the clock below meets warm caches
         risk.data_fingerprint()
@@ -140,20 +101,11 @@ def look(survey: Survey) -> Look:
             count = batch.size + sum(other.size for other in batches)
             seconds += each * count / batch.size
             samples = count if number == 0 else samples
-    return Look(list(names), [name for name, known in names.items() if known], seconds, samples)
+    return Preflight(list(names), [name for name, known in names.items() if known], seconds, samples)
 
 
-def make_recipe(survey: Survey, grid: Grid, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must agree for two runs to share a store, and what computes any point again.
-
-    Args:
-        survey: The survey.
-        grid: The grid.
-        request: What was asked of the kernel and the refinement.
-
-    Returns:
-        Plain JSON values.
-    """
+def make_recipe(survey: SurfaceTask, grid: Grid, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must agree for two runs to share a store, and what computes any point again."""
     model = survey.first.model
     return {
         "planes": [plane.describe() for plane in survey.planes],
@@ -167,18 +119,8 @@ def make_recipe(survey: Survey, grid: Grid, request: Mapping[str, Any]) -> dict[
     }
 
 
-def make_template(survey: Survey, grid: Grid, seen: Look, recipe: Mapping[str, Any]) -> xr.Dataset:
-    """Return the empty surface with its recipe.
-
-    Args:
-        survey: The survey.
-        grid: The grid.
-        seen: What the first look told.
-        recipe: See `make_recipe`.
-
-    Returns:
-        A surface of schema v1 with every point open.
-    """
+def make_template(survey: SurfaceTask, grid: Grid, seen: Preflight, recipe: Mapping[str, Any]) -> xr.Dataset:
+    """Return the empty surface with its recipe."""
     text = json.dumps(recipe, sort_keys=True)
     moved = any(plane.buffers for plane in survey.planes)
     extra = [f"{name}_skew" for name in seen.errors]

@@ -10,14 +10,14 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import effective_weights
 from lowland.core.errors import InputError
-from lowland.core.modes import effective_weights
 from lowland.core.params import ParameterSpace, unwrap
 from lowland.core.provenance import fingerprint
 from lowland.core.units import clean_name
 from lowland.landscape.directions import Axis, SeededAxis, StoredAxis, geometry
 from lowland.landscape.normalize import Normalization, check_normalization, normalize
-from lowland.store.hdf5 import read_directions
+from lowland.results.hdf5 import read_directions
 
 __all__ = ["FILTER_UNITS", "Plane", "hdf5_plane", "make_plane", "random_line", "random_plane", "user_plane"]
 
@@ -34,7 +34,7 @@ class Plane:
         recipe: How it was made, as plain JSON values.
         units: What a coordinate of 1 means.
         norms: Euclidean norm of each axis.
-        cosine: Cosine between the axes after normalisation; None for a line.
+        cosine: Cosine between the axes after normalization; None for a line.
         rules: Unit rule of every parameter by name, as text.
         modules: Submodules whose parameters move; None for all.
         trainable: Whether only trainable parameters move.
@@ -112,24 +112,7 @@ def make_plane(
     markers: Mapping[str, tuple[float, ...]] | None = None,
     buffers: Sequence[Mapping[str, Tensor]] = (),
 ) -> Plane:
-    """Measure axes and join them to a plane; only inside a context that shows effective weights.
-
-    Args:
-        space: The parameters that move, at the origin.
-        axes: One or two axes.
-        recipe: How it was made.
-        units: What a coordinate of 1 means.
-        modules: Submodules whose parameters move.
-        trainable: Whether only trainable parameters move.
-        markers: Points worth marking by label.
-        buffers: Per axis, directions of buffers by name.
-
-    Returns:
-        The plane.
-
-    Raises:
-        InputError: If there are neither one nor two axes, or one of them has norm 0.
-    """
+    """Measure axes and join them to a plane; only inside a context that shows effective weights."""
     if len(axes) not in (1, 2):
         raise InputError("directions", "must be one (a line) or two (a plane)", len(axes))
     norms, cosine = geometry(space, [p.detach() for p in space.tensors], axes)

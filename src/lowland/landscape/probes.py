@@ -71,14 +71,7 @@ class GradientNorm:
 
 
 def check_probes(probes: tuple[Probe, ...]) -> None:
-    """Refuse what is no probe, and two probes that give the same number.
-
-    Args:
-        probes: The probes.
-
-    Raises:
-        InputError: If one has no names or no description, or a name occurs twice.
-    """
+    """Refuse what is no probe, and two probes that give the same number."""
     names = []
     for probe in probes:
         if not isinstance(probe, Probe):

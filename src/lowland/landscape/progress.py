@@ -13,28 +13,19 @@ from lowland.core.pace import Pace
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED
 from lowland.engine.base import Engine, Event, OnEvent, Point, Row
 from lowland.landscape.grid import Grid, ordered
-from lowland.landscape.kernel import Survey
 from lowland.landscape.refine import Tolerance, interpolated, refine
-from lowland.store.dataset import SurfaceWriter
+from lowland.landscape.surface_task import SurfaceTask
+from lowland.results.dataset import SurfaceWriter
 
 __all__ = ["SurveyRun"]
 
 
 class SurveyRun:
-    """Runs a survey into a writer.
-
-    Args:
-        survey: The task.
-        grid: The grid of each of its planes.
-        keeper: Takes the points.
-        engine: Computes them.
-        on_event: Receives one stream of events for the whole survey, however often the engine runs.
-        seconds: What a point takes, roughly.
-    """
+    """Runs a survey into a writer."""
 
     def __init__(
         self,
-        survey: Survey,
+        survey: SurfaceTask,
         grid: Grid,
         keeper: SurfaceWriter,
         engine: Engine,
@@ -52,11 +43,7 @@ class SurveyRun:
         self._before, self._elapsed, self._started = 0.0, 0.0, False
 
     def measure(self, indices: NDArray[np.int64]) -> None:
-        """Measure those points that are not yet measured, coarse to fine; failed ones once more per run.
-
-        Args:
-            indices: Flat numbers of points.
-        """
+        """Measure those points that are not yet measured, coarse to fine; failed ones once more per run."""
         points, known = self._points({int(i) for i in indices} - self._tried)
         if not points:
             return
@@ -75,11 +62,7 @@ class SurveyRun:
         self._before = self._elapsed
 
     def refine(self, tolerance: Tolerance) -> None:
-        """Measure as many points of each plane as the tolerance asks for, and interpolate the others.
-
-        Args:
-            tolerance: How exact.
-        """
+        """Measure as many points of each plane as the tolerance asks for, and interpolate the others."""
         reports = []
         for group in range(len(self._survey.planes)):
             start = group * self._grid.size

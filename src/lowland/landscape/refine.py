@@ -95,55 +95,25 @@ class Tolerance:
 
 
 def too_far(error: Values, values: Values, span: Values | float, tolerance: Tolerance) -> Values:
-    """Return errors in units of the tolerance; above 1 is too far.
-
-    Args:
-        error: Absolute errors, any shape.
-        values: True or best known values, of that shape.
-        span: Range of the values.
-        tolerance: The tolerance.
-
-    Returns:
-        ``|error| / min(range * span, value * max(|values|, span / 1000))``.
-
-    Example:
-        >>> too_far(np.array([0.02]), np.array([0.5]), 1.0, Tolerance())
-        array([2.])
-    """
+    """Return errors in units of the tolerance; above 1 is too far."""
     allowed = np.minimum(tolerance.range * span, tolerance.value * np.maximum(np.abs(values), 1e-3 * span))
     return np.asarray(np.abs(error) / np.maximum(allowed, np.finfo(np.float64).tiny))
 
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """A refined picture.
+    """A refined picture."""
 
-    Args:
-        measured: Flat numbers of the measured points, ascending.
-        guessed: Flat numbers of the others.
-        values: Losses at ``guessed``, shape [points, splits].
-        report: What was promised and found, as plain JSON values.
-    """
-
-    measured: Indices
-    guessed: Indices
-    values: Values
-    report: dict[str, Any]
+    measured: Indices  # Flat numbers of the measured points, ascending
+    guessed: Indices  # Flat numbers of the others
+    values: Values  # Losses at ``guessed``, shape [points, splits]
+    report: dict[str, Any]  # What was promised and found, as plain JSON values
 
 
 def refine(grid: Grid, tolerance: Tolerance, measure: Measure) -> Refined:
-    """Measure as few points of a grid as the tolerance allows.
-
-    What is measured depends on the grid, the tolerance and the values alone, so that a run that goes on does the same.
-
-    Args:
-        grid: The full grid.
-        tolerance: How exact.
-        measure: Measures points; called with points not asked for before.
-
-    Returns:
-        What was measured and what was interpolated.
-    """
+    """Measure as few points of a grid as the tolerance allows."""
+    # What is measured depends on the grid, the tolerance and the values alone, so that a run that goes on does
+    # the same.
     known = _Known(grid, measure)
     known.add(_levels(grid)[0])
     stream = generator(tolerance.seed, "probe", "refinement")
@@ -180,17 +150,7 @@ def _improve(grid: Grid, tolerance: Tolerance, known: _Known, stream: np.random.
 
 
 def interpolated(grid: Grid, measured: Indices, values: Values, wanted: Indices) -> Values:
-    """Interpolate another metric from the measured points, kept within the range of what was measured.
-
-    Args:
-        grid: The grid.
-        measured: Flat numbers of measured points.
-        values: Their values, shape [points, columns]; what is not finite is left out.
-        wanted: Flat numbers of the points to interpolate.
-
-    Returns:
-        Shape [wanted, columns]; NaN where fewer than four values are finite.
-    """
+    """Interpolate another metric from the measured points, kept within the range of what was measured."""
     places = _places(grid)
     result = np.full((len(wanted), values.shape[1]), np.nan)
     for column in range(values.shape[1]):
@@ -283,7 +243,7 @@ class _Known:
         return np.array(chosen, dtype=np.int64)
 
     def _spacing(self, indices: Indices) -> float:
-        """Return the distance between measured points, so that a broken one casts doubt on its neighbours."""
+        """Return the distance between measured points, so that a broken one casts doubt on its neighbors."""
         share = self._mask.mean() ** (1 / self._places.shape[1])
         return float(1 / max(1.0, share * len(self._mask) ** (1 / self._places.shape[1]) - 1))
 

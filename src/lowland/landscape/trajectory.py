@@ -4,7 +4,7 @@ Li et al. 2018, Section 7: the principal components of M = [theta_0 - theta_n; .
 plane onto which the path is projected. Deviations from the authors' code:
 
 1. The components come from the Gram matrix, snapshot by snapshot, never from all weights at once.
-2. M is anchored at the end as in the paper (their code centres it); centring can be asked for. The end is the model's
+2. M is anchored at the end as in the paper (their code centers it); centring can be asked for. The end is the model's
    present weights, at which the surface is drawn.
 3. Coordinates solve the least-squares problem for whatever axes the plane has (theirs divides by the length of the axis
    once, wrong unless it is 1 and the axes are orthogonal).
@@ -23,10 +23,10 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lowland.core.contexts import buffers_restored, effective_weights, weights_restored
 from lowland.core.errors import InputError
-from lowland.core.exact import Estimate
-from lowland.core.modes import buffers_restored, effective_weights, weights_restored
 from lowland.core.params import ParameterSpace, unwrap
+from lowland.core.per_sample import Estimate
 from lowland.core.provenance import fingerprint, provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_trajectory
@@ -35,7 +35,7 @@ from lowland.landscape.batchnorm import running_statistics
 from lowland.landscape.directions import StoredAxis
 from lowland.landscape.grid import Grid, grid
 from lowland.landscape.paths import (
-    centred,
+    centered,
     consecutive_cosines,
     principal_shares,
     principal_weights,
@@ -43,7 +43,7 @@ from lowland.landscape.paths import (
     walk_shares,
 )
 from lowland.landscape.plane import Plane, make_plane
-from lowland.store.snapshots import SnapshotReader
+from lowland.results.snapshots import SnapshotReader
 
 __all__ = ["Snapshots", "grid_around", "pca_plane", "project_trajectory"]
 
@@ -143,11 +143,11 @@ def pca_plane(
         space = ParameterSpace(model, modules=modules)
         path = _Path(snapshots, space)
         gram = path.gram()
-        weights = principal_weights(gram if anchored else centred(gram), 2)
+        weights = principal_weights(gram if anchored else centered(gram), 2)
         if weights.shape[1] < 2 or not weights.any(0).all():
             raise InputError("snapshots", "must span a plane", len(path.steps), "give at least two that differ")
         if not anchored:
-            weights = weights - weights.mean(0)  # directions of centred rows, written in rows that are not
+            weights = weights - weights.mean(0)  # directions of centered rows, written in rows that are not
         vectors = np.zeros((2, space.numel))
         for place in range(len(path.steps)):
             vectors += weights[place][:, None] * path.row(place)
@@ -254,13 +254,13 @@ def _shares(
     """Return what each axis adds to the share, and mean and spread of the same for random walks."""
     count = len(axes)
     if plane.recipe.get("kind") == "pca" and plane.recipe["arguments"]["anchored"] == anchored:
-        shares = principal_shares(gram if anchored else centred(gram))[:count]
+        shares = principal_shares(gram if anchored else centered(gram))[:count]
         stream = generator(seed, "bootstrap", "walk")
         return shares, *walk_shares(step_lengths(gram), path.space.numel, count, stream, anchored=anchored, walks=walks)
     basis = np.linalg.qr(axes.T)[0].T  # row k is axis k without its part along the axes before
     inside = np.stack([basis @ path.row(place) for place in range(len(path.steps))])
     if not anchored:
-        inside, gram = inside - inside.mean(0), centred(gram)
+        inside, gram = inside - inside.mean(0), centered(gram)
     total = np.trace(gram)
     shares = (inside**2).sum(0) / total if total > 0 else np.full(count, np.nan)
     return shares, np.full(count, 1 / path.space.numel), np.full(count, np.nan)  # an axis chosen without the path

@@ -26,8 +26,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.modes import current_pass
 from lowland.core.types import Batch
 
 __all__ = ["Criterion", "Plan", "Totals", "TrainingLoss"]
@@ -166,7 +166,7 @@ class TrainingLoss(ABC):
     def epoch_log(self) -> dict[str, float]:
         """Return what the loss did in this epoch so far, averaged over samples; reads numbers from the device.
 
-        Errors that an accelerator noticed without a synchronisation are raised here at the latest.
+        Errors that an accelerator noticed without a synchronization are raised here at the latest.
 
         Returns:
             Name -> value; ``"criterion"`` is the plain loss.
@@ -279,28 +279,14 @@ class TrainingLoss(ABC):
 
 
 class Totals:
-    """Weighted sums by name, kept on the device until they are read.
-
-    Example:
-        >>> totals = Totals()
-        >>> totals.add("criterion", torch.tensor(2.0), 3)
-        >>> totals.add("criterion", torch.tensor(4.0), 1)
-        >>> totals.means()
-        {'criterion': 2.5}
-    """
+    """Weighted sums by name, kept on the device until they are read."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor | float] = {}
 
     def add(self, name: str, mean: Tensor, weight: Tensor | float) -> None:
-        """Add a mean with its weight, without a synchronisation.
-
-        Args:
-            name: What it is.
-            mean: A scalar; only used where the weight is not 0.
-            weight: What it stands for, a number of samples.
-        """
+        """Add a mean with its weight, without a synchronization."""
         mean = mean.detach().double() if mean.device.type != "mps" else mean.detach().float()
         term = mean * weight
         if isinstance(weight, Tensor):  # a mean over nothing is NaN and must not spread
@@ -312,11 +298,7 @@ class Totals:
             self.sums[name], self.weights[name] = term, weight
 
     def means(self) -> dict[str, float]:
-        """Return the weighted means.
-
-        Returns:
-            Name -> mean; NaN where nothing had weight.
-        """
+        """Return the weighted means."""
         result = {}
         for name, total in self.sums.items():
             weight = float(self.weights[name])
@@ -324,23 +306,12 @@ class Totals:
         return result
 
     def state_dict(self) -> dict[str, tuple[float, float]]:
-        """Return the sums and weights as plain numbers.
-
-        Returns:
-            Name -> (sum, weight).
-        """
+        """Return the sums and weights as plain numbers."""
         return {name: (float(total), float(self.weights[name])) for name, total in self.sums.items()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, tuple[float, float]]) -> Totals:
-        """Make totals from what `state_dict` returned.
-
-        Args:
-            state: Name -> (sum, weight).
-
-        Returns:
-            New totals, on the CPU until something of another device is added.
-        """
+        """Make totals from what `state_dict` returned."""
         totals = cls()
         for name, (total, weight) in state.items():
             totals.sums[name] = torch.tensor(total, dtype=torch.float64)

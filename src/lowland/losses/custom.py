@@ -19,12 +19,12 @@ from lowland.losses.reshapers import Reshaper, check_number
 __all__ = ["Custom", "linear_exponential", "linear_quadratic"]
 
 _PROBED: Final = torch.cat([torch.zeros(1), torch.logspace(-6, 4, 201)])
-"""Normalised losses where a function is tried before it is used."""
+"""Normalized losses where a function is tried before it is used."""
 
 
 @dataclass(frozen=True)
 class Custom(Reshaper):
-    """A reshaper made from a function of the normalised loss.
+    """A reshaper made from a function of the normalized loss.
 
     Args:
         function: ``u -> f(u)``, elementwise, differentiable by autograd, never falling, finite up to u = 1e4.
@@ -46,7 +46,7 @@ class Custom(Reshaper):
         slopes = self.slope(_PROBED)
         if not (torch.isfinite(self.value(_PROBED)).all() and torch.isfinite(slopes).all()):
             raise InputError(
-                "function", "must be finite, with its slope, for normalised losses in [0, 1e4]", self.function
+                "function", "must be finite, with its slope, for normalized losses in [0, 1e4]", self.function
             )
         if (slopes < 0).any():
             worst = float(_PROBED[slopes.argmin()])
@@ -101,7 +101,7 @@ def linear_exponential(a: float, beta: float, *, ceiling: float = 10.0) -> Custo
     Args:
         a: Rate, at least 0.
         beta: Strength, at least 0.
-        ceiling: Normalised loss from which on f is its own tangent. Default 10: ten times the initial loss (ours).
+        ceiling: Normalized loss from which on f is its own tangent. Default 10: ten times the initial loss (ours).
 
     Returns:
         The reshaper.

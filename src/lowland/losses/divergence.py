@@ -12,24 +12,9 @@ __all__ = ["outside_autocast", "tempered_divergence"]
 
 
 def tempered_divergence(target: Tensor, output: Tensor, temperature: float, *, class_axis: int = 1) -> Tensor:
-    """Return ``KL(softmax(target / T) || softmax(output / T))`` of every sample.
-
-    Du et al. 2022, eq. 8 and 12: the target comes first and is detached. Computed in at least float32, outside
-    autocast. Its gradient shrinks as 1/T^2.
-
-    Args:
-        target: Logits of the past or averaged model, shape [n, classes, ...].
-        output: Logits of the present model, same shape.
-        temperature: T > 0.
-        class_axis: The axis of the classes. Default 1.
-
-    Returns:
-        Shape [n]; the mean over any further axes (positions).
-
-    Example:
-        >>> tempered_divergence(torch.eye(2), torch.eye(2), 5.0).tolist()
-        [0.0, 0.0]
-    """
+    """Return ``KL(softmax(target / T) || softmax(output / T))`` of every sample."""
+    # Du et al. 2022, eq. 8 and 12: the target comes first and is detached. Computed in at least float32,
+    # outside autocast. Its gradient shrinks as 1/T^2.
     with outside_autocast(output.device):
         wide = torch.promote_types(torch.promote_types(output.dtype, target.dtype), torch.float32)
         past = torch.log_softmax(target.detach().to(wide) / temperature, dim=class_axis)
@@ -39,13 +24,6 @@ def tempered_divergence(target: Tensor, output: Tensor, temperature: float, *, c
 
 
 def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which operations keep the precision of what they are given.
-
-    Args:
-        device: Where the operations run; one that has no autocast needs no context.
-
-    Returns:
-        The context.
-    """
+    """Return a context in which operations keep the precision of what they are given."""
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()

@@ -32,39 +32,24 @@ _LARGEST_HALF: Final = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True)
 class Recalled:
-    """What rows hold.
+    """What rows hold."""
 
-    Args:
-        values: Outputs, shape [n, ...], float64 if so kept, else float32; meaningless where the stamp is 0.
-        stamp: Epoch + 1 in which each row was written, 0 for never; int32, shape [n].
-        partner: Id of the sample that was mixed in, -1 for none; int64, shape [n], or None if pairs are not kept.
-        share: The sample's own share in the mixture; float32, shape [n], or None.
-    """
-
-    values: Tensor
-    stamp: Tensor
+    values: Tensor  # Outputs, shape [n, ...], float64 if so kept, else float32; meaningless where the stamp is 0
+    stamp: Tensor  # Epoch + 1 in which each row was written, 0 for never; int32, shape [n]
+    # Id of the sample that was mixed in, -1 for none; int64, shape [n], or None if pairs are not kept.
     partner: Tensor | None = None
-    share: Tensor | None = None
+    share: Tensor | None = None  # The sample's own share in the mixture; float32, shape [n], or None
 
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The layout of a row: stamp (4 bytes), pair (12, if kept), scale and zero point (8, for int8), output.
+    """The layout of a row: stamp (4 bytes), pair (12, if kept), scale and zero point (8, for int8), output."""
 
-    Args:
-        precision: How numbers are kept: ``"float64"``, ``"float32"``, ``"float16"``, or ``"int8"`` with a scale and a
-            zero point per row.
-        shape: Shape of one sample's output.
-        pairs: Whether the partner and share of mixed samples are kept. Default False.
-
-    Example:
-        >>> RowFormat("int8", (1000,)).bytes
-        1012
-    """
-
+    # How numbers are kept: ``"float64"``, ``"float32"``, ``"float16"``, or ``"int8"`` with a scale and a zero
+    # point per row.
     precision: Precision
-    shape: tuple[int, ...]
-    pairs: bool = False
+    shape: tuple[int, ...]  # Shape of one sample's output
+    pairs: bool = False  # Whether the partner and share of mixed samples are kept. Default False
 
     @property
     def bytes(self) -> int:
@@ -73,17 +58,7 @@ class RowFormat:
         return header + math.prod(self.shape) * PRECISIONS[self.precision].itemsize
 
     def encode(self, output: Tensor, epoch: int, partner: Tensor | None = None, share: Tensor | None = None) -> Tensor:
-        """Turn outputs into rows.
-
-        Args:
-            output: Shape [n, *shape].
-            epoch: The epoch that runs.
-            partner: Ids of mixed-in samples, int64, shape [n], -1 for none; None for none at all.
-            share: The samples' own shares, shape [n]; None for 1.
-
-        Returns:
-            uint8, shape [n, bytes].
-        """
+        """Turn outputs into rows."""
         n = output.shape[0]
         flat = output.detach().reshape(n, -1)
         parts = [torch.full((n,), epoch + 1, dtype=torch.int32, device=flat.device)]
@@ -103,14 +78,7 @@ class RowFormat:
         return torch.cat([_as_bytes(part, n) for part in parts], dim=1)
 
     def decode(self, rows: Tensor) -> Recalled:
-        """Turn rows into outputs.
-
-        Args:
-            rows: uint8, shape [n, bytes].
-
-        Returns:
-            What they hold.
-        """
+        """Turn rows into outputs."""
         n, start = rows.shape[0], 0
 
         def take(dtype: torch.dtype, count: int = 1) -> Tensor:
@@ -133,19 +101,7 @@ class RowFormat:
 
 
 class SampleRows:
-    """The row of every sample id.
-
-    Args:
-        samples: The number of samples N when ids are 0 ... N-1; or all ids that occur, int64, in any order; or None:
-            rows are numbered as ids are first met, on the host.
-
-    Raises:
-        InputError: If there are no samples, or an id is given twice.
-
-    Example:
-        >>> SampleRows(torch.tensor([30, 10, 20])).of(torch.tensor([20, 40])).tolist()
-        [1, -1]
-    """
+    """The row of every sample id."""
 
     def __init__(self, samples: int | Tensor | None) -> None:
         self.known: Tensor | None = None
@@ -165,14 +121,7 @@ class SampleRows:
             self.count = samples
 
     def of(self, index: Tensor) -> Tensor:
-        """Return the rows of ids.
-
-        Args:
-            index: Sample ids, int64, shape [n].
-
-        Returns:
-            int64, shape [n], on the ids' device; -1 for ids that do not exist.
-        """
+        """Return the rows of ids."""
         if self.met is not None:
             met = self.met
             rows = [met.setdefault(number, len(met)) for number in index.tolist()]

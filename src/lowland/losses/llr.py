@@ -22,8 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.modes import current_pass
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, Totals, TrainingLoss
@@ -96,7 +96,7 @@ class LLR(TrainingLoss):
 
     @property
     def initial_loss(self) -> float | None:
-        """The normalising constant L0; None while it is unknown."""
+        """The normalizing constant L0; None while it is unknown."""
         return self._initial
 
     @initial_loss.setter

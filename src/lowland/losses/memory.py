@@ -20,8 +20,8 @@ from torch import Tensor
 from lowland.core.errors import CheckpointError, InputError
 from lowland.losses.base import Plan
 from lowland.losses.encoding import PRECISIONS, Precision, RowFormat, SampleRows
+from lowland.losses.epoch_ring import EpochRing, FileEpochRing, MemoryEpochRing
 from lowland.losses.sharing import Exchange, last_of_each, rank_and_world
-from lowland.losses.shelves import FileShelf, MemoryShelf, Shelf
 from lowland.losses.tables import available_bytes
 
 __all__ = ["OutputMemory", "Placement", "memory_bytes"]
@@ -89,7 +89,7 @@ class OutputMemory:
         self._given = samples is not None
         self._plan: Plan | None = None
         self._format: RowFormat | None = None
-        self._shelf: Shelf | None = None
+        self._shelf: EpochRing | None = None
         self._room = 0  # samples there is room for
         self._device: torch.device | None = None
         self._noticed: dict[str, Tensor] = {}
@@ -284,7 +284,7 @@ class OutputMemory:
             return InputError("plan", "must name every id that this process meets in an epoch", "an id it lacks")
         return InputError("output", "must be finite", "NaN or infinity", "lower the learning rate, or clip gradients")
 
-    def _make_room(self, output: Tensor) -> Shelf:
+    def _make_room(self, output: Tensor) -> EpochRing:
         device = torch.device("cpu") if self.placement == "host" else output.device
         if self._shelf is None:
             known = RowFormat(self.precision, tuple(output.shape[1:]), self.pairs)
@@ -303,17 +303,17 @@ class OutputMemory:
             self._device = device
         return self._shelf
 
-    def _new_shelf(self, known: RowFormat, device: torch.device, *, count: int, key: str | None = None) -> Shelf:
+    def _new_shelf(self, known: RowFormat, device: torch.device, *, count: int, key: str | None = None) -> EpochRing:
         plan, pinned, world = self._plan, self.placement == "host", rank_and_world()[1]
         if self.rows.met is not None and world > 1:
             raise InputError("samples", "must be known when several processes share a memory", None, "pass samples=...")
         planned = None if plan is None else lambda epoch: self.rows.of(plan(epoch))
         if self.path is not None:
             layout = self._layout(known)
-            return FileShelf(self.path, self.rows.count, known.bytes, self.look_back, layout, planned, key=key)
+            return FileEpochRing(self.path, self.rows.count, known.bytes, self.look_back, layout, planned, key=key)
         if world > 1:
             return Exchange(self.rows.count, known.bytes, self.look_back, planned, device, pinned=pinned)
-        return MemoryShelf(count, known.bytes, self.look_back, device, pinned=pinned)
+        return MemoryEpochRing(count, known.bytes, self.look_back, device, pinned=pinned)
 
     def _size(self, known: RowFormat) -> int:
         """Return the bytes of this process's part: with others, what it owns, needs and records."""

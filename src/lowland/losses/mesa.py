@@ -23,8 +23,8 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.modes import current_pass
 from lowland.core.params import unwrap
 from lowland.core.types import Batch, forward
 from lowland.losses.base import Criterion, TrainingLoss
@@ -237,20 +237,7 @@ class MESA(TrainingLoss):
 
 
 class Average:
-    """An exponential moving average of a model's parameters and floating-point buffers.
-
-    Args:
-        model: The model to follow; DDP, Fabric and compile wrappers are looked through.
-
-    Example:
-        >>> model = nn.Linear(1, 1, bias=False)
-        >>> average = Average(model)
-        >>> before = float(model.weight.detach())
-        >>> _ = nn.init.constant_(model.weight, before + 1)
-        >>> average.update(0.75)
-        >>> round(float(average.model.weight.detach()) - before, 4)
-        0.25
-    """
+    """An exponential moving average of a model's parameters and floating-point buffers."""
 
     def __init__(self, model: nn.Module) -> None:
         self.student = unwrap(model)
@@ -259,11 +246,7 @@ class Average:
         self._wide: dict[str, Tensor] = {}  # of what is kept in too few bits to be averaged
 
     def to_student(self) -> torch.device:
-        """Move the average to the device of the model, and return it.
-
-        Returns:
-            The device.
-        """
+        """Move the average to the device of the model, and return it."""
         device = next((p.device for p in self.student.parameters()), torch.device("cpu"))
         if any(p.device != device for p in self.model.parameters()):
             self.model.to(device)
@@ -271,11 +254,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """Move the average towards the model: ``v = decay v + (1 - decay) w``; counters are copied.
-
-        Args:
-            decay: The share that stays.
-        """
+        """Move the average towards the model: ``v = decay v + (1 - decay) w``; counters are copied."""
         self.to_student()
         mine, theirs = _tensors(self.model), _tensors(self.student)
         averaged: list[Tensor] = []
@@ -295,22 +274,11 @@ class Average:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average.
-
-        Returns:
-            Tensors by name, and the number of updates.
-        """
+        """Return the average."""
         return {"tensors": {**_tensors(self.model)}, "wide": dict(self._wide), "updates": self.updates}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise unless a state fits the model.
-
-        Args:
-            state: What `state_dict` returned.
-
-        Raises:
-            CheckpointError: If names or shapes differ.
-        """
+        """Raise unless a state fits the model."""
         own = {name: tuple(tensor.shape) for name, tensor in _tensors(self.model).items()}
         theirs = {name: tuple(tensor.shape) for name, tensor in state["tensors"].items()}
         if own != theirs:
@@ -321,11 +289,7 @@ class Average:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that `check_state` accepted.
-
-        Args:
-            state: What `state_dict` returned.
-        """
+        """Take over a state that `check_state` accepted."""
         for name, tensor in _tensors(self.model).items():
             tensor.copy_(state["tensors"][name])
         self._wide = {name: tensor.clone() for name, tensor in state["wide"].items()}

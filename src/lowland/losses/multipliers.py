@@ -19,7 +19,7 @@ __all__ = ["Multipliers", "slope_over_losses"]
 class Multipliers:
     """The losses met and the gradient multipliers used, one per clean training pass, with their epochs.
 
-    Entries stay on the device until the epoch ends, so that recording needs no synchronisation.
+    Entries stay on the device until the epoch ends, so that recording needs no synchronization.
 
     Example:
         >>> recorded = Multipliers()

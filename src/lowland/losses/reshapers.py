@@ -1,4 +1,4 @@
-"""Functions of the normalised loss u = L / L0, with their slopes.
+"""Functions of the normalized loss u = L / L0, with their slopes.
 
 A reshaped loss is ``L0 f(L / L0)``, so that its gradient is ``f'(L / L0)`` times the plain one: a reshaper is a
 multiplier that depends on the loss. Chen, Jin and Shang, "Efficient Loss Landscape Reshaping for Convolutional Neural
@@ -41,14 +41,14 @@ PEAK: Final = math.asinh(1.0)
 
 
 class Reshaper(ABC):
-    """A function f of the normalised loss with f(0) = 0 and f' >= 0."""
+    """A function f of the normalized loss with f(0) = 0 and f' >= 0."""
 
     @abstractmethod
     def value(self, u: Tensor) -> Tensor:
         """Return f(u), differentiable.
 
         Args:
-            u: Normalised losses, not negative, at least float32, any shape.
+            u: Normalized losses, not negative, at least float32, any shape.
 
         Returns:
             Same shape.
@@ -59,7 +59,7 @@ class Reshaper(ABC):
         """Return f'(u) in closed form.
 
         Args:
-            u: Normalised losses, not negative, at least float32, any shape.
+            u: Normalized losses, not negative, at least float32, any shape.
 
         Returns:
             Same shape.
@@ -70,7 +70,7 @@ class Reshaper(ABC):
 
         Args:
             loss: Plain losses, any shape.
-            initial_loss: The normalising constant L0 > 0, in units of the loss.
+            initial_loss: The normalizing constant L0 > 0, in units of the loss.
 
         Returns:
             f'(loss / initial_loss), in at least float32.
@@ -99,7 +99,7 @@ class Sech(Reshaper):
 
     Args:
         a: Twice the largest slope. Default 2.5 (``CIFAR/configs.json``).
-        b: Normalised loss at which the slope is largest. Default 0.15 (``CIFAR/configs.json``).
+        b: Normalized loss at which the slope is largest. Default 0.15 (``CIFAR/configs.json``).
         base: Slope p that is added everywhere. Default 0; the code's sweeps use 0.5.
 
     Raises:
@@ -138,8 +138,8 @@ class ShiftedBump(Reshaper):
 
     Args:
         a: Twice the largest extra slope. Default 5 (``ImageNet/run.sh``, ConvNeXt).
-        b: Distance of the peak from the shift, in normalised loss. Default 0.15 (same line).
-        shift: Normalised loss where the bump begins. Default 0.42 (same line).
+        b: Distance of the peak from the shift, in normalized loss. Default 0.15 (same line).
+        shift: Normalized loss where the bump begins. Default 0.42 (same line).
 
     Raises:
         InputError: If a or shift is negative or b is not positive.
@@ -178,8 +178,8 @@ class Arctangent(Reshaper):
     b u = 0.765. (``CIFAR/utils/engine.py``)
 
     Args:
-        a: Strength. Default 1, as in the code's unnormalised form; its search covers 0 to 10.
-        b: Inverse width. Default 1, as in the code's unnormalised form; its search covers 0 to 8.
+        a: Strength. Default 1, as in the code's unnormalized form; its search covers 0 to 10.
+        b: Inverse width. Default 1, as in the code's unnormalized form; its search covers 0 to 8.
 
     Raises:
         InputError: If a or b is negative.
@@ -254,7 +254,7 @@ class LinearWindow(Reshaper):
 
     Args:
         a: Slope in the window. Default 10 (figure 2 of the code's ``run.sh``).
-        low: Lower end of the window, normalised loss. Default 0.2 (same).
+        low: Lower end of the window, normalized loss. Default 0.2 (same).
         high: Upper end. Default 0.3 (same).
 
     Raises:
@@ -294,7 +294,7 @@ class Cyclic(Reshaper):
 
     Args:
         reshaper: One that has a width b: `Sech` or `ShiftedBump`.
-        rise: By how much b grows within a cycle, in normalised loss.
+        rise: By how much b grows within a cycle, in normalized loss.
         period: Epochs of a cycle.
 
     Raises:
@@ -347,18 +347,7 @@ def _wide(loss: Tensor) -> Tensor:
 def check_number(
     name: str, value: float, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
 ) -> None:
-    """Raise InputError unless a number is finite and inside its bounds.
-
-    Args:
-        name: Name of the argument.
-        value: The number.
-        low: Lower bound, allowed itself unless `open_low`.
-        high: Upper bound, never allowed itself.
-        open_low: Whether the lower bound itself is refused.
-
-    Raises:
-        InputError: If it is not.
-    """
+    """Raise InputError unless a number is finite and inside its bounds."""
     fine = isinstance(value, int | float) and math.isfinite(value) and value < high
     if not fine or value < low or (open_low and value == low):
         rule = f"must be a number {'above' if open_low else 'of at least'} {low:g}"

@@ -21,8 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.modes import current_pass
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, TrainingLoss
 from lowland.losses.divergence import tempered_divergence

@@ -11,23 +11,7 @@ __all__ = ["ActiveEpochs", "as_epochs"]
 
 
 def as_epochs(name: str, value: int | float, epochs: int | None) -> int:
-    """Turn a number of epochs, or a fraction of a run, into a number of epochs.
-
-    Args:
-        name: Name of the argument, for messages.
-        value: An integer number of epochs, or a float in (0, 1): that fraction of the run, rounded.
-        epochs: Length of the run; needed for a fraction.
-
-    Returns:
-        A number of epochs; a fraction gives at least 1.
-
-    Raises:
-        InputError: If the value is neither, or the length of the run is unknown.
-
-    Example:
-        >>> as_epochs("start", 5, None), as_epochs("start", 0.3, 90)
-        (5, 27)
-    """
+    """Turn a number of epochs, or a fraction of a run, into a number of epochs."""
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 0:
             raise InputError(name, "must not be negative", value)

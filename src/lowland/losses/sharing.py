@@ -27,29 +27,14 @@ _CHUNK: Final = 64 << 20
 
 
 def rank_and_world() -> tuple[int, int]:
-    """Return this process's number and how many there are.
-
-    Returns:
-        (0, 1) without a process group.
-    """
+    """Return this process's number and how many there are."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def last_of_each(rows: Tensor) -> Tensor:
-    """Replace all but the last occurrence of every row by -1.
-
-    Args:
-        rows: int64, shape [n].
-
-    Returns:
-        int64, shape [n]; without a synchronisation.
-
-    Example:
-        >>> last_of_each(torch.tensor([4, 2, 4, -1])).tolist()
-        [-1, 2, 4, -1]
-    """
+    """Replace all but the last occurrence of every row by -1."""
     ordered, order = rows.sort(stable=True)
     last = torch.ones_like(ordered, dtype=torch.bool)
     last[:-1] = ordered[1:] != ordered[:-1]
@@ -58,16 +43,7 @@ def last_of_each(rows: Tensor) -> Tensor:
 
 
 class Exchange:
-    """The rows of one process: those it owns, those it needs in this epoch, and those it records.
-
-    Args:
-        count: Number of samples in all.
-        row_bytes: Bytes of a row.
-        look_back: Epochs between writing and reading.
-        plan: ``epoch -> rows`` that this process will meet, in their order; None asks for all rows.
-        device: Where rows are kept.
-        pinned: Whether host memory is page-locked.
-    """
+    """The rows of one process: those it owns, those it needs in this epoch, and those it records."""
 
     def __init__(
         self, count: int, row_bytes: int, look_back: int, plan: Callable[[int], Tensor] | None,
@@ -87,13 +63,7 @@ class Exchange:
         self.reading = False
 
     def begin(self, epoch: int, *, recording: bool, reading: bool) -> None:
-        """Hand in what was recorded, and fetch what the epoch needs; called by all processes together.
-
-        Args:
-            epoch: The epoch that begins, or goes on after a resume.
-            recording: Whether it will be recorded.
-            reading: Whether past outputs will be read.
-        """
+        """Hand in what was recorded, and fetch what the epoch needs; called by all processes together."""
         if self.epoch is not None and self.epoch != epoch:
             self._hand_in(self.epoch)
         going_on = self.epoch == epoch
@@ -110,24 +80,12 @@ class Exchange:
             self._fetch(epoch - self.look_back)
 
     def read(self, rows: Tensor) -> Tensor:
-        """Return rows of the epoch that is looked back to.
-
-        Args:
-            rows: int64, shape [n], -1 for none.
-
-        Returns:
-            uint8, shape [n, bytes]; zeros where nothing is known.
-        """
+        """Return rows of the epoch that is looked back to."""
         place = self._place(rows) if self.reading else torch.full_like(rows, -1)
         return self.needed.read(place)
 
     def write(self, rows: Tensor, data: Tensor) -> None:
-        """Record rows of the epoch that runs.
-
-        Args:
-            rows: int64, shape [n], each once, -1 for those to drop.
-            data: uint8, shape [n, bytes].
-        """
+        """Record rows of the epoch that runs."""
         place = self._place(rows).to(self.device)
         self.recorded.write(place, data)
         numbers = torch.arange(self.passed, self.passed + len(rows), device=self.device)
@@ -137,48 +95,29 @@ class Exchange:
         self.passed += len(rows)
 
     def unplanned(self, rows: Tensor) -> Tensor:
-        """Tell which existing rows the plan did not name.
-
-        Args:
-            rows: int64, shape [n].
-
-        Returns:
-            bool, shape [n].
-        """
+        """Tell which existing rows the plan did not name."""
         return (rows >= 0) & (self._place(rows) < 0)
 
     def grow(self, count: int) -> None:
-        """All samples are known from the start; see `lowland.losses.shelves.Shelf`."""
+        """All samples are known from the start; see `lowland.losses.epoch_ring.EpochRing`."""
         del count
 
     def to(self, device: torch.device) -> None:
-        """Move what is held to a device.
-
-        Args:
-            device: Where to.
-        """
+        """Move what is held to a device."""
         self.device = device
         self.rows, self.order = self.rows.to(device), self.order.to(device)
         for table in (self.owned, self.needed, self.recorded):
             table.data = table.data.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what this process holds.
-
-        Returns:
-            Tensors and plain values.
-        """
+        """Return what this process holds."""
         return {
             "owned": self.owned.data, "rows": self.rows,
             "recorded": self.recorded.data, "order": self.order, "passed": self.passed, "epoch": self.epoch,
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned on this rank; `begin` must follow.
-
-        Args:
-            state: The state.
-        """
+        """Take over what `state_dict` returned on this rank; `begin` must follow."""
         self.owned.data = state["owned"].to(self.device, copy=True)
         self.rows = state["rows"].to(self.device, copy=True)
         self.recorded.data = state["recorded"].to(self.device, copy=True)
@@ -220,15 +159,7 @@ class Exchange:
 
 
 def yields_to_others(rows: Tensor, count: int) -> Tensor:
-    """Tell, for a table that all processes write to, which rows another process will write after this one.
-
-    Args:
-        rows: The rows that this process will meet, in their order, int64.
-        count: Number of rows in all.
-
-    Returns:
-        bool, shape [count]: True where another process's output is the last; called by all processes together.
-    """
+    """Tell, for a table that all processes write to, which rows another process will write after this one."""
     rank, world = rank_and_world()
     mine = torch.full((count,), -1, dtype=torch.int64)
     mine.scatter_reduce_(0, rows.cpu(), torch.arange(len(rows)) * world + rank, reduce="amax")

@@ -36,20 +36,7 @@ class Table(Protocol):
 
 
 class TensorTable:
-    """Rows in one tensor, with a last row that takes what is to be dropped.
-
-    Args:
-        positions: Number of rows.
-        row_bytes: Bytes of a row.
-        device: Where they are kept.
-        pinned: Whether host memory is page-locked, so that copies to an accelerator overlap with its work.
-
-    Example:
-        >>> table = TensorTable(3, 2, "cpu")
-        >>> table.write(torch.tensor([1, -1]), torch.tensor([[5, 6], [7, 8]], dtype=torch.uint8))
-        >>> table.read(torch.tensor([0, 1])).tolist()
-        [[0, 0], [5, 6]]
-    """
+    """Rows in one tensor, with a last row that takes what is to be dropped."""
 
     def __init__(self, positions: int, row_bytes: int, device: torch.device | str, *, pinned: bool = False) -> None:
         pinned = pinned and torch.cuda.is_available()
@@ -80,23 +67,11 @@ class TensorTable:
 
 
 class FileTable:
-    """Rows in a file, read and written at their positions by system calls.
+    """Rows in a file, read and written at their positions by system calls."""
 
-    A memory map would make every page that was ever touched count as resident; so nothing is mapped, and the operating
-    system keeps in its page cache what it has room for. A header names the layout, this memory's own key, and the last
-    epoch that was begun.
-
-    Args:
-        path: The file. One that holds an output memory is begun anew, anything else is refused.
-        positions: Number of rows.
-        row_bytes: Bytes of a row.
-        layout: What must agree when the file is opened again.
-        key: Open the existing file with this key instead of beginning a new one.
-
-    Raises:
-        InputError: If the path holds something else.
-        CheckpointError: If the file to open is missing, of another layout, or another memory.
-    """
+    # A memory map would make every page that was ever touched count as resident; so nothing is mapped, and the
+    # operating system keeps in its page cache what it has room for. A header names the layout, this memory's
+    # own key, and the last epoch that was begun.
 
     def __init__(
         self, path: Path, positions: int, row_bytes: int, layout: Mapping[str, Any], *, key: str | None = None
@@ -175,15 +150,7 @@ class FileTable:
 
 
 def available_bytes(device: torch.device, path: Path | None) -> int:
-    """Return how much room there is.
-
-    Args:
-        device: An accelerator, or the CPU for host memory.
-        path: A file, whose file system is asked instead; None for memory.
-
-    Returns:
-        Bytes; what an earlier file at the path takes counts as free.
-    """
+    """Return how much room there is."""
     if path is not None:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         taken = path.stat().st_blocks * 512 if path.is_file() else 0

@@ -8,20 +8,11 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 
-__all__ = ["Attention", "TransformerBlock", "initialise_linear"]
+__all__ = ["Attention", "TransformerBlock", "initialize_linear"]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one packed projection for queries, keys and values (Vaswani et al. 2017).
-
-    Args:
-        width: Channels of a token.
-        heads: Number of heads; divides the width.
-        causal: Whether a token sees only itself and earlier ones.
-
-    Raises:
-        InputError: If the heads do not divide the width.
-    """
+    """Multi-head self-attention with one packed projection for queries, keys and values (Vaswani et al. 2017)."""
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
@@ -32,14 +23,7 @@ class Attention(nn.Module):
         self.heads, self.causal = heads, causal
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mixed tokens.
-
-        Args:
-            x: Shape [n, length, width].
-
-        Returns:
-            The same shape.
-        """
+        """Return the mixed tokens."""
         n, length, width = x.shape
         parts = self.qkv(x).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(parts[0], parts[1], parts[2], is_causal=self.causal)
@@ -48,17 +32,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a two-layer network, each behind a layer norm and beside a shortcut.
-
-    Args:
-        width: Channels of a token.
-        heads: Number of heads.
-        causal: Whether a token sees only itself and earlier ones.
-        expansion: Hidden channels of the two-layer network per channel.
-        dropout: Probability on both branches.
-        epsilon: Added to the variance in the layer norms.
-        approximate: The GELU's form: ``"none"`` or ``"tanh"``.
-    """
+    """Attention and a two-layer network, each behind a layer norm and beside a shortcut."""
 
     def __init__(self, width: int, heads: int, *, causal: bool, expansion: int = 4, dropout: float = 0.0,
                  epsilon: float = 1e-5, approximate: str = "none") -> None:  # fmt: skip
@@ -72,28 +46,15 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the tokens after the block.
-
-        Args:
-            x: Shape [n, length, width].
-
-        Returns:
-            The same shape.
-        """
+        """Return the tokens after the block."""
         x = x + self.dropout(self.attention(self.norm1(x)))
         result: Tensor = x + self.dropout(self.output(self.activation(self.hidden(self.norm2(x)))))
         return result
 
 
 @torch.no_grad()
-def initialise_linear(model: nn.Module, *, std: float | None = None) -> None:
-    """Draw the weights of linear and embedding layers; biases are 0.
-
-    Args:
-        model: The model, changed in place.
-        std: Standard deviation of normal weights (0.02 in GPT-2). None: linear layers uniform by Glorot and Bengio,
-            2010, as in the code of Dosovitskiy et al. 2021, and embeddings normal with 0.02.
-    """
+def initialize_linear(model: nn.Module, *, std: float | None = None) -> None:
+    """Draw the weights of linear and embedding layers; biases are 0."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and std is None:
             nn.init.xavier_uniform_(module.weight)

@@ -10,20 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.models.resnet import check_sizes, initialise_convolutions
+from lowland.models.resnet import check_sizes, initialize_convolutions
 
 __all__ = ["SignalBlock", "SignalResNet", "resnet1d"]
 
 
 class SignalBlock(nn.Module):
-    """Two convolutions of width 5 with batch norm, and a parameter-free shortcut unless it is left out.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        stride: Stride of the first convolution.
-        skip: Whether the shortcut exists.
-    """
+    """Two convolutions of width 5 with batch norm, and a parameter-free shortcut unless it is left out."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, skip: bool) -> None:
         super().__init__()
@@ -34,14 +27,7 @@ class SignalBlock(nn.Module):
         self.extra, self.stride, self.skip = outputs - inputs, stride, skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations after the block.
-
-        Args:
-            x: Shape [n, inputs, length].
-
-        Returns:
-            Shape [n, outputs, ceil(length / stride)].
-        """
+        """Return the activations after the block."""
         out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + F.pad(x[:, :, :: self.stride], (0, 0, 0, self.extra)) if self.skip else out)
 
@@ -69,7 +55,7 @@ class SignalResNet(nn.Module):
             )
         )
         self.linear = nn.Linear(sizes[-1], classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores.

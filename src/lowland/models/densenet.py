@@ -11,18 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowland.models.resnet import check_sizes, initialise_convolutions
+from lowland.models.resnet import check_sizes, initialize_convolutions
 
 __all__ = ["DenseLayer", "DenseNet", "densenet", "densenet121", "densenet_bc100"]
 
 
 class DenseLayer(nn.Module):
-    """Adds k feature maps to what comes in.
-
-    Args:
-        inputs: Maps that come in.
-        growth: Maps that are added (k).
-    """
+    """Adds k feature maps to what comes in."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -32,25 +27,13 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the new maps, followed by the old ones.
-
-        Args:
-            x: Shape [n, inputs, h, w].
-
-        Returns:
-            Shape [n, growth + inputs, h, w].
-        """
+        """Return the new maps, followed by the old ones."""
         new = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
         return torch.cat([new, x], 1)
 
 
 class Transition(nn.Module):
-    """Halves the maps by a 1x1 convolution and the resolution by average pooling.
-
-    Args:
-        inputs: Maps that come in.
-        outputs: Maps that go out.
-    """
+    """Halves the maps by a 1x1 convolution and the resolution by average pooling."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -58,14 +41,7 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the smaller maps.
-
-        Args:
-            x: Shape [n, inputs, h, w].
-
-        Returns:
-            Shape [n, outputs, h // 2, w // 2].
-        """
+        """Return the smaller maps."""
         return F.avg_pool2d(self.conv(F.relu(self.bn(x))), 2)
 
 
@@ -93,7 +69,7 @@ class DenseNet(nn.Module):
                 maps //= 2
         self.bn = nn.BatchNorm2d(maps)
         self.linear = nn.Linear(maps, classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores.

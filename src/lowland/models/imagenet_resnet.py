@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.core.names import unknown
-from lowland.models.resnet import BasicBlock, check_sizes, initialise_convolutions, make_shortcut
+from lowland.models.resnet import BasicBlock, check_sizes, initialize_convolutions, make_shortcut
 
 __all__ = ["Bottleneck", "ImageNetResNet", "imagenet_resnet"]
 
@@ -25,14 +25,7 @@ _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23,
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions with batch norm; the last one widens four times.
-
-    Args:
-        inputs: Channels that come in.
-        width: Channels in the middle; four times as many go out.
-        stride: Stride of the 3x3 convolution.
-        skip: Whether the shortcut exists.
-    """
+    """1x1, 3x3 and 1x1 convolutions with batch norm; the last one widens four times."""
 
     expansion = 4
 
@@ -47,14 +40,7 @@ class Bottleneck(nn.Module):
         self.shortcut = make_shortcut(inputs, 4 * width, stride, "projection") if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations after the block.
-
-        Args:
-            x: Shape [n, inputs, h, w].
-
-        Returns:
-            Shape [n, 4 width, ceil(h / stride), ceil(w / stride)].
-        """
+        """Return the activations after the block."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
         return F.relu(out if self.shortcut is None else out + self.shortcut(x))
@@ -97,7 +83,7 @@ class ImageNetResNet(nn.Module):
                 inputs = outputs * (4 if bottleneck else 1)
             setattr(self, f"layer{number + 1}", nn.Sequential(*stage))
         self.linear = nn.Linear(inputs, classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores.

@@ -12,20 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.models.resnet import check_sizes, initialise_convolutions
+from lowland.models.resnet import check_sizes, initialize_convolutions
 
 __all__ = ["PyramidBlock", "PyramidNet", "pyramidnet"]
 
 
 class PyramidBlock(nn.Module):
-    """One residual block that widens.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        stride: Stride of the first convolution; the shortcut averages over as many pixels.
-        skip: Whether the shortcut exists.
-    """
+    """One residual block that widens."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, skip: bool) -> None:
         super().__init__()
@@ -37,14 +30,7 @@ class PyramidBlock(nn.Module):
         self.extra, self.stride, self.skip = outputs - inputs, stride, skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations after the block.
-
-        Args:
-            x: Shape [n, inputs, h, w].
-
-        Returns:
-            Shape [n, outputs, ceil(h / stride), ceil(w / stride)].
-        """
+        """Return the activations after the block."""
         out: Tensor = self.bn3(self.conv2(F.relu(self.bn2(self.conv1(self.bn1(x))))))
         if not self.skip:
             return out
@@ -76,7 +62,7 @@ class PyramidNet(nn.Module):
         self.layers = nn.Sequential(*layers)
         self.bn_final = nn.BatchNorm2d(widths[-1])
         self.linear = nn.Linear(widths[-1], classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores.

@@ -24,42 +24,20 @@ Shortcut = Literal["padding", "projection"]
 
 
 class PaddedShortcut(nn.Module):
-    """Every `stride`-th pixel, and new channels that are zero (option A); it has no parameters.
-
-    Args:
-        extra: Channels to add.
-        stride: Spatial stride.
-    """
+    """Every `stride`-th pixel, and new channels that are zero (option A); it has no parameters."""
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
         self.extra, self.stride = extra, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the input at the block's output shape.
-
-        Args:
-            x: Shape [n, c, h, w].
-
-        Returns:
-            Shape [n, c + extra, ceil(h / stride), ceil(w / stride)].
-        """
+        """Return the input at the block's output shape."""
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
 
 
 def make_shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Module:
-    """Build a block's shortcut.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        stride: Spatial stride.
-        kind: ``"padding"`` (option A) or ``"projection"`` (option B).
-
-    Returns:
-        An identity where the shape does not change.
-    """
+    """Build a block's shortcut."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
     if kind == "padding":
@@ -68,15 +46,7 @@ def make_shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, and a shortcut unless it is left out.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        stride: Stride of the first convolution.
-        skip: Whether the shortcut exists.
-        shortcut: Its kind where the shape changes.
-    """
+    """Two 3x3 convolutions with batch norm, and a shortcut unless it is left out."""
 
     expansion = 1
 
@@ -89,14 +59,7 @@ class BasicBlock(nn.Module):
         self.shortcut = make_shortcut(inputs, outputs, stride, shortcut) if skip else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations after the block.
-
-        Args:
-            x: Shape [n, inputs, h, w].
-
-        Returns:
-            Shape [n, outputs, ceil(h / stride), ceil(w / stride)].
-        """
+        """Return the activations after the block."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out if self.shortcut is None else out + self.shortcut(x))
 
@@ -127,7 +90,7 @@ class CifarResNet(nn.Module):
         self.layer2 = stage(width, 2 * width, 2)
         self.layer3 = stage(2 * width, 4 * width, 2)
         self.linear = nn.Linear(4 * width, classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores.
@@ -144,26 +107,15 @@ class CifarResNet(nn.Module):
         return scores
 
 
-def initialise_convolutions(model: nn.Module) -> None:
-    """Draw the weights of all convolutions from a normal of variance 2 / fan-out (He et al. 2015).
-
-    Args:
-        model: The model, changed in place.
-    """
+def initialize_convolutions(model: nn.Module) -> None:
+    """Draw the weights of all convolutions from a normal of variance 2 / fan-out (He et al. 2015)."""
     for module in model.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 def check_sizes(**sizes: int) -> None:
-    """Check that sizes are positive integers.
-
-    Args:
-        **sizes: Values by name.
-
-    Raises:
-        InputError: If one is not.
-    """
+    """Check that sizes are positive integers."""
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(name, "must be a positive integer", value)

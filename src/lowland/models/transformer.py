@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.models.attention import TransformerBlock, initialise_linear
+from lowland.models.attention import TransformerBlock, initialize_linear
 from lowland.models.resnet import check_sizes
 
 __all__ = ["LanguageModel", "TextClassifier", "text_transformer", "transformer"]
@@ -39,7 +39,7 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.token.weight
         self.context = context
-        initialise_linear(self, std=0.02)
+        initialize_linear(self, std=0.02)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.out.weight", "output.weight")):  # one over the root of the residual branches
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5)
@@ -116,7 +116,7 @@ class TextClassifier(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, classes)
         self.context = context
-        initialise_linear(self)
+        initialize_linear(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return class scores of whole texts.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.models.attention import TransformerBlock, initialise_linear
+from lowland.models.attention import TransformerBlock, initialize_linear
 from lowland.models.resnet import check_sizes
 
 __all__ = ["VisionTransformer", "vit"]
@@ -36,7 +36,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.linear = nn.Linear(width, classes)
-        initialise_linear(self)
+        initialize_linear(self)
         nn.init.normal_(self.class_token, std=0.02)
         nn.init.normal_(self.position, std=0.02)
 

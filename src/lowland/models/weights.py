@@ -170,18 +170,7 @@ def tool_model(name: str, *, classes: int = 10) -> nn.Module:
 
 
 def decode_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
-    """Decode a safetensors file.
-
-    Args:
-        data: The file's bytes.
-        path: Where it came from, for messages.
-
-    Returns:
-        Name -> tensor.
-
-    Raises:
-        CheckpointError: If it is truncated or something else.
-    """
+    """Decode a safetensors file."""
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -189,18 +178,7 @@ def decode_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def decode_pickle(data: bytes, path: Path) -> Any:
-    """Decode a file of `torch.save`, old or new, by torch's restricted unpickler.
-
-    Args:
-        data: The file's bytes.
-        path: Where it came from, for messages.
-
-    Returns:
-        Its content: tensors, numbers, strings and containers of them.
-
-    Raises:
-        CheckpointError: If it is truncated, something else, or holds objects that need code to load.
-    """
+    """Decode a file of `torch.save`, old or new, by torch's restricted unpickler."""
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever an unpickler stumbles over in bytes that it was not made for

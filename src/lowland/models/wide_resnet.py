@@ -12,21 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.models.resnet import check_sizes, initialise_convolutions
+from lowland.models.resnet import check_sizes, initialize_convolutions
 
 __all__ = ["WideBlock", "WideResNet", "wide_resnet"]
 
 
 class WideBlock(nn.Module):
-    """Batch norm, ReLU and convolution twice; a 1x1 convolution as shortcut where the width changes.
-
-    Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        stride: Stride of the first convolution.
-        dropout: Probability between the convolutions.
-        skip: Whether the shortcut exists.
-    """
+    """Batch norm, ReLU and convolution twice; a 1x1 convolution as shortcut where the width changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, dropout: float, skip: bool) -> None:
         super().__init__()
@@ -40,14 +32,7 @@ class WideBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activations after the block.
-
-        Args:
-            x: Shape [n, inputs, h, w].
-
-        Returns:
-            Shape [n, outputs, ceil(h / stride), ceil(w / stride)].
-        """
+        """Return the activations after the block."""
         active = F.relu(self.bn1(x))
         out: Tensor = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
         if not self.skip:
@@ -85,7 +70,7 @@ class WideResNet(nn.Module):
             setattr(self, f"layer{stage}", nn.Sequential(*layers))
         self.bn = nn.BatchNorm2d(widths[3])
         self.linear = nn.Linear(widths[3], classes)
-        initialise_convolutions(self)
+        initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return class scores.

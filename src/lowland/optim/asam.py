@@ -23,7 +23,7 @@ __all__ = ["ASAM"]
 
 
 class ASAM(Ascent):
-    r"""SAM in a neighbourhood that scales with the weights, and so does not change when layers are rescaled.
+    r"""SAM in a neighborhood that scales with the weights, and so does not change when layers are rescaled.
 
     .. math:: \epsilon = \rho\, T_w^2 g / \lVert T_w g \rVert_2, \qquad T_w = |w| + \eta
 

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import held_interrupts, perturbed_pass
 from lowland.core.errors import InputError, LowlandWarning, MissingPass
-from lowland.core.modes import held_interrupts, perturbed_pass
 from lowland.optim.bases import Base
 from lowland.optim.buffers import buffers_kept
 from lowland.optim.moves import ascend, copy_all, empty_twin, joint_norm, lost_share

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from lowland.core.modes import held_interrupts
+from lowland.core.contexts import held_interrupts
 from lowland.optim.moves import copy_all, empty_twin
 
 __all__ = ["ModelFinder", "buffers_kept", "owners"]

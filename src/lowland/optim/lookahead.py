@@ -27,7 +27,7 @@ class Lookahead(Wrapper):
         period: k. Default 5 (paper).
         alpha: Step of the slow weights. Default 0.5 (paper; 0.8 in its CIFAR runs).
         slow_weights: ``"initial"``: they start at the initial weights (paper). ``"lazy"``: at the fast weights of the
-            first synchronisation, which then does nothing (timm).
+            first synchronization, which then does nothing (timm).
         model: The model, for ``recalibrate``; None finds it by its parameters.
 
     Raises:
@@ -72,7 +72,7 @@ def check_period(period: int, alpha: float, slow_weights: str) -> None:
     """Refuse options of slow weights that break a rule.
 
     Args:
-        period: Steps between synchronisations.
+        period: Steps between synchronizations.
         alpha: Step of the slow weights.
         slow_weights: Where they start.
 

@@ -43,7 +43,7 @@ def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def empty_twin(tensor: Tensor) -> Tensor:
-    """Return an uninitialised tensor with the shape, type, layout and sharding of another.
+    """Return an uninitialized tensor with the shape, type, layout and sharding of another.
 
     Args:
         tensor: The tensor to imitate.

@@ -40,7 +40,7 @@ class AscentOptions:
             ``"both"``: both passes update them, as in ports without protection. Default ``"first"``.
         rng: ``"fresh"``: the passes draw different dropout masks. ``"replay"``: the second pass repeats the first's
             random numbers; a hand-written loop marks the first pass by ``first_pass()``. Default ``"fresh"``.
-        norm: Over what the gradient is normalised: ``"global"`` (Foret et al., equation 2), ``"group"`` (official
+        norm: Over what the gradient is normalized: ``"global"`` (Foret et al., equation 2), ``"group"`` (official
             SALA), ``"tensor"`` (some ports). Default ``"global"``.
         weight_decay: ``"excluded"`` from the ascent, or ``"included"`` (the official JAX code has it in the loss).
         start: First step with an ascent, counted from 0; steps before it are plain. Default 0.

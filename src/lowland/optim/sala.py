@@ -3,7 +3,7 @@
 Deviations from the official code (cltan023/sala2023):
 
 1. The slow weights start at the initial weights, as Lookahead defines them; so the first period is in the stage that
-   its distance says. With ``slow_weights="lazy"`` they start at the first synchronisation; the first period ascends.
+   its distance says. With ``slow_weights="lazy"`` they start at the first synchronization; the first period ascends.
 2. One norm over all groups; ``norm="group"`` is the official one, whose ascent is longer by the root of their number.
 3. The phase and the distance are part of the checkpoint.
 """
@@ -80,7 +80,7 @@ class SALA(Ascent):
         return self._held.numbers["ascents"] / periods if periods else 0.0
 
     def _fresh_numbers(self) -> dict[str, int | float | bool]:
-        # d = 0 before the first synchronisation, as in the official code; with k > 1 it is never looked at
+        # d = 0 before the first synchronization, as in the official code; with k > 1 it is never looked at
         return {"steps": 0, "near": True, "periods": 0, "ascents": 0}
 
     def _last(self) -> bool:
@@ -127,9 +127,9 @@ class SALA(Ascent):
             numbers["periods"] += 1
             numbers["ascents"] += self._held.scratch.ready
         if done % self.period == self.period - 1:
-            self._synchronise(lazy=self.slow_weights == "lazy" and done < self.period)
+            self._synchronize(lazy=self.slow_weights == "lazy" and done < self.period)
 
-    def _synchronise(self, *, lazy: bool) -> None:
+    def _synchronize(self, *, lazy: bool) -> None:
         fast, slow = self._own("slow")
         if lazy or (self.period == 1 and self.slow_weights == "lazy" and self.steps == 0):
             copy_all(slow, fast)

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import held_interrupts
+from lowland.core.contexts import recalibrate as renew_statistics
 from lowland.core.errors import InputError
-from lowland.core.modes import held_interrupts
-from lowland.core.modes import recalibrate as renew_statistics
 from lowland.core.params import unwrap
 from lowland.core.types import as_batch
 from lowland.optim.bases import Base, OptimizerViews
@@ -89,7 +89,7 @@ class Wrapper(OptimizerViews):
             raise InputError("step()", "must not be called inside perturb()", advice="leave the with block first")
         if held.evaluating:
             raise InputError("step()", "must not be called in evaluation mode", advice="call optimizer.train() first")
-        if closure is None and self._is_initialising():
+        if closure is None and self._is_initializing():
             self._base_step()
             return None
         loss = None if closure is None else self._run_closure(closure)
@@ -126,8 +126,8 @@ class Wrapper(OptimizerViews):
     def _after_base(self) -> None:
         """Change weights after the base's step."""
 
-    def _is_initialising(self) -> bool:
-        """Recognise the step by which torch's distributed checkpoint makes a base create its state.
+    def _is_initializing(self) -> bool:
+        """Recognize the step by which torch's distributed checkpoint makes a base create its state.
 
         It has no state yet, every rate is 0 and every gradient is 0; it is not a step of the method.
 

@@ -87,22 +87,15 @@ def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
     limits += [
         "A random plane is one draw: single directions differ by tens of per cent in curvature. The filter-weighted "
         "trace is the mean over all of them.",
-        "Filter normalisation does not make surfaces comparable when single units are rescaled, nor between "
+        "Filter normalization does not make surfaces comparable when single units are rescaled, nor between "
         "architectures.",
-        "Sharpness is no proof of generalisation; both are shown side by side, not as cause and effect.",
+        "Sharpness is no proof of generalization; both are shown side by side, not as cause and effect.",
     ]
     return Section("What cannot be compared", tuple(Paragraph(text) for text in limits))
 
 
 def settings_section(runs: Sequence[Run]) -> Section:
-    """Build the section with everything needed to repeat the runs.
-
-    Args:
-        runs: The runs.
-
-    Returns:
-        The section: spec, seed and recipes of each run, folded.
-    """
+    """Build the section with everything needed to repeat the runs."""
     blocks: list[Block] = [
         Paragraph("Each run can be repeated from its spec, each point of a surface from its recipe.")
     ]

@@ -22,14 +22,7 @@ __all__ = ["comparison_section", "comparison_table", "methods_of"]
 
 
 def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group runs by method, in the order in which the methods first appear.
-
-    Args:
-        runs: The runs; the first one's method is the baseline.
-
-    Returns:
-        Runs by method.
-    """
+    """Group runs by method, in the order in which the methods first appear."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
@@ -37,15 +30,7 @@ def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Table:
-    """Build the table of methods: one row each, numbers with their uncertainty and their cost.
-
-    Args:
-        runs: The runs of all methods and seeds.
-        baseline: Method that the differences are against; None takes the first.
-
-    Returns:
-        The table; columns that no run has are left out.
-    """
+    """Build the table of methods: one row each, numbers with their uncertainty and their cost."""
     groups = methods_of(runs)
     base = baseline if baseline in groups else next(iter(groups))
     columns: list[tuple[str, dict[str, str]]] = [
@@ -63,15 +48,7 @@ def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Tab
 
 
 def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> Section | None:
-    """Build the section that compares the methods.
-
-    Args:
-        runs: The runs of all methods and seeds.
-        baseline: As in `comparison_table`.
-
-    Returns:
-        The section, or None without a result or metrics.
-    """
+    """Build the section that compares the methods."""
     if not any(run.result or run.metrics for run in runs):
         return None
     blocks: list[Block] = [comparison_table(runs, baseline=baseline)]

@@ -30,15 +30,7 @@ _MINOR = ("_se", "_converged", "_bound", "_residual", "_spread", "_checked")
 
 
 def scalar(result: xr.Dataset | None, name: str) -> float | None:
-    """Return a scalar of a result, from its variables or its attributes.
-
-    Args:
-        result: A curvature result, or None.
-        name: Name of the scalar.
-
-    Returns:
-        The number, or None where there is none.
-    """
+    """Return a scalar of a result, from its variables or its attributes."""
     if result is None:
         return None
     if name in result and result[name].ndim == 0:
@@ -48,28 +40,13 @@ def scalar(result: xr.Dataset | None, name: str) -> float | None:
 
 
 def with_error(result: xr.Dataset | None, name: str) -> str:
-    """Write a scalar with its standard error.
-
-    Args:
-        result: A curvature result, or None.
-        name: Name of the scalar; its error is ``NAME_se``.
-
-    Returns:
-        Text such as ``"12.3 ± 0.4"``.
-    """
+    """Write a scalar with its standard error."""
     value, error = scalar(result, name), scalar(result, f"{name}_se")
     return show(value) if value is None or error is None else f"{show(value)} ± {show(error, 2)}"
 
 
 def highest_eigenvalue(result: xr.Dataset) -> str:
-    """Write lambda_max with the residual of its pair.
-
-    Args:
-        result: A curvature result.
-
-    Returns:
-        Text such as ``"12.3 (residual 0.001)"``.
-    """
+    """Write lambda_max with the residual of its pair."""
     value = scalar(result, "lambda_max")
     residual = scalar(result, "lambda_max_residual")
     if "eigenvalue" in result and result["eigenvalue"].size:
@@ -80,15 +57,7 @@ def highest_eigenvalue(result: xr.Dataset) -> str:
 
 
 def lowest_eigenvalue(result: xr.Dataset) -> str:
-    """Write lambda_min in one of its three forms.
-
-    Args:
-        result: A curvature result.
-
-    Returns:
-        The value with its residual where it is negative beyond it; "none found below 0" or "sign undecided" where it is
-        not; "not converged, |λ min| ≤ bound" where the run did not converge.
-    """
+    """Write lambda_min in one of its three forms."""
     value = scalar(result, "lambda_min")
     if value is None:
         return "–"
@@ -108,14 +77,7 @@ def lowest_eigenvalue(result: xr.Dataset) -> str:
 
 
 def curvature_section(runs: Sequence[Run]) -> Section | None:
-    """Build the section on curvature.
-
-    Args:
-        runs: Runs; those without curvature are left out.
-
-    Returns:
-        The section, or None where no run has curvature.
-    """
+    """Build the section on curvature."""
     measured = [(run, result) for run in runs if (result := final_curvature(run)) is not None]
     if not measured:
         return None
@@ -123,7 +85,7 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
     notes = [
         "λ max and λ min are the ends of the Hessian's spectrum, each with the norm of its residual H v − λ v; a "
         "Krylov method cannot promise that nothing was missed.",
-        "Filter-weighted trace: mean curvature over all filter-normalised directions, with its standard error.",
+        "Filter-weighted trace: mean curvature over all filter-normalized directions, with its standard error.",
         "η λ max / 2(1+β), with step size η of the chosen epoch and momentum β: plain SGD pushes it towards 1; the "
         "edge of SAM lies lower.",
     ]
@@ -140,7 +102,7 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
         blocks.append(
             Paragraph(
                 "Not comparable at the end: the train losses differ by more than a factor "
-                f"{LOSS_RATIO} (or are not stored), and cross-entropy curvature vanishes as a net memorises. "
+                f"{LOSS_RATIO} (or are not stored), and cross-entropy curvature vanishes as a net memorizes. "
                 "The runs are compared at matched train loss below."
             )
         )
@@ -183,7 +145,7 @@ def _row(run: Run, result: xr.Dataset, *, end: bool = True) -> tuple[str, ...]:
 
 
 def _further(measured: Sequence[tuple[Run, xr.Dataset]]) -> Table | None:
-    # every other stored scalar: further sharpness measures, logit-normalised ones ...
+    # every other stored scalar: further sharpness measures, logit-normalized ones ...
     names: list[str] = []
     for _, result in measured:
         scalars = [str(name) for name, values in result.data_vars.items() if values.ndim == 0]

@@ -32,14 +32,7 @@ _CURVES = (
 
 
 def training_section(runs: Sequence[Run]) -> Section | None:
-    """Build the section with the training curves: one per method, with the range over its seeds.
-
-    Args:
-        runs: Runs; those without metrics are left out.
-
-    Returns:
-        The section, or None where no run has metrics.
-    """
+    """Build the section with the training curves: one per method, with the range over its seeds."""
     figures = []
     for column, title, unit in _CURVES:
         curves = tuple(c for name, group in methods_of(runs).items() if (c := _curve(name, group, column)) is not None)
@@ -68,14 +61,7 @@ def _curve(name: str, runs: Sequence[Run], column: str) -> Curve | None:
 
 
 def trajectories_section(runs: Sequence[Run]) -> Section | None:
-    """Build the section with each run's path in its principal plane, beside the null of a random walk.
-
-    Args:
-        runs: Runs; those without a trajectory are left out.
-
-    Returns:
-        The section, or None where no run has a trajectory.
-    """
+    """Build the section with each run's path in its principal plane, beside the null of a random walk."""
     walked = [(run, run.trajectory) for run in runs if run.trajectory is not None]
     if not walked:
         return None

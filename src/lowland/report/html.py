@@ -23,7 +23,7 @@ from lowland.report.sections import (
     Section,
     Table,
 )
-from lowland.store.files import write_atomically
+from lowland.results.files import write_atomically
 from lowland.viz.backends import draw
 from lowland.viz.plotly import script
 
@@ -140,14 +140,7 @@ class _Page:
 
 
 def _figure_data(figures: dict[str, str]) -> str:
-    """Write the figures as JSON elements, arrays that several figures show (contour and surface) once.
-
-    Args:
-        figures: JSON of each figure by the id of its element.
-
-    Returns:
-        HTML; a shared array is written as ``"@N"``, the N-th entry of the element ``shared``; report.js puts it back.
-    """
+    """Write the figures as JSON elements, arrays that several figures show (contour and surface) once."""
     counts = Counter(found for text in figures.values() for found in set(_ARRAY.findall(text)))
     places = {found: place for place, found in enumerate(f for f, count in counts.items() if count > 1)}
 
@@ -183,14 +176,7 @@ def _table(table: Table) -> str:
 
 
 def _two_lines(cell: str) -> str:
-    """Escape a cell and put the uncertainty in brackets on a second line, which keeps wide tables narrow.
-
-    Args:
-        cell: Plain text.
-
-    Returns:
-        HTML.
-    """
+    """Escape a cell and put the uncertainty in brackets on a second line, which keeps wide tables narrow."""
     return re.sub(r" (?=[\[(])", "<br>", escape(cell))
 
 

@@ -30,15 +30,7 @@ _CONVEXITY = (
 
 
 def landscapes_section(runs: Sequence[Run], metric: str = "loss") -> Section | None:
-    """Build the section with contours and surfaces of all runs on one colour scale.
-
-    Args:
-        runs: Runs; those without a drawable surface are named in a note.
-        metric: Metric to draw.
-
-    Returns:
-        The section, or None where no run has a surface with two axes.
-    """
+    """Build the section with contours and surfaces of all runs on one color scale."""
     # Surfaces over the plane of a path have their own units and stand with the path.
     planes = [
         (run, name, surface)
@@ -81,9 +73,7 @@ def _lines(runs: Sequence[Run], metric: str) -> list[Block]:
 
 def _introduction(drawable: Sequence[tuple[Run, str, Any]], scale: Scale) -> str:
     kind = "logarithmic" if scale.log else "linear"
-    text = (
-        f"All {len(drawable)} surfaces share one {kind} colour scale" if len(drawable) > 1 else f"The scale is {kind}"
-    )
+    text = f"All {len(drawable)} surfaces share one {kind} color scale" if len(drawable) > 1 else f"The scale is {kind}"
     text += f" from {show(scale.minimum)} to {show(scale.maximum)}."
     if scale.log:
         text += " Heights of the surfaces follow the same logarithm."

@@ -18,14 +18,7 @@ __all__ = ["further_blocks"]
 
 
 def further_blocks(runs: Sequence[Run]) -> list[Block]:
-    """Build the tables and figures of everything that was measured on request.
-
-    Args:
-        runs: The runs.
-
-    Returns:
-        Sharpness measures, top eigenvalues, spectral densities and traces by tensor, as far as they are stored.
-    """
+    """Build the tables and figures of everything that was measured on request."""
     blocks: list[Block] = []
     for dim, value, error, title, note in _TABLES:
         results = _latest(runs, value)

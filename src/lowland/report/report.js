@@ -9,17 +9,17 @@
   // Arrays that several figures show are written once; "@" is no character of base64.
   const whole = (key, value) => (key === "bdata" && value[0] === "@" ? shared[Number(value.slice(1))] : value);
 
-  // Colours that depend on the page; everything else is fixed by the figure.
+  // Colors that depend on the page; everything else is fixed by the figure.
   function ink(layout, dark) {
-    const colour = dark ? "#e4e8ec" : "#1b1f24";
-    const changes = { "font.color": colour };
+    const color = dark ? "#e4e8ec" : "#1b1f24";
+    const changes = { "font.color": color };
     for (const key of Object.keys(layout)) {
-      if (/^scene\d*$/.test(key)) for (const axis of ["xaxis", "yaxis", "zaxis"]) changes[`${key}.${axis}.color`] = colour;
-      if (/^[xy]axis\d*$/.test(key)) changes[`${key}.linecolor`] = colour;
+      if (/^scene\d*$/.test(key)) for (const axis of ["xaxis", "yaxis", "zaxis"]) changes[`${key}.${axis}.color`] = color;
+      if (/^[xy]axis\d*$/.test(key)) changes[`${key}.linecolor`] = color;
     }
     return changes;
   }
-  function recolour(dark) {
+  function recolor(dark) {
     for (const plot of drawn) window.Plotly.relayout(plot, ink(plot.layout, dark));
   }
 
@@ -72,13 +72,13 @@
   }
   document.getElementById("theme").addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    recolour(isDark());
+    recolor(isDark());
   });
-  systemDark.addEventListener("change", () => recolour(isDark()));
+  systemDark.addEventListener("change", () => recolor(isDark()));
   // Paper is narrower than most screens, and figures do not notice that they are printed: about 700 pixels for A4
   // and letter, half of it in a gallery.
   window.addEventListener("beforeprint", () => {
-    recolour(false);
+    recolor(false);
     for (const plot of drawn) {
       const width = plot.closest(".gallery") ? 335 : 680;
       // A surface is drawn a moment later than asked, too late for the printer: it is shrunk as it is.
@@ -91,7 +91,7 @@
       plot.style.zoom = "";
       window.Plotly.relayout(plot, { width: null, autosize: true });
     }
-    recolour(isDark());
+    recolor(isDark());
   });
 
   // One after the other, so that the page can be read meanwhile.

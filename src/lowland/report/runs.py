@@ -12,8 +12,8 @@ import yaml
 
 from lowland.core.errors import InputError
 from lowland.core.schema import check
-from lowland.store import open as open_store
-from lowland.store.runs import RunPaths, read_metrics, read_result
+from lowland.results import open as open_store
+from lowland.results.run_folder import RunPaths, read_metrics, read_result
 from lowland.viz.caption import axes_of
 
 if TYPE_CHECKING:
@@ -79,14 +79,7 @@ class Run:
 
 
 def path_plane(run: Run) -> str | None:
-    """Return the name of the surface over the plane of the run's path.
-
-    Args:
-        run: A run.
-
-    Returns:
-        The first surface with two axes on the axes of the trajectory, else one that is named after it, else None.
-    """
+    """Return the name of the surface over the plane of the run's path."""
     planes = {name: surface for name, surface in run.surfaces.items() if "y" in surface.dims}
     if run.trajectory is None:
         return None
@@ -98,14 +91,7 @@ def path_plane(run: Run) -> str | None:
 
 
 def final_curvature(run: Run) -> xr.Dataset | None:
-    """Return the curvature at the end of training.
-
-    Args:
-        run: A run.
-
-    Returns:
-        The last curvature result that holds eigenvalues with their train loss, or None.
-    """
+    """Return the curvature at the end of training."""
     whole = [r for r in run.curvature.values() if "lambda_max" in r or ("eigenvalue" in r and "density" not in r)]
     whole = [result for result in whole if result.sizes.get("pair", 0) or "lambda_max" in result]
     return whole[-1] if whole else None

@@ -26,20 +26,7 @@ class Interval:
 
 
 def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Return the mean and its t interval ``mean +- t_{n-1} s / sqrt(n)``.
-
-    Args:
-        values: One value per seed.
-        level: Coverage; 0.95 by default.
-
-    Returns:
-        The interval.
-
-    Example:
-        >>> interval = t_interval([1.0, 2.0, 3.0])
-        >>> round(interval.high - interval.mean, 3)
-        2.484
-    """
+    """Return the mean and its t interval ``mean +- t_{n-1} s / sqrt(n)``."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean()) if array.size else math.nan
     if array.size < 2:
@@ -49,33 +36,13 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
 
 
 def paired_interval(values: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
-    """Return the t interval of ``values - baseline`` over the seeds that both have.
-
-    Args:
-        values: Value by seed.
-        baseline: Value by seed.
-
-    Returns:
-        The interval, or None where no seed is shared.
-    """
+    """Return the t interval of ``values - baseline`` over the seeds that both have."""
     seeds = sorted(set(values) & set(baseline))
     return t_interval([values[seed] - baseline[seed] for seed in seeds]) if seeds else None
 
 
 def show(value: float | None, digits: int = 3) -> str:
-    """Write a number with significant digits; a missing one is a dash.
-
-    Args:
-        value: The number.
-        digits: Significant digits.
-
-    Returns:
-        Text such as ``"0.0123"``.
-
-    Example:
-        >>> show(0.012345), show(None)
-        ('0.0123', '–')
-    """
+    """Write a number with significant digits; a missing one is a dash."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -88,21 +55,7 @@ def show(value: float | None, digits: int = 3) -> str:
 
 
 def show_interval(interval: Interval | None, *, factor: float = 1.0, sign: bool = False, decimals: int = 2) -> str:
-    """Write an interval; fewer than four values are listed one by one.
-
-    Args:
-        interval: The interval, or None.
-        factor: Multiplies every number (100 for per cent).
-        sign: Write a plus sign before positive numbers.
-        decimals: Digits after the point.
-
-    Returns:
-        ``"91.20 [90.10, 92.30]"``, or the single values.
-
-    Example:
-        >>> show_interval(t_interval([0.9, 0.92]), factor=100)
-        '90.00, 92.00'
-    """
+    """Write an interval; fewer than four values are listed one by one."""
     if interval is None:
         return "–"
 

@@ -18,103 +18,59 @@ __all__ = ["SharpnessRow", "StudyPage", "StudyRow", "study_sections", "study_tab
 
 @dataclass(frozen=True, slots=True)
 class StudyRow:
-    """One method in one comparison.
+    """One method in one comparison."""
 
-    Args:
-        variant: Part of the study; "" where there is one.
-        budget: ``"epochs"`` or ``"compute"``.
-        method: Name of the method.
-        values: Endpoint by seed, of the runs that finished.
-        failed: Error by seed, of those that did not.
-        interval: Mean over seeds.
-        differences: Method minus baseline by seed.
-        difference: Their mean and interval; None for the baseline.
-        verdict: reproduced, refuted or undecided; "" for the baseline.
-        reason: The rule that gave it.
-        seeds_needed: Seeds in all that would decide.
-        adjusted: p value after Holm's correction over the methods of the comparison.
-        passes: Mean cost in forward-backward passes, every pass counted.
-        seconds: Mean time in training steps.
-        epochs: Length of its runs.
-        settings: What the search chose, as text.
-    """
-
-    variant: str
-    budget: str
-    method: str
-    values: Mapping[int, float]
-    interval: Interval
-    failed: Mapping[int, str] = field(default_factory=dict)
-    differences: Mapping[int, float] = field(default_factory=dict)
-    difference: Interval | None = None
-    verdict: str = ""
-    reason: str = ""
-    seeds_needed: int | None = None
-    adjusted: float = math.nan
-    passes: float = math.nan
-    seconds: float = math.nan
-    epochs: int = 0
-    settings: str = ""
+    variant: str  # Part of the study; "" where there is one
+    budget: str  # ``"epochs"`` or ``"compute"``
+    method: str  # Name of the method
+    values: Mapping[int, float]  # Endpoint by seed, of the runs that finished
+    interval: Interval  # Mean over seeds
+    failed: Mapping[int, str] = field(default_factory=dict)  # Error by seed, of those that did not
+    differences: Mapping[int, float] = field(default_factory=dict)  # Method minus baseline by seed
+    difference: Interval | None = None  # Their mean and interval; None for the baseline
+    verdict: str = ""  # reproduced, refuted or undecided; "" for the baseline
+    reason: str = ""  # The rule that gave it
+    seeds_needed: int | None = None  # Seeds in all that would decide
+    adjusted: float = math.nan  # p value after Holm's correction over the methods of the comparison
+    passes: float = math.nan  # Mean cost in forward-backward passes, every pass counted
+    seconds: float = math.nan  # Mean time in training steps
+    epochs: int = 0  # Length of its runs
+    settings: str = ""  # What the search chose, as text
 
 
 @dataclass(frozen=True, slots=True)
 class SharpnessRow:
-    """Whether one sharpness measure ranks runs as their gap does, inside strata.
+    """Whether one sharpness measure ranks runs as their gap does, inside strata."""
 
-    Args:
-        measure: Name of the measure.
-        strata: What the runs of a stratum share and differ in.
-        tau: Kendall's tau within strata.
-        low: Lower end of its interval; NaN where there are too few clusters.
-        high: Upper end.
-        partial: With the train loss held.
-        pairs: Pairs that it rests on.
-        worst: Largest sign error over the environments, and which; "" where there is none.
-    """
-
-    measure: str
-    strata: str
-    tau: float
-    low: float
-    high: float
-    partial: float
-    pairs: int
-    worst: str = ""
+    measure: str  # Name of the measure
+    strata: str  # What the runs of a stratum share and differ in
+    tau: float  # Kendall's tau within strata
+    low: float  # Lower end of its interval; NaN where there are too few clusters
+    high: float  # Upper end
+    partial: float  # With the train loss held
+    pairs: int  # Pairs that it rests on
+    worst: str = ""  # Largest sign error over the environments, and which; "" where there is none
 
 
 @dataclass(frozen=True, slots=True)
 class StudyPage:
-    """Everything that the pages show.
+    """Everything that the pages show."""
 
-    Args:
-        question: The question in words.
-        rule: The rule, as declared before the study ran.
-        endpoint: The endpoint's name.
-        percent: Whether the endpoint is a fraction that is shown in per cent.
-        higher: Whether more is better.
-        baseline: Method that the others are compared with.
-        rows: One per part, budget and method.
-        best_of: Method (and part) -> expected validation score of the best of k trials.
-        sharpness: Agreement of sharpness and gap.
-        points: Method -> (sharpness, gap) of single runs, of the first measure.
-        point_measure: That measure.
-        notes: What else the reader must know.
-        spec: The study's spec as text.
-    """
-
-    question: str
-    rule: str
-    endpoint: str
-    percent: bool
-    higher: bool
-    baseline: str
-    rows: tuple[StudyRow, ...]
+    question: str  # The question in words
+    rule: str  # The rule, as declared before the study ran
+    endpoint: str  # The endpoint's name
+    percent: bool  # Whether the endpoint is a fraction that is shown in per cent
+    higher: bool  # Whether more is better
+    baseline: str  # Method that the others are compared with
+    rows: tuple[StudyRow, ...]  # One per part, budget and method
+    # Method (and part) -> expected validation score of the best of k trials.
     best_of: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    sharpness: tuple[SharpnessRow, ...] = ()
+    sharpness: tuple[SharpnessRow, ...] = ()  # Agreement of sharpness and gap
+    # Method -> (sharpness, gap) of single runs, of the first measure.
     points: Mapping[str, Sequence[tuple[float, float]]] = field(default_factory=dict)
-    point_measure: str = ""
-    notes: tuple[str, ...] = ()
-    spec: str = ""
+    point_measure: str = ""  # That measure
+    notes: tuple[str, ...] = ()  # What else the reader must know
+    spec: str = ""  # The study's spec as text
 
     @property
     def factor(self) -> float:
@@ -131,14 +87,7 @@ _BUDGETS = {"epochs": "equal epochs", "compute": "equal compute"}
 
 
 def study_sections(page: StudyPage) -> list[Section]:
-    """Build the sections of a study.
-
-    Args:
-        page: What they show.
-
-    Returns:
-        Question, one section per part and budget, failures, the search, and sharpness against the gap.
-    """
+    """Build the sections of a study."""
     sections = [Section("Question", tuple(_question(page)))]
     for variant, budget in dict.fromkeys((row.variant, row.budget) for row in page.rows):
         rows = [row for row in page.rows if (row.variant, row.budget) == (variant, budget)]
@@ -152,15 +101,7 @@ def study_sections(page: StudyPage) -> list[Section]:
 
 
 def study_table(page: StudyPage, rows: Sequence[StudyRow]) -> Table:
-    """Build the table of one comparison.
-
-    Args:
-        page: The study.
-        rows: Its rows of one part and budget.
-
-    Returns:
-        One row per method: seeds, failures, endpoint, difference, answer and cost.
-    """
+    """Build the table of one comparison."""
     base = next((row for row in rows if row.method == page.baseline), rows[0])
     front = pareto_front([(row.passes, row.interval.mean if page.higher else -row.interval.mean) for row in rows])
     unit = f" ({page.unit})" if page.unit else ""
@@ -307,7 +248,7 @@ def _sharpness(page: StudyPage) -> Section | None:
         measure = page.point_measure.replace("_", " ")
         gap, small = Axis("gap", "test loss minus train loss"), "One point per run; large marks are means."
         blocks.append(Figure(Scatter(estimates, Axis(measure), gap, "Sharpness against the gap", small)))
-    return Section("Sharpness against generalisation", tuple(blocks))
+    return Section("Sharpness against generalization", tuple(blocks))
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -13,7 +13,7 @@ from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASU
 from lowland.report.curvature import scalar, with_error
 from lowland.report.sections import Box
 from lowland.report.statistics import show
-from lowland.store.geometry import numbers
+from lowland.results.geometry import numbers
 from lowland.viz.caption import planes_of, recipe_of
 
 if TYPE_CHECKING:
@@ -25,21 +25,11 @@ Check: TypeAlias = tuple[str, str, str]
 """Name, value and what it means."""
 
 _ROUNDING = 1e-12  # sums of differences end a little beside zero
-_DELTA = 0.1  # height above the centre at which basins are measured, in units of the loss
+_DELTA = 0.1  # height above the center at which basins are measured, in units of the loss
 
 
 def trust_box(surface: xr.Dataset, name: str, *, run: str = "", curvature: xr.Dataset | None = None) -> Box:
-    """Build the box "Can I trust this figure?" of a surface or line.
-
-    Args:
-        surface: A surface of schema v1.
-        name: Name of the surface for the title.
-        run: Name of the run it belongs to.
-        curvature: Curvature at the centre of the surface, for the mean over all directions.
-
-    Returns:
-        The box; it holds only checks for which the surface stores a value.
-    """
+    """Build the box "Can I trust this figure?" of a surface or line."""
     checks = [
         *_points(surface),
         *_axes(surface),
@@ -116,7 +106,7 @@ def _geometry(surface: xr.Dataset) -> list[Check]:
     found = numbers(surface, delta=_DELTA)
     checks: list[Check] = [
         (f"basin width at loss + {_DELTA:g}", _each(found["basin_width"]), "along each axis, in its unit"),
-        ("curvature at the centre", _each(found["curvature"]), "along each axis, from three points"),
+        ("curvature at the center", _each(found["curvature"]), "along each axis, from three points"),
         ("roughness", _each(found["roughness"]), "0: one valley along every line"),
     ]
     if "barrier" in found:

@@ -28,26 +28,18 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """Agreement of two measures within strata.
+    """Agreement of two measures within strata."""
 
-    Args:
-        tau: Concordant minus discordant pairs over pairs without ties, all inside strata (Goodman and Kruskal's gamma,
-            which is Kendall's tau where nothing is tied); NaN without pairs.
-        low: Lower end of the 95 % cluster-bootstrap interval; NaN below `LEAST_CLUSTERS` clusters.
-        high: Upper end.
-        pairs: Pairs without ties.
-        strata: Strata with at least one such pair.
-        clusters: Clusters that were resampled.
-        partial: Kendall's partial tau-b with the covariate held, over all pairs inside strata, ties included, so that
-            it stays between -1 and 1; NaN without a covariate.
-    """
-
+    # Concordant minus discordant pairs over pairs without ties, all inside strata (Goodman and Kruskal's gamma,
+    # which is Kendall's tau where nothing is tied); NaN without pairs.
     tau: float
-    low: float
-    high: float
-    pairs: int
-    strata: int
-    clusters: int
+    low: float  # Lower end of the 95 % cluster-bootstrap interval; NaN below `LEAST_CLUSTERS` clusters
+    high: float  # Upper end
+    pairs: int  # Pairs without ties
+    strata: int  # Strata with at least one such pair
+    clusters: int  # Clusters that were resampled
+    # Kendall's partial tau-b with the covariate held, over all pairs inside strata, ties included, so that it
+    # stays between -1 and 1; NaN without a covariate.
     partial: float = math.nan
 
 
@@ -65,27 +57,7 @@ def association(
     draws: int = 2000,
     seed: int = 0,
 ) -> Association:
-    """Return Kendall's tau of two measures over pairs inside strata, with a cluster-bootstrap interval.
-
-    Args:
-        measure: Sharpness per run.
-        outcome: Gap or test error per run.
-        stratum: What each run shares with those it may be compared with.
-        cluster: What is resampled as a whole: the seed.
-        covariate: Train loss per run; None leaves the partial tau out.
-        draws: Bootstrap draws; 2,000 by default (2.5 % of them lie outside each end).
-        seed: Seed of the draws.
-
-    Returns:
-        The agreement: 1 where the sharper run is always the worse one, 0 for none, -1 where always the better.
-
-    Raises:
-        InputError: If the lengths differ or a value is not finite.
-
-    Example:
-        >>> association([1, 2, 5, 6], [3, 4, 1, 2], stratum="aabb", cluster=[0, 1, 0, 1]).tau
-        1.0
-    """
+    """Return Kendall's tau of two measures over pairs inside strata, with a cluster-bootstrap interval."""
     third = measure if covariate is None else covariate
     columns = [np.asarray(values, dtype=np.float64) for values in (measure, outcome, third)]
     if len({*map(len, columns), len(stratum), len(cluster)}) != 1:
@@ -114,22 +86,8 @@ def association(
 
 
 def partial_tau(between: float, first: float, second: float) -> float:
-    """Return Kendall's partial tau: agreement of two measures with a third held.
-
-    (t_xy - t_xz t_yz) / sqrt((1 - t_xz^2) (1 - t_yz^2)) (Kendall 1942).
-
-    Args:
-        between: tau of the two measures.
-        first: tau of the first with the covariate.
-        second: tau of the second with the covariate.
-
-    Returns:
-        The partial tau; NaN where the covariate orders one of them completely.
-
-    Example:
-        >>> round(partial_tau(0.5, 0.5, 0.5), 4)
-        0.3333
-    """
+    """Return Kendall's partial tau: agreement of two measures with a third held."""
+    # (t_xy - t_xz t_yz) / sqrt((1 - t_xz^2) (1 - t_yz^2)) (Kendall 1942).
     scale = (1 - first**2) * (1 - second**2)
     return (between - first * second) / math.sqrt(scale) if scale > 0 else math.nan
 
@@ -139,23 +97,9 @@ def sign_errors(
     outcome: Sequence[float],
     settings: Sequence[Mapping[str, Hashable]],
 ) -> dict[str, float]:
-    """Return, for each factor, how often the measure ranks two runs wrongly that differ in that factor alone.
-
-    The mean over pairs of (1 - sgn(measure) sgn(outcome)) / 2: 0 always right, 1/2 a coin, 1 always wrong
-    (Dziugaite et al. 2020, equation 4).
-
-    Args:
-        measure: Sharpness per run.
-        outcome: Gap or test error per run.
-        settings: Factor -> value per run, the seed among them where runs of one seed are to be compared.
-
-    Returns:
-        Factor -> sign error; factors without a pair are left out. Look at the largest, not at the mean.
-
-    Example:
-        >>> sign_errors([1, 2], [2, 1], [{"rate": 0.1}, {"rate": 0.2}])
-        {'rate': 1.0}
-    """
+    """Return, for each factor, how often the measure ranks two runs wrongly that differ in that factor alone."""
+    # The mean over pairs of (1 - sgn(measure) sgn(outcome)) / 2: 0 always right, 1/2 a coin, 1 always wrong
+    # (Dziugaite et al. 2020, equation 4).
     values = [np.asarray(column, dtype=np.float64) for column in (measure, outcome)]
     found: dict[str, float] = {}
     for factor in settings[0] if settings else ():
@@ -168,19 +112,7 @@ def sign_errors(
 
 
 def strata_that_differ_in(factor: str, settings: Sequence[Mapping[str, Hashable]]) -> list[Hashable]:
-    """Return the strata in which runs differ in one factor only.
-
-    Args:
-        factor: The factor that may differ.
-        settings: Factor -> value per run.
-
-    Returns:
-        A label per run: everything but the factor.
-
-    Example:
-        >>> strata_that_differ_in("rate", [{"rate": 1, "seed": 0}, {"rate": 2, "seed": 0}])
-        [(('seed', 0),), (('seed', 0),)]
-    """
+    """Return the strata in which runs differ in one factor only."""
     return [tuple(sorted((name, value) for name, value in one.items() if name != factor)) for one in settings]
 
 

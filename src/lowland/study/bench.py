@@ -22,15 +22,15 @@ import torch
 from lowland import data, losses, models, optim
 from lowland.core.names import find, import_path
 from lowland.core.seeds import generator
-from lowland.spec import DataSpec, FitSpec, to_yaml
-from lowland.spec.build import methods
-from lowland.spec.runs import fit_run
-from lowland.spec.study import Changes
-from lowland.store.runs import RunPaths
+from lowland.results.run_folder import RunPaths
 from lowland.study.dependencies import Name, names_in_call, own_source
 from lowland.study.endpoints import read_endpoint
 from lowland.study.plan import apply
 from lowland.study.search import WITHOUT_TEST, Trial, best
+from lowland.workflows import DataSpec, FitSpec, to_yaml
+from lowland.workflows.build import methods
+from lowland.workflows.measure import fit_run
+from lowland.workflows.study import Changes
 
 __all__ = ["Arm", "Bench", "names_in_run", "settings_of"]
 
@@ -53,19 +53,13 @@ SEARCH_SEED: Final = 10_000
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a row.
+    """One arm of a row."""
 
-    Args:
-        run: The run, without folder and seed.
-        changes: What the method changes in it.
-        grid: What is searched for it besides learning rate and weight decay.
-        tuned: Whether its settings are searched.
-    """
-
-    run: FitSpec
-    changes: Changes = field(default_factory=dict)
+    run: FitSpec  # The run, without folder and seed
+    changes: Changes = field(default_factory=dict)  # What the method changes in it
+    # What is searched for it besides learning rate and weight decay.
     grid: Mapping[str, list[Any]] = field(default_factory=dict)
-    tuned: bool = False
+    tuned: bool = False  # Whether its settings are searched
 
     @functools.cached_property
     def spec(self) -> FitSpec:
@@ -74,38 +68,19 @@ class Arm:
 
 
 class Bench:
-    """Trains runs and keeps them.
-
-    Args:
-        folder: Where they are kept.
-    """
+    """Trains runs and keeps them."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._settled: dict[str, FitSpec] = {}
 
     def place(self, spec: FitSpec) -> Path:
-        """Return where a run lies: the name is a hash of its spec and code.
-
-        Args:
-            spec: The run, with its seed.
-
-        Returns:
-            A folder.
-        """
+        """Return where a run lies: the name is a hash of its spec and code."""
         text = to_yaml(replace(spec, folder="")) + own_source().fingerprint(names_in_run(spec))
         return self.folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def train(self, spec: FitSpec, seed: int) -> Path:
-        """Train a run, or return it where it is trained already.
-
-        Args:
-            spec: The run.
-            seed: Its seed.
-
-        Returns:
-            Its folder.
-        """
+        """Train a run, or return it where it is trained already."""
         seeded = replace(spec, seed=seed)
         path = self.place(seeded)
         with self.alone(path):
@@ -115,28 +90,14 @@ class Bench:
 
     @contextmanager
     def alone(self, path: Path) -> Generator[None, None, None]:
-        """Wait until no other row works on a run: rows share runs, and may run in several processes.
-
-        Args:
-            path: The run's folder.
-
-        Yields:
-            Nothing.
-        """
+        """Wait until no other row works on a run: rows share runs, and may run in several processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / f"{path.name}.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def settled(self, arm: Arm) -> FitSpec:
-        """Return the run of an arm with the settings that a small search chose on validation data.
-
-        Args:
-            arm: The arm.
-
-        Returns:
-            Its run; as it stands where it is not tuned.
-        """
+        """Return the run of an arm with the settings that a small search chose on validation data."""
         if not arm.tuned:
             return arm.spec
         key = f"{arm.spec} {dict(arm.grid)}"
@@ -155,14 +116,7 @@ class Bench:
 
 
 def settings_of(arm: Arm) -> list[Changes]:
-    """Return the settings that are tried for an arm: a fixed random subset of its grid.
-
-    Args:
-        arm: The arm.
-
-    Returns:
-        `TRIALS` settings, the same number for every arm.
-    """
+    """Return the settings that are tried for an arm: a fixed random subset of its grid."""
     grid = {**GRID, **arm.grid}
     every = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     order = generator(SEARCH_SEED, "subsample", "grid", len(every)).permutation(len(every))
@@ -170,14 +124,7 @@ def settings_of(arm: Arm) -> list[Changes]:
 
 
 def names_in_run(spec: FitSpec) -> set[Name]:
-    """Return what a run is made of: the loop, its network, data, optimizer and loss.
-
-    Args:
-        spec: The run.
-
-    Returns:
-        Names below Lowland; of data, networks and losses that are not Lowland's own none.
-    """
+    """Return what a run is made of: the loop, its network, data, optimizer and loss."""
     names = set(LOOP)
     name = spec.data.options["dataset"] if spec.data.name == WITHOUT_TEST else spec.data.name
     made: list[Any] = [find("data.name", name, data.DATASETS), find("model.name", spec.model.name, models.MODELS)]

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from lowland.core.errors import InputError, StoreError
 from lowland.core.names import unknown
 from lowland.core.provenance import provenance
-from lowland.store.files import write_atomically
+from lowland.results.files import write_atomically
 from lowland.study.bench import Arm, Bench, names_in_run, settings_of
 from lowland.study.dependencies import names_in_call, own_source
 from lowland.study.statistics import Answer, Effect, answer, benjamini_hochberg, paired_effect, retention
@@ -53,43 +53,27 @@ BESIDE = ("passes", "train loss", "reached")
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the ledger, declared before it runs.
+    """One row of the ledger, declared before it runs."""
 
-    Args:
-        name: Name of the row and of its file.
-        group: Method or paper.
-        statement: What is claimed, in a sentence.
-        published: The published number, with its setting; "no number published" where there is none.
-        endpoint: What is measured, with its unit and the task.
-        smallest: Smallest effect of interest, in the endpoint's unit.
-        comparisons: (treated, base) pairs; three names (treated, reference, base) ask whether the treated arm keeps
-            three quarters of the reference's gain.
-        measure: Gives the numbers of a seed.
-        arms: What is trained.
-        higher: Whether the claim says that the treated arm is higher.
-        seeds: Seeds to run.
-        seconds: Expected seconds per seed on one core, with the seed's share of a search; runs of rows in ``after`` are
-            not counted.
-        after: Rows whose runs it reads as well, which run before it.
-        primary: Whether the row counts in the correction over the ledger.
-        note: What differs from the published setting.
-    """
-
-    name: str
-    group: str
-    statement: str
-    published: str
-    endpoint: str
-    smallest: float
+    name: str  # Name of the row and of its file
+    group: str  # Method or paper
+    statement: str  # What is claimed, in a sentence
+    published: str  # The published number, with its setting; "no number published" where there is none
+    endpoint: str  # What is measured, with its unit and the task
+    smallest: float  # Smallest effect of interest, in the endpoint's unit
+    # (treated, base) pairs; three names (treated, reference, base) ask whether the treated arm keeps three
+    # quarters of the reference's gain.
     comparisons: tuple[tuple[str, ...], ...]
-    measure: Measure
-    arms: Mapping[str, Arm] = field(default_factory=dict)
-    higher: bool = True
-    seeds: int = 20
+    measure: Measure  # Gives the numbers of a seed
+    arms: Mapping[str, Arm] = field(default_factory=dict)  # What is trained
+    higher: bool = True  # Whether the claim says that the treated arm is higher
+    seeds: int = 20  # Seeds to run
+    # Expected seconds per seed on one core, with the seed's share of a search; runs of rows in ``after`` are
+    # not counted.
     seconds: float = 10.0
-    after: tuple[str, ...] = ()
-    primary: bool = True
-    note: str = ""
+    after: tuple[str, ...] = ()  # Rows whose runs it reads as well, which run before it
+    primary: bool = True  # Whether the row counts in the correction over the ledger
+    note: str = ""  # What differs from the published setting
 
     @property
     def fingerprint(self) -> str:
@@ -105,27 +89,15 @@ class Claim:
 
 @dataclass
 class Record:
-    """What is stored about a row.
+    """What is stored about a row."""
 
-    Args:
-        claim: Name of the row.
-        fingerprint: Of the code that gave the numbers.
-        runs: One entry per seed: seed, values, passes, seconds, created, machine, versions, and error where it failed.
-    """
-
-    claim: str
-    fingerprint: str
+    claim: str  # Name of the row
+    fingerprint: str  # Of the code that gave the numbers
+    # One entry per seed: seed, values, passes, seconds, created, machine, versions, and error where it failed.
     runs: list[dict[str, Any]] = field(default_factory=list)
 
     def values(self, arm: str) -> dict[int, float]:
-        """Return the endpoint of an arm by seed.
-
-        Args:
-            arm: Name of the arm.
-
-        Returns:
-            Seed -> number; failed seeds are left out (and shown as failed).
-        """
+        """Return the endpoint of an arm by seed."""
         found = {run["seed"]: run["values"].get(arm, math.nan) for run in self.runs if not run.get("error")}
         return {seed: float(value) for seed, value in found.items() if math.isfinite(float(value))}
 
@@ -141,18 +113,7 @@ class Record:
 
 
 def read_record(store: Path, claim: str) -> Record | None:
-    """Read what is stored about a row.
-
-    Args:
-        store: Folder of the files.
-        claim: Name of the row.
-
-    Returns:
-        The record; None where the row was never run.
-
-    Raises:
-        StoreError: If the file is damaged or of another schema.
-    """
+    """Read what is stored about a row."""
     path = store / f"{claim}.json"
     if not path.is_file():
         return None
@@ -169,19 +130,7 @@ def run_claim(
     claim: Claim, store: Path, bench: Bench, *, seeds: int | None = None, until: float | None = None,
     on_seed: Callable[[int, dict[str, Any]], None] | None = None,
 ) -> Record:  # fmt: skip
-    """Run the seeds of a row that are missing; numbers of changed code are dropped and measured anew.
-
-    Args:
-        claim: The row.
-        store: Folder of the files; the row's is rewritten after every seed.
-        bench: Where runs are trained.
-        seeds: Seeds to have in the end; None takes the row's own number.
-        until: `time.monotonic()` after which no new seed is begun.
-        on_seed: Called after every seed.
-
-    Returns:
-        The record.
-    """
+    """Run the seeds of a row that are missing; numbers of changed code are dropped and measured anew."""
     record = read_record(store, claim.name)
     if record is None or record.fingerprint != claim.fingerprint:
         record = Record(claim.name, claim.fingerprint)
@@ -236,33 +185,17 @@ State = Literal["not run yet", "stale", "incomplete", "done"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row with its answers.
+    """A row with its answers."""
 
-    Args:
-        claim: The row.
-        state: not run yet, stale (the code has changed since), incomplete (fewer seeds than declared), or done.
-        record: What is stored.
-        effects: One per comparison; None where it has fewer than two seeds.
-        answers: One per comparison.
-    """
-
-    claim: Claim
-    state: State
-    record: Record | None
-    effects: tuple[Effect | None, ...] = ()
-    answers: tuple[Answer, ...] = ()
+    claim: Claim  # The row
+    state: State  # not run yet, stale (the code has changed since), incomplete (fewer seeds than declared), or done
+    record: Record | None  # What is stored
+    effects: tuple[Effect | None, ...] = ()  # One per comparison; None where it has fewer than two seeds
+    answers: tuple[Answer, ...] = ()  # One per comparison
 
 
 def outcome(claim: Claim, record: Record | None) -> Outcome:
-    """Apply a row's rule to what is stored.
-
-    Args:
-        claim: The row.
-        record: What is stored; None where it was never run.
-
-    Returns:
-        The answers; a comparison with a failed seed is undecided.
-    """
+    """Apply a row's rule to what is stored."""
     if record is None or not record.runs:
         return Outcome(claim, "not run yet", None)
     state: State = "done" if len(record.runs) >= claim.seeds else "incomplete"
@@ -296,30 +229,17 @@ def _effect(claim: Claim, record: Record, names: Sequence[str]) -> Effect | None
 
 
 def over_the_ledger(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """Adjust the first comparison of every primary row for the number of rows (Benjamini and Hochberg).
-
-    Args:
-        outcomes: All rows.
-
-    Returns:
-        Row -> adjusted p value, of the rows that have one.
-    """
+    """Adjust the first comparison of every primary row for the number of rows (Benjamini and Hochberg)."""
     rows = [(o.claim.name, o.answers[0].adjusted) for o in outcomes if o.claim.primary and o.answers]
     rows = [(name, p) for name, p in rows if math.isfinite(p)]
     return dict(zip([name for name, _ in rows], benjamini_hochberg([p for _, p in rows]), strict=True))
 
 
 def in_order(claims: Sequence[Claim]) -> list[Claim]:
-    """Return rows in the order in which they run: primary ones first, each after those it reads from, cheap ones first.
-
-    The cost of a row is shared out over all rows that read from its runs, so that what much depends on comes early.
-
-    Args:
-        claims: Rows.
-
-    Returns:
-        The same rows.
-    """
+    """Return rows in the order in which they run: primary ones first, each after those it reads from."""
+    # Cheap ones first.
+    # The cost of a row is shared out over all rows that read from its runs, so that what much depends on comes
+    # early.
 
     def readers(name: str) -> set[str]:
         direct = {claim.name for claim in claims if name in claim.after}
@@ -337,15 +257,7 @@ def in_order(claims: Sequence[Claim]) -> list[Claim]:
 
 
 def seconds_left(claim: Claim, record: Record | None) -> float:
-    """Return the time that a row will still take on one core.
-
-    Args:
-        claim: The row.
-        record: What is stored about it.
-
-    Returns:
-        Seconds: open seeds times what finished ones took, or times what was expected while fewer than two are known.
-    """
+    """Return the time that a row will still take on one core."""
     known = [] if record is None or record.fingerprint != claim.fingerprint else record.runs
     times = [float(run["cpu_seconds"]) for run in known if not run.get("error")]
     each = sum(times) / len(times) if len(times) >= 2 else claim.seconds
@@ -353,18 +265,7 @@ def seconds_left(claim: Claim, record: Record | None) -> float:
 
 
 def chosen(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
-    """Return rows by name or group.
-
-    Args:
-        claims: All rows.
-        names: Names of rows or groups; none takes all.
-
-    Returns:
-        The rows, in the ledger's order.
-
-    Raises:
-        InputError: If a name is unknown or two rows share one.
-    """
+    """Return rows by name or group."""
     every = [claim.name for claim in claims]
     if len(set(every)) < len(every):
         raise InputError("claims", "must have different names", every)

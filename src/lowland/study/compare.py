@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from lowland import report, store
+from lowland import report, results
 from lowland.core.errors import InputError
 from lowland.report.curvature import scalar
 from lowland.report.landscapes import landscapes_section
 from lowland.report.statistics import t_interval
 from lowland.report.study import SharpnessRow, StudyPage, StudyRow, study_sections
-from lowland.spec import to_yaml
-from lowland.spec.study import StudySpec
-from lowland.store.runs import RunPaths
+from lowland.results.run_folder import RunPaths
 from lowland.study.association import association, sign_errors
 from lowland.study.endpoints import cost_of, read_endpoint, read_result
 from lowland.study.plan import Job, variants
 from lowland.study.run import Study
 from lowland.study.search import expected_best
 from lowland.study.statistics import Answer, Effect, answer, noninferior, paired_effect
+from lowland.workflows import to_yaml
+from lowland.workflows.study import StudySpec
 
 __all__ = ["compare_methods", "page_of", "rule_of", "write_report"]
 
@@ -52,28 +52,14 @@ def compare_methods(study: Study) -> list[StudyRow]:
 
 
 def check_same_data(folders: Sequence[str]) -> None:
-    """Refuse to compare runs that were trained or tested on different data.
-
-    Args:
-        folders: Folders of finished runs.
-
-    Raises:
-        InputError: If their data have different fingerprints.
-    """
+    """Refuse to compare runs that were trained or tested on different data."""
     kinds = {str(read_result(folder)["recipe"]["data"]): folder for folder in folders}
     if len(kinds) > 1:
         raise InputError("runs", "must share their data", [*kinds.values()])
 
 
 def rule_of(spec: StudySpec) -> str:
-    """Return the rule of a study in words, as it was declared.
-
-    Args:
-        spec: The study.
-
-    Returns:
-        One sentence.
-    """
+    """Return the rule of a study in words, as it was declared."""
     what = f"{spec.endpoint.replace('_', ' ')}, {spec.direction} is better"
     if spec.rule == "noninferior":
         test = f"non-inferior where the interval of the paired difference lies above minus {spec.smallest_effect:g}"
@@ -145,14 +131,7 @@ def _row(study: Study, budget: str, variant: str, method: str, found: Sequence[J
 
 
 def page_of(study: Study) -> StudyPage:
-    """Collect everything that the report's pages show.
-
-    Args:
-        study: A study that has run.
-
-    Returns:
-        Plain data.
-    """
+    """Collect everything that the report's pages show."""
     spec = study.spec
     sharpness, points = _sharpness(study)
     best_of = {" on ".join(part for part in (method, variant) if part): expected_best([t.validation for t in tried])
@@ -184,17 +163,13 @@ class _Measured:
 
 
 def _measured(study: Study) -> list[_Measured]:
-    """Return the runs whose curvature was measured, all in one batch-norm mode and on as many samples.
-
-    Raises:
-        InputError: If they disagree.
-    """
+    """Return the runs whose curvature was measured, all in one batch-norm mode and on as many samples."""
     found, modes = [], set()
     for job in study.jobs["epochs"]:
         path = RunPaths(Path(job.spec.folder)).curvature("hessian")
         if study.failures[job.key] is not None or not path.exists():
             continue
-        result = store.open(path)
+        result = results.open(path)
         modes.add((result.attrs["batch_norm"], result.attrs["samples"]))
         numbers = {name: scalar(result, name) for name in (*MEASURES, "train_loss")}
         known = {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
@@ -262,14 +237,7 @@ def write_report(study: Study, *, date: str | None = None) -> Path:
 
 
 def report_footer(date: str | None) -> str:
-    """Return the last line of a report.
-
-    Args:
-        date: The day; None takes today, "" leaves it out.
-
-    Returns:
-        Version and day.
-    """
+    """Return the last line of a report."""
     from datetime import UTC, datetime
 
     import lowland

@@ -3,7 +3,7 @@
 Few training images of the handwritten digits with noisy labels, so that a plain run errs on 10 to 20 % of the test
 images (with all 897 clean ones every method ends near 99 % and nothing is to be seen). The epoch is chosen on the
 validation part, the test part is looked at once. One seed of each method is surveyed: the same Gaussian directions,
-normalised to each network's own filters, on one scale; and its curvature again at matched train loss.
+normalized to each network's own filters, on one scale; and its curvature again at matched train loss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from lowland import report
 from lowland.core.errors import LowlandError
 from lowland.engine import Event, Point, Row, select
 from lowland.report.comparison import comparison_table
-from lowland.spec import (
+from lowland.study.matched import matched_steps
+from lowland.workflows import (
     CurvatureSpec,
     DataSpec,
     DemoSpec,
@@ -30,9 +31,8 @@ from lowland.spec import (
     SurfaceSpec,
     TrajectorySpec,
 )
-from lowland.spec.folder import RunFolder
-from lowland.spec.runs import curvature_run, fit_run, surface_run, threads, trajectory_run
-from lowland.study.matched import matched_steps
+from lowland.workflows.folder import RunFolder
+from lowland.workflows.measure import curvature_run, fit_run, surface_run, threads, trajectory_run
 
 __all__ = ["DemoResult", "demo"]
 
@@ -100,16 +100,7 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
 
 
 def fit_spec(spec: DemoSpec, name: str, seed: int) -> FitSpec:
-    """Return one run of the demo.
-
-    Args:
-        spec: The sizes.
-        name: A key of `METHODS`.
-        seed: The seed.
-
-    Returns:
-        The run.
-    """
+    """Return one run of the demo."""
     _, optimizer, loss = METHODS[name]
     data = DataSpec(name="digits", options={"train_size": spec.train_size, "label_noise": spec.label_noise})
     return FitSpec(
@@ -120,7 +111,7 @@ def fit_spec(spec: DemoSpec, name: str, seed: int) -> FitSpec:
 
 
 Work = tuple[Callable[..., Any], Any]
-"""One of the functions of `lowland.spec.runs`, and its spec."""
+"""One of the functions of `lowland.workflows.measure`, and its spec."""
 
 
 def _surveys(spec: DemoSpec, run: str) -> list[Work]:
@@ -139,24 +130,11 @@ class _Works:
         self.works = list(works)
 
     def placed(self) -> AbstractContextManager[Any]:
-        """Share nothing.
-
-        Returns:
-            An empty context.
-        """
+        """Share nothing."""
         return nullcontext()
 
     def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Do some works.
-
-        Args:
-            context: Nothing.
-            points: Which.
-            parents: Nothing.
-
-        Returns:
-            One row per point.
-        """
+        """Do some works."""
         for point in points:
             run, work = self.works[point.index]
             run(work)
@@ -164,11 +142,7 @@ class _Works:
 
 
 def _do(spec: DemoSpec, works: Sequence[Work], on_event: Callable[[Event], None]) -> None:
-    """Do all works on the engine of the spec.
-
-    Raises:
-        LowlandError: If one of them failed.
-    """
+    """Do all works on the engine of the spec."""
     points = [Point(index, (float(index),)) for index in range(len(works))]
     engine = spec.engine
     if engine == "auto":
@@ -189,7 +163,7 @@ def _lead(spec: DemoSpec) -> tuple[str, ...]:
         "validation images; the 600 test images were looked at once. All runs see the same training images, so that "
         "intervals cover initial weights and order, not the choice of images.",
         f"Seed {_SURVEYED} of each method was surveyed on its training images, with running batch-norm statistics. All "
-        "surfaces use the same random numbers, scaled to each network's own filters, and one colour scale. Nothing was "
+        "surfaces use the same random numbers, scaled to each network's own filters, and one color scale. Nothing was "
         "tuned, and the published defaults were found on larger networks and data: this page shows what can be seen, "
         "it is not a claim about the methods.",
         "Repeat it with: lowland demo "

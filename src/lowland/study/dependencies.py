@@ -35,15 +35,10 @@ HUBS: Final = ("spec.build", "spec.runs", "models.registry", "data.registry")
 
 
 class Name(NamedTuple):
-    """A definition at the top of a module.
+    """A definition at the top of a module."""
 
-    Args:
-        module: Module below `lowland`, such as ``"optim.sam"``; "" is the package itself.
-        name: The name; ``"*"`` stands for everything in it.
-    """
-
-    module: str
-    name: str
+    module: str  # Module below `lowland`, such as ``"optim.sam"``; "" is the package itself
+    name: str  # The name; ``"*"`` stands for everything in it
 
 
 @dataclass
@@ -54,13 +49,9 @@ class _Module:
 
 
 class Source:
-    """The source of the package, read once.
+    """The source of the package, read once."""
 
-    What has been read is kept, since a process goes on running the code that it began with.
-
-    Args:
-        folder: The folder of the package.
-    """
+    # What has been read is kept, since a process goes on running the code that it began with.
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -70,14 +61,7 @@ class Source:
         self._fingerprints: dict[frozenset[Name], str] = {}
 
     def reached(self, roots: Iterable[Name]) -> set[Name]:
-        """Follow names to everything that they depend on.
-
-        Args:
-            roots: Where to begin; names outside the package are passed over.
-
-        Returns:
-            Every definition that counts, the roots' own included.
-        """
+        """Follow names to everything that they depend on."""
         found: set[Name] = set()
         waiting = [name for root in roots for name in self._resolve(root)]
         while waiting:
@@ -88,14 +72,7 @@ class Source:
         return found
 
     def fingerprint(self, roots: Iterable[Name]) -> str:
-        """Return a fingerprint of everything that names depend on.
-
-        Args:
-            roots: Where to begin.
-
-        Returns:
-            Sixteen hexadecimal digits.
-        """
+        """Return a fingerprint of everything that names depend on."""
         key = frozenset(roots)
         if key not in self._fingerprints:
             digest = hashlib.sha256()
@@ -171,23 +148,12 @@ class Source:
 
 @functools.cache
 def own_source() -> Source:
-    """Return Lowland's own source, as it was when it was first asked for.
-
-    Returns:
-        The source.
-    """
+    """Return Lowland's own source, as it was when it was first asked for."""
     return Source(Path(__file__).resolve().parent.parent)
 
 
 def names_in_call(value: Any) -> tuple[set[Name], list[str]]:
-    """Return what a function was made of: its own name, those of the functions that it encloses, and their numbers.
-
-    Args:
-        value: A function, a class, a `functools.partial`, or a plain value.
-
-    Returns:
-        Names below Lowland, and the plain values enclosed, as text.
-    """
+    """Return what a function was made of: its own name, those of the functions that it encloses, and their numbers."""
     if isinstance(value, functools.partial):
         parts: list[Any] = [
             value.func,
@@ -210,14 +176,7 @@ def names_in_call(value: Any) -> tuple[set[Name], list[str]]:
 
 
 def name_of(value: Any) -> Name | None:
-    """Return the definition that a function or class belongs to.
-
-    Args:
-        value: A function or class.
-
-    Returns:
-        Its name; None where it is not Lowland's own.
-    """
+    """Return the definition that a function or class belongs to."""
     module, name = getattr(value, "__module__", None) or "", getattr(value, "__qualname__", "")
     if not name or module.split(".")[0] != PACKAGE:
         return None
@@ -225,18 +184,7 @@ def name_of(value: Any) -> Name | None:
 
 
 def bare_code(text: str) -> str:
-    """Return a program without comments, docstrings, annotations and layout.
-
-    Args:
-        text: Python source.
-
-    Returns:
-        A dump of its syntax tree.
-
-    Example:
-        >>> bare_code("x: int = 1  # one") == bare_code("x: float=1")
-        True
-    """
+    """Return a program without comments, docstrings, annotations and layout."""
     return ast.dump(_bare(ast.parse(text)))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from lowland.core.errors import InputError
 from lowland.core.names import unknown
-from lowland.store.runs import RunPaths, read_metrics, read_result
+from lowland.results.run_folder import RunPaths, read_metrics, read_result
 
 __all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "read_endpoint", "read_result"]
 
@@ -21,30 +21,16 @@ FORWARD: Final = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run cost.
+    """What a run cost."""
 
-    Args:
-        passes: Forward-backward passes over a batch; forward passes of validation and teachers count a third each.
-        training: The same without validation: what a step costs.
-        seconds: Time in training steps.
-        epochs: Length of the run.
-    """
-
-    passes: float
-    training: float
-    seconds: float
-    epochs: int
+    passes: float  # Forward-backward passes over a batch; forward passes of validation and teachers count a third each
+    training: float  # The same without validation: what a step costs
+    seconds: float  # Time in training steps
+    epochs: int  # Length of the run
 
 
 def cost_of(path: str | Path) -> Cost:
-    """Read what a run cost, every pass counted.
-
-    Args:
-        path: Folder of a finished run.
-
-    Returns:
-        The cost; an epoch whose row holds MESA's divergence had one teacher's pass in each step.
-    """
+    """Read what a run cost, every pass counted."""
     result, rows = read_result(path), read_metrics(RunPaths(Path(path)).metrics)
     steps = [row["step"] - before for row, before in zip(rows, [0.0, *(row["step"] for row in rows)], strict=False)]
     teacher = sum(count for row, count in zip(rows, steps, strict=True) if "loss_mesa_kl" in row)
@@ -53,18 +39,7 @@ def cost_of(path: str | Path) -> Cost:
 
 
 def read_endpoint(path: str | Path, name: str) -> float:
-    """Read one number of a finished run.
-
-    Args:
-        path: The run's folder.
-        name: A key of `ENDPOINTS`, with its threshold after a colon where it has one.
-
-    Returns:
-        The number; NaN where the run has none (a network that diverged, a loss never reached).
-
-    Raises:
-        InputError: If the name is unknown or the run is not finished.
-    """
+    """Read one number of a finished run."""
     check_endpoint(name)
     kind, _, threshold = name.partition(":")
     rows = read_metrics(RunPaths(Path(path)).metrics)
@@ -73,17 +48,7 @@ def read_endpoint(path: str | Path, name: str) -> float:
 
 
 def check_endpoint(name: str) -> None:
-    """Check the name of an endpoint.
-
-    Args:
-        name: The name.
-
-    Raises:
-        InputError: If it is unknown, or its threshold is missing or no number.
-
-    Example:
-        >>> check_endpoint("steps_to_loss:0.5")
-    """
+    """Check the name of an endpoint."""
     kind, _, threshold = name.partition(":")
     if kind not in ENDPOINTS:
         raise unknown("endpoint", name, ENDPOINTS)

@@ -10,89 +10,49 @@ from pathlib import Path
 from typing import Any
 
 from lowland.engine import OnEvent, Point, Row, select
-from lowland.spec.study import ClaimsSpec
-from lowland.store.files import write_atomically
+from lowland.results.files import write_atomically
 from lowland.study.bench import Bench
 from lowland.study.claims import Claim, Outcome, chosen, in_order, outcome, read_record, run_claim
 from lowland.study.page import page
 from lowland.study.rows import FULL, SMALL, claims
+from lowland.workflows.study import ClaimsSpec
 
 __all__ = ["page_of", "rows_of", "run_ledger", "write_page"]
 
 
 def rows_of(spec: ClaimsSpec) -> list[Claim]:
-    """Return every row of the spec's size.
-
-    Args:
-        spec: The spec.
-
-    Returns:
-        The rows, in the ledger's order.
-    """
+    """Return every row of the spec's size."""
     return claims(FULL if spec.full else SMALL)
 
 
 def store_of(spec: ClaimsSpec) -> Path:
-    """Return where the numbers are kept.
-
-    Args:
-        spec: The spec.
-
-    Returns:
-        A folder; the full size has its own.
-    """
+    """Return where the numbers are kept."""
     return Path(spec.store) / "full" if spec.full else Path(spec.store)
 
 
 def page_of(spec: ClaimsSpec) -> Path:
-    """Return the page that is written.
-
-    Args:
-        spec: The spec.
-
-    Returns:
-        A file; the full size has its own beside the small one's.
-    """
+    """Return the page that is written."""
     path = Path(spec.page)
     return path.with_stem(f"{path.stem}-full") if spec.full else path
 
 
 @dataclass(frozen=True)
 class RowTask:
-    """The task of an engine: point i runs row i.
-
-    Args:
-        spec: The spec.
-        names: Names of the rows.
-        until: Time of day (seconds) after which no new seed is begun.
-    """
+    """The task of an engine: point i runs row i."""
 
     spec: ClaimsSpec
-    names: tuple[str, ...]
-    until: float | None
+    names: tuple[str, ...]  # Names of the rows
+    until: float | None  # Time of day (seconds) after which no new seed is begun
 
     def placed(self) -> AbstractContextManager[Any]:
-        """Build the rows, which hold functions, where they run.
-
-        Returns:
-            A context with the rows by name.
-        """
+        """Build the rows, which hold functions, where they run."""
         known = {claim.name: claim for claim in rows_of(self.spec)}
         for name in self.names:  # reads the source now: files that change later are not the code that runs here
             assert known[name].fingerprint
         return nullcontext(known)
 
     def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Run rows.
-
-        Args:
-            context: The rows by name.
-            points: Which.
-            parents: Nothing.
-
-        Returns:
-            Seeds stored and failed, by row.
-        """
+        """Run rows."""
         rows = []
         for point in points:
             limit = None if self.until is None else time.monotonic() + self.until - time.time()
@@ -104,12 +64,8 @@ class RowTask:
 
 
 def run_ledger(spec: ClaimsSpec, *, on_event: OnEvent | None = None) -> None:
-    """Run the rows that are not done, the cheap and primary ones first; the page, with its budget, is written before.
-
-    Args:
-        spec: Which rows, how large, where.
-        on_event: Receives the progress, by rows.
-    """
+    """Run the rows that are not done, the cheap and primary ones first; the page, with its budget."""
+    # Is written before.
     write_page(spec)
     names = tuple(claim.name for claim in in_order(chosen(rows_of(spec), spec.rows)))
     until = None if spec.minutes is None else time.time() + 60 * spec.minutes
@@ -119,14 +75,7 @@ def run_ledger(spec: ClaimsSpec, *, on_event: OnEvent | None = None) -> None:
 
 
 def write_page(spec: ClaimsSpec) -> list[Outcome]:
-    """Write the page from what is stored, without training anything.
-
-    Args:
-        spec: The spec.
-
-    Returns:
-        Every row with its answers.
-    """
+    """Write the page from what is stored, without training anything."""
     outcomes = [outcome(claim, read_record(store_of(spec), claim.name)) for claim in rows_of(spec)]
     write_atomically(page_of(spec), page(outcomes).encode())
     return outcomes

@@ -1,4 +1,4 @@
-"""Where two paths have the same train loss: curvature is compared there, since it vanishes as a network memorises."""
+"""Where two paths have the same train loss: curvature is compared there, since it vanishes as a network memorizes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,15 @@ from collections.abc import Sequence
 
 from lowland.core.errors import InputError
 from lowland.core.matched import common_loss, nearest
-from lowland.spec import RiskSpec
-from lowland.spec.folder import RunFolder
-from lowland.store import SnapshotReader
+from lowland.results import SnapshotReader
+from lowland.workflows import RiskSpec
+from lowland.workflows.folder import RunFolder
 
 __all__ = ["losses_along_path", "matched_steps"]
 
 
 def losses_along_path(run: RunFolder, risk: RiskSpec) -> dict[int, float]:
-    """Measure the train loss of every snapshot of a run.
-
-    Args:
-        run: The run; it must hold snapshots.
-        risk: Data and batch-norm mode; its weights are ignored.
-
-    Returns:
-        Step -> loss.
-    """
+    """Measure the train loss of every snapshot of a run."""
     measured = run.risk(risk)
     state = measured.model.state_dict()
     losses = {}
@@ -33,20 +25,9 @@ def losses_along_path(run: RunFolder, risk: RiskSpec) -> dict[int, float]:
 
 
 def matched_steps(runs: Sequence[RunFolder], risk: RiskSpec) -> list[int]:
-    """Find the step of each run at which its train loss is nearest (in ratio) to a common one.
-
-    The common loss is the largest that the runs have at the weights of ``risk``, so that every path has passed it.
-
-    Args:
-        runs: The runs.
-        risk: Weights, data and batch-norm mode.
-
-    Returns:
-        One step per run; the last one at which the path is nearest.
-
-    Raises:
-        InputError: If the loss of a run is not finite, or zero.
-    """
+    """Find the step of each run at which its train loss is nearest (in ratio) to a common one."""
+    # The common loss is the largest that the runs have at the weights of ``risk``, so that every path has
+    # passed it.
     ends = [run.risk(risk).evaluate()["loss"].value for run in runs]
     target = common_loss(ends)
     if target is None:

@@ -29,14 +29,7 @@ Differences that are all equal have an interval without width: the sign test dec
 
 
 def budget_table(outcomes: Sequence[Outcome]) -> str:
-    """Write what a run of the ledger is expected to cost, and what it has cost so far.
-
-    Args:
-        outcomes: The rows, with what is stored about them.
-
-    Returns:
-        A Markdown table, in minutes of one core.
-    """
+    """Write what a run of the ledger is expected to cost, and what it has cost so far."""
     lines = [
         "| group | rows | seeds x rows | open | expected in all (min) | measured (min) | still to go (min) |",
         "|---|---|---|---|---|---|---|",
@@ -48,14 +41,7 @@ def budget_table(outcomes: Sequence[Outcome]) -> str:
 
 
 def minutes_left(outcomes: Sequence[Outcome]) -> float:
-    """Return the time that rows will still take on one core.
-
-    Args:
-        outcomes: The rows.
-
-    Returns:
-        Minutes.
-    """
+    """Return the time that rows will still take on one core."""
     return sum(seconds_left(one.claim, one.record) for one in outcomes) / 60
 
 
@@ -70,14 +56,7 @@ def _budget_line(name: str, outcomes: Sequence[Outcome]) -> str:
 
 
 def page(outcomes: Sequence[Outcome]) -> str:
-    """Write the page.
-
-    Args:
-        outcomes: Every row with what is stored about it.
-
-    Returns:
-        Markdown.
-    """
+    """Write the page."""
     claims = [one.claim for one in outcomes]
     adjusted = over_the_ledger(outcomes)
     parts = [_HEAD, "## Budget\n", budget_table(outcomes), "", _states(outcomes), ""]

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 
 from lowland.core.errors import InputError
 from lowland.core.names import unknown
-from lowland.spec import FitSpec, parse
-from lowland.spec.study import Changes, StudySpec
+from lowland.workflows import FitSpec, parse
+from lowland.workflows.study import Changes, StudySpec
 
 __all__ = ["Job", "Kind", "apply", "check_changes", "jobs", "variants"]
 
@@ -28,23 +28,14 @@ VARIANT_KEYS: Final = ("model", "data", "augment", "epochs", "batch_size", "sche
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a study.
+    """One run of a study."""
 
-    Args:
-        kind: What it is for.
-        variant: Part of the study; "" where there is one.
-        method: Name of the method.
-        seed: The seed.
-        spec: The run.
-        trial: Number of the trial, in a search.
-    """
-
-    kind: Kind
-    variant: str
-    method: str
+    kind: Kind  # What it is for
+    variant: str  # Part of the study; "" where there is one
+    method: str  # Name of the method
     seed: int
-    spec: FitSpec
-    trial: int = 0
+    spec: FitSpec  # The run
+    trial: int = 0  # Number of the trial, in a search
 
     @property
     def key(self) -> str:
@@ -58,14 +49,7 @@ class Job:
 
 
 def variants(spec: StudySpec) -> dict[str, Changes]:
-    """Return the parts of a study.
-
-    Args:
-        spec: The study.
-
-    Returns:
-        Name -> changes; one nameless part where the spec names none.
-    """
+    """Return the parts of a study."""
     return dict(spec.variants) or {"": {}}
 
 
@@ -76,17 +60,7 @@ def jobs(
     *,
     epochs: Mapping[tuple[str, str], int] | None = None,
 ) -> Iterator[Job]:
-    """Yield the runs of one comparison, seed by seed, so that an interrupted study has whole pairs.
-
-    Args:
-        spec: The study.
-        kind: ``"epochs"`` or ``"compute"``.
-        settings: (part, method) -> what the search has chosen.
-        epochs: (part, method) -> length of the run, and only for these; None takes all methods at the base's length.
-
-    Yields:
-        Runs.
-    """
+    """Yield the runs of one comparison, seed by seed, so that an interrupted study has whole pairs."""
     found: dict[tuple[str, str], FitSpec] = {}
     for variant in variants(spec):
         for method in spec.methods:
@@ -99,43 +73,18 @@ def jobs(
 
 
 def placed(job: Job, spec: StudySpec) -> Job:
-    """Return a job with its folder.
-
-    Args:
-        job: The job.
-        spec: The study.
-
-    Returns:
-        The same job, whose run lies below the study's folder.
-    """
+    """Return a job with its folder."""
     return replace(job, spec=replace(job.spec, folder=str(Path(spec.folder) / job.key)))
 
 
 def run_spec(spec: StudySpec, variant: str, method: str, settings: Changes) -> FitSpec:
-    """Return the run of a method: the base, changed by the part, the method, and what the search has chosen.
-
-    Args:
-        spec: The study.
-        variant: The part.
-        method: The method.
-        settings: Further changes.
-
-    Returns:
-        The run, without folder and seed.
-    """
+    """Return the run of a method: the base, changed by the part, the method, and what the search has chosen."""
     base = apply(spec.base, variants(spec)[variant], f"variants.{variant}", VARIANT_KEYS)
     return apply(apply(base, spec.methods[method], f"methods.{method}", METHOD_KEYS), settings, "search", METHOD_KEYS)
 
 
 def check_changes(spec: StudySpec) -> None:
-    """Check every change of a study against the run's spec.
-
-    Args:
-        spec: The study.
-
-    Raises:
-        InputError: If a key is unknown, may not be changed there, or a value does not fit.
-    """
+    """Check every change of a study against the run's spec."""
     spec.reference()
     for variant in variants(spec):
         for method in spec.methods:
@@ -147,25 +96,7 @@ def check_changes(spec: StudySpec) -> None:
 
 
 def apply(base: FitSpec, changes: Changes, where: str, allowed: tuple[str, ...] | None = None) -> FitSpec:
-    """Return a run with some values changed.
-
-    Args:
-        base: The run.
-        changes: Dotted key -> value; keys below ``options`` are free, ``optimizer.options`` itself replaces them all.
-        where: Where the changes stand, for messages.
-        allowed: First words of the keys that may be changed; None allows all.
-
-    Returns:
-        A new run, checked.
-
-    Raises:
-        InputError: If a key is unknown or not allowed, or a value does not fit.
-
-    Example:
-        >>> run = apply(FitSpec(), {"optimizer.method": "sam", "optimizer.options.rho": 0.1}, "methods.SAM")
-        >>> run.optimizer.options
-        {'rho': 0.1}
-    """
+    """Return a run with some values changed."""
     if not changes:
         return base
     tree = dataclasses.asdict(base)

@@ -18,13 +18,13 @@ import numpy as np
 
 from lowland import curvature, landscape
 from lowland.core.risk import EmpiricalRisk
-from lowland.spec import RiskSpec
-from lowland.spec.folder import RunFolder
-from lowland.store import SnapshotReader
-from lowland.store.files import write_atomically
-from lowland.store.geometry import numbers
+from lowland.results import SnapshotReader
+from lowland.results.files import write_atomically
+from lowland.results.geometry import numbers
 from lowland.study.dependencies import names_in_call, own_source
 from lowland.study.matched import matched_steps
+from lowland.workflows import RiskSpec
+from lowland.workflows.folder import RunFolder
 
 __all__ = [
     "lambda_max_at_matched_loss",
@@ -42,16 +42,7 @@ RISK: Final = RiskSpec(weights="last")
 
 
 def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
-    """Return a stored number, or measure and store it.
-
-    Args:
-        path: The run's folder.
-        name: Name of the number.
-        measure: Measures it; plain JSON values.
-
-    Returns:
-        The number.
-    """
+    """Return a stored number, or measure and store it."""
     code = own_source().fingerprint(names_in_call(measure)[0])
     file = path / "readers" / f"{name}-{code}.json"
     if not file.is_file():
@@ -64,14 +55,7 @@ def _at(run: RunFolder, step: int) -> EmpiricalRisk:
 
 
 def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
-    """Return log10 of the Hessian's largest eigenvalue of each run, where their paths have the same train loss.
-
-    Args:
-        paths: Folders of the runs, with snapshots.
-
-    Returns:
-        One number per run, in the order given.
-    """
+    """Return log10 of the Hessian's largest eigenvalue of each run, where their paths have the same train loss."""
     runs = [RunFolder(path) for path in paths]
     steps = matched_steps(runs, RISK)
     ends = [curvature.extreme_eigenvalues(_at(run, step)) for run, step in zip(runs, steps, strict=True)]
@@ -79,14 +63,7 @@ def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
 
 
 def sharpness_at_matched_loss(paths: Sequence[Path]) -> list[float]:
-    """Return log10 of SAM's sharpness (rho 0.05) of each run, where their paths have the same train loss.
-
-    Args:
-        paths: Folders of the runs, with snapshots.
-
-    Returns:
-        One number per run, in the order given.
-    """
+    """Return log10 of SAM's sharpness (rho 0.05) of each run, where their paths have the same train loss."""
     runs = [RunFolder(path) for path in paths]
     steps = matched_steps(runs, RISK)
     found = [curvature.sam_sharpness(_at(run, step)).value for run, step in zip(runs, steps, strict=True)]
@@ -94,14 +71,7 @@ def sharpness_at_matched_loss(paths: Sequence[Path]) -> list[float]:
 
 
 def sharpness_late(path: Path) -> float:
-    """Return log10 of SAM's sharpness, averaged over the snapshots of the second half of the run.
-
-    Args:
-        path: The run's folder, with snapshots.
-
-    Returns:
-        The number.
-    """
+    """Return log10 of SAM's sharpness, averaged over the snapshots of the second half of the run."""
 
     def measure() -> list[float]:
         run = RunFolder(path)
@@ -113,17 +83,8 @@ def sharpness_late(path: Path) -> float:
 
 
 def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Path], float]:
-    """Return a reader of one number of the loss surface: 11 x 11 points, extent 1, one fixed pair of directions.
-
-    Roughness and curvature are returned as log10, with a floor of 1e-6 and 1e-3.
-
-    Args:
-        name: ``"roughness"``, ``"curvature"`` or ``"basin_width"``; the last two are averaged over the axes.
-        normalization: filter, layer, weight or none.
-
-    Returns:
-        A reader of (folder).
-    """
+    """Return a reader of one number of the loss surface: 11 x 11 points, extent 1, one fixed pair of directions."""
+    # Roughness and curvature are returned as log10, with a floor of 1e-6 and 1e-3.
 
     def read(path: Path) -> float:
         def measure() -> dict[str, float]:
@@ -140,14 +101,7 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
 
 
 def negative_share(path: Path) -> float:
-    """Return the share of points of a 5 x 5 convexity map with negative curvature beyond its residual.
-
-    Args:
-        path: The run's folder.
-
-    Returns:
-        A share; undecided points count as not negative.
-    """
+    """Return the share of points of a 5 x 5 convexity map with negative curvature beyond its residual."""
 
     def measure() -> float:
         risk = RunFolder(path).risk(RISK)
@@ -161,14 +115,7 @@ def negative_share(path: Path) -> float:
 
 
 def path_share_above_null(path: Path) -> float:
-    """Return the share of the path's variance on two components, less that of a random walk with the same steps.
-
-    Args:
-        path: The run's folder, with snapshots.
-
-    Returns:
-        A difference of shares.
-    """
+    """Return the share of the path's variance on two components, less that of a random walk with the same steps."""
 
     def measure() -> float:
         run = RunFolder(path)

@@ -14,13 +14,13 @@ from typing import Any, Final
 from lowland import losses, optim
 from lowland.report.statistics import show_interval
 from lowland.report.study import StudyRow
-from lowland.spec import DataSpec, FitSpec
-from lowland.spec.build import methods as known_methods
-from lowland.spec.study import Changes, RecommendSpec, SearchSpec, StudySpec
 from lowland.study.compare import compare_methods, write_report
 from lowland.study.run import Progress, Study, check_study, run_study
 from lowland.study.search import WITHOUT_TEST
 from lowland.study.work import OnRun
+from lowland.workflows import DataSpec, FitSpec
+from lowland.workflows.build import methods as known_methods
+from lowland.workflows.study import Changes, RecommendSpec, SearchSpec, StudySpec
 
 __all__ = ["Recommendation", "default_methods", "recommend", "screening"]
 
@@ -87,14 +87,7 @@ def recommend(spec: RecommendSpec, *, progress: Progress | None = None, on_run: 
 
 
 def default_methods(spec: RecommendSpec) -> tuple[dict[str, Changes], dict[str, dict[str, list[Any]]]]:
-    """Return the methods that are tried where the spec names none, and what is searched for each.
-
-    Args:
-        spec: The spec.
-
-    Returns:
-        Changes by method, the baseline first; and further grids by method.
-    """
+    """Return the methods that are tried where the spec names none, and what is searched for each."""
     rooms = {
         "optimizer": known_methods(optim, optim.Wrapper),
         "loss": known_methods(losses, losses.TrainingLoss),
@@ -109,14 +102,7 @@ def default_methods(spec: RecommendSpec) -> tuple[dict[str, Changes], dict[str, 
 
 
 def screening(spec: RecommendSpec) -> StudySpec:
-    """Return the first look: every method, few seeds, validation data, the test part withheld.
-
-    Args:
-        spec: The spec.
-
-    Returns:
-        A study.
-    """
+    """Return the first look: every method, few seeds, validation data, the test part withheld."""
     methods, grids = (dict(spec.methods), {}) if spec.methods else default_methods(spec)
     hidden = DataSpec(name=WITHOUT_TEST, options={"dataset": spec.data.name, "settings": spec.data.options})
     rate, decay = spec.base.optimizer.learning_rate, spec.base.optimizer.weight_decay

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import torch
 
+from lowland.core.contexts import forked_rng
 from lowland.core.errors import InputError
-from lowland.core.modes import forked_rng
 from lowland.core.types import as_batch, forward
 from lowland.data import DataSplits, TensorData
 from lowland.engine import OnEvent, select
 from lowland.losses import TrainingLoss
-from lowland.spec import CurvatureSpec, FitSpec, SurfaceSpec, to_yaml
-from lowland.spec.build import build_data, build_loss, build_model, build_optimizer, build_schedule
-from lowland.spec.parse import from_yaml
-from lowland.spec.runs import curvature_run, surface_run
-from lowland.spec.study import Changes, StudySpec
-from lowland.store.files import write_atomically
+from lowland.results.files import write_atomically
 from lowland.study.endpoints import check_endpoint, cost_of, read_endpoint
 from lowland.study.plan import Job, check_changes, jobs, run_spec, variants
 from lowland.study.search import Trial, best, settings_of, suggest, trial_jobs
 from lowland.study.work import Failures, OnRun, train
+from lowland.workflows import CurvatureSpec, FitSpec, SurfaceSpec, to_yaml
+from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer, build_schedule
+from lowland.workflows.measure import curvature_run, surface_run
+from lowland.workflows.parse import from_yaml
+from lowland.workflows.study import Changes, StudySpec
 
 __all__ = ["Progress", "Study", "check_study", "run_study"]
 
@@ -76,16 +76,8 @@ def run_study(spec: StudySpec, *, progress: Progress | None = None, on_run: OnRu
 
 
 def check_study(spec: StudySpec) -> None:
-    """Check everything that can be checked before anything is trained.
-
-    Every method is built on every part's data and measured on one batch, in a network that is thrown away.
-
-    Args:
-        spec: The study.
-
-    Raises:
-        InputError: If a key is unknown, a method lacks what it needs, or runs would disagree on data.
-    """
+    """Check everything that can be checked before anything is trained."""
+    # Every method is built on every part's data and measured on one batch, in a network that is thrown away.
     check_changes(spec)
     check_endpoint(spec.endpoint)
     select(spec.engine)
@@ -104,11 +96,7 @@ def check_study(spec: StudySpec) -> None:
 
 
 def _rehearse(spec: FitSpec, splits: DataSplits) -> None:
-    """Take one batch through model and loss, without a step.
-
-    Raises:
-        InputError: If the loss needs sample ids and the data have none, or the loss is not finite at the start.
-    """
+    """Take one batch through model and loss, without a step."""
     build_schedule(spec.schedule)
     model = build_model(spec.model, splits, seed=spec.seed)
     optimizer, loss = build_optimizer(spec.optimizer, model), build_loss(spec.loss, model, splits)
@@ -132,11 +120,7 @@ def _rehearse(spec: FitSpec, splits: DataSplits) -> None:
 
 
 def _open_folder(spec: StudySpec) -> Path:
-    """Return the study's folder; refuse one that holds another study.
-
-    Raises:
-        InputError: If it holds something else.
-    """
+    """Return the study's folder; refuse one that holds another study."""
     folder = Path(spec.folder)
     file = folder / "study.yaml"
     if file.is_file():

@@ -17,9 +17,9 @@ from scipy.special import comb
 from lowland.core.errors import InputError, optional_import
 from lowland.core.seeds import generator
 from lowland.data import DataSplits, load
-from lowland.spec import DataSpec
-from lowland.spec.study import Changes, StudySpec
 from lowland.study.plan import Job, placed, run_spec
+from lowland.workflows import DataSpec
+from lowland.workflows.study import Changes, StudySpec
 
 __all__ = ["WITHOUT_TEST", "Trial", "best", "expected_best", "settings_of", "trial_jobs", "suggest", "without_test"]
 
@@ -28,32 +28,15 @@ WITHOUT_TEST = "lowland.study.search:without_test"
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried.
+    """One setting that was tried."""
 
-    Args:
-        number: Its number, from 0.
-        settings: What was set.
-        validation: Mean validation accuracy (or minus the loss) over the trial's seeds; NaN where a run failed.
-    """
-
-    number: int
-    settings: Changes
-    validation: float
+    number: int  # Its number, from 0
+    settings: Changes  # What was set
+    validation: float  # Mean validation accuracy (or minus the loss) over the trial's seeds; NaN where a run failed
 
 
 def settings_of(spec: StudySpec, method: str) -> list[Changes]:
-    """Return the settings that are tried for a method: a fixed subset of its grid.
-
-    Args:
-        spec: The study.
-        method: The method.
-
-    Returns:
-        As many as there are trials; the order depends on nothing but the grid's size and the trials' first seed.
-
-    Raises:
-        InputError: If the grid has fewer settings than there are trials.
-    """
+    """Return the settings that are tried for a method: a fixed subset of its grid."""
     grid = {**spec.search.grid, **spec.search.grids.get(method, {})}
     every = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(every) < spec.search.trials:
@@ -64,18 +47,7 @@ def settings_of(spec: StudySpec, method: str) -> list[Changes]:
 
 
 def trial_jobs(spec: StudySpec, variant: str, method: str, number: int, settings: Changes) -> list[Job]:
-    """Return the runs of one trial.
-
-    Args:
-        spec: The study.
-        variant: The part.
-        method: The method.
-        number: Number of the trial.
-        settings: What is set.
-
-    Returns:
-        One run per seed of the search.
-    """
+    """Return the runs of one trial."""
     found = run_spec(spec, variant, method, settings)
     hidden = DataSpec(name=WITHOUT_TEST, options={"dataset": found.data.name, "settings": found.data.options})
     seeds = range(spec.search.first_seed, spec.search.first_seed + spec.search.seeds)
@@ -86,32 +58,13 @@ def trial_jobs(spec: StudySpec, variant: str, method: str, number: int, settings
 
 
 def without_test(*, dataset: str, settings: dict[str, Any]) -> DataSplits:
-    """Load a data set whose test part is withheld: the validation part stands in for it.
-
-    Args:
-        dataset: Name of the data set.
-        settings: Its options.
-
-    Returns:
-        The data set.
-    """
+    """Load a data set whose test part is withheld: the validation part stands in for it."""
     splits = load(dataset, **settings)
     return replace(splits, test=splits.validation, recipe={**splits.recipe, "test": "withheld"})
 
 
 def best(trials: Sequence[Trial], why: str = "") -> Trial:
-    """Return the trial with the highest validation score; ties go to the earlier one.
-
-    Args:
-        trials: At least one.
-        why: The first failure, for the message where all failed.
-
-    Returns:
-        The winner.
-
-    Raises:
-        InputError: If every trial failed.
-    """
+    """Return the trial with the highest validation score; ties go to the earlier one."""
     alive = [trial for trial in trials if math.isfinite(trial.validation)]
     if not alive:
         raise InputError("search.grid", "must hold a setting that trains", f"{len(trials)} trials, all failed", why)
@@ -119,21 +72,9 @@ def best(trials: Sequence[Trial], why: str = "") -> Trial:
 
 
 def expected_best(scores: Sequence[float]) -> list[float]:
-    """Return the expected score of the best of k trials drawn from those made, for k = 1 ... n.
-
-    sum_i v_(i) C(i-1, k-1) / C(n, k): draws without replacement, which is unbiased (Dodge et al. 2019, "Show your
-    work", equation 1, draws with replacement; Tang et al. 2020 point out its bias).
-
-    Args:
-        scores: Validation score of each trial; failed ones count as the worst seen.
-
-    Returns:
-        n values, rising; the last is the best score itself.
-
-    Example:
-        >>> expected_best([0.0, 1.0, 2.0])
-        [1.0, 1.6666666666666667, 2.0]
-    """
+    """Return the expected score of the best of k trials drawn from those made, for k = 1 ... n."""
+    # sum_i v_(i) C(i-1, k-1) / C(n, k): draws without replacement, which is unbiased (Dodge et al. 2019, "Show
+    # your work", equation 1, draws with replacement; Tang et al. 2020 point out its bias).
     values = np.asarray(scores, dtype=np.float64)
     if not np.isfinite(values).any():
         return [math.nan] * len(values)
@@ -143,16 +84,7 @@ def expected_best(scores: Sequence[float]) -> list[float]:
 
 
 def suggest(spec: StudySpec, method: str, score: Callable[[int, Changes], float]) -> Iterator[Trial]:
-    """Let Optuna choose the settings one after the other; the same seed and scores give the same settings again.
-
-    Args:
-        spec: The study.
-        method: The method.
-        score: (number, settings) -> validation score; NaN where it failed.
-
-    Yields:
-        Trials, as many as the spec asks for.
-    """
+    """Let Optuna choose the settings one after the other; the same seed and scores give the same settings again."""
     optuna = optional_import("optuna", extra="optuna", needed_for='search.sampler="optuna"')
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     grid = {**spec.search.grid, **spec.search.grids.get(method, {})}

@@ -63,17 +63,11 @@ Verdict = Literal["reproduced", "refuted", "undecided"]
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """A paired difference, oriented so that positive means "as claimed".
+    """A paired difference, oriented so that positive means "as claimed"."""
 
-    Args:
-        seeds: The seeds that both arms have.
-        interval: Mean difference with its 95 % t interval.
-        deviation: Standard deviation of the differences.
-    """
-
-    seeds: tuple[int, ...]
-    interval: Interval
-    deviation: float
+    seeds: tuple[int, ...]  # The seeds that both arms have
+    interval: Interval  # Mean difference with its 95 % t interval
+    deviation: float  # Standard deviation of the differences
 
     @property
     def standard_error(self) -> float:
@@ -97,42 +91,19 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a comparison ends with.
+    """What a comparison ends with."""
 
-    Args:
-        verdict: reproduced, refuted or undecided.
-        reason: The rule that gave it, in a clause.
-        seeds_needed: Seeds in all that would decide with a chance of 80 %; None where decided or where no number would.
-        p: Two-sided p value of "the effect is the bound of the rule": 0, or the margin of non-inferiority.
-        adjusted: The same after the correction for the row; equals ``p`` where there is one comparison.
-    """
-
-    verdict: Verdict
-    reason: str
+    verdict: Verdict  # reproduced, refuted or undecided
+    reason: str  # The rule that gave it, in a clause
+    # Seeds in all that would decide with a chance of 80 %; None where decided or where no number would.
     seeds_needed: int | None = None
+    # Two-sided p value of "the effect is the bound of the rule": 0, or the margin of non-inferiority.
     p: float = math.nan
-    adjusted: float = math.nan
+    adjusted: float = math.nan  # The same after the correction for the row; equals ``p`` where there is one comparison
 
 
 def paired_effect(treated: Mapping[int, float], base: Mapping[int, float], *, higher: bool = True) -> Effect:
-    """Return the paired difference ``treated - base`` over the seeds that both have.
-
-    Args:
-        treated: Endpoint by seed.
-        base: Endpoint by seed.
-        higher: Whether the claim says that the treated arm is higher; otherwise the sign is turned.
-
-    Returns:
-        The effect, with a t interval of n - 1 degrees of freedom.
-
-    Raises:
-        InputError: If fewer than 2 seeds are shared, or a value is not finite.
-
-    Example:
-        >>> effect = paired_effect({0: 0.9, 1: 0.8, 2: 0.85}, {0: 0.8, 1: 0.7, 2: 0.8})
-        >>> round(effect.interval.mean, 4)
-        0.0833
-    """
+    """Return the paired difference ``treated - base`` over the seeds that both have."""
     seeds = tuple(sorted(set(treated) & set(base)))
     if len(seeds) < 2:
         raise InputError("seeds", "must be at least 2 shared by both arms, for an interval", len(seeds))
@@ -145,20 +116,7 @@ def paired_effect(treated: Mapping[int, float], base: Mapping[int, float], *, hi
 
 
 def p_value(effect: Effect, *, null: float = 0.0) -> float:
-    """Return the two-sided p value of the paired t test.
-
-    Args:
-        effect: The effect.
-        null: Difference under the null hypothesis; 0 by default.
-
-    Returns:
-        A probability. Where all n differences are equal to each other, a t test cannot be made: 1 if they equal the
-        null, else that of the sign test, ``2^(1 - n)``.
-
-    Example:
-        >>> round(p_value(paired_effect({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.0, 1: 0.0, 2: 0.0})), 4)
-        0.0742
-    """
+    """Return the two-sided p value of the paired t test."""
     distance = effect.interval.mean - null
     if effect.equal:
         return 1.0 if abs(distance) <= _ROUNDING * abs(null) else 2.0 ** (1 - len(effect.seeds))
@@ -166,20 +124,8 @@ def p_value(effect: Effect, *, null: float = 0.0) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjust p values for a family of comparisons so that the chance of any false rejection stays below the level.
-
-    p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1 (Holm 1979).
-
-    Args:
-        p: One p value per comparison.
-
-    Returns:
-        Adjusted p values, in the same order.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])
-        [0.03, 0.06, 0.06]
-    """
+    """Adjust p values for a family of comparisons so that the chance of any false rejection stays below the level."""
+    # p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1 (Holm 1979).
     values = _probabilities(p)
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
@@ -189,20 +135,8 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p: Sequence[float]) -> list[float]:
-    """Adjust p values so that rejecting below q keeps the expected share of false rejections below q.
-
-    p_(i) becomes min over j >= i of m p_(j) / j, at most 1 (Benjamini and Hochberg 1995).
-
-    Args:
-        p: One p value per primary row.
-
-    Returns:
-        Adjusted p values, in the same order.
-
-    Example:
-        >>> benjamini_hochberg([0.01, 0.02, 0.9])
-        [0.03, 0.03, 0.9]
-    """
+    """Adjust p values so that rejecting below q keeps the expected share of false rejections below q."""
+    # p_(i) becomes min over j >= i of m p_(j) / j, at most 1 (Benjamini and Hochberg 1995).
     values = _probabilities(p)
     order = np.argsort(values, kind="stable")
     scaled = values[order] * len(values) / np.arange(1, len(values) + 1)
@@ -212,25 +146,7 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
 
 
 def answer(effects: Sequence[Effect], *, smallest: float, level: float = LEVEL) -> list[Answer]:
-    """Give one of three answers to each comparison of a row; Holm's correction over the row guards both verdicts.
-
-    Args:
-        effects: The comparisons of one row, each oriented so that positive means "as claimed".
-        smallest: Smallest effect of interest, positive, in the endpoint's unit; fixed before the run.
-        level: Coverage of the interval; 0.95 by default.
-
-    Returns:
-        One answer per comparison. An effect surely above 0 and surely below the smallest of interest is reproduced,
-        and its reason says that it is small.
-
-    Raises:
-        InputError: If the smallest effect is not positive.
-
-    Example:
-        >>> flat = paired_effect({s: 0.01 * s for s in range(8)}, {s: 0.01 * s - 0.1 for s in range(8)})
-        >>> answer([flat], smallest=0.05)[0].verdict
-        'reproduced'
-    """
+    """Give one of three answers to each comparison of a row; Holm's correction over the row guards both verdicts."""
     if not smallest > 0:
         raise InputError("smallest_effect", "must be positive, in the endpoint's unit", smallest)
     p = [p_value(effect) for effect in effects]
@@ -258,24 +174,9 @@ def _verdict(effect: Effect, smallest: float, differs: bool, differs_from_smalle
 
 
 def seeds_to_decide(effect: Effect, smallest: float, *, most: int = 10_000) -> int | None:
-    """Return the number of seeds in all with which the observed mean and spread would decide, with a chance of 80 %.
-
-    The smallest n with (t_{n-1, 0.975} + t_{n-1, 0.8}) s / sqrt(n) below the distance of the mean from 0 (reproduced)
-    or from the smallest effect (refuted), whichever comes first.
-
-    Args:
-        effect: What has been seen.
-        smallest: Smallest effect of interest.
-        most: Where to stop.
-
-    Returns:
-        Seeds in all, more than there are now; None beyond ``most``.
-
-    Example:
-        >>> effect = paired_effect({0: 1.0, 1: -0.5, 2: 1.2, 3: 0.1}, {s: 0.0 for s in range(4)})
-        >>> seeds_to_decide(effect, 0.1)
-        27
-    """
+    """Return the number of seeds in all with which the observed mean and spread would decide, with a chance of 80 %."""
+    # The smallest n with (t_{n-1, 0.975} + t_{n-1, 0.8}) s / sqrt(n) below the distance of the mean from 0
+    # (reproduced) or from the smallest effect (refuted), whichever comes first.
     distance = max(effect.interval.mean, smallest - effect.interval.mean)
     first = max(len(effect.seeds) + 1, _LEAST_EQUAL if effect.equal else LEAST_SEEDS)
     enough = effect.deviation * _half_widths(most)[first:] < distance
@@ -291,23 +192,7 @@ def _half_widths(most: int) -> NDArray[np.float64]:
 
 
 def noninferior(effect: Effect, margin: float) -> Answer:
-    """Tell whether the treated arm is worse than the reference by less than a margin.
-
-    Args:
-        effect: Treated minus reference, oriented so that positive is better.
-        margin: Loss that would not matter, positive; fixed before the run.
-
-    Returns:
-        Reproduced (non-inferior): the interval lies above -margin. Refuted: it lies below -margin. Else undecided.
-
-    Raises:
-        InputError: If the margin is not positive.
-
-    Example:
-        >>> same = paired_effect({s: 0.001 * s for s in range(8)}, {s: 0.0 for s in range(8)})
-        >>> noninferior(same, 0.05).verdict
-        'reproduced'
-    """
+    """Tell whether the treated arm is worse than the reference by less than a margin."""
     if not margin > 0:
         raise InputError("margin", "must be positive", margin)
     return _against(effect, -margin, f"-{margin:.3g}")
@@ -321,30 +206,11 @@ def retention(
     share: float = 0.75,
     higher: bool = True,
 ) -> tuple[Effect, Answer]:
-    """Tell whether the treated arm keeps a share of the reference's gain over the base.
-
-    Non-inferiority with the margin (1 - share) (reference - base): the contrast treated - base - share (reference -
-    base) is tested per seed, so that the uncertainty of the margin counts. It means something only where the
-    reference gains at all: unless the interval of reference - base lies above 0 the answer is undecided.
-
-    Args:
-        treated: Endpoint by seed, of SALA for instance.
-        reference: Endpoint by seed, of SAM for instance.
-        base: Endpoint by seed, of plain SGD for instance.
-        share: Share of the gain to keep. Default 0.75: the margin is a quarter of the gain.
-        higher: Whether more is better.
-
-    Returns:
-        The contrast, and the answer.
-
-    Example:
-        >>> seeds = range(6)
-        >>> base = {s: 0.1 * s for s in seeds}
-        >>> sam = {s: base[s] + 0.05 + 0.001 * s for s in seeds}
-        >>> sala = {s: base[s] + 0.05 + 0.002 * s for s in seeds}
-        >>> retention(sala, sam, base)[1].verdict
-        'reproduced'
-    """
+    """Tell whether the treated arm keeps a share of the reference's gain over the base."""
+    # Non-inferiority with the margin (1 - share) (reference - base): the contrast treated - base - share
+    # (reference - base) is tested per seed, so that the uncertainty of the margin counts. It means something
+    # only where the reference gains at all: unless the interval of reference - base lies above 0 the answer is
+    # undecided.
     gain = paired_effect(reference, base, higher=higher)
     kept = {s: base[s] + share * (reference[s] - base[s]) for s in set(base) & set(reference)}
     contrast = paired_effect(treated, kept, higher=higher)
@@ -369,22 +235,7 @@ def _against(effect: Effect, bound: float, shown: str) -> Answer:
 
 
 def equivalent(effect: Effect, margin: float) -> bool:
-    """Tell whether two arms differ by less than a margin either way (two one-sided tests at 2.5 % each).
-
-    Args:
-        effect: The paired difference.
-        margin: Difference that would not matter, positive.
-
-    Returns:
-        Whether the interval lies inside (-margin, margin); False where there are too few seeds.
-
-    Raises:
-        InputError: If the margin is not positive.
-
-    Example:
-        >>> equivalent(paired_effect({s: 0.001 * s for s in range(8)}, {s: 0.0 for s in range(8)}), 0.01)
-        True
-    """
+    """Tell whether two arms differ by less than a margin either way (two one-sided tests at 2.5 % each)."""
     if not margin > 0:
         raise InputError("margin", "must be positive", margin)
     inside = -margin < effect.interval.low and effect.interval.high < margin

@@ -11,11 +11,11 @@ from typing import Any
 
 from lowland.core.pace import Clock
 from lowland.engine import Event, OnEvent, Point, Row, select
-from lowland.spec.folder import RunFolder
-from lowland.spec.runs import fit_run
-from lowland.store.files import write_atomically
-from lowland.store.runs import RunPaths
+from lowland.results.files import write_atomically
+from lowland.results.run_folder import RunPaths
 from lowland.study.plan import Job
+from lowland.workflows.folder import RunFolder
+from lowland.workflows.measure import fit_run
 
 __all__ = ["Failure", "Failures", "OnRun", "train"]
 
@@ -25,23 +25,14 @@ OnRun = Callable[[Job, "Failure | None"], None]
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run has no result.
+    """Why a run has no result."""
 
-    Args:
-        error: Its first line.
-        traceback: Where it failed.
-    """
-
-    error: str
-    traceback: str = ""
+    error: str  # Its first line
+    traceback: str = ""  # Where it failed
 
 
 class Failures:
-    """The failed runs of a study, on disk, so that none is ever forgotten.
-
-    Args:
-        folder: The study's folder; they are in ``failures.json``.
-    """
+    """The failed runs of a study, on disk, so that none is ever forgotten."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "failures.json"
@@ -52,20 +43,11 @@ class Failures:
         return self._known.get(key)
 
     def items(self) -> Iterable[tuple[str, Failure]]:
-        """Return all failures.
-
-        Returns:
-            Pairs of key and failure.
-        """
+        """Return all failures."""
         return self._known.items()
 
     def put(self, key: str, failure: Failure | None) -> None:
-        """Note how a run ended.
-
-        Args:
-            key: Key of the job.
-            failure: What went wrong; None if it finished.
-        """
+        """Note how a run ended."""
         if failure is None and key not in self._known:
             return
         if failure is None:
@@ -77,12 +59,7 @@ class Failures:
 
 
 class FitTask:
-    """The task of an engine: point i trains job i.
-
-    Args:
-        jobs: The runs.
-        on_event: Receives the progress inside a run; workers in other processes have none.
-    """
+    """The task of an engine: point i trains job i."""
 
     def __init__(self, jobs: Sequence[Job], on_event: Callable[[int, Event], None] | None) -> None:
         self.jobs, self._on_event = list(jobs), on_event
@@ -91,24 +68,11 @@ class FitTask:
         return {"jobs": self.jobs, "_on_event": None}
 
     def placed(self) -> AbstractContextManager[Any]:
-        """Share nothing.
-
-        Returns:
-            An empty context.
-        """
+        """Share nothing."""
         return nullcontext()
 
     def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Train the runs of some points.
-
-        Args:
-            context: Nothing.
-            points: The points.
-            parents: Nothing.
-
-        Returns:
-            One row per point, with the run's passes.
-        """
+        """Train the runs of some points."""
         return [self._one(point.index) for point in points]
 
     def _one(self, index: int) -> Row:
@@ -118,17 +82,7 @@ class FitTask:
 
 
 def finished(job: Job) -> bool:
-    """Tell whether a run has its result.
-
-    Args:
-        job: The run.
-
-    Returns:
-        Whether its folder holds the result of the same spec.
-
-    Raises:
-        InputError: If the folder holds a run of another spec.
-    """
+    """Tell whether a run has its result."""
     path = Path(job.spec.folder)
     return RunPaths(path).spec.is_file() and RunFolder.create(job.spec).finished
 
@@ -141,15 +95,7 @@ def train(
     on_event: OnEvent | None = None,
     on_run: OnRun | None = None,
 ) -> None:
-    """Train what is not yet trained; an interrupted run goes on from its last epoch, a failed one is tried again.
-
-    Args:
-        jobs: The runs.
-        failures: Where failed runs are kept.
-        engine: Who computes.
-        on_event: Receives the progress, counted in epochs of all these runs.
-        on_run: Called after each run, finished ones first.
-    """
+    """Train what is not yet trained; an interrupted run goes on from its last epoch, a failed one is tried again."""
     announce = on_run or (lambda job, failure: None)
     open_jobs = [job for job in jobs if not finished(job)]
     clock = _Clock(jobs, open_jobs, on_event)

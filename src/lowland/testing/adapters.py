@@ -178,10 +178,10 @@ class LandscapeAdapter(Adapter):
         extent: float = 1.0,
         seed: int = 0,
     ) -> Surface:
-        """Evaluate a random plane through the model's weights, normalised as the tool recommends.
+        """Evaluate a random plane through the model's weights, normalized as the tool recommends.
 
         Args:
-            model: The model; its weights are the centre.
+            model: The model; its weights are the center.
             loss: ``(output, target) -> Tensor``, a mean over samples.
             batches: Inputs and targets.
             shape: Points along each axis.

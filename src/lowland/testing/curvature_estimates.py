@@ -45,7 +45,7 @@ def ends_of_mixed_signs(adapter: CurvatureAdapter) -> None:
 def ends_of_clusters(adapter: CurvatureAdapter) -> None:
     """Of the eigenvalues 5, 4.95, 4.9, 1 the largest is 5.
 
-    A stop at a small relative change is a stop between neighbours.
+    A stop at a small relative change is a stop between neighbors.
     """
     _ends(adapter, [5.0, 4.95, 4.9, 1.0], 0.001)
 
@@ -147,7 +147,7 @@ def density_has_mass_one(adapter: CurvatureAdapter) -> None:
 def density_has_no_ghosts(adapter: CurvatureAdapter) -> None:
     """A spectrum of three distinct eigenvalues gives nodes at those three only.
 
-    Without full reorthogonalisation, or a test for the end of the Krylov space, copies and noise appear.
+    Without full reorthogonalization, or a test for the end of the Krylov space, copies and noise appear.
     """
     for nodes, weights in _density(adapter, [*[4.0] * 10, *[1.0] * 20, *[-1.0] * 10]):
         demand(not np.iscomplexobj(weights) and weights.shape == nodes.shape, "no real weights, one for each node")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowland.core.modes import same_bits
+from lowland.core.contexts import same_bits
 from lowland.testing.adapters import CurvatureAdapter
 from lowland.testing.planted import dense_hessian
 from lowland.testing.problems import bits, mlp, split

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowland.core.modes import same_bits
+from lowland.core.contexts import same_bits
 from lowland.testing.adapters import LandscapeAdapter
 from lowland.testing.places import plain_loss, small
 from lowland.testing.problems import bits, split

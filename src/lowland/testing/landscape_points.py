@@ -39,7 +39,7 @@ def first_axis_first(adapter: LandscapeAdapter) -> None:
 
 
 @rule("landscape")
-def centre_is_the_model(adapter: LandscapeAdapter) -> None:
+def center_is_the_model(adapter: LandscapeAdapter) -> None:
     """On an odd grid the middle value is the loss of the model, at coordinates (0, 0).
 
     A picture whose middle is not the model cannot be checked against anything.
@@ -51,7 +51,7 @@ def centre_is_the_model(adapter: LandscapeAdapter) -> None:
 
 
 @rule("landscape")
-def even_grid_is_centred(adapter: LandscapeAdapter) -> None:
+def even_grid_is_centered(adapter: LandscapeAdapter) -> None:
     """On an even grid the stated coordinates are true: (0, 0) is the model, between the four middle points.
 
     An off-by-half moves the minimum out of the middle.
@@ -123,7 +123,7 @@ def _filters(adapter: LandscapeAdapter, kind: str) -> None:
 
 @rule("landscape")
 def filters_of_linear(adapter: LandscapeAdapter) -> None:
-    """Filter normalisation scales each row of a linear layer to the norm of that row of the weights.
+    """Filter normalization scales each row of a linear layer to the norm of that row of the weights.
 
     It is what makes two pictures comparable (Li et al. 2018, section 4).
     """
@@ -132,9 +132,9 @@ def filters_of_linear(adapter: LandscapeAdapter) -> None:
 
 @rule("landscape")
 def filters_of_convolutions(adapter: LandscapeAdapter) -> None:
-    """Filter normalisation scales each output filter of 1-, 2- and 3-dimensional convolutions.
+    """Filter normalization scales each output filter of 1-, 2- and 3-dimensional convolutions.
 
-    One norm for the whole tensor is layer normalisation under another name.
+    One norm for the whole tensor is layer normalization under another name.
     """
     for kind in ("Conv1d", "Conv2d", "Conv3d"):
         _filters(adapter, kind)
@@ -142,7 +142,7 @@ def filters_of_convolutions(adapter: LandscapeAdapter) -> None:
 
 @rule("landscape")
 def filters_of_transposed(adapter: LandscapeAdapter) -> None:
-    """Filter normalisation takes the output filters of transposed convolutions, which lie on axis 1.
+    """Filter normalization takes the output filters of transposed convolutions, which lie on axis 1.
 
     Axis 0 holds their inputs.
     """

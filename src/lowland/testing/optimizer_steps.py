@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowland.core.modes import same_bits
+from lowland.core.contexts import same_bits
 from lowland.testing.adapters import OptimizerAdapter
 from lowland.testing.problems import Training, bits, flat, groups_of, mlp, normed
 from lowland.testing.rulebook import NotOffered, demand, rule

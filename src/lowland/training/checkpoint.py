@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from lowland import models
 from lowland.core.errors import CheckpointError
 from lowland.models.weights import decode_pickle, decode_safetensors
-from lowland.store.files import write_atomically
-from lowland.store.runs import RunPaths
+from lowland.results.files import write_atomically
+from lowland.results.run_folder import RunPaths
 
 __all__ = [
     "CheckpointFolder",
@@ -151,14 +151,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return copies of a model's tensors on the CPU, and what else its state holds.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Tensors by name (tied ones under each name), and entries of `get_extra_state`.
-    """
+    """Return copies of a model's tensors on the CPU, and what else its state holds."""
     tensors: dict[str, Tensor] = {}
     extra: dict[str, Any] = {}
     for name, entry in model.state_dict().items():
@@ -170,16 +163,7 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def check_recipe(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with another run's checkpoint; the number of processes is `check_processes`' business.
-
-    Args:
-        found: The recipe in the checkpoint.
-        expected: The recipe of this call.
-        folder: The run's folder, for the message.
-
-    Raises:
-        CheckpointError: If an entry differs; the first one is named.
-    """
+    """Refuse to go on with another run's checkpoint; the number of processes is `check_processes`' business."""
     for name in sorted({*found, *expected} - {"devices"}):
         if found.get(name) != expected.get(name):
             raise CheckpointError(
@@ -189,11 +173,7 @@ def check_recipe(found: Mapping[str, Any], expected: Mapping[str, Any], folder: 
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of every random generator as plain values and tensors.
-
-    Returns:
-        State of torch (CPU and accelerators), NumPy's legacy generator and Python's.
-    """
+    """Return the state of every random generator as plain values and tensors."""
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
@@ -204,11 +184,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put every random generator back.
-
-    Args:
-        state: From `random_state`.
-    """
+    """Put every random generator back."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -219,14 +195,7 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def to_safetensors(weights: Mapping[str, Tensor]) -> bytes:
-    """Encode tensors as a safetensors file.
-
-    Args:
-        weights: Name -> tensor; tied tensors are written under each name.
-
-    Returns:
-        The file's bytes.
-    """
+    """Encode tensors as a safetensors file."""
     apart = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     seen: set[int] = set()
     for name, tensor in apart.items():

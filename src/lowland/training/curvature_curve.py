@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lowland.core.contexts import BatchNormMode
 from lowland.core.errors import InputError
-from lowland.core.modes import BatchNormMode
 from lowland.core.risk import EmpiricalRisk
-from lowland.curvature import Hessian, SpectrumEnds, interval, stability, warm_started_extremes
-from lowland.store.files import write_atomically
+from lowland.curvature import Hessian, SpectrumEnds, measurement_interval, stability, warm_started_extremes
+from lowland.results.files import write_atomically
 from lowland.training.evaluation import plain_loss
 from lowland.training.hooks import Hook, Run
 
@@ -53,7 +53,7 @@ class CurvatureCurve(Hook):
         samples: Size of the subset; fewer where there are fewer. Default 256.
         products: Products of a warm measurement. Default 6.
         share: Largest share of the run's cost; it sets the number of steps between measurements (see
-            `lowland.curvature.interval`). Default 0.03.
+            `lowland.curvature.measurement_interval`). Default 0.03.
         every_steps: Steps between measurements instead; None takes them from ``share``.
         batch_norm: ``"running"`` statistics (default) or the ``"batch"`` statistics of the subset, which are nearer to
             what a step sees: with running ones a bias before batch norm, whose gradient is rounding noise in training,
@@ -121,7 +121,7 @@ class CurvatureCurve(Hook):
             raise InputError("every_steps", "must be given where the length of the run is not known", None)
         group = optimizer.param_groups[0]
         runs = 2 if "betas" in group or "alpha" in group else 1
-        return interval(
+        return measurement_interval(
             steps=epochs * steps_per_epoch, batch_size=math.ceil(samples / steps_per_epoch),
             samples=min(self.samples, samples), products=runs * self.products, first=runs * _FIRST, share=self.share,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowland.core.exact import Estimate, accuracy, all_moments, per_sample_loss
+from lowland.core.per_sample import Estimate, accuracy, all_moments, per_sample_loss
 from lowland.core.types import Batch, as_batch, forward
 from lowland.data import TensorData
 from lowland.losses import TrainingLoss
@@ -17,14 +17,7 @@ __all__ = ["Evaluation", "plain_loss"]
 
 
 def plain_loss(loss: Any) -> Callable[[Any, Any], Tensor]:
-    """Return the loss that is measured: a method's base criterion, or the loss itself.
-
-    Args:
-        loss: A torch loss, or one of Lowland's losses around one.
-
-    Returns:
-        A loss of (output, target).
-    """
+    """Return the loss that is measured: a method's base criterion, or the loss itself."""
     while isinstance(loss, TrainingLoss):
         loss = loss.criterion
     found: Callable[[Any, Any], Tensor] = loss
@@ -32,14 +25,7 @@ def plain_loss(loss: Any) -> Callable[[Any, Any], Tensor]:
 
 
 class Evaluation:
-    """Measures a part of the data with the weights and statistics the model has, in evaluation mode.
-
-    Args:
-        fabric: Fabric, for the device.
-        model: The model as Fabric wrapped it: forward passes run at the run's precision.
-        loss: Loss of (output, target); exact sums and weights are made from it.
-        batch_size: Samples per batch for resident data.
-    """
+    """Measures a part of the data with the weights and statistics the model has, in evaluation mode."""
 
     def __init__(self, fabric: Any, model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_size: int) -> None:
         self.fabric, self.model, self.loss, self.batch_size = fabric, model, loss, batch_size
@@ -48,14 +34,7 @@ class Evaluation:
 
     @torch.no_grad()
     def __call__(self, part: TensorData | Iterable[Any]) -> tuple[dict[str, float], int]:
-        """Measure one part.
-
-        Args:
-            part: Resident data, or a loader.
-
-        Returns:
-            ``loss`` and ``loss_se``, and for classifiers ``accuracy`` and ``accuracy_se``; and the batches used.
-        """
+        """Measure one part."""
         totals: dict[str, Tensor] = {}
         count = 0
         if isinstance(part, TensorData):  # moved to the device once

@@ -20,17 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import forked_rng
 from lowland.core.errors import CheckpointError
-from lowland.core.exact import accuracy
-from lowland.core.modes import forked_rng
+from lowland.core.per_sample import accuracy
 from lowland.core.provenance import provenance
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, forward, move
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
-from lowland.store.files import only_writer
-from lowland.store.runs import RunPaths, open_run_folder
+from lowland.results.files import only_writer
+from lowland.results.run_folder import RunPaths, open_run_folder
 from lowland.training.checkpoint import (
     CheckpointFolder,
     check_recipe,
@@ -262,7 +262,7 @@ def _pass(loop: _Loop, batch: Batch, size: int) -> Terms:
 
 @torch.no_grad()
 def _terms(output: Any, value: Tensor, batch: Batch, ignored: int) -> Terms:
-    # left on the device and summed at the end of the epoch: no synchronisation, few operations
+    # left on the device and summed at the end of the epoch: no synchronization, few operations
     hits = accuracy(output, batch.target, ignore_index=ignored)
     if hits is None:
         return value.detach(), None, None, batch.size

@@ -11,8 +11,8 @@ from torch import nn
 
 from lowland.core.errors import InputError
 from lowland.data import DataSplits
-from lowland.store import SnapshotWriter
-from lowland.store.runs import RunPaths
+from lowland.results import SnapshotWriter
+from lowland.results.run_folder import RunPaths
 from lowland.training.metrics import Row
 
 __all__ = ["Hook", "Run", "Snapshots"]
@@ -115,7 +115,7 @@ class Hook:
 class Snapshots(Hook):
     """Writes trainable parameters and running statistics along the trajectory, one file per snapshot, streamed.
 
-    The folder ``snapshots`` of the run is read by `lowland.store.SnapshotReader`. The start (step 0) is the first
+    The folder ``snapshots`` of the run is read by `lowland.results.SnapshotReader`. The start (step 0) is the first
     snapshot. After a kill, snapshots of steps that were lost are written again with the same bits.
 
     Args:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from lowland.store.files import write_atomically
-from lowland.store.runs import read_metrics
+from lowland.results.files import write_atomically
+from lowland.results.run_folder import read_metrics
 
 __all__ = ["COLUMNS", "Row", "better", "chosen_row", "read_metrics", "write_metrics", "write_result"]
 
@@ -35,12 +35,7 @@ _WHOLE = frozenset({"epoch", "step", "passes", "evaluation_passes"})
 
 
 def write_metrics(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write all rows anew, so that the file never holds half a row or rows of a lost epoch.
-
-    Args:
-        path: Where to.
-        rows: One mapping per epoch.
-    """
+    """Write all rows anew, so that the file never holds half a row or rows of a lost epoch."""
     extra = sorted({name for row in rows for name in row} - set(COLUMNS))
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=[*COLUMNS, *extra], restval="", lineterminator="\n")
@@ -51,32 +46,14 @@ def write_metrics(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the outcome of a run as JSON.
-
-    Args:
-        path: Where to.
-        result: Plain values; numbers that are not finite become strings.
-    """
+    """Write the outcome of a run as JSON."""
     write_atomically(path, (json.dumps(_plain(result), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def better(row: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
-    """Tell whether an epoch beats the best so far by the one rule that all methods share.
-
-    The higher validation accuracy wins; without accuracies the lower validation loss; ties go to the earlier epoch and
-    numbers that are not finite never win.
-
-    Args:
-        row: The epoch's row.
-        best: The best row so far.
-
-    Returns:
-        Whether the epoch takes its place.
-
-    Example:
-        >>> better({"validation_accuracy": 0.9}, {"validation_accuracy": 0.9})
-        False
-    """
+    """Tell whether an epoch beats the best so far by the one rule that all methods share."""
+    # The higher validation accuracy wins; without accuracies the lower validation loss; ties go to the earlier
+    # epoch and numbers that are not finite never win.
     name, sign = ("validation_accuracy", 1.0) if "validation_accuracy" in row else ("validation_loss", -1.0)
     value = sign * row.get(name, math.nan)
     if best is None:
@@ -86,15 +63,7 @@ def better(row: Mapping[str, float], best: Mapping[str, float] | None) -> bool:
 
 
 def chosen_row(rows: Sequence[Row], select: str) -> Row:
-    """Return the row of the epoch whose weights count.
-
-    Args:
-        rows: All rows, at least one.
-        select: ``"best"`` by `better`, or ``"last"``.
-
-    Returns:
-        One of the rows.
-    """
+    """Return the row of the epoch whose weights count."""
     best = rows[0]
     for row in rows[1:]:
         best = row if better(row, best) else best

@@ -18,20 +18,9 @@ _NORMS: Final = nn.modules.batchnorm._BatchNorm
 
 
 def check_processes(run: Run, batches: TensorBatches | LoaderBatches, then: int, now: int) -> None:
-    """Refuse to go on with another number of processes where that would make another method of it.
-
-    The batch over all processes stays the same, so that a step is the same function of it as long as no part of the
-    method looks at one process's share alone. Random masks (dropout) are other ones of the same kind.
-
-    Args:
-        run: The run, at the step of its checkpoint.
-        batches: The training batches.
-        then: Processes of the checkpoint.
-        now: Processes here.
-
-    Raises:
-        CheckpointError: If numbers differ and a part of the method depends on them; the part is named.
-    """
+    """Refuse to go on with another number of processes where that would make another method of it."""
+    # The batch over all processes stays the same, so that a step is the same function of it as long as no part
+    # of the method looks at one process's share alone. Random masks (dropout) are other ones of the same kind.
     if then == now or (reason := _reason(run, batches)) is None:
         return
     raise CheckpointError(
@@ -52,17 +41,7 @@ def _reason(run: Run, batches: TensorBatches | LoaderBatches) -> str | None:
 
 
 def own_part(own: list[Any], rank: int, now: int) -> tuple[Any, Any, list[Any]]:
-    """Return what a checkpoint holds for one process: state of its random numbers, of its loss, terms of its epoch.
-
-    Args:
-        own: One entry for each process of the checkpoint.
-        rank: This process.
-        now: Processes here.
-
-    Returns:
-        The entry; after a change of their number a process that is new has no random state (None: it keeps its own),
-        the first process's state of the loss, and nobody has terms.
-    """
+    """Return what a checkpoint holds for one process: state of its random numbers, of its loss, terms of its epoch."""
     if len(own) == now:
         numbers, loss, terms = own[rank]
         return numbers, loss, terms

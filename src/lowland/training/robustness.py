@@ -1,6 +1,6 @@
 """Robustness of a trained classifier: adversarial attacks by foolbox, and noise.
 
-Attacks work on inputs in [0, 1]; normalisation happens inside the attacked model, so that epsilon is a distance between
+Attacks work on inputs in [0, 1]; normalization happens inside the attacked model, so that epsilon is a distance between
 images. FGSM (Goodfellow et al. 2015), PGD on the cross entropy (Madry et al. 2018), and PGD on the margin between the
 best wrong score and the right one (Carlini and Wagner 2017, equation 6 without a threshold) with random restarts, since
 cross entropy alone overrates models whose gradients vanish (Croce and Hein 2020).
@@ -9,8 +9,8 @@ The protocol of LLR is the default: L-infinity, epsilon 3, 5 and 8 over 255, ste
 
 1. What an attack finds inside a smaller ball counts for every larger one, where it is allowed as well.
 2. What PGD finds counts for the margin attack, which tries PGD's end points as further starts.
-3. Inputs are scaled back to [0, 1] and normalised inside the attacked model; the original hands images in [0, 1] to a
-   network trained on normalised ones.
+3. Inputs are scaled back to [0, 1] and normalized inside the attacked model; the original hands images in [0, 1] to a
+   network trained on normalized ones.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowland.core.contexts import evaluation_mode, forked_rng, gradients_aside
 from lowland.core.errors import InputError, optional_import
-from lowland.core.modes import evaluation_mode, forked_rng, gradients_aside
 from lowland.core.seeds import generator, normal, torch_seed
 from lowland.data import DataSplits, TensorData
 
@@ -62,8 +62,8 @@ def adversarial(
     """Attack a classifier on the test part with FGSM, PGD and the margin attack.
 
     Args:
-        model: Takes normalised inputs, returns logits; it is restored bit for bit.
-        data: Resident splits with `mean` and `std`, and inputs in [0, 1] before normalisation.
+        model: Takes normalized inputs, returns logits; it is restored bit for bit.
+        data: Resident splits with `mean` and `std`, and inputs in [0, 1] before normalization.
         epsilons: L-infinity radii in units of inputs in [0, 1], positive.
         step: Step of PGD and of the margin attack, in the same unit. Default 0.01 (LLR).
         iterations: Their steps. Default 40 (LLR).
@@ -181,9 +181,9 @@ def noise(
     """Measure accuracy on test inputs with Gaussian noise; all deviations and models share the same random numbers.
 
     Args:
-        model: Takes normalised inputs, returns logits; it is restored bit for bit.
+        model: Takes normalized inputs, returns logits; it is restored bit for bit.
         data: Resident splits with class labels.
-        deviations: Standard deviations of the noise before normalisation; the result is clipped to [0, 1] where the
+        deviations: Standard deviations of the noise before normalization; the result is clipped to [0, 1] where the
             data were scaled from there.
         samples: Use a fixed random subset of that many test samples; None uses all.
         batch_size: Samples per batch.
@@ -254,7 +254,7 @@ def _pixels(x: Tensor, data: DataSplits, *, clip: bool = True) -> Tensor:
 
 
 class _OnPixels(nn.Module):
-    # the model with its normalisation inside
+    # the model with its normalization inside
     def __init__(self, model: nn.Module, data: DataSplits) -> None:
         super().__init__()
         self.model, self.data = model, data

@@ -84,17 +84,7 @@ ScheduleLike: TypeAlias = "Schedule | str | Callable[[float, float, int], float]
 
 
 def as_schedule(schedule: ScheduleLike) -> Callable[[float, float, int], float]:
-    """Turn a name into a schedule with defaults; anything callable passes.
-
-    Args:
-        schedule: See `ScheduleLike`.
-
-    Returns:
-        A function of (progress, step, epochs).
-
-    Raises:
-        InputError: If it is neither a known name nor callable.
-    """
+    """Turn a name into a schedule with defaults; anything callable passes."""
     if isinstance(schedule, str):
         return Schedule(schedule)  # type: ignore[arg-type]
     if not callable(schedule):

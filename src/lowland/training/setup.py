@@ -26,19 +26,7 @@ __all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "train
 
 
 def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
-    """Start Fabric.
-
-    Args:
-        accelerator: Name of the kind of device.
-        devices: Number of processes.
-        precision: Name of the precision.
-
-    Returns:
-        Fabric, launched.
-
-    Raises:
-        InputError: If Fabric does not know a name or the machine lacks the device.
-    """
+    """Start Fabric."""
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
     except (ValueError, RuntimeError, TypeError) as error:
@@ -49,13 +37,7 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
 
 
 def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
-    """Tell the loss about the run and put its criterion's tensors on the device.
-
-    Args:
-        run: The run.
-        batches: The training batches.
-        device: Where training happens.
-    """
+    """Tell the loss about the run and put its criterion's tensors on the device."""
     criterion = plain_loss(run.loss)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
@@ -68,15 +50,7 @@ def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """Cut a batch into parts of nearly equal size.
-
-    Args:
-        batch: The batch.
-        parts: Number of parts; a batch of fewer samples gives as many parts as samples.
-
-    Returns:
-        The parts in order.
-    """
+    """Cut a batch into parts of nearly equal size."""
     if parts == 1:
         return [batch]
     stops = np.linspace(0, batch.size, min(parts, batch.size) + 1).round().astype(int).tolist()
@@ -97,21 +71,7 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
 def training_batches(
     data: DataSplits, batch_size: int, seed: int, augment: Augment | None, fabric: Any
 ) -> TensorBatches | LoaderBatches:
-    """Return the training batches of this process.
-
-    Args:
-        data: The data splits.
-        batch_size: Samples per step over all devices; loaders keep their own.
-        seed: Seed of order and augmentation.
-        augment: Changes batches of resident data.
-        fabric: Fabric, for device and rank.
-
-    Returns:
-        Batches whose order is a function of (seed, epoch).
-
-    Raises:
-        InputError: If a loader cannot do what is asked for.
-    """
+    """Return the training batches of this process."""
     if isinstance(data.train, TensorData):
         part = data.train.to_fitting(fabric.device)
         whole = part.batches(batch_size, seed=seed, shuffle=True, augment=augment)
@@ -128,21 +88,7 @@ def recipe_of(
     select: str,
     precision: str, world: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what must agree before a run may go on, one entry per thing a user can change.
-
-    Args:
-        run: The run, before its first step.
-        batch_size: Samples per step.
-        schedule: The learning-rate schedule.
-        augment: The augmentation.
-        gradients: Largest gradient norm, and parts of a batch.
-        select: The rule for the chosen epoch.
-        precision: The precision.
-        world: Number of processes.
-
-    Returns:
-        Plain values.
-    """
+    """Return what must agree before a run may go on, one entry per thing a user can change."""
     plain = (int, float, str, bool, type(None))
     groups = [
         {name: value for name, value in group.items() if isinstance(value, plain)}
@@ -179,20 +125,7 @@ def check_arguments(
     optimizer: Any,
     model: nn.Module,
 ) -> None:
-    """Check what needs no Fabric.
-
-    Args:
-        epochs: Length of the run.
-        clip: Largest gradient norm.
-        micro_batches: Parts of a batch.
-        select: The rule for the chosen epoch.
-        every: Steps between checkpoints.
-        optimizer: The optimizer.
-        model: The model.
-
-    Raises:
-        InputError: If one breaks its rule.
-    """
+    """Check what needs no Fabric."""
     if epochs < 1:
         raise InputError("epochs", "must be at least 1", epochs)
     if clip is not None and not clip > 0:

@@ -30,38 +30,14 @@ class Backend(Protocol):
 
 
 def load(backend: str) -> Backend:
-    """Import a backend.
-
-    Args:
-        backend: One of `BACKENDS`.
-
-    Returns:
-        Its module.
-
-    Raises:
-        InputError: If the name is unknown.
-    """
+    """Import a backend."""
     if backend not in BACKENDS:
         raise InputError("backend", f"must be one of {', '.join(BACKENDS)}", backend)
     return cast("Backend", importlib.import_module(f"lowland.viz.{backend}"))
 
 
 def backend_for(path: str | Path) -> str:
-    """Return the backend that writes a file, by its suffix.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        Name of the backend.
-
-    Raises:
-        InputError: If no backend writes such files.
-
-    Example:
-        >>> backend_for("figure.pdf")
-        'matplotlib'
-    """
+    """Return the backend that writes a file, by its suffix."""
     suffix = Path(path).suffix.lower()
     for name, suffixes in BACKENDS.items():
         if suffix in suffixes:

@@ -20,14 +20,7 @@ _ATTRIBUTES = ("batch_norm", "samples", "precision")
 
 
 def recipe_of(result: xr.Dataset) -> dict[str, Any]:
-    """Return the recipe of a result as a dictionary.
-
-    Args:
-        result: Any stored result.
-
-    Returns:
-        The decoded attribute ``recipe``; empty where there is none or it is no JSON object.
-    """
+    """Return the recipe of a result as a dictionary."""
     recipe = result.attrs.get("recipe", "{}")
     if isinstance(recipe, str):
         try:
@@ -38,27 +31,13 @@ def recipe_of(result: xr.Dataset) -> dict[str, Any]:
 
 
 def planes_of(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the descriptions of the planes in a recipe.
-
-    Args:
-        recipe: A surface's recipe, or a trajectory's.
-
-    Returns:
-        One description per plane: kind, arguments, axes, cosine, norms.
-    """
+    """Return the descriptions of the planes in a recipe."""
     planes = recipe.get("planes", [])
     return [plane for plane in planes if isinstance(plane, Mapping)] if isinstance(planes, list) else []
 
 
 def axes_of(result: xr.Dataset) -> tuple[str, ...]:
-    """Return the fingerprints of the axes that a surface or trajectory stands on.
-
-    Args:
-        result: A surface or a trajectory.
-
-    Returns:
-        One fingerprint per axis; empty where they are not stored.
-    """
+    """Return the fingerprints of the axes that a surface or trajectory stands on."""
     stored = result.attrs.get("plane")
     try:
         planes = [json.loads(stored)] if isinstance(stored, str) else planes_of(recipe_of(result))
@@ -70,16 +49,7 @@ def axes_of(result: xr.Dataset) -> tuple[str, ...]:
 
 
 def caption_of(result: xr.Dataset, *, note: str = "") -> str:
-    """Write the caption of a stored result.
-
-    Args:
-        result: Surface, line, trajectory or curvature.
-        note: A sentence to put first.
-
-    Returns:
-        One line: note, unit of the axes, unfinished and failed points, batch-norm mode, samples, precision, seeds
-        and normalisation, and the fingerprint of the recipe.
-    """
+    """Write the caption of a stored result."""
     parts = [note] if note else []
     unit = str(result["x"].attrs.get("units", "")) if "x" in result.coords else ""
     if unit:

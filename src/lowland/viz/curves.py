@@ -41,25 +41,9 @@ def build_line(
     title: str = "",
     caption: str | None = None,
 ) -> Line:
-    """Make the spec of curves along one direction, overlaid for several runs.
-
-    A line measured along several directions becomes its mean with the range over the directions as a band; one with
-    standard errors has a band of one standard error.
-
-    Args:
-        lines: One line (a surface of schema v1 with the axis x only), or several by name.
-        metric: Metric to draw.
-        split: Name or position along ``split``; None draws every split.
-        log: Logarithmic axis; None takes it where every value is positive and they span a factor 20.
-        title: Title of the figure.
-        caption: Small print; None writes it from the attributes of the first line.
-
-    Returns:
-        The spec.
-
-    Raises:
-        InputError: If nothing is given, a result has two axes, or no point is finished.
-    """
+    """Make the spec of curves along one direction, overlaid for several runs."""
+    # A line measured along several directions becomes its mean with the range over the directions as a band;
+    # one with standard errors has a band of one standard error.
     named = by_name(lines, "")
     if not named:
         raise InputError("lines", "must hold at least one line")
@@ -87,22 +71,7 @@ def build_density(
     title: str = "",
     caption: str = "",
 ) -> Line:
-    """Make the spec of a spectral density, on a logarithmic axis as in Ghorbani et al. (2019).
-
-    Args:
-        spectra: Name -> (eigenvalue grid, density), each of shape [n]; the density integrates to 1.
-        eigenvalues: Single eigenvalues to mark below the density.
-        bands: Name -> (low, high), one standard error over start vectors, each of shape [n].
-        x_label: What the grid holds.
-        title: Title of the figure.
-        caption: Small print.
-
-    Returns:
-        The spec.
-
-    Raises:
-        InputError: If nothing is given or shapes do not fit.
-    """
+    """Make the spec of a spectral density, on a logarithmic axis as in Ghorbani et al. (2019)."""
     if not spectra:
         raise InputError("spectra", "must hold at least one density")
     curves = []
@@ -122,18 +91,7 @@ def build_density(
 
 
 def build_spectrum(results: xr.Dataset | Mapping[str, xr.Dataset], *, title: str = "") -> Line:
-    """Make the spec of stored spectral densities.
-
-    Args:
-        results: Curvature results with ``eigenvalue_grid``, ``density`` and ``density_se``, one or several by name.
-        title: Title of the figure.
-
-    Returns:
-        The spec, with one standard error over start vectors as a band and the ends of the spectrum marked.
-
-    Raises:
-        InputError: If a result holds no density, or linear and logarithmic grids are mixed.
-    """
+    """Make the spec of stored spectral densities."""
     named = by_name(results, "spectrum")
     for name, result in named.items():
         if "density" not in result:
@@ -164,22 +122,7 @@ def build_cost(
     title: str = "",
     caption: str = "",
 ) -> Scatter:
-    """Make the spec of accuracy against cost, with the Pareto front of the means (more of y is better).
-
-    Args:
-        estimates: One per method, with interval and single seeds.
-        cost: What the x axis shows.
-        quality: What the y axis shows.
-        unit: Unit of the y axis.
-        title: Title of the figure.
-        caption: Small print.
-
-    Returns:
-        The spec.
-
-    Raises:
-        InputError: If there is no estimate.
-    """
+    """Make the spec of accuracy against cost, with the Pareto front of the means (more of y is better)."""
     if not estimates:
         raise InputError("estimates", "must hold at least one method")
     front = front_line(estimates, pareto_front([(one.x, one.y) for one in estimates]))
@@ -187,18 +130,7 @@ def build_cost(
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Tell which points no other point beats in both cost and quality.
-
-    Args:
-        points: (cost, quality) pairs; less cost and more quality are better.
-
-    Returns:
-        One flag per point; points with NaN are never on the front.
-
-    Example:
-        >>> pareto_front([(1.0, 0.8), (2.0, 0.9), (2.0, 0.7)])
-        [True, True, False]
-    """
+    """Tell which points no other point beats in both cost and quality."""
 
     def beaten(own: tuple[float, float]) -> bool:
         return any(
@@ -211,15 +143,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def front_line(estimates: Sequence[Estimate], front: Sequence[bool]) -> tuple[tuple[float, float], ...]:
-    """Return the points of a Pareto front in the order in which a line joins them.
-
-    Args:
-        estimates: The points.
-        front: Which of them are on the front.
-
-    Returns:
-        (x, y) by ascending x.
-    """
+    """Return the points of a Pareto front in the order in which a line joins them."""
     return tuple(sorted((one.x, one.y) for one, on_front in zip(estimates, front, strict=True) if on_front))
 
 
@@ -264,24 +188,12 @@ def _marks(x: FloatArray, values: FloatArray, status: FloatArray) -> dict[str, F
 
 def _range_unit(line: xr.Dataset) -> str:
     unit = str(line["x"].attrs.get("units", ""))
-    return "" if unit == "normalised direction" else unit
+    return "" if unit == "normalized direction" else unit
 
 
 def build_slope(result: xr.Dataset, *, title: str = "") -> Line:
-    """Make the spec of LLR's slope over the histogram of the losses that training met.
-
-    Both share one axis: the histogram is scaled so that its highest bin reaches the highest slope.
-
-    Args:
-        result: What `lowland.losses.slope_over_losses` returns.
-        title: Title of the figure.
-
-    Returns:
-        The spec.
-
-    Raises:
-        InputError: If a variable is missing.
-    """
+    """Make the spec of LLR's slope over the histogram of the losses that training met."""
+    # Both share one axis: the histogram is scaled so that its highest bin reaches the highest slope.
     missing = {"slope", "passes", "mean_multiplier", "left", "right"} - set(map(str, result.variables))
     if missing:
         raise InputError("result", "must come from lowland.losses.slope_over_losses", sorted(missing))

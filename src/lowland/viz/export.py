@@ -13,7 +13,7 @@ from lowland.viz.curves import build_line, build_spectrum
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.scale import scale_of
 from lowland.viz.spec import Contour, Figure, Panels, Scale, Single
-from lowland.viz.style import COLOUR_MAPS
+from lowland.viz.style import COLOR_MAPS
 from lowland.viz.surfaces import (
     build_contour,
     build_convexity_map,
@@ -44,7 +44,7 @@ class FigureOptions:
         minimum: Low end of the scale; None takes the data's.
         maximum: High end of the scale; None takes the data's.
         levels: Least number of contour levels; None for 9.
-        colour_map: viridis, cividis, magma, inferno or plasma.
+        color_map: viridis, cividis, magma, inferno or plasma.
         filled: Fill between contour lines.
         points: Mark measured and interpolated points; None where both occur.
         title: Title; with several results their names are the titles of the panels.
@@ -60,7 +60,7 @@ class FigureOptions:
     minimum: float | None = None
     maximum: float | None = None
     levels: int | None = None
-    colour_map: str = "viridis"
+    color_map: str = "viridis"
     filled: bool = True
     points: bool | None = None
     title: str = ""
@@ -106,25 +106,12 @@ def build_figure(
     trajectories: Mapping[str, xr.Dataset] | None = None,
     options: FigureOptions | None = None,
 ) -> Figure:
-    """Make the spec of a figure of stored results.
-
-    Args:
-        results: Surfaces or lines by name.
-        kind: One of `KINDS`.
-        trajectories: Training paths by name, for the kinds path and animation.
-        options: Everything else.
-
-    Returns:
-        The spec; `Panels` for several surfaces.
-
-    Raises:
-        InputError: If the kind is unknown or what it needs is missing.
-    """
+    """Make the spec of a figure of stored results."""
     chosen = options or FigureOptions()
     if kind not in KINDS:
         raise InputError("kind", f"must be one of {', '.join(KINDS)}", kind)
-    if chosen.colour_map not in COLOUR_MAPS:
-        raise InputError("colour_map", f"must be one of {', '.join(COLOUR_MAPS)}", chosen.colour_map)
+    if chosen.color_map not in COLOR_MAPS:
+        raise InputError("color_map", f"must be one of {', '.join(COLOR_MAPS)}", chosen.color_map)
     if kind in ("path", "animation"):
         return _paths(results, kind, trajectories or {}, chosen)
     if not results:
@@ -151,7 +138,7 @@ def _scale(results: Mapping[str, xr.Dataset], chosen: FigureOptions) -> Scale:
         log=chosen.log,
         limits=(chosen.minimum, chosen.maximum),
         levels=chosen.levels,
-        colour_map=chosen.colour_map,
+        color_map=chosen.color_map,
     )
 
 

@@ -21,28 +21,16 @@ MARK_KINDS = ("open", "failed", "nan", "inf", "-inf", "measured", "interpolated"
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A measured function on a grid; ``values[i, j]`` belongs to ``(x[i], y[j])``.
+    """A measured function on a grid; ``values[i, j]`` belongs to ``(x[i], y[j])``."""
 
-    Args:
-        x: Ascending coordinates, shape [nx].
-        y: Ascending coordinates, shape [ny].
-        values: Shape [nx, ny]; NaN and inf are kept.
-        status: Status of each point as in `core.schema`, shape [nx, ny].
-        error: Standard errors, shape [nx, ny]; None where there are none.
-    """
-
-    x: FloatArray
-    y: FloatArray
-    values: FloatArray
-    status: NDArray[np.uint8]
-    error: FloatArray | None = None
+    x: FloatArray  # Ascending coordinates, shape [nx]
+    y: FloatArray  # Ascending coordinates, shape [ny]
+    values: FloatArray  # Shape [nx, ny]; NaN and inf are kept
+    status: NDArray[np.uint8]  # Status of each point as in `core.schema`, shape [nx, ny]
+    error: FloatArray | None = None  # Standard errors, shape [nx, ny]; None where there are none
 
     def __post_init__(self) -> None:
-        """Check shapes and order, since a transposed grid would still draw.
-
-        Raises:
-            InputError: If shapes do not fit or an axis does not ascend.
-        """
+        """Check shapes and order, since a transposed grid would still draw."""
         shape = (self.x.size, self.y.size)
         for name in ("values", "status", "error"):
             entry = getattr(self, name)
@@ -74,15 +62,7 @@ class Field:
         return float(self.x[0]), float(self.x[-1]), float(self.y[0]), float(self.y[-1])
 
     def mask(self, kind: str) -> NDArray[np.bool_]:
-        """Return which points are of one kind.
-
-        Args:
-            kind: One of `MARK_KINDS`.
-
-        Returns:
-            A mask of shape [nx, ny]. Kinds exclude each other, except that "nan", "inf" and "-inf" points are
-            also "measured" or "interpolated".
-        """
+        """Return which points are of one kind."""
         has_value = (self.status == STATUS_MEASURED) | (self.status == STATUS_INTERPOLATED)
         table: dict[str, NDArray[np.bool_]] = {
             "open": self.status == STATUS_OPEN,
@@ -96,26 +76,12 @@ class Field:
         return table[kind]
 
     def points(self, kind: str) -> tuple[FloatArray, FloatArray]:
-        """Return the coordinates of the points of one kind.
-
-        Args:
-            kind: One of `MARK_KINDS`.
-
-        Returns:
-            ``x`` and ``y``, each of shape [count].
-        """
+        """Return the coordinates of the points of one kind."""
         i, j = np.nonzero(self.mask(kind))
         return self.x[i], self.y[j]
 
     def marks(self, *, points: bool | None = None) -> dict[str, tuple[FloatArray, FloatArray]]:
-        """Return what has to be marked on a figure: everything that is not simply a measured number.
-
-        Args:
-            points: Whether to mark measured and interpolated points too; None does so where both occur.
-
-        Returns:
-            Coordinates by kind, kinds without a point left out.
-        """
+        """Return what has to be marked on a figure: everything that is not simply a measured number."""
         both = bool(self.mask("measured").any() and self.mask("interpolated").any())
         wanted = both if points is None else points
         kinds = MARK_KINDS if wanted else MARK_KINDS[:5]

@@ -61,13 +61,7 @@ class MatplotlibFigure(matplotlib.figure.Figure):
     """A matplotlib figure that saves with embedded fonts and shows itself in a notebook without pyplot."""
 
     def savefig(self, fname: Any, *, transparent: bool | None = None, **options: Any) -> None:
-        """Save the figure; PDF and SVG keep text as text and are the same bytes each time.
-
-        Args:
-            fname: Path or open file.
-            transparent: As in matplotlib.
-            **options: As in `matplotlib.figure.Figure.savefig`.
-        """
+        """Save the figure; PDF and SVG keep text as text and are the same bytes each time."""
         kind = str(options.get("format") or FilePath(str(fname)).suffix.lstrip(".")).lower()
         if kind in ("pdf", "svg") and "metadata" not in options:
             options["metadata"] = {"CreationDate" if kind == "pdf" else "Date": None}
@@ -90,19 +84,7 @@ class MatplotlibFigure(matplotlib.figure.Figure):
 
 
 def draw(spec: Figure, *, size: str | tuple[float, float] | None = None, dpi: float = 200.0) -> MatplotlibFigure:
-    """Draw a spec.
-
-    Args:
-        spec: Any figure spec except an animation.
-        size: One of `style.SIZES`, or width and height in inches; None for one that fits the spec.
-        dpi: Dots per inch of PNG output.
-
-    Returns:
-        The figure.
-
-    Raises:
-        InputError: If the spec is an animation, which paper cannot show.
-    """
+    """Draw a spec."""
     if isinstance(spec, Animation):
         raise InputError("backend", "cannot show an animation", "matplotlib", 'use backend="plotly"')
     with mpl.rc_context(_RC):
@@ -114,7 +96,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None, dpi: fl
             axes = _add_axes(figure, spec, (1, 1, 1))
             mappable = _draw_one(axes, spec)
             if mappable is not None:
-                _colour_bar(figure, mappable, spec, axes)
+                _color_bar(figure, mappable, spec, axes)
         _write_caption(figure, spec.caption)
         if isinstance(spec, Panels) and spec.title:
             figure.suptitle(spec.title, fontsize=style.FONT_SIZE + 2)
@@ -122,15 +104,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None, dpi: fl
 
 
 def save(figure: MatplotlibFigure, path: str | FilePath) -> None:
-    """Write a figure to a file whose suffix names the format.
-
-    Args:
-        figure: A figure of `draw`.
-        path: Ends in .pdf, .svg or .png.
-
-    Raises:
-        InputError: If the suffix is another one.
-    """
+    """Write a figure to a file whose suffix names the format."""
     if FilePath(path).suffix.lower() not in (".pdf", ".svg", ".png"):
         raise InputError("path", "must end in .pdf, .svg or .png for matplotlib", str(path))
     figure.savefig(path)
@@ -162,13 +136,13 @@ def _draw_panels(figure: MatplotlibFigure, spec: Panels) -> None:
     for number, panel in enumerate(spec.panels):
         axes = _add_axes(figure, panel, (spec.rows, columns, number + 1))
         drawn.append((axes, panel, _draw_one(axes, panel)))
-    coloured = [(axes, panel, mappable) for axes, panel, mappable in drawn if mappable is not None]
-    scales = {panel.scale for _, panel, _ in coloured if isinstance(panel, Contour | Surface3D | HeatMap)}
+    colored = [(axes, panel, mappable) for axes, panel, mappable in drawn if mappable is not None]
+    scales = {panel.scale for _, panel, _ in colored if isinstance(panel, Contour | Surface3D | HeatMap)}
     if len(scales) == 1:  # one scale: one bar for all
-        _colour_bar(figure, coloured[0][2], coloured[0][1], [axes for axes, _, _ in coloured])
+        _color_bar(figure, colored[0][2], colored[0][1], [axes for axes, _, _ in colored])
     else:
-        for axes, panel, mappable in coloured:
-            _colour_bar(figure, mappable, panel, axes)
+        for axes, panel, mappable in colored:
+            _color_bar(figure, mappable, panel, axes)
 
 
 def _draw_one(axes: Axes, spec: Single) -> ScalarMappable | None:
@@ -189,7 +163,7 @@ def _draw_one(axes: Axes, spec: Single) -> ScalarMappable | None:
     return None
 
 
-def _colour_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single, axes: Axes | list[Axes]) -> None:
+def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single, axes: Axes | list[Axes]) -> None:
     assert isinstance(spec, Contour | Surface3D | HeatMap)
     bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.16 if isinstance(spec, Surface3D) else 0.03)
     bar.set_label(spec.scale.label)

@@ -17,26 +17,21 @@ __all__ = ["draw_line", "draw_scatter"]
 
 
 def draw_line(axes: Axes, spec: Line) -> None:
-    """Draw curves with their bands, marked points and rug.
-
-    Args:
-        axes: Where to draw.
-        spec: What to draw.
-    """
+    """Draw curves with their bands, marked points and rug."""
     entries: list[tuple[Any, str]] = []
     number = 0
     for curve in spec.curves:
         look = style.curve_style(number)
-        colour = style.REFERENCE_COLOUR if curve.reference else look.colour
+        color = style.REFERENCE_COLOR if curve.reference else look.color
         dash = ":" if curve.reference else look.matplotlib_dash
         number += not curve.reference
         (drawn,) = axes.plot(
-            curve.x, curve.y, dash, color=colour, marker=look.matplotlib_marker if curve.markers else "",
+            curve.x, curve.y, dash, color=color, marker=look.matplotlib_marker if curve.markers else "",
             markersize=2.6, markevery=max(1, curve.x.size // 15), label=curve.name,
         )  # fmt: skip
         handle: Any = drawn
         if curve.low is not None and curve.high is not None:
-            shade = axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+            shade = axes.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
             handle = (shade, drawn)
         entries.append((handle, f"{curve.name}, {curve.band}" if curve.band else curve.name))
         entries.extend(_mark_gaps(axes, curve))
@@ -56,31 +51,26 @@ def _mark_gaps(axes: Axes, curve: Curve) -> Iterator[tuple[Any, str]]:
     # along the upper edge, since these points have no height
     for kind, x in curve.marks.items():
         mark = style.MARKS[kind]
-        (drawn,) = axes.plot(x, np.full(x.size, 0.98), mark.matplotlib_marker, color=mark.colour, linestyle="none",
+        (drawn,) = axes.plot(x, np.full(x.size, 0.98), mark.matplotlib_marker, color=mark.color, linestyle="none",
                              transform=axes.get_xaxis_transform())  # fmt: skip
         yield drawn, f"{curve.name}: {mark.label} ({x.size})"
 
 
 def draw_scatter(axes: Axes, spec: Scatter) -> None:
-    """Draw estimates with intervals and the single seeds behind them.
-
-    Args:
-        axes: Where to draw.
-        spec: What to draw.
-    """
+    """Draw estimates with intervals and the single seeds behind them."""
     if spec.front:  # steps: between two methods nothing better is known than the cheaper one
         x, y = np.array(spec.front).T
-        axes.plot(x, y, color=style.REFERENCE_COLOUR, linestyle="--", linewidth=1, drawstyle="steps-post", zorder=1,
+        axes.plot(x, y, color=style.REFERENCE_COLOR, linestyle="--", linewidth=1, drawstyle="steps-post", zorder=1,
                   label="Pareto front")  # fmt: skip
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
         if estimate.seeds:
             sx, sy = np.array(estimate.seeds).T
-            axes.plot(sx, sy, look.matplotlib_marker, color=look.colour, alpha=0.35, markersize=3, linestyle="none")
+            axes.plot(sx, sy, look.matplotlib_marker, color=look.color, alpha=0.35, markersize=3, linestyle="none")
         error = None
         if estimate.interval is not None:
             error = [[estimate.y - estimate.interval[0]], [estimate.interval[1] - estimate.y]]
-        axes.errorbar([estimate.x], [estimate.y], yerr=error, fmt=look.matplotlib_marker, color=look.colour,
+        axes.errorbar([estimate.x], [estimate.y], yerr=error, fmt=look.matplotlib_marker, color=look.color,
                       markersize=5, capsize=2.5, label=estimate.name)  # fmt: skip
     _scale_axes(axes, spec)
     names = [estimate.name for estimate in spec.estimates]

@@ -26,40 +26,32 @@ def norm_of(scale: Scale) -> Normalize:
 
 
 def draw_contour(axes: Axes, spec: Contour) -> ScalarMappable:
-    """Draw contour lines, filled or not, with paths and marked points.
-
-    Args:
-        axes: Where to draw.
-        spec: What to draw.
-
-    Returns:
-        What the colour bar shows.
-    """
+    """Draw contour lines, filled or not, with paths and marked points."""
     field, scale = spec.field, spec.scale
-    norm, colours = norm_of(scale), scale.colour_map
+    norm, colors = norm_of(scale), scale.color_map
     shown = np.ma.masked_invalid(field.shown.T)  # matplotlib wants rows along y
     drawable = min(shown.shape) > 1 and bool((~np.ma.getmaskarray(shown)).any())
     if not field.finished:
         # Lines need whole cells; the points that are there are shown one by one.
-        axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colours, shading="nearest", zorder=0.5)
+        axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colors, shading="nearest", zorder=0.5)
     elif spec.filled and drawable:
         filled = axes.contourf(
-            field.x, field.y, shown, levels=list(scale.levels), norm=norm, cmap=colours, extend="both", zorder=0.5
+            field.x, field.y, shown, levels=list(scale.levels), norm=norm, cmap=colors, extend="both", zorder=0.5
         )
         filled.set_edgecolor("face")  # no white hairlines between the bands in PDF viewers
         filled.set_linewidth(0.2)
     if drawable:
-        ink: dict[str, Any] = {"colors": "white", "alpha": 0.75} if spec.filled else {"cmap": colours, "norm": norm}
+        ink: dict[str, Any] = {"colors": "white", "alpha": 0.75} if spec.filled else {"cmap": colors, "norm": norm}
         lines = axes.contour(field.x, field.y, shown, levels=list(scale.levels), linewidths=0.6, **ink)
         named = scale.levels[::2] if len(scale.levels) > 9 else scale.levels  # more would hide the lines
         axes.clabel(lines, named, fmt=format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
     _frame_plane(axes, field, spec.x_axis, spec.y_axis)
     _mark_points(axes, field, spec.points)
     _draw_paths(axes, spec)
-    if spec.centre and not spec.paths and field.x[0] <= 0 <= field.x[-1] and field.y[0] <= 0 <= field.y[-1]:
+    if spec.center and not spec.paths and field.x[0] <= 0 <= field.x[-1] and field.y[0] <= 0 <= field.y[-1]:
         axes.plot([0], [0], "+", color="white", markersize=6, markeredgewidth=1.4, zorder=4)
         axes.plot([0], [0], "+", color="black", markersize=6, markeredgewidth=0.7, zorder=4)
-    return ScalarMappable(norm, colours)
+    return ScalarMappable(norm, colors)
 
 
 def _frame_plane(axes: Axes, field: Field, x_axis: Axis, y_axis: Axis) -> None:
@@ -78,7 +70,7 @@ def _mark_points(axes: Axes, field: Field, points: bool | None) -> None:
     for kind, (x, y) in marks.items():
         look = style.MARKS[kind]
         axes.plot(
-            x, y, look.matplotlib_marker, color=look.colour, markersize=look.size, markeredgewidth=0.6,
+            x, y, look.matplotlib_marker, color=look.color, markersize=look.size, markeredgewidth=0.6,
             linestyle="none", label=f"{look.label} ({x.size})", zorder=3, clip_on=False,
         )  # fmt: skip
     if marks:
@@ -90,32 +82,24 @@ def _draw_paths(axes: Axes, spec: Contour) -> None:
         look = style.curve_style(number)
         axes.plot(path.x, path.y, color="white", linewidth=2.2, zorder=3.5)
         axes.plot(
-            path.x, path.y, look.matplotlib_dash, color=look.colour, linewidth=1.1, marker=look.matplotlib_marker,
+            path.x, path.y, look.matplotlib_dash, color=look.color, linewidth=1.1, marker=look.matplotlib_marker,
             markersize=2.6, markevery=max(1, path.x.size // 15), zorder=3.6, label=path.name,
         )  # fmt: skip
-        axes.plot(path.x[-1:], path.y[-1:], "*", color=look.colour, markeredgecolor="white", markersize=8, zorder=3.7)
+        axes.plot(path.x[-1:], path.y[-1:], "*", color=look.color, markeredgecolor="white", markersize=8, zorder=3.7)
     if spec.paths:
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2)
 
 
 def draw_surface(axes: Any, spec: Surface3D) -> ScalarMappable:
-    """Draw a surface in three dimensions.
-
-    Args:
-        axes: Where to draw.
-        spec: What to draw.
-
-    Returns:
-        What the colour bar shows.
-    """
+    """Draw a surface in three dimensions."""
     field, scale = spec.field, spec.scale
     heights = scale.transform(field.shown)
     low, high = scale.transform(np.array([scale.minimum, scale.maximum]))
     norm = Normalize(low, high)
-    colours = mpl.colormaps[scale.colour_map]
+    colors = mpl.colormaps[scale.color_map]
     x, y = np.meshgrid(field.x, field.y, indexing="ij")
     axes.plot_surface(
-        x, y, heights, facecolors=colours(norm(np.nan_to_num(heights, nan=low))), rcount=101, ccount=101,
+        x, y, heights, facecolors=colors(norm(np.nan_to_num(heights, nan=low))), rcount=101, ccount=101,
         linewidth=0, antialiased=False, shade=False, rasterized=field.values.size > 10_000,
     )  # fmt: skip
     axes.set_xlim(*field.extent[:2])
@@ -131,43 +115,35 @@ def draw_surface(axes: Any, spec: Surface3D) -> ScalarMappable:
     for kind, (px, py) in marks.items():
         look = style.MARKS[kind]
         height = high if kind != "-inf" else low
-        axes.plot(px, py, np.full(px.size, height), look.matplotlib_marker, color=look.colour, markersize=look.size,
+        axes.plot(px, py, np.full(px.size, height), look.matplotlib_marker, color=look.color, markersize=look.size,
                   linestyle="none", label=f"{look.label} ({px.size})")  # fmt: skip
     if marks:
         axes.legend(loc="upper left")
-    return ScalarMappable(norm_of(scale), scale.colour_map)
+    return ScalarMappable(norm_of(scale), scale.color_map)
 
 
 def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable | None:
-    """Draw one coloured cell per point.
-
-    Args:
-        axes: Where to draw.
-        spec: What to draw.
-
-    Returns:
-        What the colour bar shows; None for categories, which have a legend.
-    """
+    """Draw one colored cell per point."""
     field = spec.field
-    norm, colours = _heat_colours(spec)
+    norm, colors = _heat_colors(spec)
     shown = np.ma.masked_invalid(field.shown.T)
-    # edges in the colour of their cell: no white hairlines between the cells in PDF viewers
+    # edges in the color of their cell: no white hairlines between the cells in PDF viewers
     edges: dict[str, Any] = {"edgecolors": "face", "linewidth": 0.2}
-    axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colours, shading="nearest", **edges)
+    axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colors, shading="nearest", **edges)
     half_x, half_y = (0.5 * float(np.ptp(v)) / max(1, v.size - 1) or 0.5 for v in (field.x, field.y))
     left, right, bottom, top = field.extent
     x_axis = replace(spec.x_axis, limits=(left - half_x, right + half_x))
     _frame_plane(axes, field, x_axis, replace(spec.y_axis, limits=(bottom - half_y, top + half_y)))
     if spec.categories:
-        patches = [Patch(color=style.CATEGORY_COLOURS[k], label=name) for k, name in enumerate(spec.categories)]
+        patches = [Patch(color=style.CATEGORY_COLORS[k], label=name) for k, name in enumerate(spec.categories)]
         axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, -0.17), title=spec.scale.label)
         return None
     _mark_points(axes, field, None)
-    return ScalarMappable(norm, colours)
+    return ScalarMappable(norm, colors)
 
 
-def _heat_colours(spec: HeatMap) -> tuple[Normalize, Any]:
+def _heat_colors(spec: HeatMap) -> tuple[Normalize, Any]:
     if not spec.categories:
-        return norm_of(spec.scale), spec.scale.colour_map
+        return norm_of(spec.scale), spec.scale.color_map
     count = len(spec.categories)
-    return BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(style.CATEGORY_COLOURS[:count])
+    return BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(style.CATEGORY_COLORS[:count])

@@ -23,18 +23,7 @@ _FRAMES = 40  # as many as a slider on a phone can tell apart, and the file stay
 
 
 def path_of(trajectory: xr.Dataset, name: str = "path") -> Path:
-    """Take the first two axes of a trajectory as a path.
-
-    Args:
-        trajectory: A trajectory of schema v1.
-        name: Name of the run.
-
-    Returns:
-        The path.
-
-    Raises:
-        InputError: If the trajectory has fewer than two axes or no snapshot.
-    """
+    """Take the first two axes of a trajectory as a path."""
     check(trajectory, "trajectory")
     coordinates = np.asarray(trajectory["coordinate"].transpose("snapshot", "axis").values, dtype=np.float64)
     if coordinates.shape[1] < 2 or coordinates.shape[0] == 0:
@@ -55,22 +44,7 @@ def build_path(
     title: str = "",
     caption: str | None = None,
 ) -> Contour | Line:
-    """Make the spec of training paths, on the contours of their plane or alone.
-
-    Args:
-        trajectories: Trajectories by name of the run, all projected on the same plane.
-        surface: A surface over that plane; None draws the paths alone.
-        metric: Metric of the surface.
-        scale: A `shared_scale`.
-        title: Title of the figure.
-        caption: Small print; None writes it, with the share of variance that the plane shows and its null.
-
-    Returns:
-        A contour with paths, or curves in the plane.
-
-    Raises:
-        InputError: If there is no trajectory, or the surface stands on another plane.
-    """
+    """Make the spec of training paths, on the contours of their plane or alone."""
     if not trajectories:
         raise InputError("trajectories", "must hold at least one trajectory")
     paths = tuple(path_of(trajectory, name) for name, trajectory in trajectories.items())
@@ -98,19 +72,7 @@ def build_path(
 
 
 def build_animation(contour: Contour, *, frames: int = _FRAMES, title: str = "") -> Animation:
-    """Make the animation of the paths on a contour.
-
-    Args:
-        contour: A contour with at least one path.
-        frames: How many frames at most; they are spread evenly over the snapshots.
-        title: Title of the figure.
-
-    Returns:
-        The animation.
-
-    Raises:
-        InputError: If the contour has no path.
-    """
+    """Make the animation of the paths on a contour."""
     if not contour.paths:
         raise InputError("contour", "must carry at least one path to animate", advice="build it with build_path")
     steps = np.unique(np.concatenate([path.steps for path in contour.paths]))
@@ -119,17 +81,9 @@ def build_animation(contour: Contour, *, frames: int = _FRAMES, title: str = "")
 
 
 def walk_note(trajectory: xr.Dataset) -> str:
-    """Say how much of a path its plane shows, beside what a random walk with the same steps would show.
-
-    A Gaussian random walk puts most of its variance on two principal components (Antognini and Sohl-Dickstein
-    2018), so the share alone is no finding.
-
-    Args:
-        trajectory: A trajectory of schema v1.
-
-    Returns:
-        One clause; "variance explained not stored" where the result does not have it.
-    """
+    """Say how much of a path its plane shows, beside what a random walk with the same steps would show."""
+    # A Gaussian random walk puts most of its variance on two principal components (Antognini and Sohl-Dickstein
+    # 2018), so the share alone is no finding.
     share = two_axes(trajectory, "variance_share")
     null = two_axes(trajectory, "null_share")
     if share is None:
@@ -142,14 +96,7 @@ def walk_note(trajectory: xr.Dataset) -> str:
 
 
 def is_walk(trajectory: xr.Dataset) -> bool:
-    """Return whether two axes show no more of a path than they would of a random walk.
-
-    Args:
-        trajectory: A trajectory of schema v1.
-
-    Returns:
-        True where the share is at most two standard deviations above the null; False also where one is not stored.
-    """
+    """Return whether two axes show no more of a path than they would of a random walk."""
     share, null = two_axes(trajectory, "variance_share"), two_axes(trajectory, "null_share")
     if share is None or null is None:
         return False
@@ -160,15 +107,7 @@ def is_walk(trajectory: xr.Dataset) -> bool:
 
 
 def two_axes(trajectory: xr.Dataset, name: str) -> float | None:
-    """Return the sum of a share over the first two axes.
-
-    Args:
-        trajectory: A trajectory of schema v1.
-        name: ``"variance_share"`` or ``"null_share"``.
-
-    Returns:
-        The sum, or None where the variable is missing.
-    """
+    """Return the sum of a share over the first two axes."""
     return float(np.sum(trajectory[name].values[:2])) if name in trajectory else None
 
 

@@ -59,15 +59,7 @@ _FOLLOW = """
 
 
 def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.Figure:
-    """Draw a spec.
-
-    Args:
-        spec: Any figure spec.
-        size: One of `style.SIZES`, or width and height in inches (at 96 pixels); None fills its container.
-
-    Returns:
-        The figure.
-    """
+    """Draw a spec."""
     moving = isinstance(spec, Animation)  # its legend stands above, the slider below
     if isinstance(spec, Animation):
         figure = _draw_animation(spec)
@@ -97,15 +89,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
 
 
 def save(figure: go.Figure, path: str | FilePath) -> None:
-    """Write a figure as one HTML file that opens offline.
-
-    Args:
-        figure: A figure of `draw`.
-        path: Ends in .html.
-
-    Raises:
-        InputError: If the suffix is another one.
-    """
+    """Write a figure as one HTML file that opens offline."""
     if FilePath(path).suffix.lower() != ".html":
         raise InputError("path", "must end in .html for plotly", str(path))
     scenes = [key for key in figure.layout.to_plotly_json() if key.startswith("scene")]
@@ -114,34 +98,23 @@ def save(figure: go.Figure, path: str | FilePath) -> None:
 
 
 def script() -> str:
-    """Return plotly's own script, for a page that must open offline.
-
-    Returns:
-        JavaScript, 4.8 MB.
-    """
+    """Return plotly's own script, for a page that must open offline."""
     text: str = get_plotlyjs()
     return text
 
 
-def draw_into(figure: go.Figure, spec: Single, place: Place | None = None, colours: str = "coloraxis") -> None:
-    """Draw one spec into a figure.
-
-    Args:
-        figure: The figure, with or without subplots.
-        spec: What to draw.
-        place: Row and column of the subplot; None for a figure of one.
-        colours: Name of the layout's colour axis to use, such as ``"coloraxis2"``.
-    """
+def draw_into(figure: go.Figure, spec: Single, place: Place | None = None, colors: str = "coloraxis") -> None:
+    """Draw one spec into a figure."""
     where = place or {}
     if isinstance(spec, Surface3D):
-        draw_surface(figure, spec, where, colours)
+        draw_surface(figure, spec, where, colors)
         return
     figure.update_xaxes(title_text=escape(spec.x_axis.text), **_axis(spec.x_axis), **where)
     figure.update_yaxes(title_text=escape(spec.y_axis.text), **_axis(spec.y_axis), **where)
     if isinstance(spec, Contour):
-        draw_contour(figure, spec, where, colours)
+        draw_contour(figure, spec, where, colors)
     elif isinstance(spec, HeatMap):
-        draw_heat_map(figure, spec, where, colours)
+        draw_heat_map(figure, spec, where, colors)
     elif isinstance(spec, Line):
         draw_line(figure, spec, where)
     else:
@@ -152,7 +125,7 @@ def _draw_animation(spec: Animation) -> go.Figure:
     contour = replace(spec.contour, title=spec.title or spec.contour.title)
     figure = go.Figure()
     draw_into(figure, contour)
-    # The casing stays in full, so that the way ahead is seen; only the coloured trail grows.
+    # The casing stays in full, so that the way ahead is seen; only the colored trail grows.
     figure.update_traces(opacity=0.45, selector={"type": "scatter", "mode": "lines"})
     figure.update_traces(visible=False, selector={"type": "scatter", "mode": "lines+markers"})
     start = len(figure.data)
@@ -160,8 +133,8 @@ def _draw_animation(spec: Animation) -> go.Figure:
         look = style.curve_style(number)
         figure.add_trace(
             go.Scatter(x=_single(path.x), y=_single(path.y), mode="lines+markers", name=escape(path.name),
-                       showlegend=len(contour.paths) > 1, line={"color": look.colour, "width": 3},
-                       marker={"size": _head(path.x.size), "color": look.colour,
+                       showlegend=len(contour.paths) > 1, line={"color": look.color, "width": 3},
+                       marker={"size": _head(path.x.size), "color": look.color,
                                "line": {"width": 2, "color": "white"}}),
         )  # fmt: skip
     moving = list(range(start, len(figure.data)))
@@ -232,13 +205,13 @@ def _draw_panels(spec: Panels) -> go.Figure:
     scales: list[Scale] = []
     for number, panel in enumerate(spec.panels):
         place = {"row": number // columns + 1, "col": number % columns + 1}
-        colours = "coloraxis"
+        colors = "coloraxis"
         if isinstance(panel, Contour | Surface3D | HeatMap):
             if panel.scale not in scales:
                 scales.append(panel.scale)
             index = scales.index(panel.scale)
-            colours = f"coloraxis{index + 1 if index else ''}"
-        draw_into(figure, panel, place, colours)
+            colors = f"coloraxis{index + 1 if index else ''}"
+        draw_into(figure, panel, place, colors)
     for index in range(1, len(scales)):  # each further scale puts its bar beside the one before
         figure.update_layout({f"coloraxis{index + 1}": {"colorbar": {"x": 1.02 + 0.12 * index}}})
     figure.update_layout(height=80 + 380 * spec.rows)

@@ -17,22 +17,16 @@ __all__ = ["draw_line", "draw_scatter"]
 
 
 def draw_line(figure: go.Figure, spec: Line, place: Place) -> None:
-    """Draw curves with their bands, marked points and rug.
-
-    Args:
-        figure: The plotly figure.
-        spec: What to draw.
-        place: Row and column of the subplot; empty for a figure of one.
-    """
+    """Draw curves with their bands, marked points and rug."""
     number = 0
     finite = np.concatenate([c.y[np.isfinite(c.y)] for c in spec.curves] or [np.zeros(0)])
     top = float(finite.max()) if finite.size else 1.0
     for curve in spec.curves:
         look = style.curve_style(number)
         number += not curve.reference
-        line: dict[str, Any] = {"color": look.colour, "dash": look.plotly_dash, "width": 2}
+        line: dict[str, Any] = {"color": look.color, "dash": look.plotly_dash, "width": 2}
         if curve.reference:
-            line = {"color": style.REFERENCE_COLOUR, "dash": "dot", "width": 1.5}
+            line = {"color": style.REFERENCE_COLOR, "dash": "dot", "width": 1.5}
         name = escape(curve.name)
         entry = f"{name}, {escape(curve.band)}" if curve.band else name
         group = {"legendgroup": name}
@@ -54,14 +48,14 @@ def draw_line(figure: go.Figure, spec: Line, place: Place) -> None:
             mark = style.MARKS[kind]
             figure.add_trace(
                 go.Scatter(x=x, y=np.full(x.size, top), mode="markers", name=f"{name}: {mark.label} ({x.size})",
-                           marker={"symbol": mark.plotly_symbol, "color": mark.colour, "size": 8}, **group),
+                           marker={"symbol": mark.plotly_symbol, "color": mark.color, "size": 8}, **group),
                 **place,
             )  # fmt: skip
     if spec.rug:
         floor = float(finite[finite > 0].min()) if spec.y_axis.log and (finite > 0).any() else 0.0
         figure.add_trace(
             go.Scatter(x=spec.rug, y=np.full(len(spec.rug), floor), mode="markers", name="eigenvalues",
-                       marker={"symbol": "line-ns-open", "size": 12, "color": style.REFERENCE_COLOUR}),
+                       marker={"symbol": "line-ns-open", "size": 12, "color": style.REFERENCE_COLOR}),
             **place,
         )  # fmt: skip
     _name_decades(figure, spec.x_axis, "update_xaxes", [c.x for c in spec.curves], place)
@@ -82,22 +76,16 @@ def _name_decades(figure: go.Figure, axis: Axis, update: str, values: list[Float
         getattr(figure, update)(tickvals=list(ticks), ticktext=[format_number(t) for t in ticks], **place)
 
 
-def _transparent(colour: str) -> str:
-    red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
+def _transparent(color: str) -> str:
+    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.2)"
 
 
 def draw_scatter(figure: go.Figure, spec: Scatter, place: Place) -> None:
-    """Draw estimates with intervals and the single seeds behind them.
-
-    Args:
-        figure: The plotly figure.
-        spec: What to draw.
-        place: Row and column of the subplot; empty for a figure of one.
-    """
+    """Draw estimates with intervals and the single seeds behind them."""
     if spec.front:  # steps: between two methods nothing better is known than the cheaper one
         x, y = np.array(spec.front).T
-        line = {"color": style.REFERENCE_COLOUR, "dash": "dash", "width": 1, "shape": "hv"}
+        line = {"color": style.REFERENCE_COLOR, "dash": "dash", "width": 1, "shape": "hv"}
         figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name="Pareto front", line=line), **place)
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
@@ -107,7 +95,7 @@ def draw_scatter(figure: go.Figure, spec: Scatter, place: Place) -> None:
             figure.add_trace(
                 go.Scatter(x=x, y=y, mode="markers", showlegend=False, legendgroup=name, opacity=0.4,
                            name=f"{name}, single seed",
-                           marker={"color": look.colour, "symbol": look.plotly_marker, "size": 6}),
+                           marker={"color": look.color, "symbol": look.plotly_marker, "size": 6}),
                 **place,
             )  # fmt: skip
         bars = None
@@ -116,6 +104,6 @@ def draw_scatter(figure: go.Figure, spec: Scatter, place: Place) -> None:
             bars = {"type": "data", "array": [high - estimate.y], "arrayminus": [estimate.y - low]}
         figure.add_trace(
             go.Scatter(x=[estimate.x], y=[estimate.y], mode="markers", name=name, legendgroup=name, error_y=bars,
-                       marker={"color": look.colour, "symbol": look.plotly_marker, "size": 11}),
+                       marker={"color": look.color, "symbol": look.plotly_marker, "size": 11}),
             **place,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What every plotly module shares: escaped text, places of subplots, the colour of grid lines."""
+"""What every plotly module shares: escaped text, places of subplots, the color of grid lines."""
 
 from __future__ import annotations
 
@@ -17,29 +17,10 @@ GRID = "rgba(128,128,128,0.25)"
 
 
 def escape(text: str) -> str:
-    """Escape a text for plotly, which would read ``<b>`` or ``<a href>`` as HTML.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        The text with ``&``, ``<`` and ``>`` as entities, which plotly shows as the characters.
-
-    Example:
-        >>> escape("<b>")
-        '&lt;b&gt;'
-    """
+    """Escape a text for plotly, which would read ``<b>`` or ``<a href>`` as HTML."""
     return html.escape(text, quote=False)
 
 
 def anchor_of(figure: go.Figure, place: Place) -> str:
-    """Return the short name of a subplot's x axis, to which its y axis can be scaled.
-
-    Args:
-        figure: The figure.
-        place: Row and column of the subplot; empty for a figure of one.
-
-    Returns:
-        For instance ``"x"`` or ``"x3"``.
-    """
+    """Return the short name of a subplot's x axis, to which its y axis can be scaled."""
     return str(figure.get_subplot(**place).xaxis.plotly_name).replace("axis", "") if place else "x"

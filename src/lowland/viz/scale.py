@@ -1,4 +1,4 @@
-"""Colour scales: limits, levels and ticks, shared by everything that is to be compared."""
+"""Color scales: limits, levels and ticks, shared by everything that is to be compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from lowland.core.errors import InputError
 from lowland.viz.field import Field
 from lowland.viz.spec import Scale
-from lowland.viz.style import COLOUR_MAPS
+from lowland.viz.style import COLOR_MAPS
 
 __all__ = ["format_number", "linear_levels", "log_levels", "nice_ticks", "scale_of"]
 
@@ -25,28 +25,11 @@ def scale_of(
     log: bool | None = None,
     limits: tuple[float | None, float | None] = (None, None),
     levels: Iterable[float] | int | None = None,
-    colour_map: str = "viridis",
+    color_map: str = "viridis",
 ) -> Scale:
-    """Make one scale over all finite values of several fields.
-
-    Args:
-        fields: The fields that will be drawn on it.
-        label: What is coloured.
-        log: Logarithmic or not; None takes the logarithm where every value is positive and they span more than a
-            factor 1.5.
-        limits: Lower and upper value; None takes the extreme of the data.
-        levels: Contour levels, or how many are wanted at least; None for 9 to 18 round ones.
-        colour_map: One of `style.COLOUR_MAPS`.
-
-    Returns:
-        The scale.
-
-    Raises:
-        InputError: If no field has a finite value, or the wish cannot be met (log of a value <= 0, limits that do
-            not ascend, uneven levels).
-    """
-    if colour_map not in COLOUR_MAPS:
-        raise InputError("colour_map", f"must be one of {', '.join(COLOUR_MAPS)}", colour_map)
+    """Make one scale over all finite values of several fields."""
+    if color_map not in COLOR_MAPS:
+        raise InputError("color_map", f"must be one of {', '.join(COLOR_MAPS)}", color_map)
     values = np.concatenate([field.values[field.known] for field in fields]) if fields else np.zeros(0)
     if values.size == 0:
         raise InputError("surface", "has no finished point with a finite value, so there is nothing to draw")
@@ -68,24 +51,11 @@ def scale_of(
         chosen = log_levels(low, high, wanted) if log else linear_levels(low, high, wanted)
     else:
         chosen = _checked(tuple(float(level) for level in levels), log)
-    return Scale(label, low, high, chosen, log, nice_ticks(low, high, log), colour_map)
+    return Scale(label, low, high, chosen, log, nice_ticks(low, high, log), color_map)
 
 
 def log_levels(low: float, high: float, wanted: int) -> tuple[float, ...]:
-    """Return levels of the coarsest Renard series (k per decade) that puts enough of them between two values.
-
-    Args:
-        low: Lower limit, positive.
-        high: Upper limit.
-        wanted: How many levels at least.
-
-    Returns:
-        ``10 ** (j / k)`` for consecutive integers j, ascending.
-
-    Example:
-        >>> log_levels(0.5, 200.0, 2)
-        (1.0, 10.0, 100.0)
-    """
+    """Return levels of the coarsest Renard series (k per decade) that puts enough of them between two values."""
     first, last = math.log10(low), math.log10(high)
     for k in (1, 2, 5, 10, 20, 40, 80, 160, 320, 640):
         start, stop = math.ceil(first * k - 1e-9), math.floor(last * k + 1e-9)
@@ -95,20 +65,7 @@ def log_levels(low: float, high: float, wanted: int) -> tuple[float, ...]:
 
 
 def linear_levels(low: float, high: float, wanted: int) -> tuple[float, ...]:
-    """Return multiples of the largest round step (1, 2, 2.5 or 5 times a power of ten) with enough of them.
-
-    Args:
-        low: Lower limit.
-        high: Upper limit.
-        wanted: How many levels at least.
-
-    Returns:
-        Evenly spaced levels between the limits, ascending.
-
-    Example:
-        >>> linear_levels(0.0, 1.0, 3)
-        (0.0, 0.5, 1.0)
-    """
+    """Return multiples of the largest round step (1, 2, 2.5 or 5 times a power of ten) with enough of them."""
     width = high - low
     decade = 10.0 ** math.floor(math.log10(width))
     for step in (f * decade / d for d in (1, 10, 100, 1000) for f in (5, 2.5, 2, 1)):
@@ -119,20 +76,7 @@ def linear_levels(low: float, high: float, wanted: int) -> tuple[float, ...]:
 
 
 def nice_ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
-    """Return round values between two limits for a colour bar or an axis.
-
-    Args:
-        low: Lower limit.
-        high: Upper limit.
-        log: Whether the axis is logarithmic.
-
-    Returns:
-        Three to about nine values.
-
-    Example:
-        >>> nice_ticks(0.05, 3.0, True)
-        (0.1, 0.3, 1.0, 3.0)
-    """
+    """Return round values between two limits for a color bar or an axis."""
     if not log or high < 3 * low:
         return linear_levels(low, high, 4)
     for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
@@ -145,18 +89,7 @@ def nice_ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
 
 
 def format_number(value: float) -> str:
-    """Write a number for a label: three digits, no trailing zeros, a true minus sign.
-
-    Args:
-        value: The number.
-
-    Returns:
-        For instance ``"0.0215"`` or ``"2.5e−06"``.
-
-    Example:
-        >>> format_number(0.021544)
-        '0.0215'
-    """
+    """Write a number for a label: three digits, no trailing zeros, a true minus sign."""
     return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 

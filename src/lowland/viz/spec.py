@@ -36,23 +36,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis: what it says and how it is scaled.
+    """One axis: what it says and how it is scaled."""
 
-    Args:
-        label: What is on it.
-        unit: Its unit; "" for none.
-        log: Logarithmic; all values must be positive.
-        limits: First and last value shown; None leaves it to the data.
-
-    Example:
-        >>> Axis("loss", "nats").text
-        'loss (nats)'
-    """
-
-    label: str
-    unit: str = ""
-    log: bool = False
-    limits: tuple[float, float] | None = None
+    label: str  # What is on it
+    unit: str = ""  # Its unit; "" for none
+    log: bool = False  # Logarithmic; all values must be positive
+    limits: tuple[float, float] | None = None  # First and last value shown; None leaves it to the data
 
     @property
     def text(self) -> str:
@@ -62,36 +51,18 @@ class Axis:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """A colour (and height) scale that several figures can share.
+    """A color (and height) scale that several figures can share."""
 
-    Args:
-        label: What is coloured.
-        minimum: Value at the low end of the colour map.
-        maximum: Value at the high end.
-        levels: Contour levels, ascending, evenly spaced (in the logarithm where ``log``).
-        log: Whether colours follow the logarithm.
-        ticks: Values labelled on the colour bar.
-        colour_map: One of `style.COLOUR_MAPS`.
-    """
-
-    label: str
-    minimum: float
-    maximum: float
-    levels: tuple[float, ...]
-    log: bool
-    ticks: tuple[float, ...]
-    colour_map: str = "viridis"
+    label: str  # What is colored
+    minimum: float  # Value at the low end of the color map
+    maximum: float  # Value at the high end
+    levels: tuple[float, ...]  # Contour levels, ascending, evenly spaced (in the logarithm where ``log``)
+    log: bool  # Whether colors follow the logarithm
+    ticks: tuple[float, ...]  # Values labelled on the color bar
+    color_map: str = "viridis"  # One of `style.COLOR_MAPS`
 
     def transform(self, values: FloatArray) -> FloatArray:
-        """Map values onto the axis on which colours are linear.
-
-        Args:
-            values: Values of any shape.
-
-        Returns:
-            ``log10(values)`` for a logarithmic scale (NaN where not positive), else the values; infinite and NaN
-            entries become NaN.
-        """
+        """Map values onto the axis on which colors are linear."""
         finite = np.where(np.isfinite(values), values, np.nan)
         if not self.log:
             return finite
@@ -100,20 +71,13 @@ class Scale:
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A training path in the coordinates of a plane.
+    """A training path in the coordinates of a plane."""
 
-    Args:
-        name: Name of the run.
-        x: Coordinates, shape [snapshots].
-        y: Coordinates, shape [snapshots].
-        steps: Optimizer step of each snapshot, shape [snapshots].
-        distance: Distance of each snapshot from the plane, shape [snapshots]; None where unknown.
-    """
-
-    name: str
-    x: FloatArray
-    y: FloatArray
-    steps: NDArray[np.int64]
+    name: str  # Name of the run
+    x: FloatArray  # Coordinates, shape [snapshots]
+    y: FloatArray  # Coordinates, shape [snapshots]
+    steps: NDArray[np.int64]  # Optimizer step of each snapshot, shape [snapshots]
+    # Distance of each snapshot from the plane, shape [snapshots]; None where unknown.
     distance: FloatArray | None = None
 
 
@@ -130,7 +94,7 @@ class Contour:
     filled: bool = True
     paths: tuple[Path, ...] = ()
     points: bool | None = None
-    centre: bool = True
+    center: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +111,10 @@ class Surface3D:
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """A field as one coloured cell per point, without any interpolation.
+    """A field as one colored cell per point, without any interpolation."""
 
-    With ``categories`` the values are indices into them (a convexity map has three) and the scale only labels.
-    """
+    # With ``categories`` the values are indices into them (a convexity map has three) and the scale only
+    # labels.
 
     field: Field
     scale: Scale
@@ -163,28 +127,17 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One curve with an optional band.
+    """One curve with an optional band."""
 
-    Args:
-        name: Legend entry.
-        x: Shape [n].
-        y: Shape [n]; NaN breaks the curve.
-        low: Lower edge of the band, shape [n], or None.
-        high: Upper edge of the band, shape [n], or None.
-        band: What the band is ("standard error", "range over 5 directions"); goes into the legend.
-        markers: Whether to mark the points.
-        reference: A null or reference, drawn thin, grey and dashed.
-        marks: Points that carry no finite number, kind (`MARK_KINDS`) -> their x, each of shape [count].
-    """
-
-    name: str
-    x: FloatArray
-    y: FloatArray
-    low: FloatArray | None = None
-    high: FloatArray | None = None
-    band: str = ""
-    markers: bool = False
-    reference: bool = False
+    name: str  # Legend entry
+    x: FloatArray  # Shape [n]
+    y: FloatArray  # Shape [n]; NaN breaks the curve
+    low: FloatArray | None = None  # Lower edge of the band, shape [n], or None
+    high: FloatArray | None = None  # Upper edge of the band, shape [n], or None
+    band: str = ""  # What the band is ("standard error", "range over 5 directions"); goes into the legend
+    markers: bool = False  # Whether to mark the points
+    reference: bool = False  # A null or reference, drawn thin, gray and dashed
+    # Points that carry no finite number, kind (`MARK_KINDS`) -> their x, each of shape [count].
     marks: dict[str, FloatArray] = field(default_factory=dict)
 
 
@@ -222,36 +175,23 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Estimates with intervals, such as accuracy against cost.
+    """Estimates with intervals, such as accuracy against cost."""
 
-    Args:
-        estimates: The points.
-        x_axis: Horizontal axis.
-        y_axis: Vertical axis.
-        title: Title of the figure.
-        caption: Small print.
-        front: Points that no other beats in both directions, by ascending x, joined by steps; () for none.
-    """
-
-    estimates: tuple[Estimate, ...]
-    x_axis: Axis
-    y_axis: Axis
-    title: str = ""
-    caption: str = ""
+    estimates: tuple[Estimate, ...]  # The points
+    x_axis: Axis  # Horizontal axis
+    y_axis: Axis  # Vertical axis
+    title: str = ""  # Title of the figure
+    caption: str = ""  # Small print
+    # Points that no other beats in both directions, by ascending x, joined by steps; () for none.
     front: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Animation:
-    """Paths that grow over a contour, frame by frame.
+    """Paths that grow over a contour, frame by frame."""
 
-    Args:
-        contour: The landscape with the complete paths.
-        frames: Optimizer steps at which a frame is shown, ascending.
-    """
-
-    contour: Contour
-    frames: tuple[int, ...]
+    contour: Contour  # The landscape with the complete paths
+    frames: tuple[int, ...]  # Optimizer steps at which a frame is shown, ascending
     title: str = ""
     caption: str = ""
 
@@ -261,7 +201,7 @@ Single: TypeAlias = Line | Contour | Surface3D | HeatMap | Scatter
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """Figures side by side; panels on one scale share one colour bar."""
+    """Figures side by side; panels on one scale share one color bar."""
 
     panels: tuple[Single, ...]
     columns: int = 3
@@ -269,11 +209,7 @@ class Panels:
     caption: str = ""
 
     def __post_init__(self) -> None:
-        """Check that there is something to draw.
-
-        Raises:
-            InputError: If there is no panel.
-        """
+        """Check that there is something to draw."""
         if not self.panels:
             raise InputError("panels", "must hold at least one figure")
 

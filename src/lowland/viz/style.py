@@ -1,8 +1,8 @@
-"""How figures look: colour maps, colours, markers, sizes and fonts, the same for every backend.
+"""How figures look: color maps, colors, markers, sizes and fonts, the same for every backend.
 
-The colour maps are perceptually uniform in lightness and safe for readers with any colour deficiency (viridis
+The color maps are perceptually uniform in lightness and safe for readers with any color deficiency (viridis
 family: Smith and van der Walt 2015; cividis: Nunez, Anderton and Renslow 2018). Curves use the palette of Okabe
-and Ito (2008), and besides the colour each curve has its own dash and marker.
+and Ito (2008), and besides the color each curve has its own dash and marker.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from lowland.core.errors import InputError
 
 __all__ = [
-    "CATEGORY_COLOURS",
-    "COLOUR_MAPS",
+    "CATEGORY_COLORS",
+    "COLOR_MAPS",
     "CURVES",
     "FONT",
     "FONT_SIZE",
     "MARKS",
-    "REFERENCE_COLOUR",
+    "REFERENCE_COLOR",
     "SIZES",
     "CurveStyle",
     "MarkStyle",
@@ -26,7 +26,7 @@ __all__ = [
     "figure_size",
 ]
 
-COLOUR_MAPS: dict[str, str] = {
+COLOR_MAPS: dict[str, str] = {
     "viridis": "Viridis",
     "cividis": "Cividis",
     "magma": "Magma",
@@ -37,7 +37,7 @@ COLOUR_MAPS: dict[str, str] = {
 
 FONT = "DejaVu Sans"  # ships with matplotlib, so a figure looks the same on every machine
 FONT_SIZE = 8.0  # points; the size of captions in two-column papers
-REFERENCE_COLOUR = "#7f7f7f"
+REFERENCE_COLOR = "#7f7f7f"
 
 SIZES: dict[str, tuple[float, float]] = {
     "column": (3.4, 2.9),
@@ -46,15 +46,15 @@ SIZES: dict[str, tuple[float, float]] = {
 }
 """Named figure sizes in inches: one column, the text width of a two-column paper, a 16:9 slide."""
 
-CATEGORY_COLOURS = ("#D55E00", "#BBBBBB", "#0072B2")
-"""Vermilion, grey, blue for three-valued maps: tell apart under every colour deficiency and in grey print."""
+CATEGORY_COLORS = ("#D55E00", "#BBBBBB", "#0072B2")
+"""Vermilion, gray, blue for three-valued maps: tell apart under every color deficiency and in gray print."""
 
 
 @dataclass(frozen=True, slots=True)
 class CurveStyle:
-    """Colour (hex), dash and marker of a curve, in the words of matplotlib and of plotly."""
+    """Color (hex), dash and marker of a curve, in the words of matplotlib and of plotly."""
 
-    colour: str
+    color: str
     matplotlib_dash: str
     plotly_dash: str
     matplotlib_marker: str
@@ -78,7 +78,7 @@ class MarkStyle:
     """How a kind of grid point is marked, and what the legend calls it."""
 
     label: str
-    colour: str
+    color: str
     matplotlib_marker: str
     plotly_symbol: str
     size: float
@@ -96,37 +96,12 @@ MARKS: dict[str, MarkStyle] = {
 
 
 def curve_style(index: int) -> CurveStyle:
-    """Return the style of the n-th curve; styles repeat after eight.
-
-    Args:
-        index: Position of the curve, from 0.
-
-    Returns:
-        Its style.
-
-    Example:
-        >>> curve_style(0).colour
-        '#0072B2'
-    """
+    """Return the style of the n-th curve; styles repeat after eight."""
     return CURVES[index % len(CURVES)]
 
 
 def figure_size(size: str | tuple[float, float]) -> tuple[float, float]:
-    """Return a size in inches.
-
-    Args:
-        size: One of `SIZES`, or ``(width, height)`` in inches.
-
-    Returns:
-        Width and height in inches.
-
-    Raises:
-        InputError: If the name is unknown or a side is not positive.
-
-    Example:
-        >>> figure_size("column")
-        (3.4, 2.9)
-    """
+    """Return a size in inches."""
     if isinstance(size, str):
         if size not in SIZES:
             raise InputError("size", f"must be one of {', '.join(SIZES)} or (width, height) in inches", size)

@@ -36,19 +36,7 @@ CONVEXITY = ("negative beyond its residual", "undecided", "none found")
 
 
 def select(surface: xr.Dataset, *, split: Choice = None, direction: Choice = None) -> tuple[xr.Dataset, str]:
-    """Take one split and one direction of a surface.
-
-    Args:
-        surface: A surface of schema v1.
-        split: Name or position along ``split``; None for the first.
-        direction: Name or position along ``direction``; None for the first.
-
-    Returns:
-        The surface without these dims, and a note that says what was taken ("" where there was no choice).
-
-    Raises:
-        InputError: If the choice does not exist.
-    """
+    """Take one split and one direction of a surface."""
     notes = []
     for name, choice in (("split", split), ("direction", direction)):
         if name not in surface.dims:
@@ -65,20 +53,7 @@ def select(surface: xr.Dataset, *, split: Choice = None, direction: Choice = Non
 
 
 def field_of(surface: xr.Dataset, metric: str = "loss", *, split: Choice = None, direction: Choice = None) -> Field:
-    """Take one metric of a two-dimensional surface as a `Field`.
-
-    Args:
-        surface: A surface of schema v1 with dims x and y.
-        metric: Name of the metric.
-        split: As in `select`.
-        direction: As in `select`.
-
-    Returns:
-        The field, axes ascending.
-
-    Raises:
-        InputError: If the surface is a line, or has no such metric.
-    """
+    """Take one metric of a two-dimensional surface as a `Field`."""
     check(surface, "surface")
     if "y" not in surface.dims:
         raise InputError("surface", "must have two axes; this one is a line", advice="draw it with viz.line")
@@ -100,19 +75,19 @@ def shared_scale(
     log: bool | None = None,
     limits: tuple[float | None, float | None] = (None, None),
     levels: Iterable[float] | int | None = None,
-    colour_map: str = "viridis",
+    color_map: str = "viridis",
 ) -> Scale:
-    """Make the one colour scale on which several surfaces can be compared.
+    """Make the one color scale on which several surfaces can be compared.
 
     Args:
         surfaces: The surfaces, each of schema v1 with two axes.
-        metric: Metric to colour.
+        metric: Metric to color.
         split: As in `select`.
         direction: As in `select`.
         log: As in `scale.scale_of`.
         limits: As in `scale.scale_of`.
         levels: As in `scale.scale_of`.
-        colour_map: As in `scale.scale_of`.
+        color_map: As in `scale.scale_of`.
 
     Returns:
         The scale, to be handed to every figure as ``scale=``.
@@ -120,7 +95,7 @@ def shared_scale(
     listed = list(surfaces)
     fields = [field_of(surface, metric, split=split, direction=direction) for surface in listed]
     label = metric_axis(listed[0], metric).text if listed else metric
-    return scale_of(fields, label=label, log=log, limits=limits, levels=levels, colour_map=colour_map)
+    return scale_of(fields, label=label, log=log, limits=limits, levels=levels, color_map=color_map)
 
 
 def build_contour(
@@ -136,23 +111,7 @@ def build_contour(
     title: str = "",
     caption: str | None = None,
 ) -> Contour:
-    """Make the spec of a contour figure.
-
-    Args:
-        surface: A surface of schema v1 with two axes.
-        metric: Metric to draw.
-        scale: A `shared_scale`; None makes one from this surface.
-        split: As in `select`.
-        direction: As in `select`.
-        filled: Fill between the lines.
-        paths: Training paths in the coordinates of the same plane.
-        points: Mark measured and interpolated points; None where both occur.
-        title: Title of the figure.
-        caption: Small print; None writes it from the attributes.
-
-    Returns:
-        The spec.
-    """
+    """Make the spec of a contour figure."""
     parts = _parts(surface, metric, scale, split, direction, title, caption)
     return Contour(**parts, filled=filled, paths=tuple(paths), points=points)
 
@@ -167,20 +126,7 @@ def build_surface(
     title: str = "",
     caption: str | None = None,
 ) -> Surface3D:
-    """Make the spec of a 3-D surface; arguments as in `build_contour`.
-
-    Args:
-        surface: A surface of schema v1 with two axes.
-        metric: Metric to draw.
-        scale: A `shared_scale`; None makes one from this surface.
-        split: As in `select`.
-        direction: As in `select`.
-        title: Title of the figure.
-        caption: Small print; None writes it from the attributes.
-
-    Returns:
-        The spec.
-    """
+    """Make the spec of a 3-D surface; arguments as in `build_contour`."""
     return Surface3D(**_parts(surface, metric, scale, split, direction, title, caption))
 
 
@@ -194,40 +140,15 @@ def build_heat_map(
     title: str = "",
     caption: str | None = None,
 ) -> HeatMap:
-    """Make the spec of a heat map, one cell per point; arguments as in `build_contour`.
-
-    Args:
-        surface: A surface of schema v1 with two axes.
-        metric: Metric to draw.
-        scale: A `shared_scale`; None makes one from this surface.
-        split: As in `select`.
-        direction: As in `select`.
-        title: Title of the figure.
-        caption: Small print; None writes it from the attributes.
-
-    Returns:
-        The spec.
-    """
+    """Make the spec of a heat map, one cell per point; arguments as in `build_contour`."""
     return HeatMap(**_parts(surface, metric, scale, split, direction, title, caption))
 
 
 def build_convexity_map(
     surface: xr.Dataset, *, direction: Choice = None, title: str = "", caption: str | None = None
 ) -> HeatMap:
-    """Make the spec of a three-valued convexity map.
-
-    The answers come from the probe that measured the map, which knows whether each run converged.
-
-    Args:
-        surface: A surface with the metric ``negative_curvature``: 1 negative beyond its residual, 0 undecided, -1 none
-            found.
-        direction: As in `select`.
-        title: Title of the figure.
-        caption: Small print; None writes it from the attributes and the cold checks.
-
-    Returns:
-        A heat map whose values are the indices of `CONVEXITY`.
-    """
+    """Make the spec of a three-valued convexity map."""
+    # The answers come from the probe that measured the map, which knows whether each run converged.
     field = field_of(surface, "negative_curvature", direction=direction)
     code = 1.0 - field.values
     coded = replace(field, values=code, error=None)
@@ -246,57 +167,26 @@ def _cold_checks(surface: xr.Dataset) -> str:
 
 
 def by_name(results: xr.Dataset | Mapping[str, xr.Dataset], name: str) -> dict[str, xr.Dataset]:
-    """Return one result or several as a dictionary.
-
-    Args:
-        results: One result, or several by name.
-        name: Name of a single result.
-
-    Returns:
-        Results by name.
-    """
+    """Return one result or several as a dictionary."""
     if hasattr(results, "data_vars"):
         return {name: cast("xr.Dataset", results)}
     return dict(results)
 
 
 def check_metric(surface: xr.Dataset, metric: str) -> None:
-    """Refuse a metric that a surface does not have.
-
-    Args:
-        surface: A surface or line.
-        metric: Name asked for.
-
-    Raises:
-        InputError: If there is no such variable.
-    """
+    """Refuse a metric that a surface does not have."""
     known = [str(name) for name in surface.data_vars if name not in ("status", "error")]
     if metric not in known:
         raise InputError("metric", f"must be one of {', '.join(known)}", metric)
 
 
 def metric_axis(surface: xr.Dataset, metric: str) -> Axis:
-    """Return the axis of a metric, with its unit.
-
-    Args:
-        surface: A surface or line that has the metric.
-        metric: Name of the metric.
-
-    Returns:
-        The axis.
-    """
+    """Return the axis of a metric, with its unit."""
     return Axis(metric.replace("_", " "), str(surface[metric].attrs.get("units", "")))
 
 
 def plane_axes(surface: xr.Dataset) -> tuple[Axis, Axis]:
-    """Return the axes of a plane; a label stored in a coordinate's attribute ``long_name`` wins.
-
-    Args:
-        surface: A surface with two axes.
-
-    Returns:
-        The axes of x and y.
-    """
+    """Return the axes of a plane; a label stored in a coordinate's attribute ``long_name`` wins."""
     axes = []
     for name, default in (("x", "first direction"), ("y", "second direction")):
         label = str(surface[name].attrs.get("long_name", default))

@@ -14,15 +14,7 @@ __all__ = ["embed_font"]
 
 
 def embed_font(svg: str, family: str) -> str:
-    """Return the SVG with a subset of the font as a ``@font-face`` rule.
-
-    Args:
-        svg: An SVG whose text is in ``<text>`` elements.
-        family: The font family that they name.
-
-    Returns:
-        The SVG with one more ``<style>`` element; unchanged where there is no text.
-    """
+    """Return the SVG with a subset of the font as a ``@font-face`` rule."""
     texts = re.findall(r"<text\b[^>]*>(.*?)</text>", svg, flags=re.DOTALL)
     if not texts:
         return svg

@@ -107,7 +107,7 @@ def heat_map(
     title: str = "",
     size: str | tuple[float, float] | None = None,
 ) -> Any:
-    """Draw a surface as one coloured cell per point, without interpolation.
+    """Draw a surface as one colored cell per point, without interpolation.
 
     Args:
         result: A surface of schema v1 with two axes.

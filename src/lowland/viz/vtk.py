@@ -31,36 +31,17 @@ _STRUCTURED, _POLYGONS = ".vts", ".vtp"
 
 @dataclass(frozen=True, slots=True)
 class VtkFigure:
-    """A surface as VTK sees it.
+    """A surface as VTK sees it."""
 
-    Args:
-        shape: Points along x and y.
-        points: Shape [nx * ny, 3], x running fastest.
-        data: Point data by name, each of shape [nx * ny].
-        paths: Points of each training path, shape [snapshots, 3].
-        steps: Optimizer steps of each path, shape [snapshots].
-    """
-
-    shape: tuple[int, int]
-    points: FloatArray
-    data: dict[str, NDArray[Any]]
-    paths: tuple[FloatArray, ...] = ()
-    steps: tuple[NDArray[np.int64], ...] = ()
+    shape: tuple[int, int]  # Points along x and y
+    points: FloatArray  # Shape [nx * ny, 3], x running fastest
+    data: dict[str, NDArray[Any]]  # Point data by name, each of shape [nx * ny]
+    paths: tuple[FloatArray, ...] = ()  # Points of each training path, shape [snapshots, 3]
+    steps: tuple[NDArray[np.int64], ...] = ()  # Optimizer steps of each path, shape [snapshots]
 
 
 def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> VtkFigure:
-    """Turn a spec of a field into points with data.
-
-    Args:
-        spec: A contour, 3-D surface or heat map.
-        size: Has no meaning in a scene and is ignored.
-
-    Returns:
-        The scene, for `save`.
-
-    Raises:
-        InputError: If the spec is no field.
-    """
+    """Turn a spec of a field into points with data."""
     if not isinstance(spec, Contour | Surface3D | HeatMap):
         raise InputError("backend", "draws surfaces and paths on surfaces only", "vtk", "use matplotlib or plotly")
     field, scale = spec.field, spec.scale
@@ -80,15 +61,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> VtkF
 
 
 def save(figure: VtkFigure, path: str | FilePath) -> None:
-    """Write a scene.
-
-    Args:
-        figure: A scene of `draw`.
-        path: Ends in .vts (structured grid) or .vtp (polygons, with the paths as lines).
-
-    Raises:
-        InputError: If the suffix is another one.
-    """
+    """Write a scene."""
     suffix = FilePath(path).suffix.lower()
     if suffix not in (_STRUCTURED, _POLYGONS):
         raise InputError("path", "must end in .vts or .vtp for vtk", str(path))

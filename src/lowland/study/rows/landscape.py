@@ -6,46 +6,30 @@ from collections.abc import Mapping
 
 from scipy.stats import kendalltau
 
-from lowland.spec import ModelSpec
 from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Claim
 from lowland.study.endpoints import read_endpoint
 from lowland.study.readers import negative_share, path_share_above_null, surface_number
 from lowland.study.rows.tasks import Size, arm, digits, endpoint, reader
+from lowland.workflows import ModelSpec
 
 __all__ = ["landscape_claims"]
 
 _NONE = "figures; no numbers in the text"
-_ROUGH = "log10 roughness of an 11 x 11 filter-normalised surface, digits"
+_ROUGH = "log10 roughness of an 11 x 11 filter-normalized surface, digits"
 _FLOOR = "-6 is the floor of the measure: one valley along every grid line"
 _CONVEX = "share of 25 points of a plane with negative curvature beyond its residual, digits"
 _TRAIN = "train loss in the last epoch, digits"
-_BOWL = "log10 curvature at the centre of an 11 x 11 filter-normalised surface, digits"
+_BOWL = "log10 curvature at the center of an 11 x 11 filter-normalized surface, digits"
 
 
 def network(depth: int, *, width: int = 8, skip: bool = True) -> ModelSpec:
-    """Return a residual network, with or without shortcuts.
-
-    Args:
-        depth: Layers.
-        width: Channels of the first stage.
-        skip: Whether it has shortcuts.
-
-    Returns:
-        The network.
-    """
+    """Return a residual network, with or without shortcuts."""
     return ModelSpec(name=f"resnet{depth}", options={"width": width, "skip": skip})
 
 
 def landscape_claims(size: Size) -> list[Claim]:
-    """Return the rows.
-
-    Args:
-        size: Small or full.
-
-    Returns:
-        Rows.
-    """
+    """Return the rows."""
     return [*_architecture(size), *_training(size), *_measures(size)]
 
 
@@ -116,22 +100,22 @@ def _training(size: Size) -> list[Claim]:
         Claim("li-adam", "Li et al.", "SGD ends in wider regions than Adam.", "no number published", _BOWL, 0.1,
               (("SGD", "Adam"),), bowl, {"SGD": arm(plain), "Adam": changed(**adam)}, higher=False, seeds=size.seeds,
               seconds=6, note=note),
-        Claim("li-normalised", "Li et al.", "Filter-normalised curvature orders small and large batches as their test "
-              "error does, un-normalised curvature does not, under weight decay.",
+        Claim("li-normalised", "Li et al.", "Filter-normalized curvature orders small and large batches as their test "
+              "error does, un-normalized curvature does not, under weight decay.",
               "VGG-9, weight decay 5e-4: error 6.0 % (128) and 10.19 % (8192), figures for the rest",
               "share of seeds whose order agrees, digits, weight decay 5e-3", 0.1, (("filter", "none"),), order_agrees,
               {name: changed(batch_size=count, optimizer__weight_decay=5e-3)
                for name, count in (("small", 16), ("large", samples))},
               seeds=size.seeds, seconds=6),
-        Claim("li-decay", "Li et al.", "It is weight decay that makes un-normalised curvature mislead.",
-              "figures 2 and 3: un-normalised, the small batch looks sharper with decay and flatter without",
-              "share of seeds whose un-normalised order of small and large batches agrees with the test errors, digits",
+        Claim("li-decay", "Li et al.", "It is weight decay that makes un-normalized curvature mislead.",
+              "figures 2 and 3: un-normalized, the small batch looks sharper with decay and flatter without",
+              "share of seeds whose un-normalized order of small and large batches agrees with the test errors, digits",
               0.1, (("without decay", "with decay"),), order_by_decay,
               {f"{name}, {words}": changed(batch_size=count, optimizer__weight_decay=decay)
                for words, decay in (("without decay", 0.0), ("with decay", 5e-3))
                for name, count in (("small", 16), ("large", samples))},
               seeds=size.seeds, seconds=4, after=("li-normalised",),
-              note="the filter-normalised shares stand beside them"),
+              note="the filter-normalized shares stand beside them"),
     ]  # fmt: skip
 
 
@@ -157,30 +141,12 @@ def _measures(size: Size) -> list[Claim]:
 
 
 def share_above(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Measure the share of a path's variance above a random walk's.
-
-    Args:
-        bench: Where the run is trained.
-        arms: ``"SGD"``.
-        seed: The seed.
-
-    Returns:
-        The share, and 0 for the walk itself.
-    """
+    """Measure the share of a path's variance above a random walk's."""
     return {**reader(path_share_above_null)(bench, arms, seed), "random walk": 0.0}
 
 
 def order_agrees(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Tell whether curvature orders two runs as their test error does, with and without normalisation.
-
-    Args:
-        bench: Where the runs are trained.
-        arms: ``"small"`` and ``"large"``.
-        seed: The seed.
-
-    Returns:
-        1 where it does, 0 where not, by normalisation.
-    """
+    """Tell whether curvature orders two runs as their test error does, with and without normalization."""
     paths = [bench.train(bench.settled(arms[name]), seed) for name in ("small", "large")]
     errors = [read_endpoint(path, "test_error") for path in paths]
     found = {}
@@ -192,16 +158,7 @@ def order_agrees(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, 
 
 
 def order_by_decay(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Tell whether curvature orders two runs as their test error does, with and without weight decay.
-
-    Args:
-        bench: Where the runs are trained.
-        arms: ``"small"`` and ``"large"``, each ``", without decay"`` and ``", with decay"``.
-        seed: The seed.
-
-    Returns:
-        1 where the order agrees, 0 where not: un-normalised, and filter-normalised for comparison.
-    """
+    """Tell whether curvature orders two runs as their test error does, with and without weight decay."""
     found = {}
     for words in ("without decay", "with decay"):
         pair = {name: arms[f"{name}, {words}"] for name in ("small", "large")}
@@ -211,16 +168,7 @@ def order_by_decay(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str
 
 
 def architecture_tau(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Correlate surface curvature and test error over architectures, inside one seed.
-
-    Args:
-        bench: Where the runs are trained.
-        arms: One per architecture.
-        seed: The seed.
-
-    Returns:
-        Kendall's tau, and 0 for no relation.
-    """
+    """Correlate surface curvature and test error over architectures, inside one seed."""
     paths = [bench.train(bench.settled(one), seed) for one in arms.values()]
     read = surface_number("curvature")
     tau = kendalltau([read(path) for path in paths], [read_endpoint(path, "test_error") for path in paths]).statistic

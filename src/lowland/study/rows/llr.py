@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lowland.spec import DataSpec, FitSpec, ModelSpec
-from lowland.spec.study import Changes
 from lowland.study.claims import Claim
 from lowland.study.rows.llr_measures import (
     controls,
@@ -18,6 +16,8 @@ from lowland.study.rows.llr_measures import (
     share_diverged,
 )
 from lowland.study.rows.tasks import ADAPTIVE, Size, arm, digits, endpoint, signals, steps_to
+from lowland.workflows import DataSpec, FitSpec, ModelSpec
+from lowland.workflows.study import Changes
 
 __all__ = ["LLR", "llr_claims"]
 
@@ -29,29 +29,13 @@ _TASK = "test accuracy, MNIST-1D with 30 % label noise"
 
 
 def window(slope: float, low: float, high: float) -> Changes:
-    """Return the changes of a loss that is reshaped in one window of normalised losses alone.
-
-    Args:
-        slope: Slope in the window.
-        low: Its lower end.
-        high: Its upper end.
-
-    Returns:
-        Changes.
-    """
+    """Return the changes of a loss that is reshaped in one window of normalized losses alone."""
     shape = {"name": "linearwindow", "a": slope, "low": low, "high": high}
     return {"loss.method": "llr", "loss.options.reshaper": shape}
 
 
 def llr_claims(size: Size) -> list[Claim]:
-    """Return the rows.
-
-    Args:
-        size: Small or full.
-
-    Returns:
-        Rows.
-    """
+    """Return the rows."""
     return [*_accuracy(size), *_training(size), *_regions(size), *_theory(size), *_elsewhere(size)]
 
 
@@ -60,7 +44,7 @@ def _accuracy(size: Size) -> list[Claim]:
     warm: Changes = {"schedule.warmup": 5.0}
     return [
         Claim(
-            "llr-accuracy", "LLR", "LLR generalises better than a tuned base with warm-up.",
+            "llr-accuracy", "LLR", "LLR generalizes better than a tuned base with warm-up.",
             f"{_NONE}; the withdrawn predecessor: +1.46 % for a ResNet-20 on CIFAR-100", _TASK, 0.005,
             (("LLR", "base"),), endpoint("test_accuracy"),
             {"base": arm(run, warm, tuned=True), "LLR": arm(run, LLR, tuned=True, **SLOPES)}, seeds=size.seeds,
@@ -114,7 +98,7 @@ def _regions(size: Size) -> list[Claim]:
     plain, tuned = arm(small), arm(small, tuned=True)
     return [
         Claim(
-            "llr-low", "LLR", "Steepening the low-loss region alone generalises better.",
+            "llr-low", "LLR", "Steepening the low-loss region alone generalizes better.",
             "figure 2 of the code's run.sh",
             "test accuracy, digits with 30 % label noise", 0.01, (("low", "SGD"),), endpoint("test_accuracy"),
             {"SGD": tuned, "low": arm(small, window(10.0, 0.2, 0.3), tuned=True)}, seeds=size.seeds, seconds=2,
@@ -126,7 +110,7 @@ def _regions(size: Size) -> list[Claim]:
             seeds=size.few, seconds=6,
         ),
         Claim(
-            "llr-ultralow", "LLR", "Flattening the ultra-low-loss region alone optimises better.", _NONE,
+            "llr-ultralow", "LLR", "Flattening the ultra-low-loss region alone optimizes better.", _NONE,
             "train loss in the last epoch, digits with 30 % label noise", 0.01, (("ultra-low", "SGD"),),
             endpoint("train_loss"), {"SGD": tuned, "ultra-low": arm(small, window(0.1, 0.0, 0.1), tuned=True)},
             higher=False,

@@ -17,14 +17,21 @@ from lowland import curvature
 from lowland.core.params import ParameterSpace
 from lowland.core.seeds import generator
 from lowland.losses import LLR, Multipliers, Replayed, ScaledDecay, Sech, learning_rate_factor
-from lowland.spec import FitSpec
-from lowland.spec.build import build_criterion, build_data, build_loss, build_model, build_optimizer, build_schedule
-from lowland.spec.folder import RunFolder
 from lowland.study.bench import Arm, Bench
 from lowland.study.endpoints import read_endpoint
 from lowland.study.readers import RISK
 from lowland.training import fit
 from lowland.training.robustness import median_perturbation
+from lowland.workflows import FitSpec
+from lowland.workflows.build import (
+    build_criterion,
+    build_data,
+    build_loss,
+    build_model,
+    build_optimizer,
+    build_schedule,
+)
+from lowland.workflows.folder import RunFolder
 
 __all__ = [
     "controls",
@@ -41,16 +48,7 @@ _WARM_UP: Final = 20
 
 
 def controls(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Train LLR and its three controls; the multipliers are those of the next seed, averaged over each epoch.
-
-    Args:
-        bench: Unused: these runs are not kept.
-        arms: One arm, the task with LLR.
-        seed: The seed.
-
-    Returns:
-        Test accuracy by arm.
-    """
+    """Train LLR and its three controls; the multipliers are those of the next seed, averaged over each epoch."""
     del bench
     (task,) = arms.values()
     other = _train(replace(task.spec, seed=seed + 1))[1]
@@ -85,16 +83,7 @@ def _train(
 
 
 def share_diverged(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Count the learning rates whose run ends above the loss of a guess, or is not finite.
-
-    Args:
-        bench: Where the runs are trained.
-        arms: The arms.
-        seed: The seed.
-
-    Returns:
-        Share by arm.
-    """
+    """Count the learning rates whose run ends above the loss of a guess, or is not finite."""
     found = {}
     for name, one in arms.items():
         ends = []
@@ -107,16 +96,7 @@ def share_diverged(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str
 
 
 def seconds_per_step(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Measure the processor time of a training step over that of plain SGD's, step by step in turns.
-
-    Args:
-        bench: Where the settings are found; these steps are not kept.
-        arms: ``"SGD"`` and ``"LLR"``.
-        seed: The seed.
-
-    Returns:
-        Ratio of LLR's median, and the bound of the claim.
-    """
+    """Measure the processor time of a training step over that of plain SGD's, step by step in turns."""
     steps = {name: _steps(replace(bench.settled(one), seed=seed)) for name, one in arms.items()}
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(_TIMED_STEPS):  # in turns, so that other load on the machine meets all alike
@@ -142,16 +122,7 @@ def _steps(spec: FitSpec) -> Iterator[None]:
 
 
 def median_attack(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Measure the median perturbation that changes the answer.
-
-    Args:
-        bench: Where the runs are trained.
-        arms: The arms.
-        seed: The seed.
-
-    Returns:
-        Median by arm.
-    """
+    """Measure the median perturbation that changes the answer."""
     found = {}
     for name, one in arms.items():
         run = RunFolder(bench.train(bench.settled(one), seed))
@@ -161,19 +132,9 @@ def median_attack(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str,
 
 
 def reshaped_curvature(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Measure the largest eigenvalue of the reshaped loss at the end of plain training, beside the plain one's.
-
-    The reshaped loss of the whole training part, L0 f(L / L0), has the Hessian f' H + f'' / L0 g g^T; L0 is the
-    initial loss.
-
-    Args:
-        bench: Where the run is trained.
-        arms: ``"SGD"``.
-        seed: The seed.
-
-    Returns:
-        log10 of both.
-    """
+    """Measure the largest eigenvalue of the reshaped loss at the end of plain training, beside the plain one's."""
+    # The reshaped loss of the whole training part, L0 f(L / L0), has the Hessian f' H + f'' / L0 g g^T; L0 is
+    # the initial loss.
     run = RunFolder(bench.train(bench.settled(arms["SGD"]), seed))
     risk, start = run.risk(RISK), run.risk(replace(RISK, weights="initial"))
     initial, loss = start.evaluate()["loss"].value, risk.evaluate()["loss"].value
@@ -202,20 +163,12 @@ def _slopes(reshaper: Sech, u: float) -> tuple[float, float]:
 
 
 def escape_steps(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Simulate noisy gradient descent in a loss with a sharp and a wide minimum; count steps until the sharp is left.
-
-    L(x) = 0.1 + 0.5 (1 - (x / w)^2)^2, w = 0.3 for x < 0 and 1 for x >= 0. 200 particles begin in the sharp minimum;
-    a step is x - 0.01 f'(L / 4) (L' + 4.8 xi): the multiplier scales gradient and noise alike, as a batch's does. The
-    third arm has the constant rate that the reshaped particles had on average. Particles that stay count the limit.
-
-    Args:
-        bench: Unused.
-        arms: Unused.
-        seed: The seed.
-
-    Returns:
-        log10 of the mean number of steps by arm.
-    """
+    """Simulate noisy gradient descent in a loss with a sharp and a wide minimum."""
+    # Count steps until the sharp is left.
+    # L(x) = 0.1 + 0.5 (1 - (x / w)^2)^2, w = 0.3 for x < 0 and 1 for x >= 0. 200 particles begin in the sharp
+    # minimum; a step is x - 0.01 f'(L / 4) (L' + 4.8 xi): the multiplier scales gradient and noise alike, as a
+    # batch's does. The third arm has the constant rate that the reshaped particles had on average. Particles
+    # that stay count the limit.
     del bench, arms
     reshaper = Sech()
     reshaped, mean = _escape(seed, lambda u: reshaper.slope(torch.as_tensor(u)).numpy())

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.types import as_batch
-from lowland.spec import FitSpec
-from lowland.spec.build import build_data, build_model
-from lowland.spec.study import Changes
 from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Claim
 from lowland.study.readers import sharpness_at_matched_loss
 from lowland.study.rows.sam import RHO, SAM, matched
 from lowland.study.rows.tasks import ADAPTIVE, Size, arm, digits, endpoint, passes_over, signals, steps_to
+from lowland.workflows import FitSpec
+from lowland.workflows.build import build_data, build_model
+from lowland.workflows.study import Changes
 
 __all__ = ["SALA", "lookahead_claims"]
 
@@ -27,14 +27,7 @@ _TASK = "test accuracy, MNIST-1D with 30 % label noise"
 
 
 def lookahead_claims(size: Size) -> list[Claim]:
-    """Return the rows.
-
-    Args:
-        size: Small or full.
-
-    Returns:
-        Rows.
-    """
+    """Return the rows."""
     return [*_sala_claims(size), *_lookahead_claims(size)]
 
 
@@ -64,7 +57,7 @@ def _sala_claims(size: Size) -> list[Claim]:
             higher=False, seeds=size.seeds, seconds=1,
         ),
         Claim(
-            "sala-lookahead", "SALA", "SALA generalises better than Lookahead.", "tables not found", _TASK, 0.005,
+            "sala-lookahead", "SALA", "SALA generalizes better than Lookahead.", "tables not found", _TASK, 0.005,
             (("SALA", "Lookahead"),), endpoint("test_accuracy"), {"Lookahead": lookahead, "SALA": sala},
             seeds=size.seeds, seconds=1, after=("sala-keeps-sams-gain", "lookahead-sgd"),
         ),
@@ -112,16 +105,7 @@ def _lookahead_claims(size: Size) -> list[Claim]:
 
 
 def sala_cost(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Measure SALA's passes over SGD's beside the bound of the claim.
-
-    Args:
-        bench: Where they are trained.
-        arms: The arms.
-        seed: The seed.
-
-    Returns:
-        log2 of both.
-    """
+    """Measure SALA's passes over SGD's beside the bound of the claim."""
     found = passes_over("SGD")(bench, {name: arms[name] for name in ("SGD", "SALA")}, seed)
     return {**found, "1.3 times SGD": 0.37851162325372983}
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lowland.spec.build import build_data, build_loss, build_model, build_optimizer
-from lowland.spec.study import Changes
 from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Claim, Measure
 from lowland.study.readers import lambda_max_at_matched_loss
 from lowland.study.rows.tasks import Size, arm, digits, endpoint, signals
 from lowland.training import fit
+from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer
+from lowland.workflows.study import Changes
 
 __all__ = ["SAM", "matched", "sam_claims"]
 
@@ -21,14 +21,7 @@ RHO = {"optimizer__options__rho": [0.05, 0.1, 0.2]}
 
 
 def sam_claims(size: Size) -> list[Claim]:
-    """Return the rows.
-
-    Args:
-        size: Small or full.
-
-    Returns:
-        Rows.
-    """
+    """Return the rows."""
     run = signals(size)
     sgd, sam = arm(run, tuned=True), arm(run, SAM, tuned=True, **RHO)
     twice = arm(replace(run, epochs=2 * run.epochs), tuned=True)
@@ -39,13 +32,13 @@ def sam_claims(size: Size) -> list[Claim]:
     wide = replace(run, batch_size=256, epochs=run.epochs)
     return [
         Claim(
-            "sam-equal-epochs", "SAM", "SAM generalises better than SGD at equal epochs.",
+            "sam-equal-epochs", "SAM", "SAM generalizes better than SGD at equal epochs.",
             "WRN-28-10 on CIFAR-100, 200 epochs: error 16.5 % against 18.8 %",
             "test accuracy, MNIST-1D with 30 % label noise", 0.005, (("SAM", "SGD"),), endpoint("test_accuracy"),
             {"SGD": sgd, "SAM": sam}, seeds=size.seeds, seconds=22,
         ),
         Claim(
-            "sam-equal-compute", "SAM", "SAM generalises better than SGD that trains twice as long.",
+            "sam-equal-compute", "SAM", "SAM generalizes better than SGD that trains twice as long.",
             "the paper gives SGD twice the epochs and SAM still wins; ImageNet ResNet-152, 400 epochs: 18.4 % against "
             "20.3 % for the best SGD", "test accuracy, MNIST-1D with 30 % label noise", 0.005, (("SAM", "SGD twice"),),
             endpoint("test_accuracy"), {"SGD twice": twice, "SAM": sam}, seeds=size.seeds, seconds=14,
@@ -60,7 +53,7 @@ def sam_claims(size: Size) -> list[Claim]:
             seeds=size.seeds, seconds=5,
         ),
         Claim(
-            "sam-m", "SAM", "A smaller m (samples that share an ascent) generalises better.",
+            "sam-m", "SAM", "A smaller m (samples that share an ascent) generalizes better.",
             "smaller m is better; no number taken over",
             "test accuracy, MNIST-1D with 30 % label noise, batches of 256", 0.005,
             (("m = 16", "m = 256"), ("m = 64", "m = 256")), micro_batches, {"m = 256": arm(wide, SAM)},
@@ -77,14 +70,7 @@ def sam_claims(size: Size) -> list[Claim]:
 
 
 def matched(read: Callable[[Sequence[Path]], list[float]]) -> Measure:
-    """Return the measure of rows that compare all arms at a train loss that their paths share.
-
-    Args:
-        read: Folders of the runs -> one number per run.
-
-    Returns:
-        A measure.
-    """
+    """Return the measure of rows that compare all arms at a train loss that their paths share."""
 
     def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
         paths = [bench.train(bench.settled(one), seed) for one in arms.values()]
@@ -94,16 +80,7 @@ def matched(read: Callable[[Sequence[Path]], list[float]]) -> Measure:
 
 
 def micro_batches(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-    """Train SAM with an ascent per 16, 64 and all 256 samples of a batch.
-
-    Args:
-        bench: Unused: these runs are not kept.
-        arms: One arm, the task.
-        seed: The seed.
-
-    Returns:
-        Test accuracy by m.
-    """
+    """Train SAM with an ascent per 16, 64 and all 256 samples of a batch."""
     del bench
     (task,) = arms.values()
     found = {}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lowland.spec import DataSpec, FitSpec, ModelSpec, OptimizerSpec
 from lowland.study.bench import Arm, Bench
 from lowland.study.claims import Measure
 from lowland.study.endpoints import cost_of, read_endpoint
+from lowland.workflows import DataSpec, FitSpec, ModelSpec, OptimizerSpec
 
 __all__ = [
     "ADAMW",
@@ -31,29 +31,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Size:
-    """How large the ledger's runs are.
+    """How large the ledger's runs are."""
 
-    Args:
-        name: ``"small"`` or ``"full"``.
-        seeds: Seeds of a row whose runs take seconds.
-        few: Seeds of a row whose runs take longer.
-        samples: Training samples of the signals.
-        epochs: Epochs on the signals.
-        images: Training images of the digits.
-        survey_epochs: Epochs on the digits.
-        accelerator: cpu, cuda or auto.
-        cost: Time of a row over the small one's, on one core.
-    """
-
-    name: str
-    seeds: int
-    few: int
-    samples: int
-    epochs: int
-    images: int
-    survey_epochs: int
-    accelerator: str = "cpu"
-    cost: float = 1.0
+    name: str  # ``"small"`` or ``"full"``
+    seeds: int  # Seeds of a row whose runs take seconds
+    few: int  # Seeds of a row whose runs take longer
+    samples: int  # Training samples of the signals
+    epochs: int  # Epochs on the signals
+    images: int  # Training images of the digits
+    survey_epochs: int  # Epochs on the digits
+    accelerator: str = "cpu"  # cpu, cuda or auto
+    cost: float = 1.0  # Time of a row over the small one's, on one core
 
 
 SMALL: Final = Size("small", 20, 6, 1000, 60, 150, 40)
@@ -61,15 +49,7 @@ FULL: Final = Size("full", 40, 20, 4000, 200, 897, 100, "auto", cost=14.0)
 
 
 def signals(size: Size, **options: Any) -> FitSpec:
-    """Return the task of the accuracy rows: MNIST-1D with 30 % symmetric label noise, ResNet-8, 20,000 test signals.
-
-    Args:
-        size: Small or full.
-        **options: Fields of the run that differ.
-
-    Returns:
-        The run.
-    """
+    """Return the task of the accuracy rows: MNIST-1D with 30 % symmetric label noise, ResNet-8, 20,000 test signals."""
     data = DataSpec(name="mnist1d", options={"train_size": size.samples, "label_noise": 0.3})
     settings: dict[str, Any] = {
         "epochs": size.epochs, "batch_size": 64, "snapshots_every_epochs": None, "threads": 1,
@@ -79,16 +59,8 @@ def signals(size: Size, **options: Any) -> FitSpec:
 
 
 def digits(size: Size, *, model: ModelSpec | None = None, **options: Any) -> FitSpec:
-    """Return the task of the rows that survey: 150 of scikit-learn's digits with 30 % label noise, a narrow ResNet-8.
-
-    Args:
-        size: Small or full; full has all 897 images.
-        model: Another network.
-        **options: Fields of the run that differ.
-
-    Returns:
-        The run, with snapshots.
-    """
+    """Return the task of the rows that survey: 150 of scikit-learn's digits with 30 % label noise."""
+    # A narrow ResNet-8.
     data = DataSpec(name="digits", options={"train_size": size.images, "label_noise": 0.3})
     settings: dict[str, Any] = {
         "epochs": size.survey_epochs, "batch_size": 32, "snapshots_every_epochs": 1, "threads": 1,
@@ -110,42 +82,17 @@ ADAPTIVE: Final[dict[str, list[Any]]] = {
 
 
 def arm(run: FitSpec, changes: Mapping[str, Any] | None = None, *, tuned: bool = False, **grid: list[Any]) -> Arm:
-    """Return an arm.
-
-    Args:
-        run: The task.
-        changes: What the method changes.
-        tuned: Whether its settings are searched.
-        **grid: What is searched besides learning rate and weight decay; ``__`` stands for the dots of a key.
-
-    Returns:
-        The arm.
-    """
+    """Return an arm."""
     return Arm(run, dict(changes or {}), {key.replace("__", "."): values for key, values in grid.items()}, tuned)
 
 
 def endpoint(name: str) -> Measure:
-    """Return the measure of rows that read one endpoint of every arm.
-
-    Args:
-        name: The endpoint.
-
-    Returns:
-        A measure.
-    """
+    """Return the measure of rows that read one endpoint of every arm."""
     return reader(lambda path: read_endpoint(path, name))
 
 
 def reader(read: Callable[[Path], float], *, surveyed: bool = False) -> Measure:
-    """Return the measure of rows that read one number of every arm's run.
-
-    Args:
-        read: Folder of a run -> number.
-        surveyed: Whether the number is a sharpness or curvature, which means nothing without the train loss.
-
-    Returns:
-        A measure; cost in passes beside it, and ``"train loss ARM"`` where the number was surveyed.
-    """
+    """Return the measure of rows that read one number of every arm's run."""
 
     def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -162,17 +109,9 @@ def reader(read: Callable[[Path], float], *, surveyed: bool = False) -> Measure:
 
 
 def steps_to(loss: float) -> Measure:
-    """Return the measure of rows about speed: steps until an epoch's train loss is at most a level.
-
-    A run that never gets there is censored: it counts with all its steps, so that the mean is the restricted mean time
-    up to the run's length, and the row shows the share of runs that got there.
-
-    Args:
-        loss: The level.
-
-    Returns:
-        A measure.
-    """
+    """Return the measure of rows about speed: steps until an epoch's train loss is at most a level."""
+    # A run that never gets there is censored: it counts with all its steps, so that the mean is the restricted
+    # mean time up to the run's length, and the row shows the share of runs that got there.
 
     def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -187,14 +126,7 @@ def steps_to(loss: float) -> Measure:
 
 
 def passes_over(base: str) -> Measure:
-    """Return the measure of a step's cost: log2 of an arm's training passes over those of the base, a teacher's too.
-
-    Args:
-        base: Name of the base arm.
-
-    Returns:
-        A measure.
-    """
+    """Return the measure of a step's cost: log2 of an arm's training passes over those of the base, a teacher's too."""
 
     def measure(bench: Bench, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
         costs = {name: cost_of(bench.train(bench.settled(one), seed)).training for name, one in arms.items()}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lowland.spec.study import Changes
 from lowland.study.claims import Claim
 from lowland.study.readers import sharpness_late
 from lowland.study.rows.sam import RHO, SAM
 from lowland.study.rows.tasks import ADAMW, ADAPTIVE, Size, arm, digits, endpoint, passes_over, reader, signals
+from lowland.workflows.study import Changes
 
 __all__ = ["MESA", "SAF", "trajectory_claims"]
 
@@ -18,14 +18,7 @@ _NOTE = "first active epoch a tenth of the run (5 of 90 epochs in the paper); th
 
 
 def trajectory_claims(size: Size) -> list[Claim]:
-    """Return the rows.
-
-    Args:
-        size: Small or full.
-
-    Returns:
-        Rows.
-    """
+    """Return the rows."""
     return [*_path_claims(size), *_accuracy_claims(size)]
 
 
@@ -90,7 +83,7 @@ def _accuracy_claims(size: Size) -> list[Claim]:
                                             ("MESA", MESA, WEIGHTS))}  # fmt: skip
     return [
         Claim(
-            "saf-accuracy", "SAF and MESA", "SAF and MESA generalise better than SGD.",
+            "saf-accuracy", "SAF and MESA", "SAF and MESA generalize better than SGD.",
             "WRN-28-10 on CIFAR-100: 83.81 and 83.59 against 81.67",
             "test accuracy, MNIST-1D with 30 % label noise", 0.005, (("SAF", "SGD"), ("MESA", "SGD")),
             endpoint("test_accuracy"), {"SGD": sgd, "SAF": saf, "MESA": mesa}, seeds=size.seeds, seconds=19, note=_NOTE,
@@ -111,7 +104,7 @@ def _accuracy_claims(size: Size) -> list[Claim]:
             endpoint("test_accuracy"), {"SGD": arm(run), **swept}, seeds=size.few, seconds=85, primary=False,
         ),
         Claim(
-            "saf-adamw", "SAF and MESA", "SAM, SAF and MESA generalise better than AdamW where that is the base.",
+            "saf-adamw", "SAF and MESA", "SAM, SAF and MESA generalize better than AdamW where that is the base.",
             "ViT-S/32 on ImageNet: AdamW 68.1, SAM 68.9, SAF 69.5, MESA 69.6",
             "test accuracy, MNIST-1D with 30 % label noise, AdamW as the base", 0.005,
             (("SAM", "AdamW"), ("SAF", "AdamW"), ("MESA", "AdamW")), endpoint("test_accuracy"), adaptive,

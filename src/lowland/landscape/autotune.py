@@ -1,0 +1,177 @@
+"""How points are computed, found by a short trial: batch size, memory layout, precision.
+
+The driver decides once, before the first point; the decision is stored, and every worker and every resume obeys it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lowland.core.per_sample import all_moments
+from lowland.core.risk import EmpiricalRisk
+from lowland.core.types import Batch
+from lowland.engine.base import Point, Row
+from lowland.landscape.grid import Grid, levels
+from lowland.landscape.layout import laid_out, rebatched
+from lowland.landscape.refine import Tolerance, too_far
+from lowland.landscape.surface_task import ComputeSettings, SurfaceTask, computing
+
+__all__ = ["BatchSize", "Precision", "autotune"]
+
+BatchSize: TypeAlias = "int | Literal['auto'] | None"
+Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
+
+_SIZES: Final = (64, 128, 256, 512)
+_SAMPLES: Final = 256
+"""Samples measured at each look."""
+_SMALL: Final = 1024
+"""Numbers per sample up to which the whole data may be one batch of a convolution on a processor, where one process has
+its caches for itself; everywhere else convolutions want batches that fit them."""
+_GAIN: Final = 1.1
+"""bfloat16 must be this much faster to be worth its error and the nine points in full precision that it takes."""
+
+
+def autotune(
+    survey: SurfaceTask,
+    grid: Grid,
+    *,
+    batch_size: BatchSize,
+    precision: Precision,
+    tolerance: Tolerance,
+    workers: int = 1,
+) -> tuple[ComputeSettings, dict[str, Any], list[Row]]:
+    """Choose how the points of a survey are computed."""
+    wanted: tuple[Any, ...] = ("float32", "bfloat16") if precision == "auto" else (precision,)
+    candidates = [kernel for kind in wanted for kernel in _candidates(survey, batch_size, kind, workers)]
+    times = _race(survey.first, candidates) if len(candidates) > 1 else {candidates[0]: 0.0}
+    best: dict[str, tuple[float, ComputeSettings]] = {}
+    for kind in wanted:
+        best[kind] = min(((t, k) for k, t in times.items() if k.precision == kind), key=lambda pair: pair[0])
+    report: dict[str, Any] = {f"seconds_per_sample_{kind}": seconds for kind, (seconds, _) in best.items() if seconds}
+    if precision != "auto":
+        return best[precision][1], report, []
+    exact, fast = best["float32"], best["bfloat16"]
+    if exact[0] < _GAIN * fast[0]:
+        return exact[1], {**report, "precision": "float32: bfloat16 is not faster here"}, []
+    truth = _spread(replace(survey, kernel=exact[1], probes=(), paired=False), grid)
+    rows = _spread(replace(survey, kernel=fast[1], probes=()), grid)
+    error = report["bfloat16_error"] = _error(_losses(truth), _losses(rows), tolerance)
+    if error["in_units_of_tolerance"] <= 0.5:
+        return fast[1], {**report, "precision": "bfloat16: within half the tolerance"}, [] if survey.probes else rows
+    return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}, []
+
+
+def _candidates(survey: SurfaceTask, batch_size: BatchSize, precision: Any, workers: int) -> list[ComputeSettings]:
+    given = replace(survey.kernel, precision=precision)
+    if batch_size != "auto":
+        return [replace(given, batch_size=batch_size)]
+    images = any(p.ndim == 4 for p in survey.first.model.parameters())
+    layouts: Sequence[Any] = ("contiguous", "channels_last") if images else ("contiguous",)
+    own = [batch.size for batch in survey.first.batches()]
+    count = sum(own)
+    same = own[0] if len(set(own[:-1])) == 1 else 0  # the risk's own batches have this size already
+    sizes: set[int | None] = {None, *(size for size in _SIZES if size < count and size != same)}
+    fits = workers == 1 and _numbers(survey.first) <= _SMALL
+    if not images or survey.first.device.type != "cpu" or fits:
+        sizes.add(count)
+    if survey.first.batch_norm == "batch":  # the partition into batches is part of what is measured
+        sizes = {None}
+    ordered = sorted(sizes, key=lambda size: size or 0)
+    return [replace(given, batch_size=size, memory_format=layout) for layout, size in product(layouts, ordered)]
+
+
+def _numbers(risk: EmpiricalRisk) -> int:
+    """Return how many numbers a sample has; more than any limit where inputs are no tensors."""
+    batch = next(iter(risk.batches()))
+    return batch.input.numel() // batch.size if isinstance(batch.input, torch.Tensor) else sys.maxsize
+
+
+def _race(risk: EmpiricalRisk, candidates: Sequence[ComputeSettings]) -> dict[ComputeSettings, float]:
+    """Return seconds per sample of candidates: first of layouts, at one batch size."""
+    # Then of sizes in the best layout.
+    # Candidates are timed turn by turn, so that other load on the machine hits all alike.
+    times: dict[ComputeSettings, float] = {}
+
+    def measure(kernels: Iterable[ComputeSettings]) -> None:
+        for kernel in kernels:
+            times[kernel] = min(times.get(kernel, math.inf), _seconds(risk, kernel))
+
+    usual = min(candidates, key=lambda kernel: abs((kernel.batch_size or 0) - _SAMPLES)).batch_size
+    first = [kernel for kernel in candidates if kernel.batch_size == usual]
+    for _ in range(3):  # the first also does what is done once
+        measure(first)
+    ranked = sorted(first, key=times.__getitem__)
+    best = {kernel.precision: kernel for kernel in reversed(ranked)}
+    if ranked[0].precision == "float32":
+        best.pop("bfloat16", None)  # it would have to be clearly faster
+    rivals = [replace(kernel, batch_size=other.batch_size) for kernel in best.values() for other in candidates]
+    rivals = list(dict.fromkeys(kernel for kernel in rivals if kernel in candidates))
+    measure(kernel for kernel in rivals if kernel not in first)
+    for precision in best:
+        some = [kernel for kernel in rivals if kernel.precision == precision]
+        for kept in (3, 2):
+            measure(sorted(some, key=times.__getitem__)[:kept])
+    return times
+
+
+@torch.no_grad()
+def _seconds(risk: EmpiricalRisk, kernel: ComputeSettings) -> float:
+    """Return what a sample takes with a kernel, in one look."""
+    with risk.prepared(), laid_out(risk.model, kernel.memory_format):
+        batches: list[Batch] = []
+        for batch in rebatched(risk.batches(), kernel.batch_size, kernel.memory_format):
+            batches.append(batch)
+            if sum(b.size for b in batches) >= _SAMPLES:
+                break
+        _wait(risk.device)
+        start = time.perf_counter()
+        for batch in batches:
+            with computing(risk.device, kernel.precision):
+                measured = risk.measure(batch)
+            all_moments(measured)
+        _wait(risk.device)
+        return (time.perf_counter() - start) / sum(batch.size for batch in batches)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _spread(task: SurfaceTask, grid: Grid) -> list[Row]:
+    """Return the rows of points spread over the grid, the center among them."""
+    axes = [levels(n)[min(1, len(levels(n)) - 1)] for n in grid.shape]
+    spread = np.ravel_multi_index(np.array(list(product(*axes))).T, grid.shape)
+    points = [Point(int(i), grid.coordinates(int(i))) for i in sorted({*spread.tolist(), grid.center()})]
+    with task.placed() as context:
+        return [row for point in points for row in task(context, [point], [None])]
+
+
+def _losses(rows: Sequence[Row]) -> NDArray[np.float64]:
+    return np.array([np.atleast_1d(np.asarray(row.values["loss"], dtype=np.float64)) for row in rows])
+
+
+def _error(true: NDArray[np.float64], other: NDArray[np.float64], tolerance: Tolerance) -> dict[str, float]:
+    """Return how far other losses are from the true ones, both of shape [points, splits]."""
+    finite = np.isfinite(true) & np.isfinite(other)
+    same = (np.isfinite(true) == np.isfinite(other)).all()
+    if not same or not finite.any():
+        return {"in_units_of_tolerance": float("inf"), "of_range": float("inf"), "of_value": float("inf")}
+    span = float(np.ptp(true[finite])) or 1.0
+    error = np.abs(other - true)[finite]
+    return {
+        "in_units_of_tolerance": float(too_far(error, true[finite], span, tolerance).max()),
+        "of_range": float(error.max() / span),
+        "of_value": float((error / np.maximum(np.abs(true[finite]), 1e-3 * span)).max()),
+        "points": len(true),
+    }

@@ -1,0 +1,322 @@
+"""Results on disk as labelled Datasets: open, save, and the writer that a survey fills point by point."""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from lowland.core.errors import StoreError
+from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, identifier, migrated, plain
+from lowland.results import remote, zarr
+from lowland.results.files import only_writer
+
+__all__ = ["MemoryWriter", "SurfaceWriter", "ZarrWriter", "open", "save", "writer"]
+
+Array: TypeAlias = NDArray[Any]
+
+_SECONDS: Final = 2.0
+"""Longest work that may be lost besides the chunk in flight."""
+
+
+def open(path: str | Path) -> xr.Dataset:
+    """Open a surface, trajectory or curvature result.
+
+    Args:
+        path: The store's folder, or the URL of a store on an object store.
+
+    Returns:
+        The Dataset, in memory; nothing stays open.
+
+    Raises:
+        StoreError: If it does not exist, is damaged, foreign, or of a newer schema; an older one is migrated in memory.
+
+    Example:
+        >>> import tempfile
+        >>> from lowland.core.schema import new_trajectory
+        >>> path = Path(tempfile.mkdtemp()) / "path.zarr"
+        >>> save(new_trajectory([[0.0, 1.0]], steps=[0], variables={}), path)
+        >>> open(path).sizes["axis"]
+        2
+    """
+    if remote.is_url(path):
+        with remote.fetched(str(path)) as folder, _named(folder, str(path)):
+            return open(folder)
+    dataset = migrated(zarr.read(Path(path)))
+    check(dataset)
+    return dataset
+
+
+def save(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write a whole result, as a whole or not at all.
+
+    Args:
+        dataset: A surface, trajectory or curvature result.
+        path: The store's folder, or a URL.
+        overwrite: Replace a store that is there. Default False.
+
+    Raises:
+        StoreError: If the Dataset is none of ours, something is there already, another run writes it, or it cannot be
+            written.
+    """
+    check(dataset)
+    if remote.is_url(path):
+        with remote.held(str(path)) as mirror, _named(mirror.folder, mirror.url):
+            zarr.create(dataset, mirror.folder, overwrite=overwrite)
+            mirror.publish()
+        return
+    with only_writer(Path(path)):
+        zarr.create(dataset, Path(path), overwrite=overwrite)
+
+
+@contextmanager
+def _named(folder: Path, url: str) -> Generator[None]:
+    # messages name the store as the user does, not the copy of it
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(str(error).replace(str(folder), url)) from error
+
+
+class SurfaceWriter(ABC):
+    """Takes the points of a surface as they are measured.
+
+    Args:
+        dataset: The surface, with the points of an earlier run filled in.
+        resumed: Whether there was an earlier run.
+    """
+
+    def __init__(self, dataset: xr.Dataset, *, resumed: bool = False) -> None:
+        self.dataset, self.resumed = dataset, resumed
+        # the arrays themselves: looking them up in the Dataset takes longer than a small network takes for a point
+        self._arrays: dict[str, Array] = {str(name): dataset[name].values for name in dataset.data_vars}
+        self._dims = {str(name): tuple(str(dim) for dim in dataset[name].dims) for name in dataset.data_vars}
+        self._status, self._point_dims = self._arrays["status"], self._dims["status"]
+
+    @property
+    def status(self) -> Array:
+        """Status of every point in flat order (direction, x, y), shape [points]; a copy."""
+        return self._status.reshape(-1).copy()
+
+    def put(
+        self,
+        index: int,
+        values: Mapping[str, Any],
+        *,
+        status: int = STATUS_MEASURED,
+        error: str = "",
+        carry: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep one point; what is written to disk when is the writer's business.
+
+        Args:
+            index: Flat number of the point in the order direction, x, y.
+            values: Numbers by name, or one per split.
+            status: What kind of value it is. Default measured.
+            error: Why it failed; the status becomes failed then.
+            carry: Arrays that other points start from, kept for a run that goes on.
+        """
+        if carry:
+            self._keep(index, carry)
+        place = dict(zip(self._point_dims, np.unravel_index(index, self._status.shape), strict=True))
+        for name, value in values.items():
+            self._arrays[name][tuple(place.get(dim, slice(None)) for dim in self._dims[name])] = value
+        point = tuple(place.values())
+        self._arrays["error"][point] = error
+        self._status[point] = STATUS_FAILED if error else status
+        self._changed(point)
+
+    def annotate(self, attributes: Mapping[str, Any]) -> None:
+        """Keep attributes, on disk at once.
+
+        Args:
+            attributes: Plain JSON values by name.
+        """
+        self.dataset.attrs.update(plain(attributes))
+        self._annotated()
+
+    @abstractmethod
+    def carried(self, index: int) -> dict[str, Array]:
+        """Return the arrays that were put with a point.
+
+        Args:
+            index: Flat number of the point.
+
+        Returns:
+            Arrays by name; empty where none were put.
+        """
+
+    @abstractmethod
+    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
+        """Keep the arrays of a point."""
+
+    @abstractmethod
+    def _changed(self, point: tuple[Any, ...]) -> None:
+        """React to a new point."""
+
+    @abstractmethod
+    def _annotated(self) -> None:
+        """React to new attributes."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Bring everything that was put to disk now."""
+
+
+def _nothing() -> None:
+    return None
+
+
+class MemoryWriter(SurfaceWriter):
+    """Keeps a surface in memory.
+
+    Args:
+        dataset: The surface.
+    """
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        super().__init__(dataset)
+        self._carry: dict[int, dict[str, Array]] = {}
+
+    def carried(self, index: int) -> dict[str, Array]:
+        """Return the arrays that were put with a point."""
+        return dict(self._carry.get(index, {}))
+
+    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
+        self._carry[index] = {name: np.asarray(array) for name, array in carry.items()}
+
+    def _changed(self, point: tuple[Any, ...]) -> None:
+        return None
+
+    def _annotated(self) -> None:
+        return None
+
+    def flush(self) -> None:
+        """Do nothing: there is no disk."""
+
+
+class ZarrWriter(SurfaceWriter):
+    """Keeps a surface in memory and in a Zarr store, values before status, at most every two seconds.
+
+    Args:
+        path: The store, which exists and holds the same surface.
+        dataset: The surface.
+        resumed: Whether there was an earlier run.
+        publish: Called whenever the folder has changed. Default: nothing, the folder is the store.
+    """
+
+    def __init__(
+        self, path: Path, dataset: xr.Dataset, *, resumed: bool = False, publish: Callable[[], None] | None = None
+    ) -> None:
+        super().__init__(dataset, resumed=resumed)
+        self._publish = publish or _nothing
+        self._marks = np.zeros(self._status.shape, dtype=np.bool_)
+        self._flushed = -np.inf
+        names = [name for name in self._arrays if name != "status"]
+        self._store = zarr.ZarrArrays(path, self._arrays, [*names, "status"])
+
+    def carried(self, index: int) -> dict[str, Array]:
+        """Return the arrays that were put with a point, read from disk."""
+        return self._store.carried(index)
+
+    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
+        self._store.keep(index, carry)  # at once: before the point's status can be written
+
+    def _changed(self, point: tuple[Any, ...]) -> None:
+        self._marks[point] = True
+        if time.monotonic() - self._flushed >= _SECONDS:
+            self.flush()
+
+    def _annotated(self) -> None:
+        self._store.attributes(self.dataset.attrs)
+        self._publish()
+
+    def flush(self) -> None:
+        """Write every chunk that holds a new point."""
+        if self._marks.any():
+            self._store.write(self._marks, self._point_dims, self._dims)
+            self._publish()
+            self._marks[:] = False
+        self._flushed = time.monotonic()
+
+
+@contextmanager
+def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWriter]:
+    """Open a store for writing: a new one, or one in which an earlier run of the same recipe goes on.
+
+    Args:
+        path: The store's folder or URL; None keeps the surface in memory.
+        template: The surface with every point open; its ``recipe_fingerprint`` must be that of the store.
+
+    Yields:
+        The writer; what was put is on disk when the context is left, also after an exception.
+
+    Raises:
+        StoreError: If another run writes it, it holds another recipe, or it is damaged, foreign, of a newer schema or
+            not writable; it is left as it was.
+    """
+    check(template, "surface")
+    if path is None:
+        yield MemoryWriter(template.copy(deep=True))
+        return
+    with ExitStack() as stack:
+        publish: Callable[[], None] = _nothing
+        if remote.is_url(path):
+            mirror = stack.enter_context(remote.held(str(path)))
+            stack.enter_context(_named(mirror.folder, mirror.url))
+            path, publish = mirror.folder, mirror.publish
+        path = Path(path)
+        stack.enter_context(only_writer(path))
+        surface = template.copy(deep=True)
+        resumed = zarr.exists(path)
+        if resumed:
+            _fill(surface, zarr.read(path), path)
+        else:
+            zarr.create(template, path)
+            publish()
+        keeper = ZarrWriter(path, surface, resumed=resumed, publish=publish)
+        try:
+            yield keeper
+        finally:
+            keeper.flush()
+
+
+def _fill(surface: xr.Dataset, found: xr.Dataset, path: Path) -> None:
+    """Copy what an earlier run stored into the template's own arrays, which have the width of texts to come."""
+    kind = str(found.attrs.get("schema", "")).partition("/")[0]
+    if kind == "lowland.surface" and migrated(found).attrs["schema"] != found.attrs["schema"]:
+        raise StoreError(
+            f"{path} was begun under the schema {found.attrs['schema']!r}: it can be opened, but a survey under "
+            f"{identifier('surface')!r} cannot go on in it; choose another store"
+        )
+    check(found, "surface")
+    _same_recipe(path, found.attrs, surface.attrs)
+    for name in surface.data_vars:
+        if name not in found or found[name].shape != surface[name].shape:
+            raise StoreError(f"{path} is damaged: the variable `{name}` is missing or of another shape")
+        surface[name].values[...] = found[name].values
+    surface.attrs.update(found.attrs)
+
+
+def _same_recipe(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if found.get("recipe_fingerprint") == wanted.get("recipe_fingerprint"):
+        return
+    old, new = (_flat("", json.loads(attrs.get("recipe", "{}"))) for attrs in (found, wanted))
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)"[:120] for key in differing[:3])
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    raise StoreError(f"{path} holds a survey of another recipe: {shown or 'unknown'}{more}; choose another store")
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for key, entry in value.items() for k, v in _flat(f"{prefix}.{key}" if prefix else key, entry).items()}

@@ -1,0 +1,214 @@
+"""Snapshots of the weights during training: one safetensors file each, streamed, never all in memory.
+
+A folder holds ``STEP.safetensors`` for every snapshot and ``index.json``, which is rewritten (atomically) after each
+file; a file that the index does not name was cut off by a kill and is written again when the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from lowland.core.errors import InputError, StoreError
+from lowland.core.schema import plain
+from lowland.results.files import make_folder, write_atomically
+
+__all__ = ["SnapshotReader", "SnapshotWriter"]
+
+Array: TypeAlias = NDArray[Any]
+
+_INDEX: Final = "index.json"
+_SCHEMA: Final = "lowland.snapshots/1"
+
+
+class SnapshotWriter:
+    """Writes snapshots of named arrays into a folder.
+
+    Writing a step again replaces it, so that a run that goes on from a checkpoint simply repeats its last steps.
+
+    Args:
+        folder: Where to; made if missing. An existing folder of snapshots is continued.
+        dtype: How floating-point arrays are stored: ``"float32"`` (default) or ``"float16"`` (half the space; how much
+            was rounded away is kept with every snapshot). NumPy has no bfloat16: hand such weights over as float32.
+
+    Raises:
+        InputError: If the type is another one.
+        StoreError: If the folder cannot be written, holds snapshots of another type, or is damaged.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> SnapshotWriter(folder).write(0, {"weight": np.ones((2, 2), np.float32)}, {"epoch": 0})
+        >>> SnapshotReader(folder).read(0)["weight"].sum().item()
+        4.0
+    """
+
+    def __init__(self, folder: str | Path, dtype: Literal["float16", "float32"] = "float32") -> None:
+        if dtype not in ("float16", "float32"):
+            raise InputError("dtype", 'must be "float16" or "float32"', dtype)
+        self.folder, self.dtype = Path(folder), dtype
+        self._entries: dict[int, dict[str, Any]] = {}
+        if (self.folder / _INDEX).exists():
+            index = _read_index(self.folder)
+            if index["dtype"] != dtype and index["snapshots"]:
+                raise StoreError(
+                    f"{self.folder} holds {index['dtype']} snapshots; go on with that type or choose another folder"
+                )
+            self._entries = {int(step): entry for step, entry in index["snapshots"].items()}
+        make_folder(self.folder)
+
+    def write(self, step: int, arrays: Mapping[str, Array], info: Mapping[str, Any] | None = None) -> None:
+        """Write one snapshot.
+
+        Args:
+            step: Optimizer step, not negative; names the file.
+            arrays: Weights (and buffers) by name, on the host; integer arrays are kept as they are.
+            info: Plain JSON values to keep with it, such as epoch and train loss.
+
+        Raises:
+            InputError: If the step is negative, or a finite value does not fit into float16.
+            StoreError: If it cannot be written; earlier snapshots are kept.
+        """
+        if step < 0:
+            raise InputError("step", "must not be negative", step)
+        stored = {name: self._cast(name, array) for name, array in arrays.items()}
+        entry = {"info": plain(info), "rounding": _distance(arrays, stored), "names": list(stored)}
+        write_atomically(self.folder / _file(step), save(stored))
+        self._entries[step] = entry
+        content = {
+            "schema": _SCHEMA,
+            "dtype": self.dtype,
+            "snapshots": {str(key): self._entries[key] for key in sorted(self._entries)},
+        }
+        write_atomically(self.folder / _INDEX, json.dumps(content, indent=1).encode())
+
+    def _cast(self, name: str, array: Array) -> Array:
+        if not np.issubdtype(array.dtype, np.floating):
+            return array.copy(order="C")
+        with np.errstate(over="ignore"):
+            stored = array.astype(self.dtype, order="C")
+        if bool((np.isinf(stored) & np.isfinite(array)).any()):
+            largest = float(np.abs(array[np.isfinite(array)]).max())
+            raise InputError(
+                "dtype", f"must hold the values of {name!r} (largest {largest:.3g})", self.dtype, 'use "float32"'
+            )
+        return stored
+
+
+class SnapshotReader:
+    """Reads the snapshots of a folder, one at a time.
+
+    Args:
+        folder: A folder written by `SnapshotWriter`.
+
+    Raises:
+        StoreError: If the folder holds no snapshots, or its index is damaged or newer than this version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / _INDEX).exists():
+            raise StoreError(f"{self.folder} holds no snapshots ({_INDEX} is missing)")
+        index = _read_index(self.folder)
+        self.dtype: str = index["dtype"]
+        self._entries: dict[int, dict[str, Any]] = {int(s): e for s, e in index["snapshots"].items()}
+        self.steps: tuple[int, ...] = tuple(sorted(self._entries))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Array]]]:
+        for step in self.steps:
+            yield step, self.read(step)
+
+    def read(self, step: int) -> dict[str, Array]:
+        """Read one snapshot.
+
+        Args:
+            step: One of ``steps``.
+
+        Returns:
+            Arrays by name, in the order in which they were written and the type in which they are stored.
+
+        Raises:
+            InputError: If there is no such step.
+            StoreError: If its file is missing or damaged.
+        """
+        if step not in self._entries:
+            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
+        path = self.folder / _file(step)
+        try:
+            arrays: dict[str, Array] = load(path.read_bytes())
+            return {name: arrays[name] for name in self._entries[step]["names"]}
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"the snapshot {path} is missing or damaged ({error})") from error
+
+    def info(self, step: int) -> dict[str, Any]:
+        """Return what was kept with a snapshot.
+
+        Args:
+            step: One of ``steps``.
+
+        Returns:
+            The values given to `SnapshotWriter.write`.
+
+        Raises:
+            InputError: If there is no such step.
+        """
+        if step not in self._entries:
+            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
+        return dict(self._entries[step]["info"])
+
+    def rounding(self, step: int) -> float:
+        """Return how far the stored weights are from those of the run.
+
+        Args:
+            step: One of ``steps``.
+
+        Returns:
+            Euclidean distance, 0 for float32 weights stored as float32.
+        """
+        return float(self._entries[step]["rounding"])
+
+
+def _file(step: int) -> str:
+    return f"{step:09d}.safetensors"
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / _INDEX).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"the index of the snapshots in {folder} is damaged ({error})") from error
+    if not isinstance(index, dict) or index.get("schema") != _SCHEMA:
+        found = index.get("schema") if isinstance(index, dict) else type(index).__name__
+        raise StoreError(f"{folder} holds {found!r}, not {_SCHEMA!r}; it is foreign or of a newer version")
+    entries = index.get("snapshots")
+    whole = isinstance(entries, dict) and all(_is_entry(*pair) for pair in entries.items())
+    if not whole or index.get("dtype") not in ("float16", "float32"):
+        raise StoreError(f"the index of the snapshots in {folder} is damaged (an entry is missing or no snapshot's)")
+    return index
+
+
+def _is_entry(step: str, entry: Any) -> bool:
+    return (
+        step.isascii() and step.isdigit() and len(step) < 16 and isinstance(entry, dict)
+        and isinstance(entry.get("names"), list) and isinstance(entry.get("info"), dict)
+        and isinstance(entry.get("rounding"), int | float)
+    )  # fmt: skip
+
+
+def _distance(original: Mapping[str, Array], stored: Mapping[str, Array]) -> float:
+    total = 0.0
+    for name, array in original.items():
+        if np.issubdtype(array.dtype, np.floating) and array.dtype != stored[name].dtype:
+            gap = array.astype(np.float64) - stored[name].astype(np.float64)
+            total += float(np.square(gap[np.isfinite(gap)]).sum())
+    return float(np.sqrt(total))

@@ -1,0 +1,185 @@
+"""Results as Zarr v3 folders: the one file that knows Zarr.
+
+A store is made under another name and renamed, every chunk is written to a temporary file and renamed (Zarr's local
+store does that), all chunks exist from the start, and each carries a checksum. So a kill at any moment leaves a
+readable store, and a chunk that is missing or cut off is known to be damage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import ZstdCodec
+
+from lowland.core.errors import StoreError
+from lowland.results.files import make_folder
+
+__all__ = ["ZarrArrays", "create", "exists", "read"]
+
+_CHUNK: Final = 101
+"""Points per side of a chunk; a usual 51 x 51 or 101 x 101 surface is one chunk, so that a flush is one file each."""
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is a Zarr store."""
+    return (path / "zarr.json").exists()
+
+
+def create(dataset: xr.Dataset, path: Path, *, overwrite: bool = False) -> None:
+    """Write a Dataset as a new store, as a whole or not at all."""
+    if path.exists() and not (overwrite and exists(path)):
+        what = "exists already" if exists(path) else "exists and is no store of Lowland"
+        raise StoreError(f"{path} {what}; choose another place" + (", or overwrite it" if exists(path) else ""))
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            _encoded(dataset).to_zarr(
+                temporary, zarr_format=3, consolidated=False, encoding=_encoding(dataset), write_empty_chunks=True
+            )
+        _replace(temporary, path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path} ({error.strerror or error}); what was there is kept") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(new: Path, path: Path) -> None:
+    """Put a folder in another's place; a kill between the two renames leaves the old one beside it."""
+    old = path.with_name(f".{path.name}.{uuid.uuid4().hex}.old")
+    if path.exists():
+        os.rename(path, old)
+    try:
+        os.rename(new, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read(path: Path) -> xr.Dataset:
+    """Read a store completely into memory."""
+    if not exists(path):
+        raise StoreError(f"{path} {'is no store of Lowland' if path.exists() else 'does not exist'}")
+    try:
+        # the format is named, since an array of the older one may hold pickles
+        arrays = dict(zarr.open_group(path, mode="r", zarr_format=3).arrays())
+        missing = {name: array.nchunks - array.nchunks_initialized for name, array in arrays.items()}
+        if any(missing.values()):  # before anything is allocated by what the metadata say
+            names = ", ".join(f"`{name}` ({count})" for name, count in missing.items() if count)
+            raise StoreError(f"{path} is damaged: chunks are missing of {names}; it was left as it is")
+        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3).load()
+        for name, variable in dataset.variables.items():
+            variable.encoding = {}
+            if variable.dtype.kind in "TO":
+                dataset[name] = (variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
+    except StoreError:
+        raise
+    except Exception as error:  # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
+        raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}); it was left as it is") from error
+    return dataset
+
+
+class ZarrArrays:
+    """Writes parts of the arrays of an existing store, whole chunks at a time."""
+
+    def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]], order: Iterable[str]) -> None:
+        self.path, self._arrays, self._order = path, arrays, list(order)
+        self._group = zarr.open_group(path, mode="r+")
+
+    def write(self, marks: NDArray[np.bool_], dims: tuple[str, ...], of: Mapping[str, tuple[str, ...]]) -> None:
+        """Write every chunk that holds a marked point."""
+        blocks = _blocks(marks, dims)
+        try:
+            with zarr.config.set({"array.write_empty_chunks": True}):
+                for name in self._order:
+                    array, values = self._array(name), self._arrays[name]
+                    for block in blocks:
+                        place = tuple(block.get(dim, slice(None)) for dim in of[name])
+                        part = values[place]
+                        array[place] = part.astype(object) if part.dtype.kind == "U" else part
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {self.path} ({error.strerror or error}); finished points written before are kept"
+            ) from error
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        found = self._group[name]
+        assert isinstance(found, zarr.Array)
+        return found
+
+    def keep(self, index: int, arrays: Mapping[str, Any]) -> None:
+        """Write the arrays of one point into the group ``carry/INDEX``, replacing those there."""
+        try:
+            group = self._group.require_group(f"carry/{index}")
+            for name, array in arrays.items():
+                values = np.asarray(array)
+                group.create_array(name, data=values, chunks=values.shape or "auto", overwrite=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path} ({error.strerror or error})") from error
+
+    def carried(self, index: int) -> dict[str, NDArray[Any]]:
+        """Read the arrays of one point."""
+        found = self._group.get(f"carry/{index}")
+        if not isinstance(found, zarr.Group):
+            return {}
+        return {name: np.asarray(array[...]) for name, array in found.arrays()}
+
+    def attributes(self, values: Mapping[str, Any]) -> None:
+        """Replace attributes of the store."""
+        try:
+            self._group = self._group.update_attributes(dict(values))
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path} ({error.strerror or error})") from error
+
+
+def _blocks(marks: NDArray[np.bool_], dims: tuple[str, ...]) -> list[dict[str, slice]]:
+    """Return the chunk-aligned slices by dim that hold a mark."""
+    steps = [_step(dim, size) for dim, size in zip(dims, marks.shape, strict=True)]
+    starts = [range(0, size, step) for size, step in zip(marks.shape, steps, strict=True)]
+    found = []
+    for corner in product(*starts):
+        place = tuple(slice(start, start + step) for start, step in zip(corner, steps, strict=True))
+        if marks[place].any():
+            found.append(dict(zip(dims, place, strict=True)))
+    return found
+
+
+def _step(dim: str, size: int) -> int:
+    if dim == "direction":
+        return 1
+    return min(size, _CHUNK) if dim in ("x", "y") else size
+
+
+def _encoding(dataset: xr.Dataset) -> dict[str, Any]:
+    return {
+        str(name): {
+            "chunks": tuple(_step(str(d), n) for d, n in zip(variable.dims, variable.shape, strict=True)),
+            "compressors": [ZstdCodec(level=3, checksum=True)],
+        }
+        for name, variable in dataset.variables.items()
+        if variable.ndim and variable.size
+    }
+
+
+def _encoded(dataset: xr.Dataset) -> xr.Dataset:
+    """Return the Dataset with texts of variable length, the only kind that Zarr v3 specifies."""
+    json.dumps(dataset.attrs)  # refuse before anything is written
+    result = dataset.copy()
+    for name, variable in dataset.variables.items():
+        if variable.dtype.kind == "U":
+            result[name] = dataset[name].astype(object)
+    for variable in result.variables.values():
+        variable.encoding = {}
+    return result

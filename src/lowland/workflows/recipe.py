@@ -1,0 +1,233 @@
+"""Recipes: the papers' training settings by name, and the rule that makes a small run of any of them.
+
+A recipe is a YAML file with the keys ``about``, ``source``, ``published``, ``unknown``, ``differs`` and ``run``; the
+last one holds what a spec of `lowland fit` holds. Those of Lowland lie in the folder ``recipes`` beside this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from lowland.core.errors import InputError
+from lowland.core.names import find, unknown
+from lowland.workflows.parse import parse
+from lowland.workflows.specs import FitSpec
+
+__all__ = ["Recipe", "expand", "read_recipe", "recipe_names", "small"]
+
+_IMAGES: Final = ("cifar10", "cifar100", "svhn", "mnist", "folders", "digits")
+_WIDTHS: Final = ("width", "factor", "growth", "widening")
+_TRAIN, _SIDE, _PUBLISHED_SIDE = 896, 8, 32  # digits against the images of the papers' CIFAR settings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a published run.
+
+    Args:
+        name: The name it is called by.
+        about: What it trains.
+        source: Where the settings come from.
+        published: What the source reports.
+        unknown: What the source leaves open.
+        differs: Where a run of ours differs from the source's.
+        run: Values of `FitSpec`, as read from YAML.
+    """
+
+    name: str
+    about: str
+    source: str
+    published: str
+    unknown: list[str]
+    differs: list[str]
+    run: dict[str, Any]
+
+    def spec(self) -> FitSpec:
+        """Return the run's spec.
+
+        Returns:
+            The spec, checked.
+        """
+        return _spec(self.run)
+
+
+def recipe_names() -> list[str]:
+    """Return the names of Lowland's recipes.
+
+    Returns:
+        The names, sorted.
+
+    Example:
+        >>> "li-resnet56" in recipe_names()
+        True
+    """
+    return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: Its name, or the path of a file of the same form.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: If there is none of that name or the file is not a recipe.
+
+    Example:
+        >>> read_recipe("li-resnet56").spec().epochs
+        300
+    """
+    path = Path(name)
+    if path.is_file():
+        text, called = _text(path), path.stem
+    elif name in recipe_names():
+        text, called = (_folder() / f"{name}.yaml").read_text(encoding="utf-8"), name
+    else:
+        raise unknown("config", name, recipe_names())
+    found = _mapping(text, name)
+    keys = [field.name for field in dataclasses.fields(Recipe)][1:]
+    if set(found) != set(keys) or not isinstance(found["run"], dict):
+        raise InputError("config", f"must have the keys of a recipe ({', '.join(keys)})", name)
+    return Recipe(called, **found)
+
+
+def small(spec: FitSpec) -> FitSpec:
+    """Return a run of the same kind that takes two CPU cores minutes, on data that are there offline.
+
+    1. The data are 896 training digits of 8 x 8 pixels. (Of all 897, a batch of 32 would leave one image alone, which
+       batch norm cannot take where a network has come down to one pixel.)
+    2. Widths (width, factor, growth, widening) are a quarter, rounded up; VGG's are divided by four. Depths stay.
+    3. Epochs, milestones and warm-up are a tenth; of epochs at least one.
+    4. Batches are a quarter, and at most a sixth of the training images.
+    5. Lengths in pixels (padding of the crop, size of cutout) shrink with the images, to at least 1; no flips, since a
+       mirrored digit is another sign.
+    6. It runs on the CPU. Everything else is as in the recipe: optimizer, method, learning rate, weight decay.
+
+    Args:
+        spec: The run of a recipe, or any run on images.
+
+    Returns:
+        A new spec.
+
+    Raises:
+        InputError: If the data are not images.
+
+    Example:
+        >>> made = small(read_recipe("li-resnet56").spec())
+        >>> made.epochs, made.batch_size, made.schedule.milestones, made.model.options["width"]
+        (30, 32, [15.0, 22.5, 27.5], 4)
+    """
+    if spec.data.name not in _IMAGES:
+        raise InputError("scale", f"must be full but for images ({', '.join(_IMAGES)})", spec.data.name)
+    options = {"train_size": _TRAIN} | {k: v for k, v in spec.data.options.items() if k == "label_noise"}
+    schedule = dataclasses.replace(
+        spec.schedule, milestones=[epoch / 10 for epoch in spec.schedule.milestones], warmup=spec.schedule.warmup / 10
+    )
+    return dataclasses.replace(
+        spec,
+        model=dataclasses.replace(spec.model, options=_narrow(spec.model.name, spec.model.options)),
+        data=dataclasses.replace(spec.data, name="digits", options=options),
+        schedule=schedule,
+        augment=[_shrunk(part) for part in spec.augment if part not in ("flip", {"name": "flip"})],
+        epochs=max(1, round(spec.epochs / 10)),
+        batch_size=max(1, min(round(spec.batch_size / 4), _TRAIN // 6)),
+        accelerator="cpu",
+    )
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Replace recipes in a command's arguments by their values; what stands after ``--config`` still wins."""
+    words = [part for word in arguments for part in _parts(word)]
+    scaled = ("--scale", "small") in pairwise(words)
+    places = [i + 1 for i, word in enumerate(words[:-1]) if word == "--config"]
+    if scaled and not places:
+        raise InputError("scale", "must come with a --config whose run is made small")
+    folder = ""
+    for place in places:
+        name, run = _run_of(words[place])
+        if scaled:
+            made = dataclasses.asdict(small(_spec(run)))
+            changed = ("model", "data", "schedule", "augment", "epochs", "batch_size", "accelerator")
+            run = {**run, **{key: made[key] for key in changed}}
+        if name or scaled:
+            words[place] = yaml.safe_dump(run, sort_keys=False)
+        folder = f"runs/{name}{'-small' if scaled else ''}" if name else folder
+    return ["--folder", folder, *words] if folder else words
+
+
+def _parts(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith(("--config=", "--scale=")) else [word]
+
+
+def _run_of(config: str) -> tuple[str, dict[str, Any]]:
+    # the name of the recipe ("" for a plain spec) and its values
+    path = Path(config)
+    if not path.is_file():
+        looks_like_path = "/" in config or config.endswith((".yaml", ".yml"))
+        if looks_like_path:
+            raise InputError("config", "must be a YAML file or the name of a recipe", config)
+    elif "run" not in (found := _mapping(_text(path), config)):
+        return "", found
+    recipe = read_recipe(config)
+    return recipe.name, recipe.run
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError("config", f"must be YAML ({' '.join(str(error).split())})", name) from error
+    if not isinstance(found, dict):
+        raise InputError("config", "must be a YAML mapping", name)
+    return found
+
+
+def _spec(run: Mapping[str, Any]) -> FitSpec:
+    return parse(FitSpec, ["--config", yaml.safe_dump(dict(run), sort_keys=False)])[0]
+
+
+def _folder() -> Any:
+    return files("lowland.workflows") / "recipes"
+
+
+def _narrow(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    from lowland.models import MODELS
+
+    known = inspect.signature(find("model.name", name, MODELS)).parameters
+    made = dict(options)
+    for key in _WIDTHS:
+        if key in known:
+            made[key] = max(1, math.ceil(made.get(key, known[key].default) / 4))
+    if "narrow" in known:
+        made["narrow"] = 4 * made.get("narrow", known["narrow"].default)
+    return made
+
+
+def _shrunk(part: str | dict[str, Any]) -> str | dict[str, Any]:
+    published = {"crop": ("padding", 4), "cutout": ("size", 16)}
+    name = part.get("name", "") if isinstance(part, dict) else part
+    if name not in published:
+        return part
+    key, default = published[name]
+    options: dict[str, Any] = part if isinstance(part, dict) else {"name": part}
+    return {**options, key: max(1, options.get(key, default) * _SIDE // _PUBLISHED_SIDE)}

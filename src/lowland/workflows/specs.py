@@ -1,0 +1,211 @@
+"""The specs of training: plain dataclasses whose fields are the flags of the commands and the keys of the YAML files.
+
+The docstrings are what ``--help`` shows: each field says its unit; type and default are added. A spec holds only plain
+values, so that it can be written to ``spec.yaml`` and read back to the same run. ``version`` is 1; a file of a newer
+version is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lowland.core.errors import InputError
+from lowland.workflows.checks import VERSION, check_positive, check_version
+
+__all__ = ["DataSpec", "DemoSpec", "FitSpec", "LossSpec", "ModelSpec", "OptimizerSpec", "ScheduleSpec"]
+
+Options = dict[str, Any]
+
+
+@dataclass(kw_only=True)
+class ModelSpec:
+    """The network.
+
+    Args:
+        name: A known name (resnet8, resnet20 ...) or an import path module:callable.
+        options: Keyword arguments of the network (width, skip ...); classes and channels follow from the data.
+    """
+
+    name: str = "resnet8"
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class DataSpec:
+    """The data set with its fixed training, validation and test parts.
+
+    Args:
+        name: A known name (digits ...) or an import path module:callable that returns DataSplits.
+        options: Keyword arguments of the data set (train_size in samples, label_noise as a fraction ...).
+    """
+
+    name: str = "digits"
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class OptimizerSpec:
+    """The optimizer, and the method wrapped around it.
+
+    Args:
+        name: sgd, adam or adamw.
+        learning_rate: Peak learning rate (weight units per gradient unit).
+        momentum: Momentum of sgd (fraction kept per step); without meaning for adam and adamw.
+        nesterov: Nesterov's form of the momentum of sgd.
+        weight_decay: Weight decay (per step, times the learning rate).
+        method: none, or the wrapper around it (sam ...).
+        options: Keyword arguments of the wrapper (rho in weight units ...).
+    """
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    method: str = "none"
+    options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_positive(learning_rate=self.learning_rate)
+        if not 0 <= self.momentum < 1:
+            raise InputError("optimizer.momentum", "must be in [0, 1)", self.momentum)
+        if self.weight_decay < 0:
+            raise InputError("optimizer.weight_decay", "must not be negative", self.weight_decay)
+
+
+@dataclass(kw_only=True)
+class LossSpec:
+    """The loss, and the method wrapped around it.
+
+    Args:
+        name: cross_entropy, mse, or an import path module:callable.
+        label_smoothing: Share of the target spread over all classes (fraction), for cross_entropy.
+        method: none, or the wrapper around it (llr ...).
+        options: Keyword arguments of the wrapper.
+    """
+
+    name: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    method: str = "none"
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ScheduleSpec:
+    """The learning rate over the run, as a multiple of the optimizer's own.
+
+    Args:
+        kind: cosine, constant or step.
+        warmup: Linear warm-up (epochs).
+        milestones: When the rate drops (epochs), for step.
+        factor: What the rate is multiplied by at each milestone (fraction).
+        floor: Where the cosine ends (fraction of the peak).
+    """
+
+    kind: Literal["cosine", "constant", "step"] = "cosine"
+    warmup: float = 0.0
+    milestones: list[float] = field(default_factory=list)
+    factor: float = 0.1
+    floor: float = 0.0
+
+
+@dataclass(kw_only=True)
+class FitSpec:
+    """Train one network, and write a run folder that every other command reads.
+
+    Args:
+        folder: The run's folder; an interrupted run in it goes on.
+        model: The network.
+        data: The data set.
+        optimizer: The optimizer.
+        loss: The loss.
+        schedule: The learning rate over the run.
+        augment: What is done to training images, in order: names (crop, flip, cutout, mixup, cutmix, kornia) or
+            mappings such as {name: cutout, size: 8}; see lowland list augmentations.
+        epochs: Length of the run (epochs).
+        batch_size: Samples per step (samples).
+        seed: Seed of initial weights, order, augmentation and dropout; label noise and subsets have the data's seed.
+        micro_batches: Parts that each batch is cut into, to save memory (parts).
+        clip: Largest global gradient norm (gradient units); none clips nothing.
+        select: Which epoch counts: best validation accuracy, or last.
+        precision: Numbers of the forward pass, in Fabric's words: 32-true, bf16-mixed, 16-mixed, 64-true.
+        accelerator: cpu, cuda or auto.
+        devices: Processes, one device each; above 1 start them with torchrun.
+        checkpoint_every_steps: Steps between checkpoints within an epoch (steps); none checkpoints epoch ends only.
+        snapshots_every_epochs: Epochs between snapshots of the trajectory (epochs); none writes no snapshots.
+        snapshot_dtype: Numbers of the snapshots: float32 or float16.
+        curvature_share: Share of the run's cost spent on a curve of the Hessian's ends, such as 0.03 (fraction); none
+            measures none.
+        threads: Threads of torch (threads); none leaves torch's own number.
+        version: Version of this spec.
+    """
+
+    folder: str = "runs/fit"
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
+    loss: LossSpec = field(default_factory=LossSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    augment: list[str | Options] = field(default_factory=list)
+    epochs: int = 30
+    batch_size: int = 64
+    seed: int = 0
+    micro_batches: int = 1
+    clip: float | None = None
+    select: Literal["best", "last"] = "best"
+    precision: str = "32-true"
+    accelerator: str = "cpu"
+    devices: int = 1
+    checkpoint_every_steps: int | None = None
+    snapshots_every_epochs: int | None = 1
+    snapshot_dtype: Literal["float32", "float16"] = "float32"
+    curvature_share: float | None = None
+    threads: int | None = None
+    version: int = VERSION
+
+    def __post_init__(self) -> None:
+        check_version(self.version)
+        check_positive(curvature_share=self.curvature_share)
+        check_positive(micro_batches=self.micro_batches)
+        check_positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
+        check_positive(
+            threads=self.threads,
+            snapshots_every_epochs=self.snapshots_every_epochs,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+        )
+
+
+@dataclass(kw_only=True)
+class DemoSpec:
+    """Train methods from the same initial weights on digits, survey them, and write a report.
+
+    Args:
+        folder: Where everything goes; an interrupted demo goes on.
+        methods: Which methods, the baseline first: sgd, sam, sala, llr, saf, mesa.
+        seeds: Seeds of each method (runs).
+        epochs: Length of each run (epochs).
+        train_size: Training images (samples); few, so that a plain run errs.
+        label_noise: Share of training and validation labels drawn anew (fraction).
+        points: Points along each axis of the surfaces.
+        extent: Half width of the surfaces (units of the normalized directions).
+        engine: Who trains and surveys: serial, processes:N, or auto (two processes where there are two cores).
+    """
+
+    folder: str = "runs/demo"
+    methods: list[str] = field(default_factory=lambda: ["sgd", "sam", "sala", "llr", "saf", "mesa"])
+    seeds: int = 5
+    epochs: int = 40
+    train_size: int = 300
+    label_noise: float = 0.2
+    points: int = 31
+    extent: float = 1.0
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_positive(epochs=self.epochs, train_size=self.train_size, points=self.points, extent=self.extent)
+        if self.seeds < 2:
+            raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
+        known = ("sgd", "sam", "sala", "llr", "saf", "mesa")
+        if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(known):
+            raise InputError("methods", f"must name some of {', '.join(known)}, each once", self.methods)

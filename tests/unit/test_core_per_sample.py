@@ -1,0 +1,232 @@
+"""The risk of any loss is the same number for every batching, and equals torch's own on one batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from lowland.core.errors import InputError
+from lowland.core.per_sample import Estimate, accuracy, moments, per_sample_loss
+from lowland.core.risk import EmpiricalRisk
+
+N, C = 17, 5
+CLASS_WEIGHT = torch.tensor([0.2, 1.0, 3.0, 0.5, 2.0], dtype=torch.float64)
+
+
+def labels() -> torch.Tensor:
+    target = torch.randint(0, C, (N,))
+    target[::4] = -100
+    return target
+
+
+def spatial_labels() -> torch.Tensor:
+    target = torch.randint(0, C, (N, 3))
+    target[2] = -100
+    target[5, 1:] = -100
+    return target
+
+
+def signs() -> torch.Tensor:
+    return torch.randint(0, 2, (N, C)).double() * 2 - 1
+
+
+def probabilities() -> torch.Tensor:
+    return torch.rand(N, C, dtype=torch.float64).softmax(1)
+
+
+def real() -> torch.Tensor:
+    return torch.randn(N, C, dtype=torch.float64)
+
+
+def binary() -> torch.Tensor:
+    return torch.randint(0, 2, (N, C)).double()
+
+
+CASES = {
+    "cross entropy": (lambda r: nn.CrossEntropyLoss(reduction=r), labels),
+    "cross entropy weighted": (lambda r: nn.CrossEntropyLoss(weight=CLASS_WEIGHT, reduction=r), labels),
+    "cross entropy smoothed": (lambda r: nn.CrossEntropyLoss(label_smoothing=0.1, reduction=r), labels),
+    "weighted and smoothed": (
+        lambda r: nn.CrossEntropyLoss(weight=CLASS_WEIGHT, label_smoothing=0.1, ignore_index=2, reduction=r),
+        lambda: torch.randint(0, C, (N,)),
+    ),
+    "cross entropy of probabilities": (lambda r: nn.CrossEntropyLoss(weight=CLASS_WEIGHT, reduction=r), probabilities),
+    "nll": (lambda r: nn.NLLLoss(weight=CLASS_WEIGHT, reduction=r), labels),
+    "mse": (lambda r: nn.MSELoss(reduction=r), real),
+    "l1": (lambda r: nn.L1Loss(reduction=r), real),
+    "huber": (lambda r: nn.HuberLoss(reduction=r), real),
+    "smooth l1": (lambda r: nn.SmoothL1Loss(reduction=r), real),
+    "bce with logits": (
+        lambda r: nn.BCEWithLogitsLoss(pos_weight=CLASS_WEIGHT, weight=CLASS_WEIGHT, reduction=r),
+        binary,
+    ),
+    "soft margin": (lambda r: nn.SoftMarginLoss(reduction=r), signs),
+    "multi margin": (lambda r: nn.MultiMarginLoss(reduction=r), lambda: torch.randint(0, C, (N,))),
+    "multi label soft margin": (lambda r: nn.MultiLabelSoftMarginLoss(reduction=r), binary),
+    "poisson": (lambda r: nn.PoissonNLLLoss(reduction=r), lambda: torch.rand(N, C, dtype=torch.float64)),
+    "kl": (lambda r: nn.KLDivLoss(reduction=r), probabilities),
+    "hinge embedding": (lambda r: nn.HingeEmbeddingLoss(reduction=r), signs),
+}
+
+
+def risk_value(loss, output, target, cuts) -> float:
+    edges = [0, *cuts, N]
+    batches = [(output[a:b], target[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    return EmpiricalRisk(nn.Identity(), loss, batches).evaluate()["loss"].value
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("cuts", [[], [16], [1, 2, 9], [5, 10, 15]], ids=str)
+def test_every_reduction_and_batching_gives_torchs_mean(name, cuts):
+    make, target_of = CASES[name]
+    target = target_of()
+    output = torch.randn(N, C, dtype=torch.float64)
+    expected = make("mean")(output, target).item()
+    for reduction in ("mean", "sum", "none"):
+        assert risk_value(make(reduction), output, target, cuts) == pytest.approx(expected, rel=1e-13)
+
+
+def test_batchmean_divides_by_samples():
+    output, target = torch.randn(N, C, dtype=torch.float64), probabilities()
+    loss = nn.KLDivLoss(reduction="batchmean")
+    assert risk_value(loss, output, target, [3, 4]) == pytest.approx(loss(output, target).item(), rel=1e-13)
+
+
+def test_positions_of_a_sequence_count_each():
+    output, target = torch.randn(N, C, 3, dtype=torch.float64), spatial_labels()
+    for loss in (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(weight=CLASS_WEIGHT), nn.CrossEntropyLoss(ignore_index=1)):
+        if loss.ignore_index == 1:
+            target = target.clamp(min=0)
+        assert risk_value(loss, output, target, [2, 3, 11]) == pytest.approx(loss(output, target).item(), rel=1e-13)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        functional.cross_entropy,
+        functools.partial(functional.cross_entropy, weight=CLASS_WEIGHT, ignore_index=3),
+        lambda output, target: functional.cross_entropy(output, target, reduction="none"),
+    ],
+    ids=["function", "partial", "per sample"],
+)
+def test_functions_are_exact_too(loss):
+    output, target = torch.randn(N, C, dtype=torch.float64), torch.randint(0, C, (N,))
+    expected = loss(output, target).mean().item()
+    assert risk_value(loss, output, target, [4, 5]) == pytest.approx(expected, rel=1e-13)
+
+
+def test_a_scalar_of_an_unknown_callable_is_a_mean_over_samples():
+    output, target = torch.randn(N, C, dtype=torch.float64), torch.randn(N, C, dtype=torch.float64)
+    loss = lambda o, t: ((o - t) ** 2).sum(1).mean()
+    assert risk_value(loss, output, target, [4, 5]) == pytest.approx(loss(output, target).item(), rel=1e-13)
+
+
+def test_the_users_loss_keeps_its_reduction():
+    loss = nn.MSELoss(reduction="sum")
+    per_sample_loss(loss, torch.ones(2, 2), torch.zeros(2, 2))
+    assert loss.reduction == "sum"
+
+
+def test_a_loss_of_another_length_is_refused():
+    with pytest.raises(InputError, match="one entry per sample"):
+        per_sample_loss(lambda o, t: torch.ones(3), torch.ones(5, 2), torch.ones(5))
+
+
+def test_accuracy_counts_what_is_not_ignored():
+    output = torch.eye(4)
+    hits, counts = accuracy(output, torch.tensor([0, 1, 3, -100]))
+    assert hits.tolist() == [1, 1, 0, 0]
+    assert counts.tolist() == [1, 1, 1, 0]
+    assert accuracy(torch.randn(4, 1), torch.randn(4, 1)) is None
+
+
+def test_standard_error_of_a_mean_and_of_a_ratio():
+    values = torch.randn(200, dtype=torch.float64)
+    estimate = Estimate.of(moments(values))
+    assert estimate.standard_error == pytest.approx((values.std() / math.sqrt(200)).item(), rel=1e-10)
+    weights = torch.rand(200, dtype=torch.float64) + 0.5
+    ratio = Estimate.of(moments(values * weights, weights))
+    residual = values * weights - ratio.value * weights
+    expected = math.sqrt(200 / 199 * (residual**2).sum().item()) / weights.sum().item()
+    assert ratio.value == pytest.approx(((values * weights).sum() / weights.sum()).item(), rel=1e-12)
+    assert ratio.standard_error == pytest.approx(expected, rel=1e-9)
+
+
+def test_moments_add_up_and_match_explicit_ones():
+    values, ones = torch.rand(30, dtype=torch.float64), torch.ones(30, dtype=torch.float64)
+    assert torch.allclose(moments(values), moments(values, ones), rtol=1e-14)
+    assert torch.allclose(moments(values[:7]) + moments(values[7:]), moments(values), rtol=1e-13)
+
+
+def test_skewness_flags_few_samples_of_a_skewed_loss():
+    skewed = torch.zeros(100, dtype=torch.float64)
+    skewed[0] = 1.0
+    estimate = Estimate.of(moments(skewed))
+    centered = skewed - skewed.mean()
+    assert estimate.skewness == pytest.approx(((centered**3).mean() / (centered**2).mean() ** 1.5).item(), rel=1e-9)
+    assert not estimate.reliable
+    assert Estimate.of(moments(torch.rand(100))).reliable
+
+
+def test_coverage_of_the_standard_error_at_one_and_two():
+    """Nominal rates 0.683 and 0.954 within four binomial standard errors of 2,000 trials."""
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(2000, 50, generator=generator, dtype=torch.float64)
+    estimates = [Estimate.of(moments(row)) for row in values]
+    for width, nominal in ((1, 0.683), (2, 0.954)):
+        rate = sum(abs(e.value) <= width * e.standard_error for e in estimates) / len(estimates)
+        assert abs(rate - nominal) < 4 * math.sqrt(nominal * (1 - nominal) / 2000) + 0.01  # + t against normal
+
+
+def test_nothing_counted_is_nan_not_zero():
+    assert math.isnan(
+        EmpiricalRisk(nn.Identity(), nn.CrossEntropyLoss(), [(torch.randn(2, 3), torch.full((2,), -100))])
+        .evaluate()["loss"]
+        .value
+    )
+
+
+@pytest.mark.parametrize("classes", [2, 10, 15, 16, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_few_classes_give_the_bits_of_torchs_cross_entropy(classes, dtype, weighted):
+    stream = torch.Generator().manual_seed(classes)
+    output = (4 * torch.randn(300, classes, generator=stream)).to(dtype)
+    output[3], output[4, 1], output[5, 0], output[6] = torch.inf, torch.nan, -torch.inf, -torch.inf
+    target = torch.randint(classes, (300,), generator=stream)
+    target[7] = -100
+    weight = torch.rand(classes, generator=stream).to(dtype) if weighted else None
+    for lowered in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lowered):
+            for loss in (nn.CrossEntropyLoss(weight), functools.partial(functional.cross_entropy, weight=weight)):
+                if lowered and weighted and dtype != torch.float32:
+                    continue  # torch refuses class weights of another type than its own
+                values, _ = per_sample_loss(loss, output, target)
+                true = functional.cross_entropy(output, target, weight, reduction="none")
+                assert values.dtype == true.dtype
+                torch.testing.assert_close(values, true, rtol=0, atol=0, equal_nan=True)
+
+
+def test_few_classes_have_the_gradients_of_torchs_cross_entropy():
+    output = torch.randn(60, 10, dtype=torch.float32, requires_grad=True)
+    target = torch.randint(10, (60,))
+
+    def derivatives(loss):
+        (first,) = torch.autograd.grad(loss, output, create_graph=True)
+        return first, *torch.autograd.grad(first.square().sum(), output)
+
+    ours = derivatives(per_sample_loss(nn.CrossEntropyLoss(), output, target)[0].sum())
+    for mine, true in zip(ours, derivatives(functional.cross_entropy(output, target, reduction="sum")), strict=True):
+        torch.testing.assert_close(mine, true)
+    smoothed = nn.CrossEntropyLoss(label_smoothing=0.1)
+    torch.testing.assert_close(
+        per_sample_loss(smoothed, output, target)[0],
+        functional.cross_entropy(output, target, label_smoothing=0.1, reduction="none"),
+    )
+    with pytest.raises(IndexError, match="out of bounds"):
+        per_sample_loss(nn.CrossEntropyLoss(), output, torch.full((60,), 10))
