@@ -10,8 +10,9 @@ import json
 import pytest
 from tests.golden.flat import agree
 from tests.golden.make import GROUPS, NUMBERS, measured
+from tests.golden.names import respelled
 
-OLD = json.loads(NUMBERS.read_text())
+OLD = json.loads(respelled(NUMBERS.read_text()))
 CASES = [(group, name) for group, cases in GROUPS.items() for name in cases]
 
 TOLERANCE = 1e-10

@@ -11,6 +11,10 @@ from __future__ import annotations
 import os
 import sys
 
+if os.environ.get("PYTHONHASHSEED") != "0":  # the order of sets shows in some messages
+    os.environ["PYTHONHASHSEED"] = "0"
+    os.execv(sys.executable, [sys.executable, *sys.argv])
+
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ["COLUMNS"] = "200"

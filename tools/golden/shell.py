@@ -46,6 +46,8 @@ def lines_of(text: str) -> list[str]:
         progress = UNTIMELY.fullmatch(line)
         if progress and int(progress.group(1)) < int(progress.group(2)):
             continue  # one is written every ten seconds
+        if progress and found and found[-1] == line.rstrip():
+            continue
         if "┃" in line:
             timed = bool(re.match(r"\s*(?:seconds|ms per)", line.rpartition("┃")[2]))
         found.append(line.rpartition("│")[0] + "│ <TIME>" if timed and "│" in line else line.rstrip())
