@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +26,9 @@ from studies.claims.imports import fingerprint
 __all__ = [
     "lambda_max_at_matched_loss",
     "negative_share",
+    "opened",
     "path_share_above_null",
+    "risk_at",
     "sharpness_at_matched_loss",
     "sharpness_late",
     "surface_number",
@@ -35,8 +36,6 @@ __all__ = [
 
 FLOORS: Final = {"roughness": 1e-6, "curvature": 1e-3}
 """Numbers that are compared on a logarithmic scale, and what stands for values at or below 0."""
-
-RISK: Final = RiskSpec(weights="last")
 
 
 def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
@@ -47,23 +46,37 @@ def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _at(run: RunFolder, step: int) -> EmpiricalRisk:
-    return run.risk(replace(RISK, weights=str(step)))
+def opened(path: Path) -> RunFolder:
+    """Open a finished run."""
+    return RunFolder(path)
+
+
+def risk_at(run: RunFolder, weights: str | int = "last") -> EmpiricalRisk:
+    """Make the risk of a run on its training part, at its initial or last weights or at a step of its path."""
+    return run.risk(RiskSpec(weights=str(weights)))
+
+
+def snapshots_of(run: RunFolder) -> SnapshotReader:
+    """Open the path of a run."""
+    return SnapshotReader(run.paths.snapshots)
+
+
+def _at_matched_loss(paths: Sequence[Path]) -> list[EmpiricalRisk]:
+    """Make the risk of each run at the step where their paths have the same train loss."""
+    runs = [opened(path) for path in paths]
+    steps = matched_steps(runs, RiskSpec(weights="last"))
+    return [risk_at(run, step) for run, step in zip(runs, steps, strict=True)]
 
 
 def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
     """Return log10 of the Hessian's largest eigenvalue of each run, where their paths have the same train loss."""
-    runs = [RunFolder(path) for path in paths]
-    steps = matched_steps(runs, RISK)
-    ends = [curvature.extreme_eigenvalues(_at(run, step)) for run, step in zip(runs, steps, strict=True)]
+    ends = [curvature.extreme_eigenvalues(risk) for risk in _at_matched_loss(paths)]
     return [math.log10(max(end.lambda_max, 1e-300)) for end in ends]
 
 
 def sharpness_at_matched_loss(paths: Sequence[Path]) -> list[float]:
     """Return log10 of SAM's sharpness (rho 0.05) of each run, where their paths have the same train loss."""
-    runs = [RunFolder(path) for path in paths]
-    steps = matched_steps(runs, RISK)
-    found = [curvature.sam_sharpness(_at(run, step)).value for run, step in zip(runs, steps, strict=True)]
+    found = [curvature.sam_sharpness(risk).value for risk in _at_matched_loss(paths)]
     return [math.log10(max(value, 1e-12)) for value in found]
 
 
@@ -71,10 +84,10 @@ def sharpness_late(path: Path) -> float:
     """Return log10 of SAM's sharpness, averaged over the snapshots of the second half of the run."""
 
     def measure() -> list[float]:
-        run = RunFolder(path)
-        steps = SnapshotReader(run.paths.snapshots).steps
+        run = opened(path)
+        steps = snapshots_of(run).steps
         late = [step for step in steps if step > steps[-1] / 2][::4]
-        return [curvature.sam_sharpness(_at(run, step)).value for step in late]
+        return [curvature.sam_sharpness(risk_at(run, step)).value for step in late]
 
     return math.log10(max(float(np.mean(kept(path, "sharpness_late", measure))), 1e-300))
 
@@ -85,7 +98,7 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
 
     def read(path: Path) -> float:
         def measure() -> dict[str, float]:
-            risk = RunFolder(path).risk(RISK)
+            risk = risk_at(opened(path))
             kind: Any = normalization
             plane = landscape.random_plane(risk.model, 0, normalization=kind)
             found = landscape.numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
@@ -101,7 +114,7 @@ def negative_share(path: Path) -> float:
     """Return the share of points of a 5 x 5 convexity map with negative curvature beyond its residual."""
 
     def measure() -> float:
-        risk = RunFolder(path).risk(RISK)
+        risk = risk_at(opened(path))
         plane = landscape.random_plane(risk.model, 0)
         grid = landscape.grid(5, 5, extent=1.0)
         surface = landscape.evaluate(risk, plane, grid, probes=[curvature.Convexity(max_products=40)])
@@ -115,9 +128,8 @@ def path_share_above_null(path: Path) -> float:
     """Return the share of the path's variance on two components, less that of a random walk with the same steps."""
 
     def measure() -> float:
-        run = RunFolder(path)
-        snapshots = SnapshotReader(run.paths.snapshots)
-        found = landscape.project_trajectory(run.risk(RISK).model, snapshots)
+        run = opened(path)
+        found = landscape.project_trajectory(risk_at(run).model, snapshots_of(run))
         own, null = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
         return own - null
 

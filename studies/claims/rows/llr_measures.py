@@ -21,7 +21,6 @@ from lowland.study import read_endpoint
 from lowland.training import fit, median_perturbation
 from lowland.workflows import (
     FitSpec,
-    RunFolder,
     build_criterion,
     build_data,
     build_loss,
@@ -29,7 +28,7 @@ from lowland.workflows import (
     build_optimizer,
     build_schedule,
 )
-from studies.claims.readers import RISK
+from studies.claims.readers import opened, risk_at
 from studies.claims.runs import Arm, RunCache
 
 __all__ = [
@@ -133,7 +132,7 @@ def median_attack(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[st
     """Measure the median perturbation that changes the answer."""
     found = {}
     for name, one in arms.items():
-        run = RunFolder(runs.train(runs.settled(one), seed))
+        run = opened(runs.train(runs.settled(one), seed))
         splits = run.data()
         found[name] = float(median_perturbation(run.model(splits, "last"), splits, samples=200))
     return found
@@ -143,8 +142,8 @@ def reshaped_curvature(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> di
     """Measure the largest eigenvalue of the reshaped loss at the end of plain training, beside the plain one's."""
     # The reshaped loss of the whole training part, L0 f(L / L0), has the Hessian f' H + f'' / L0 g g^T; L0 is
     # the initial loss.
-    run = RunFolder(runs.train(runs.settled(arms["SGD"]), seed))
-    risk, start = run.risk(RISK), run.risk(replace(RISK, weights="initial"))
+    run = opened(runs.train(runs.settled(arms["SGD"]), seed))
+    risk, start = risk_at(run), risk_at(run, "initial")
     initial, loss = start.evaluate()["loss"].value, risk.evaluate()["loss"].value
     first, second = _slopes(Sech(), loss / initial)
     gradient = ParameterSpace(risk.model).flatten(risk.gradient()).double().numpy()
