@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lowland import viz as viz
     from lowland.core.risk import EmpiricalRisk as EmpiricalRisk
     from lowland.core.types import Batch as Batch
+    from lowland.opening import open as open
+    from lowland.results.run import Run as Run
 
 __version__ = "0.1.0"
 
@@ -49,7 +51,12 @@ _ROOMS = (
     "training",
     "viz",
 )
-_OBJECTS = {"EmpiricalRisk": "lowland.core.risk", "Batch": "lowland.core.types"}
+_OBJECTS = {
+    "EmpiricalRisk": "lowland.core.risk",
+    "Batch": "lowland.core.types",
+    "Run": "lowland.results.run",
+    "open": "lowland.opening",
+}
 
 __all__ = ["__version__", *_OBJECTS, *_ROOMS]
 

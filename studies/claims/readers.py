@@ -17,18 +17,16 @@ import numpy as np
 
 from lowland import curvature, landscape
 from lowland.core.risk import EmpiricalRisk
-from lowland.results import SnapshotReader
+from lowland.results import Run, SnapshotReader
 from lowland.study import matched_steps
-from lowland.workflows import RiskSpec, RunFolder
+from lowland.workflows import open_run
 from studies.claims.files import write_whole
 from studies.claims.imports import fingerprint
 
 __all__ = [
     "lambda_max_at_matched_loss",
     "negative_share",
-    "opened",
     "path_share_above_null",
-    "risk_at",
     "sharpness_at_matched_loss",
     "sharpness_late",
     "surface_number",
@@ -46,26 +44,15 @@ def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def opened(path: Path) -> RunFolder:
-    """Open a finished run."""
-    return RunFolder(path)
-
-
-def risk_at(run: RunFolder, weights: str | int = "last") -> EmpiricalRisk:
-    """Make the risk of a run on its training part, at its initial or last weights or at a step of its path."""
-    return run.risk(RiskSpec(weights=str(weights)))
-
-
-def snapshots_of(run: RunFolder) -> SnapshotReader:
-    """Open the path of a run."""
-    return SnapshotReader(run.paths.snapshots)
+def _last(run: Run) -> EmpiricalRisk:
+    risk: EmpiricalRisk = run.risk(weights="last")
+    return risk
 
 
 def _at_matched_loss(paths: Sequence[Path]) -> list[EmpiricalRisk]:
     """Make the risk of each run at the step where their paths have the same train loss."""
-    runs = [opened(path) for path in paths]
-    steps = matched_steps(runs, RiskSpec(weights="last"))
-    return [risk_at(run, step) for run, step in zip(runs, steps, strict=True)]
+    runs = [open_run(path) for path in paths]
+    return [run.risk(weights=step) for run, step in zip(runs, matched_steps(runs, _last), strict=True)]
 
 
 def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
@@ -84,10 +71,10 @@ def sharpness_late(path: Path) -> float:
     """Return log10 of SAM's sharpness, averaged over the snapshots of the second half of the run."""
 
     def measure() -> list[float]:
-        run = opened(path)
-        steps = snapshots_of(run).steps
+        run = open_run(path)
+        steps = SnapshotReader(run.snapshots_path).steps
         late = [step for step in steps if step > steps[-1] / 2][::4]
-        return [curvature.sam_sharpness(risk_at(run, step)).value for step in late]
+        return [curvature.sam_sharpness(run.risk(weights=step)).value for step in late]
 
     return math.log10(max(float(np.mean(kept(path, "sharpness_late", measure))), 1e-300))
 
@@ -98,7 +85,7 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
 
     def read(path: Path) -> float:
         def measure() -> dict[str, float]:
-            risk = risk_at(opened(path))
+            risk = _last(open_run(path))
             kind: Any = normalization
             plane = landscape.random_plane(risk.model, 0, normalization=kind)
             found = landscape.numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
@@ -114,7 +101,7 @@ def negative_share(path: Path) -> float:
     """Return the share of points of a 5 x 5 convexity map with negative curvature beyond its residual."""
 
     def measure() -> float:
-        risk = risk_at(opened(path))
+        risk = _last(open_run(path))
         plane = landscape.random_plane(risk.model, 0)
         grid = landscape.grid(5, 5, extent=1.0)
         surface = landscape.evaluate(risk, plane, grid, probes=[curvature.Convexity(max_products=40)])
@@ -128,8 +115,8 @@ def path_share_above_null(path: Path) -> float:
     """Return the share of the path's variance on two components, less that of a random walk with the same steps."""
 
     def measure() -> float:
-        run = opened(path)
-        found = landscape.project_trajectory(risk_at(run).model, snapshots_of(run))
+        run = open_run(path)
+        found = landscape.project_trajectory(run.model("last"), SnapshotReader(run.snapshots_path))
         own, null = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
         return own - null
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lowland.study import Trial, apply_changes, best_trial, grid_settings, read_endpoint, withhold_test
-from lowland.workflows import FitSpec, RunFolder, fit_run, to_yaml
+from lowland.workflows import FitSpec, fit_run, open_run, to_yaml
 from studies.claims.imports import fingerprint
 
 __all__ = ["Arm", "RunCache", "settings_of"]
@@ -68,7 +68,7 @@ class RunCache:
         seeded = replace(spec, seed=seed)
         path = self.place(seeded)
         with self.alone(path):
-            if not (path.is_dir() and RunFolder(path).finished):
+            if not (path.is_dir() and open_run(path).finished):
                 fit_run(replace(seeded, folder=str(path)))
         return path
 

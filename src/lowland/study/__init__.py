@@ -5,12 +5,11 @@ and cost, the search for settings, equal cost, equal train loss, paired differen
 association.
 """
 
-from lowland.core.matched import LOSS_RATIO, comparable
+from lowland.results.matched import LOSS_RATIO, comparable, matched_steps
 from lowland.study.association import Association, association
 from lowland.study.compare import compare_methods, write_report
 from lowland.study.demo import DemoResult, demo
 from lowland.study.endpoints import Cost, cost_of, equal_cost_epochs, read_endpoint
-from lowland.study.matched import matched_steps
 from lowland.study.plan import apply_changes
 from lowland.study.recommend import Recommendation, recommend
 from lowland.study.run import Study, run_study

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from lowland.core.errors import InputError
 from lowland.core.names import unknown
-from lowland.results.run_folder import RunPaths, read_metrics, read_result
+from lowland.results.run import Run
 
-__all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "equal_cost_epochs", "read_endpoint", "read_result"]
+__all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "equal_cost_epochs", "read_endpoint"]
 
 FORWARD: Final = 1 / 3
 """Cost of a forward pass over that of forward and backward; backward takes twice the products of forward."""
@@ -45,7 +45,7 @@ def cost_of(path: str | Path) -> Cost:
     Returns:
         The cost.
     """
-    result, rows = read_result(path), read_metrics(RunPaths(Path(path)).metrics)
+    result, rows = _finished(path)
     steps = [row["step"] - before for row, before in zip(rows, [0.0, *(row["step"] for row in rows)], strict=False)]
     teacher = sum(count for row, count in zip(rows, steps, strict=True) if "loss_mesa_kl" in row)
     training = float(result["passes"]) + FORWARD * teacher
@@ -95,9 +95,15 @@ def read_endpoint(path: str | Path, name: str) -> float:
     """
     check_endpoint(name)
     kind, _, threshold = name.partition(":")
-    rows = read_metrics(RunPaths(Path(path)).metrics)
-    value = ENDPOINTS[kind](read_result(path), rows, float(threshold or "nan"))
+    value = ENDPOINTS[kind](*_finished(path), float(threshold or "nan"))
     return value if isinstance(value, float) else float(value)
+
+
+def _finished(path: str | Path) -> tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]:
+    run = Run(path)
+    if not run.result or not run.metrics:
+        raise InputError("run", "must hold its result and its metrics", str(path), "train it anew")
+    return run.result, run.metrics
 
 
 def check_endpoint(name: str) -> None:

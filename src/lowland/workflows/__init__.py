@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from lowland.workflows.build import build_model as build_model
     from lowland.workflows.build import build_optimizer as build_optimizer
     from lowland.workflows.build import build_schedule as build_schedule
-    from lowland.workflows.folder import RunFolder as RunFolder
     from lowland.workflows.measure import fit_run as fit_run
+    from lowland.workflows.sources import open_run as open_run
 
 _WITH_TORCH: Final = {
     **{f"build_{part}": "build" for part in ("criterion", "data", "loss", "model", "optimizer", "schedule")},
-    "RunFolder": "folder",
     "fit_run": "measure",
+    "open_run": "sources",
 }
 """Name -> the module that has it."""
 
@@ -64,7 +64,7 @@ __all__ = [
     "SurveySpec",
     "RecommendSpec",
     "Changes",
-    "RunFolder",
+    "open_run",
     "fit_run",
     "build_criterion",
     "build_data",

@@ -27,8 +27,8 @@ from lowland.workflows import (
     build_model,
     build_optimizer,
     build_schedule,
+    open_run,
 )
-from studies.claims.readers import opened, risk_at
 from studies.claims.runs import Arm, RunCache
 
 __all__ = [
@@ -132,9 +132,9 @@ def median_attack(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[st
     """Measure the median perturbation that changes the answer."""
     found = {}
     for name, one in arms.items():
-        run = opened(runs.train(runs.settled(one), seed))
+        run = open_run(runs.train(runs.settled(one), seed))
         splits = run.data()
-        found[name] = float(median_perturbation(run.model(splits, "last"), splits, samples=200))
+        found[name] = float(median_perturbation(run.model("last"), splits, samples=200))
     return found
 
 
@@ -142,8 +142,8 @@ def reshaped_curvature(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> di
     """Measure the largest eigenvalue of the reshaped loss at the end of plain training, beside the plain one's."""
     # The reshaped loss of the whole training part, L0 f(L / L0), has the Hessian f' H + f'' / L0 g g^T; L0 is
     # the initial loss.
-    run = opened(runs.train(runs.settled(arms["SGD"]), seed))
-    risk, start = risk_at(run), risk_at(run, "initial")
+    run = open_run(runs.train(runs.settled(arms["SGD"]), seed))
+    risk, start = run.risk(weights="last"), run.risk(weights="initial")
     initial, loss = start.evaluate()["loss"].value, risk.evaluate()["loss"].value
     first, second = _slopes(Sech(), loss / initial)
     gradient = ParameterSpace(risk.model).flatten(risk.gradient()).double().numpy()
