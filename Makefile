@@ -49,7 +49,7 @@ conformance: $(VENV)/.bench ## Check our tools and other packages against lowlan
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.conformance
 
 claims: $(VENV)/.dev ## Measure the published claims (resumable; 75 minutes of two cores) and write docs/claims.md
-	OMP_NUM_THREADS=1 $(BIN)/lowland claims --engine processes:2
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.claims --engine processes:2
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site

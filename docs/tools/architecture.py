@@ -1,4 +1,4 @@
-"""Draws the rooms of the package and what imports what, from the source: ``python docs/tools/architecture.py OUTPUT.svg``.
+"""Draws the rooms of the package and what imports what, from the source: ``python architecture.py OUTPUT.svg``.
 
 Layers come from import-linter's contract in pyproject.toml, arrows from the import statements (those under
 ``TYPE_CHECKING`` too), so that the picture cannot tell another story than the code.
@@ -24,8 +24,8 @@ PACKAGE = ROOT / "src" / "lowland"
 
 def layers() -> list[list[str]]:
     """Return the rooms of each layer, the top first."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
-    rows = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    rows = next(rule["layers"] for rule in tools["importlinter"]["contracts"] if rule["type"] == "layers")
     return [[room.strip() for room in row.split("|")] for row in rows]
 
 

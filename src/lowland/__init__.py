@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lowland import optim as optim
     from lowland import report as report
     from lowland import results as results
+    from lowland import study as study
     from lowland import training as training
     from lowland import viz as viz
     from lowland.core.risk import EmpiricalRisk as EmpiricalRisk
@@ -45,6 +46,7 @@ _ROOMS = (
     "optim",
     "report",
     "results",
+    "study",
     "testing",
     "training",
     "viz",

@@ -13,7 +13,7 @@ from tests.integration.test_fit import KillAt, Killed, assert_same
 from lowland import data, losses, models, optim, training
 from lowland.cli.main import main
 from lowland.core.errors import CheckpointError, InputError
-from lowland.study.plan import apply, check_changes
+from lowland.study.plan import apply_changes, check_changes
 from lowland.training import Hook
 from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
 from lowland.workflows.build import build_augment
@@ -155,7 +155,7 @@ def test_a_study_changes_augmentation_between_its_parts_only() -> None:
     from tests.study_cases import tiny_study
 
     assert parse(StudySpec, ["--base.augment", "[crop]"])[0].base.augment == ["crop"]
-    made = apply(FitSpec(), {"augment": ["crop", {"name": "cutout", "size": 4}]}, "variants.a")
+    made = apply_changes(FitSpec(), {"augment": ["crop", {"name": "cutout", "size": 4}]}, "variants.a")
     assert made.augment == ["crop", {"name": "cutout", "size": 4}]
     check_changes(tiny_study("s", variants={"plain": {}, "crop": {"augment": ["crop"]}}))
     with pytest.raises(InputError, match=r"methods\.CROP\.augment"):

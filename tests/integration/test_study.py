@@ -18,7 +18,7 @@ from lowland.results import Run
 from lowland.study import compare_methods, recommend, run_study, work, write_report
 from lowland.study.compare import check_same_data, page_of
 from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint
-from lowland.study.plan import Job, apply
+from lowland.study.plan import Job, apply_changes
 from lowland.study.run import check_study
 from lowland.study.work import Failure
 from lowland.workflows import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
@@ -235,7 +235,7 @@ def test_the_folder_of_another_study_is_refused(tmp_path):
 
 def test_runs_on_other_data_are_not_compared(tmp_path):
     one = run_study(tiny_study(tmp_path / "a", seeds=2)).jobs["epochs"][0]
-    other = apply(base_run(), {"data.options.spread": 0.5}, "base")
+    other = apply_changes(base_run(), {"data.options.spread": 0.5}, "base")
     two = run_study(tiny_study(tmp_path / "b", seeds=2, base=other)).jobs["epochs"][0]
     with pytest.raises(InputError, match="share their data"):
         check_same_data([job.spec.folder for job in (one, two)])

@@ -18,6 +18,7 @@ from lowland.report.sections import (
     Section,
     Table,
 )
+from lowland.report.statistics import show, show_interval, t_interval
 
 __all__ = [
     "Box",
@@ -31,5 +32,8 @@ __all__ = [
     "Table",
     "build",
     "render",
+    "show",
+    "show_interval",
+    "t_interval",
     "write",
 ]

@@ -77,7 +77,18 @@ class Announce(Hook):
 
 
 def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> Run:
-    """Train one network into its run folder; an interrupted run goes on, a finished one is left as it is."""
+    """Train one network into its run folder; an interrupted run goes on, a finished one is left as it is.
+
+    Args:
+        spec: The run.
+        on_event: Called at the start, after each epoch and at the end.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: If something in the spec is unknown or does not fit, or the folder holds another run.
+    """
     splits = build_data(spec.data)  # everything is built before anything is written, so that bad input leaves no trace
     augment = build_augment(spec.augment, splits, spec.loss)
     model = build_model(spec.model, splits, seed=spec.seed)
