@@ -1,15 +1,15 @@
-"""The rows of the ledger handed to an engine, each an independent point."""
+"""The rows of the ledger handed to an engine, each an item of its own."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowland.engine import OnEvent, Point, Row, select
+from lowland.engine import OnEvent, select
 from lowland.results.files import write_atomically
 from lowland.study.bench import Bench
 from lowland.study.claims import Claim, Outcome, chosen, in_order, outcome, read_record, run_claim
@@ -37,30 +37,28 @@ def page_of(spec: ClaimsSpec) -> Path:
 
 
 @dataclass(frozen=True)
-class RowTask:
-    """The task of an engine: point i runs row i."""
+class _Setup:
+    """What the rows need."""
 
     spec: ClaimsSpec
     names: tuple[str, ...]  # Names of the rows
     until: float | None  # Time of day (seconds) after which no new seed is begun
 
-    def placed(self) -> AbstractContextManager[Any]:
+    def __call__(self) -> AbstractContextManager[Any]:
         """Build the rows, which hold functions, where they run."""
         known = {claim.name: claim for claim in rows_of(self.spec)}
         for name in self.names:  # reads the source now: files that change later are not the code that runs here
             assert known[name].fingerprint
-        return nullcontext(known)
+        return nullcontext((self, known))
 
-    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Run rows."""
-        rows = []
-        for point in points:
-            limit = None if self.until is None else time.monotonic() + self.until - time.time()
-            claim = context[self.names[point.index]]
-            record = run_claim(claim, store_of(self.spec), Bench(self.spec.folder), seeds=self.spec.seeds, until=limit)
-            values = {"seeds": float(len(record.runs)), "failed": float(len(record.failed))}
-            rows.append(Row(point.index, values))
-        return rows
+
+def _run(context: tuple[_Setup, Mapping[str, Claim]], names: Sequence[str]) -> list[None]:
+    """Run rows, whose numbers are on disk."""
+    setup, known = context
+    for name in names:
+        limit = None if setup.until is None else time.monotonic() + setup.until - time.time()
+        run_claim(known[name], store_of(setup.spec), Bench(setup.spec.folder), seeds=setup.spec.seeds, until=limit)
+    return [None] * len(names)
 
 
 def run_ledger(spec: ClaimsSpec, *, on_event: OnEvent | None = None) -> None:
@@ -69,8 +67,7 @@ def run_ledger(spec: ClaimsSpec, *, on_event: OnEvent | None = None) -> None:
     write_page(spec)
     names = tuple(claim.name for claim in in_order(chosen(rows_of(spec), spec.rows)))
     until = None if spec.minutes is None else time.time() + 60 * spec.minutes
-    points = [Point(place, (float(place),)) for place in range(len(names))]
-    for _ in select(spec.engine).run(RowTask(spec, names, until), points, on_event=on_event):
+    for _ in select(spec.engine).map(_Setup(spec, names, until), _run, names, on_event=on_event):
         write_page(spec)
 
 
