@@ -152,7 +152,7 @@ class SurfaceTask:
     def _pass(self, place: _Place, split: str, points: list[Point], sums: list[dict[str, Tensor]]) -> None:
         """Run one pass over a split's data for all points, adding to their sums."""
         held = place.data[split]
-        for number, batch in enumerate(self._streamed(split) if held is None else held):
+        for number, batch in enumerate(self._streamed(self.risks[split]) if held is None else held):
             for point, total in zip(points, sums, strict=True):
                 if len(points) > 1:
                     self._set(place, point)
@@ -175,7 +175,7 @@ class SurfaceTask:
         for split, risk in self.risks.items():
             held = place.data[split]
             with computing(self.first.device, self.kernel.precision):
-                found = [risk.measure(b)["loss"][0] for b in (self._streamed(split) if held is None else held)]
+                found = [risk.measure(b)["loss"][0] for b in (self._streamed(risk) if held is None else held)]
             if all(values.ndim for values in found):
                 center[split] = found
         return center
@@ -216,18 +216,15 @@ class SurfaceTask:
         if risk.resident is False:
             return None
         found, size = [], 0
-        for batch in self._prepared_batches(risk):
+        for batch in self._streamed(risk):
             found.append(batch)
             size += batch_bytes(batch)
             if risk.resident == "auto" and size > _RESIDENT_BYTES:
                 return None
         return found
 
-    def _streamed(self, split: str) -> Iterator[Batch]:
-        yield from self._prepared_batches(self.risks[split])
-
-    def _prepared_batches(self, risk: EmpiricalRisk) -> Iterator[Batch]:
-        yield from rebatched(risk.batches(), self.kernel.batch_size, self.kernel.memory_format)
+    def _streamed(self, risk: EmpiricalRisk) -> Iterator[Batch]:
+        return rebatched(risk.batches(), self.kernel.batch_size, self.kernel.memory_format)
 
 
 def measure(place: _Place, points: Sequence[Point]) -> list[Row]:
