@@ -137,11 +137,9 @@ def truth(
         store = options.pictures / f"{name} in {str(kind).removeprefix('torch.')}.zarr"
         return landscape.evaluate(risk, plane, where, engine=options.engine, store=store).loss.values.reshape(-1)
     survey = landscape.surface_task.SurfaceTask({"": risk}, (plane,), paired=False)
-    with survey.placed() as context:
-        return np.array([
-            survey(context, [landscape.surface_task.Point(int(k), where.coordinates(int(k)))], [None])[0].values["loss"]
-            for k in chosen
-        ])  # fmt: skip
+    points = [landscape.surface_task.Point(where.coordinates(int(k))) for k in chosen]
+    with survey.setup() as place:
+        return np.array([row.values["loss"] for point in points for row in survey.measure(place, [point])])
 
 
 def exactness(case: Case, options: argparse.Namespace, name: str, pictures: dict[str, Any]) -> dict[str, Any]:

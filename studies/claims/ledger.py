@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from lowland.core.errors import InputError
-from lowland.engine import OnEvent, Point, Row, select
+from lowland.engine import OnEvent, select
 from studies.claims.answers import Outcome, outcome
 from studies.claims.budget import chosen, in_order
 from studies.claims.claim import Claim
@@ -67,48 +67,34 @@ def run_ledger(options: Options, *, on_event: OnEvent | None = None) -> None:
     write_page(options)  # its budget is there before anything runs
     names = tuple(claim.name for claim in in_order(chosen(rows_of(options), options.rows)))
     until = None if options.minutes is None else time.time() + 60 * options.minutes
-    for _ in _spread(options, names, until, on_event):
+    for _ in select(options.engine).map(_Setup(options, names, until), _run, names, on_event=on_event):
         write_page(options)
 
 
-def _run_row(options: Options, known: dict[str, Claim], name: str, until: float | None) -> dict[str, float]:
-    limit = None if until is None else time.monotonic() + until - time.time()
-    record = run_claim(known[name], store_of(options), RunCache(options.folder), seeds=options.seeds, until=limit)
-    return {"seeds": float(len(record.runs)), "failed": float(len(record.failed))}
-
-
-def _rows_by_name(options: Options, names: Sequence[str]) -> dict[str, Claim]:
-    """Build rows, which hold functions, where they run."""
-    known = {claim.name: claim for claim in rows_of(options)}
-    for name in names:  # reads the source now: files that change later are not the code that runs here
-        assert known[name].fingerprint
-    return known
-
-
-def _spread(options: Options, names: tuple[str, ...], until: float | None, on_event: OnEvent | None) -> Iterator[None]:
-    """Hand the rows to an engine; nothing else here knows how engines work."""
-    points = [Point(place, (float(place),)) for place in range(len(names))]
-    for _ in select(options.engine).run(RowTask(options, names, until), points, on_event=on_event):
-        yield
-
-
 @dataclass(frozen=True)
-class RowTask:
-    """The task of an engine: point i runs row i."""
+class _Setup:
+    """What the rows share."""
 
     options: Options
     names: tuple[str, ...]  # Names of the rows
     until: float | None  # Time of day (seconds) after which no new seed is begun
 
-    def placed(self) -> AbstractContextManager[Any]:
-        """Build the rows."""
-        return nullcontext(_rows_by_name(self.options, self.names))
+    def __call__(self) -> AbstractContextManager[tuple[_Setup, Mapping[str, Claim]]]:
+        """Build the rows, which hold functions, where they run."""
+        known = {claim.name: claim for claim in rows_of(self.options)}
+        for name in self.names:  # reads the source now: files that change later are not the code that runs here
+            assert known[name].fingerprint
+        return nullcontext((self, known))
 
-    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Run rows."""
-        names = [self.names[point.index] for point in points]
-        found = [_run_row(self.options, context, name, self.until) for name in names]
-        return [Row(point.index, values) for point, values in zip(points, found, strict=True)]
+
+def _run(context: tuple[_Setup, Mapping[str, Claim]], names: Sequence[str]) -> list[None]:
+    """Run rows, whose numbers are on disk."""
+    setup, known = context
+    options = setup.options
+    for name in names:
+        limit = None if setup.until is None else time.monotonic() + setup.until - time.time()
+        run_claim(known[name], store_of(options), RunCache(options.folder), seeds=options.seeds, until=limit)
+    return [None] * len(names)
 
 
 def write_page(options: Options) -> list[Outcome]:

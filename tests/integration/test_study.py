@@ -59,7 +59,7 @@ def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path
     def dies(spec, *, on_event=None):
         def count(event):
             ends.append(event.kind)
-            if ends.count("rows") == 8:  # in the third run, after its second epoch
+            if ends.count("progress") == 8:  # in the third run, after its second epoch
                 raise Killed
             if on_event is not None:
                 on_event(event)
@@ -289,7 +289,7 @@ def test_a_live_table_stands_above_bars_with_the_time_left(tmp_path):
     output._console = Console(file=screen, force_terminal=True, width=140)
     with output:
         run_study(tiny_study(tmp_path / "s", seeds=2), progress=output.progress, on_run=output.on_run)
-        output.progress("equal epochs")(Event("rows", 4, 12, 10.0, 65.0, 0.4))
+        output.progress("equal epochs")(Event("progress", 4, 12, 10.0, 65.0, 0.4))
         output.on_run(Job("epochs", "", "SAM", 2, base_run()), Failure("it broke"))
     text = screen.getvalue()
     assert "epochs SGD" in text and "epochs SAM" in text and "mean test_accuracy" in text

@@ -380,7 +380,7 @@ def test_the_trial_decides_once_and_stores_it(tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_kernel_is_near_the_plain_one_and_restores(layout, precision, monkeypatch):
     chosen = ComputeSettings(batch_size=20, memory_format=layout, precision=precision)
-    monkeypatch.setattr(MODULE, "autotune", lambda *a, **k: (chosen, {}, []))
+    monkeypatch.setattr(MODULE, "autotune", lambda *a, **k: (chosen, {}, {}))
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
     before = [p.detach().clone() for p in model.parameters()]
@@ -409,15 +409,15 @@ def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
 def test_what_the_trial_measured_is_not_measured_again(monkeypatch):
     monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
     calls = []
-    one = SurfaceTask.__call__
+    one = SurfaceTask.measure
     monkeypatch.setattr(
-        SurfaceTask, "__call__", lambda s, c, p, q: calls.append((s.kernel.precision, p[0].index)) or one(s, c, p, q)
+        SurfaceTask, "measure", lambda s, c, p: calls.append((s.kernel.precision, p[0].coordinates)) or one(s, c, p)
     )
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
     plane, loose = random_plane(model), Tolerance(range=0.5, value=0.5)
     found = evaluate(risk, plane, grid(5, 5), precision="auto", refined=loose)
-    fast = [index for precision, index in calls if precision == "bfloat16"]
+    fast = [place for precision, place in calls if precision == "bfloat16"]
     assert len(fast) == len(set(fast)) == 25 and len(calls) == 25 + 9
     plain = evaluate(risk, plane, grid(5, 5), precision="bfloat16", refined=loose)
     for name in ("loss", "loss_se", "loss_difference_se", "accuracy", "status"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
@@ -157,12 +158,7 @@ def available_bytes(device: torch.device, path: Path | None) -> int:
         return shutil.disk_usage(folder).free + taken
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _group_room())
+    return min(int(psutil.virtual_memory().available), _group_room())
 
 
 def _group_room() -> int:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from lowland import report
 from lowland.core.errors import LowlandError
-from lowland.engine import Event, Point, Row, select
+from lowland.engine import OnEvent, select
 from lowland.report.comparison import comparison_table
 from lowland.results.matched import matched_steps
 from lowland.results.run import Run
@@ -37,7 +37,7 @@ from lowland.workflows.sources import open_run
 
 __all__ = ["DemoResult", "demo"]
 
-Progress = Callable[[str], Callable[[Event], None]]
+Progress = Callable[[str], OnEvent]
 """Label -> receiver of events."""
 
 METHODS: Final = {
@@ -124,34 +124,21 @@ def _surveys(spec: DemoSpec, run: str) -> list[Work]:
     ]
 
 
-class _Works:
-    """The task of an engine: point i does work i, whose result is on disk."""
-
-    def __init__(self, works: Sequence[Work]) -> None:
-        self.works = list(works)
-
-    def placed(self) -> AbstractContextManager[Any]:
-        """Share nothing."""
-        return nullcontext()
-
-    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Do some works."""
-        for point in points:
-            run, work = self.works[point.index]
-            run(work)
-        return [Row(point.index, {}) for point in points]
+def _work(context: None, works: Sequence[Work]) -> list[None]:
+    """Do some works, whose results are on disk."""
+    for run, spec in works:
+        run(spec)
+    return [None] * len(works)
 
 
-def _do(spec: DemoSpec, works: Sequence[Work], on_event: Callable[[Event], None]) -> None:
+def _do(spec: DemoSpec, works: Sequence[Work], on_event: OnEvent) -> None:
     """Do all works on the engine of the spec."""
-    points = [Point(index, (float(index),)) for index in range(len(works))]
     engine = spec.engine
     if engine == "auto":
         engine = "processes:2" if len(os.sched_getaffinity(0)) > 1 else "serial"
-    for rows in select(engine).run(_Works(works), points, on_event=on_event):
-        for row in rows:
-            if row.failed:
-                raise LowlandError(f"{works[row.index][0].__name__} failed: {row.error}")
+    for result in select(engine).map(nullcontext, _work, works, on_event=on_event):
+        if result.failed:
+            raise LowlandError(f"{works[result.index][0].__name__} failed: {result.error}")
 
 
 def _lead(spec: DemoSpec) -> tuple[str, ...]:

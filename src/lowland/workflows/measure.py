@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import xarray as xr
@@ -15,9 +15,8 @@ from torch import nn
 
 from lowland import curvature, landscape, results
 from lowland.core.errors import InputError, StoreError
-from lowland.core.pace import Clock
+from lowland.core.pace import Clock, OnEvent
 from lowland.core.risk import EmpiricalRisk
-from lowland.engine import Event
 from lowland.results.folders import open_run_folder
 from lowland.results.run import Run
 from lowland.training import CurvatureCurve, FitState, Hook, Snapshots, fit
@@ -37,7 +36,6 @@ from lowland.workflows.specs import FitSpec
 from lowland.workflows.surveys import CurvatureSpec, LineSpec, RiskSpec, SurfaceSpec, TrajectorySpec
 
 __all__ = [
-    "OnEvent",
     "curvature_run",
     "fit_run",
     "leave_processes",
@@ -47,33 +45,25 @@ __all__ = [
     "trajectory_run",
 ]
 
-OnEvent: TypeAlias = Callable[[Event], None]
-
 
 class Announce(Hook):
     """Tells the progress of training as events, so that no room below shows bars."""
 
     def __init__(self, on_event: OnEvent | None) -> None:
-        self._receive = on_event or (lambda event: None)
-        self._clock = Clock(0)
+        self._on_event, self._clock = on_event, Clock(0)
 
     def on_fit_start(self, run: FitState) -> None:
         """Start the clock."""
-        self._clock = Clock(run.epochs * run.steps_per_epoch, run.step)
-        self._receive(Event("started", run.step, run.epochs * run.steps_per_epoch))
+        self._clock = Clock(run.epochs * run.steps_per_epoch, run.step, self._on_event)
+        self._clock.tell("started", run.step)
 
     def on_epoch_end(self, run: FitState) -> None:
         """Tell how far it is."""
-        self._tell("rows", run)
+        self._clock.tell("progress", run.step)
 
     def on_fit_end(self, run: FitState) -> None:
         """Tell that it is done."""
-        self._tell("done", run)
-
-    def _tell(self, kind: Any, run: FitState) -> None:
-        pace = self._clock.at(run.step)
-        total = run.epochs * run.steps_per_epoch
-        self._receive(Event(kind, run.step, total, pace.elapsed, pace.remaining, pace.rate))
+        self._clock.tell("done", run.step)
 
 
 def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> Run:
@@ -243,17 +233,15 @@ class _Ticker:
     """Turns a count of products into events."""
 
     def __init__(self, on_event: OnEvent | None, total: int) -> None:
-        self._receive, self._total, self._done = on_event or (lambda event: None), total, 0
-        self._clock = Clock(total)
-        self._receive(Event("started", 0, total))
+        self._clock, self._done = Clock(total, 0, on_event), 0
+        self._clock.tell("started", 0)
 
     def __call__(self, done: int) -> None:
         self._done = done
-        pace = self._clock.at(done)
-        self._receive(Event("rows", done, max(done, self._total), pace.elapsed, pace.remaining, pace.rate))
+        self._clock.tell("progress", done, total=max(done, round(self._clock.total)))
 
     def finish(self) -> None:
-        self._receive(Event("done", self._done, self._done, self._clock.at(self._done).elapsed))
+        self._clock.tell("done", self._done, total=self._done)
 
 
 def _stored(path: Path, spec: Any) -> xr.Dataset | None:

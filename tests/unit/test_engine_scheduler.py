@@ -1,111 +1,80 @@
 """What goes out next, and what happens to chunks whose worker died."""
 
 import threading
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from lowland.core.errors import EngineError, InputError
-from lowland.engine.base import Point, Row
 from lowland.engine.cores import accelerator, available_cores, check_workers, thread_variables, threads_per_worker
 from lowland.engine.packing import pack, portable, unpack
 from lowland.engine.processes import _visible
 from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
 
 
-def points(n, parents=None):
-    return [Point(i, (float(i),), parent=(parents or {}).get(i)) for i in range(n)]
-
-
-def indices(chunk):
-    return [point.index for point in chunk]
-
-
-def rows(chunk):
-    return [Row(point.index, {"value": 1.0}) for point in chunk]
-
-
-def test_points_go_out_in_order_and_in_chunks():
-    handout = Scheduler(points(5), {}, 2)
-    assert [indices(handout.take()) for _ in range(4)] == [[0, 1], [2, 3], [4], []]
-    assert not handout.ready and handout.unfinished == 5
+def test_items_go_out_in_order_and_in_chunks():
+    scheduler = Scheduler(5, 2)
+    assert [scheduler.take() for _ in range(4)] == [[0, 1], [2, 3], [4], []]
+    assert scheduler.unfinished == 5
 
 
 def test_the_last_chunks_are_small_so_that_all_workers_end_together():
-    handout = Scheduler(points(100), {}, 10)
+    scheduler = Scheduler(100, 10)
     sizes = []
-    while chunk := handout.take(workers=4):
+    while chunk := scheduler.take(workers=4):
         sizes.append(len(chunk))
     assert sizes[0] == 10 and sizes[-1] == 1 and sum(sizes) == 100 and sizes == sorted(sizes, reverse=True)
 
 
-def test_children_wait_and_parents_are_forgotten_after_their_last_child():
-    handout = Scheduler(points(4, {1: 0, 2: 0, 3: 2}), {}, 10)
-    first = handout.take()
-    assert indices(first) == [0] and not handout.ready
-    handout.finished(rows(first))
-    second = handout.take()
-    assert indices(second) == [1, 2] and set(handout.parents(second)) == {0}
-    handout.finished(rows(second[:1]))
-    assert 0 in handout.known
-    handout.finished(rows(second[1:]))
-    assert set(handout.known) == {2}
-    handout.finished(rows(handout.take()))
-    assert handout.known == {} and handout.unfinished == 0
+def test_a_lost_chunk_goes_out_again_item_by_item_and_before_later_items():
+    scheduler = Scheduler(6, 3)
+    assert scheduler.lost(scheduler.take(), "was killed") == []
+    assert [scheduler.take() for _ in range(4)] == [[0], [1], [2], [3, 4, 5]]
 
 
-def test_parents_of_an_earlier_run_are_known():
-    handout = Scheduler([Point(5, (0.0,), parent=3)], {3: Row(3, {"value": 2.0})}, 1)
-    assert handout.parents(handout.take())[3].values["value"] == 2.0
-
-
-def test_a_lost_chunk_goes_out_again_point_by_point_and_before_later_points():
-    handout = Scheduler(points(6), {}, 3)
-    assert handout.lost(handout.take(), "was killed") == []
-    assert [indices(handout.take()) for _ in range(4)] == [[0], [1], [2], [3, 4, 5]]
-
-
-def test_a_point_that_kills_is_given_up_and_the_others_of_its_chunk_are_not():
-    handout = Scheduler(points(3), {}, 3)
-    handout.lost(handout.take(), "died")
+def test_an_item_that_kills_is_given_up_and_the_others_of_its_chunk_are_not():
+    scheduler = Scheduler(3, 3)
+    scheduler.lost(scheduler.take(), "died")
     done, given_up = [], []
-    while handout.unfinished:
-        chunk = handout.take()
-        found = handout.lost(chunk, "was killed by SIGSEGV", "frames") if indices(chunk) == [1] else rows(chunk)
-        handout.finished(found)
-        given_up += [row for row in found if row.failed]
-        done += [row.index for row in found if not row.failed]
-    assert done == [0, 2] and [row.index for row in given_up] == [1]
+    while scheduler.unfinished:
+        chunk = scheduler.take()
+        if chunk == [1]:
+            lost = scheduler.lost(chunk, "was killed by SIGSEGV", "frames")
+            scheduler.finished(len(lost))
+            given_up += lost
+        else:
+            scheduler.finished(len(chunk))
+            done += chunk
+    assert done == [0, 2] and [result.index for result in given_up] == [1]
     assert given_up[0].error == f"its worker was killed by SIGSEGV, {RETRIES + 1} times"
     assert given_up[0].traceback == "frames"
 
 
 def test_a_chunk_that_nobody_began_costs_no_retry():
-    handout = Scheduler(points(4), {}, 2)
+    scheduler = Scheduler(4, 2)
     for _ in range(RETRIES + 2):
-        handout.returned(handout.take())
-    assert indices(handout.take()) == [0, 1] and AHEAD == 2
+        scheduler.returned(scheduler.take())
+    assert scheduler.take() == [0, 1] and AHEAD == 2
 
 
 def test_suspects_are_computed_with_nothing_before_or_behind_them():
     """An answer can be lost on its way when the next chunk kills the worker: the first is not to blame."""
-    handout = Scheduler(points(4), {}, 1)
-    first, second = handout.take(), handout.take()
-    handout.lost(first, "died")
-    handout.returned(second, suspect=True)
-    busy = [[Point(9, (0.0,))]]
-    assert handout.take(held=busy) == []
-    one = handout.take()
-    assert indices(one) == [0] and handout.take(held=[one]) == []
-    assert indices(handout.take()) == [1] and indices(handout.take(held=busy)) == [2]
-    assert handout.take(held=[*busy, *busy]) == []
+    scheduler = Scheduler(4, 1)
+    first, second = scheduler.take(), scheduler.take()
+    scheduler.lost(first, "died")
+    scheduler.returned(second, suspect=True)
+    busy = [[9]]
+    assert scheduler.take(held=busy) == []
+    one = scheduler.take()
+    assert one == [0] and scheduler.take(held=[one]) == []
+    assert scheduler.take() == [1] and scheduler.take(held=busy) == [2]
+    assert scheduler.take(held=[*busy, *busy]) == []
 
 
 def test_scripts_functions_travel_by_value():
     offset = 3
-    assert unpack(pack(lambda x: x + offset))(1) == 4
+    assert unpack(pack(lambda x: x + offset, "function"))(1) == 4
 
 
 class Holder:
@@ -125,14 +94,14 @@ def test_what_cannot_be_packed_is_named(task, path):
     if isinstance(task.part, nn.Module):
         task.part[1].lock = threading.Lock()
     with pytest.raises(InputError, match="serial") as caught:
-        pack(task)
+        pack(task, "task")
     assert path in str(caught.value) and "lock" in str(caught.value)
 
 
 def test_a_variable_of_a_function_is_named():
     lock = threading.Lock()
     with pytest.raises(InputError, match="task.part's variable lock"):
-        pack(Holder(lambda: lock))
+        pack(Holder(lambda: lock), "task")
 
 
 class Odd(Exception):
@@ -176,13 +145,6 @@ def test_more_workers_than_there_are_devices(monkeypatch):
     check_workers(2, None, 1)
 
 
-def test_rows_of_arrays_are_kept_for_children():
-    handout = Scheduler(points(2, {1: 0}), {}, 1)
-    handout.take()
-    handout.finished([Row(0, {}, {"v": np.ones(3)})])
-    assert handout.parents(handout.take())[0].carry["v"].sum() == 3.0
-
-
 def test_each_worker_sees_its_own_accelerator_under_the_number_that_the_task_names(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -193,6 +155,15 @@ def test_each_worker_sees_its_own_accelerator_under_the_number_that_the_task_nam
     assert _visible(0, 1)["CUDA_VISIBLE_DEVICES"] == "7,5,9"
 
 
-def test_the_accelerator_of_a_task():
-    assert accelerator(object()) is None
-    assert [accelerator(SimpleNamespace(device=name)) for name in ("cpu", "cuda", "cuda:3")] == [None, 0, 3]
+def test_the_accelerator_of_a_device():
+    assert [accelerator(name) for name in ("cpu", "cuda", torch.device("cuda:3"))] == [None, 0, 3]
+
+
+def test_a_method_s_object_is_searched_for_what_cannot_be_packed():
+    with pytest.raises(InputError, match=r"`setup\.part`"):
+        pack(Held(threading.Lock()).enter, "setup")
+
+
+class Held(Holder):
+    def enter(self):
+        return self
