@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lowland import optim as optim
     from lowland import report as report
     from lowland import results as results
+    from lowland import robustness as robustness
     from lowland import training as training
     from lowland import viz as viz
     from lowland.core.risk import EmpiricalRisk as EmpiricalRisk
@@ -43,6 +44,7 @@ _ROOMS = (
     "optim",
     "report",
     "results",
+    "robustness",
     "testing",
     "training",
     "viz",

@@ -68,14 +68,7 @@ class Lattice:
 
 
 def small(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a small regression network in evaluation mode, with data.
-
-    Args:
-        seed: Of the weights and data.
-
-    Returns:
-        Network, inputs, targets.
-    """
+    """Return a small regression network in evaluation mode, with data."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
@@ -91,17 +84,7 @@ def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def surveyed(
     adapter: LandscapeAdapter, body: nn.Module | None = None, data: tuple[Tensor, Tensor] | None = None, **options: Any
 ) -> tuple[Surface, Noting, Lattice]:
-    """Let a tool draw a plane around a noting network, and find out where it has been.
-
-    Args:
-        adapter: Drives the tool.
-        body: The network; default `small`.
-        data: Inputs and targets.
-        **options: For `LandscapeAdapter.plane`.
-
-    Returns:
-        What the tool found, the network, and the plane.
-    """
+    """Let a tool draw a plane around a noting network, and find out where it has been."""
     net, x, y = small()
     if body is not None and data is not None:
         net, (x, y) = body.eval(), data
@@ -112,17 +95,7 @@ def surveyed(
 
 
 def lattice(surface: Surface, model: Noting, data: tuple[Tensor, Tensor], center: Tensor) -> Lattice:
-    """Find the place of each value among those visited, and fit a regular grid through them.
-
-    Args:
-        surface: What the tool found.
-        model: The network after the survey.
-        data: Inputs and targets.
-        center: The weights before the survey, shape [P].
-
-    Returns:
-        The fit.
-    """
+    """Find the place of each value among those visited, and fit a regular grid through them."""
     demand(surface.values.shape == (len(surface.x), len(surface.y)), f"values have the shape {surface.values.shape}")
     places = list({tuple(place.tolist()): place for place in model.places}.values())
     losses = np.array([_loss_at(model.body, place, *data) for place in places])

@@ -45,29 +45,12 @@ class Planted(nn.Module):
 
 
 def planted_data(samples: int = 6) -> tuple[Tensor, Tensor]:
-    """Return data for `Planted`.
-
-    Args:
-        samples: How many.
-
-    Returns:
-        Inputs and targets, shape [n, 1].
-    """
+    """Return data for `Planted`."""
     return torch.ones(samples, 1, dtype=torch.float64), torch.full((samples, 1), -0.5, dtype=torch.float64)
 
 
 def dense_hessian(model: nn.Module, loss: Any, x: Any, y: Tensor) -> Tensor:
-    """Return the Hessian of the loss on one batch in evaluation mode, the slow way.
-
-    Args:
-        model: The model.
-        loss: ``(output, target) -> Tensor``.
-        x: Inputs.
-        y: Targets.
-
-    Returns:
-        Shape [P, P], in the order of ``model.parameters()``; unused parameters have zeros.
-    """
+    """Return the Hessian of the loss on one batch in evaluation mode, the slow way."""
     named = dict(model.named_parameters())
     sizes = [p.numel() for p in named.values()]
 

@@ -1,11 +1,10 @@
-"""Training: the loop on Lightning Fabric, its hooks, checkpoints and numbers; robustness of what was trained."""
+"""Training: the loop on Lightning Fabric, its hooks, checkpoints and numbers."""
 
 from lowland.training.checkpoint import CheckpointFolder, read_weights
 from lowland.training.curvature_curve import CurvatureCurve
 from lowland.training.fit import FitResult, fit
 from lowland.training.hooks import Hook, Run, Snapshots
 from lowland.training.metrics import read_metrics
-from lowland.training.robustness import Robustness, adversarial, median_perturbation, noise, telling_epsilon
 from lowland.training.schedule import Schedule
 
 __all__ = [
@@ -19,9 +18,4 @@ __all__ = [
     "CheckpointFolder",
     "read_weights",
     "read_metrics",
-    "Robustness",
-    "adversarial",
-    "noise",
-    "telling_epsilon",
-    "median_perturbation",
 ]

@@ -17,11 +17,11 @@ from lowland import curvature
 from lowland.core.params import ParameterSpace
 from lowland.core.seeds import generator
 from lowland.losses import LLR, Multipliers, Replayed, ScaledDecay, Sech, learning_rate_factor
+from lowland.robustness import median_perturbation
 from lowland.study.bench import Arm, Bench
 from lowland.study.endpoints import read_endpoint
 from lowland.study.readers import RISK
 from lowland.training import fit
-from lowland.training.robustness import median_perturbation
 from lowland.workflows import FitSpec
 from lowland.workflows.build import (
     build_criterion,
