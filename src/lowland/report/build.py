@@ -32,7 +32,7 @@ def build(
 
     Args:
         runs: The runs; the first one's method is the baseline unless another is named.
-        title: Title of the report.
+        title: Heading of the page, and its name in the browser's tab.
         lead: First paragraphs.
         baseline: Method that differences and ratios are against.
         extra: Further sections, put before the settings.
