@@ -209,8 +209,8 @@ class Estimate:
 
     Args:
         name: Legend entry.
-        x: Abscissa.
-        y: Ordinate (mean over seeds).
+        x: What it cost, or another abscissa.
+        y: Mean over seeds.
         interval: Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
         seeds: ``(x, y)`` of single runs.
     """
