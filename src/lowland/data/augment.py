@@ -90,7 +90,7 @@ class Flip:
     """Mirror each image left to right with a probability.
 
     Args:
-        probability: In [0, 1]. Default 0.5.
+        probability: That an image is mirrored. Default 0.5.
 
     Raises:
         InputError: If it is not in [0, 1].

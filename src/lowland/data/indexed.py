@@ -109,7 +109,7 @@ class LoaderBatches:
 
     Args:
         loader: A DataLoader or any iterable of raw batches that can be gone over again and again.
-        seed: Seed of the order.
+        seed: Decides the order of every epoch.
 
     Raises:
         InputError: If the loader is a one-way iterator.
@@ -140,7 +140,7 @@ class LoaderBatches:
         """Go over the batches of an epoch.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: From 0; with `seed` it decides the order.
             start: Batches to leave out at the front (they are loaded and dropped).
 
         Yields:
