@@ -268,9 +268,12 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
             type(network).forward in (nn.Module.forward, _lightning.LightningModule.forward)
         ):
             raise InputError(
-                "model", "must name the network: hooks, MESA and batch-norm statistics call it on a batch's input, and "
-                "the LightningModule has no forward", self.model_name, 'pass LightningCallback(model="net")',
-            )  # fmt: skip
+                "model",
+                "must name the network: hooks, MESA and batch-norm statistics call it on a batch's input, and "
+                "the LightningModule has no forward",
+                self.model_name,
+                'pass LightningCallback(model="net")',
+            )
         if not isinstance(optimizer, Ascent):
             return
         strategy = type(trainer.strategy).__name__
@@ -280,9 +283,10 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
             return  # the module's own loop enters perturb(); a step without it raises
         if "dataloader_iter" in inspect.signature(module.training_step).parameters:
             raise InputError(
-                "training_step", "must take a batch for a two-pass optimizer: the second pass cannot draw from an "
-                "iterator again", "dataloader_iter",
-            )  # fmt: skip
+                "training_step",
+                "must take a batch for a two-pass optimizer: the second pass cannot draw from an iterator again",
+                "dataloader_iter",
+            )
 
     def _run(self, trainer: Any, module: Any) -> Run:
         per_epoch = steps_in(trainer.num_training_batches, trainer.accumulate_grad_batches)
@@ -291,11 +295,18 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         losses = self._life.losses
         loss = self.loss if self.loss is not None else (losses[0] if losses else None)
         return Run(
-            self._model(module), innermost(trainer.optimizers[0]) if trainer.optimizers else None,  # type: ignore[arg-type]
-            loss, foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders),
-            made_folder(self.folder), epochs, per_epoch, 0, trainer.global_rank, trainer.current_epoch,
+            self._model(module),
+            innermost(trainer.optimizers[0]) if trainer.optimizers else None,  # type: ignore[arg-type]
+            loss,
+            foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders),
+            made_folder(self.folder),
+            epochs,
+            per_epoch,
+            0,
+            trainer.global_rank,
+            trainer.current_epoch,
             trainer.global_step,
-        )  # fmt: skip
+        )
 
     @contextmanager
     def _evaluated(self, trainer: Any, module: Any) -> Generator[None, None, None]:

@@ -139,9 +139,11 @@ class MESA(TrainingLoss):
             decay = self.decay
         elif self._steps is None:
             raise InputError(
-                "half_life", "is counted in epochs, whose number of steps is unknown", self.half_life,
+                "half_life",
+                "is counted in epochs, whose number of steps is unknown",
+                self.half_life,
                 "call loss.prepare(model=..., steps_per_epoch=...), or pass decay=... per step",
-            )  # fmt: skip
+            )
         else:
             decay = 0.5 ** (1 / (self.half_life * self._steps))
         return min(decay, (1 + update) / (10 + update)) if self.warm_up else decay
@@ -186,9 +188,11 @@ class MESA(TrainingLoss):
     def _ready(self) -> Average:
         if self.average is None:
             raise InputError(
-                "model", "must be known before the first loss", None,
+                "model",
+                "must be known before the first loss",
+                None,
                 "call loss.prepare(model=model, steps_per_epoch=...) once its initial weights are set",
-            )  # fmt: skip
+            )
         return self.average
 
     def _prepare(self, **run: Any) -> None:
@@ -212,9 +216,10 @@ class MESA(TrainingLoss):
         self._passed = self._stepped = False
         if silent:
             raise InputError(
-                "after_step", "must be called after every optimizer step, or the teacher stays where it began",
+                "after_step",
+                "must be called after every optimizer step, or the teacher stays where it began",
                 "no call in an epoch",
-            )  # fmt: skip
+            )
 
     def _state(self) -> dict[str, Any]:
         average = None if self.average is None else self.average.state_dict()

@@ -90,7 +90,9 @@ class ActiveEpochs:
             return True
         if epochs is None:
             raise InputError(
-                "calm_down", "counts from the end of the run, whose length is unknown", self.calm_down,
+                "calm_down",
+                "counts from the end of the run, whose length is unknown",
+                self.calm_down,
                 "call loss.prepare(epochs=...) first",
-            )  # fmt: skip
+            )
         return epoch < epochs - as_epochs("calm_down", self.calm_down, epochs)

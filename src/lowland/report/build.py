@@ -53,8 +53,8 @@ def build(
     mixed = [what for what in ("data", "loss") if len({getattr(r, what) for r in runs if getattr(r, what)}) > 1]
     if mixed and not allow_mixed:
         kinds = sorted({str(getattr(run, what)) for what in mixed for run in runs})
-        raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds,
-                         "compare them all the same with --allow-mixed, which marks the report")  # fmt: skip
+        advice = "compare them all the same with --allow-mixed, which marks the report"
+        raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds, advice)
     found = (
         comparison_section(runs, baseline=baseline),
         training_section(runs),

@@ -5,6 +5,7 @@ All text is plain text; `html` escapes it. Builders (`comparison`, `landscapes`,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -37,6 +38,11 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, str]], caption: str = "", notes: tuple[str, ...] = ()) -> Table:
+        """Build a table from rows of column title -> cell."""
+        return cls(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), caption, notes)
 
     def __post_init__(self) -> None:
         """Check that no cell stands under another column's title."""

@@ -193,8 +193,10 @@ def random_state_stays(adapter: LandscapeAdapter) -> None:
     net, x, y = small()
     adapter.plane(net, nn.MSELoss(), [(x, y)])  # what is drawn once, on import or first use, is no matter
     states: list[Callable[[], object]] = [
-        random.getstate, lambda: np.random.get_state()[1].tolist(), lambda: torch.get_rng_state().tolist()  # type: ignore[index]
-    ]  # fmt: skip
+        random.getstate,
+        lambda: np.random.get_state()[1].tolist(),
+        lambda: torch.get_rng_state().tolist(),  # type: ignore[index]
+    ]
     before = [state() for state in states]
     adapter.plane(net, nn.MSELoss(), [(x, y)], seed=1)
     changed = [

@@ -27,10 +27,11 @@ _PATTERN = "conformance_*.py"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option ``--conformance``."""
     parser.getgroup("lowland").addoption(
-        "--conformance", action="store_true",
+        "--conformance",
+        action="store_true",
         help="check the adapters defined in the files named, and in those called conformance_*.py, "
         "against lowland.testing's rules",
-    )  # fmt: skip
+    )
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

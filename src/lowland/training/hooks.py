@@ -127,8 +127,13 @@ class Snapshots(Hook):
         InputError: If a number is not positive or the type is unknown.
     """
 
-    def __init__(self, *, every_epochs: int | None = 1, every_steps: int | None = None,
-                 dtype: Literal["float32", "float16"] = "float32") -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        every_epochs: int | None = 1,
+        every_steps: int | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
         for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
             if value is not None and value < 1:
                 raise InputError(name, "must be at least 1 or None", value)

@@ -44,9 +44,12 @@ def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch
     if isinstance(run.loss, TrainingLoss):
         resident = batches if isinstance(batches, TensorBatches) else None
         run.loss.prepare(
-            model=run.model, epochs=run.epochs, steps_per_epoch=run.steps_per_epoch,
-            samples=None if resident is None else resident.data.index, plan=None if resident is None else resident.ids,
-        )  # fmt: skip
+            model=run.model,
+            epochs=run.epochs,
+            steps_per_epoch=run.steps_per_epoch,
+            samples=None if resident is None else resident.data.index,
+            plan=None if resident is None else resident.ids,
+        )
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -84,10 +87,15 @@ def training_batches(
 
 
 def recipe_of(
-    run: Run, batch_size: int, schedule: ScheduleLike, augment: Augment | None, gradients: tuple[float | None, int],
+    run: Run,
+    batch_size: int,
+    schedule: ScheduleLike,
+    augment: Augment | None,
+    gradients: tuple[float | None, int],
     select: str,
-    precision: str, world: int,
-) -> dict[str, Any]:  # fmt: skip
+    precision: str,
+    world: int,
+) -> dict[str, Any]:
     """Return what must agree before a run may go on, one entry per thing a user can change."""
     plain = (int, float, str, bool, type(None))
     groups = [
@@ -102,12 +110,22 @@ def recipe_of(
         and isinstance(value, (*plain, AscentOptions))
     }
     return {
-        "epochs": run.epochs, "batch_size": batch_size, "seed": run.seed, "schedule": _named(schedule),
-        "augment": _named(augment), "clip": gradients[0], "micro_batches": gradients[1], "select": select,
-        "precision": precision, "devices": world,
-        "data": run.data.fingerprint, "initial weights": fingerprint(split_state(run.model)[0]),
-        "optimizer": type(run.optimizer).__qualname__, "optimizer settings": [*groups, own], "loss": _named(run.loss),
-    }  # fmt: skip
+        "epochs": run.epochs,
+        "batch_size": batch_size,
+        "seed": run.seed,
+        "schedule": _named(schedule),
+        "augment": _named(augment),
+        "clip": gradients[0],
+        "micro_batches": gradients[1],
+        "select": select,
+        "precision": precision,
+        "devices": world,
+        "data": run.data.fingerprint,
+        "initial weights": fingerprint(split_state(run.model)[0]),
+        "optimizer": type(run.optimizer).__qualname__,
+        "optimizer settings": [*groups, own],
+        "loss": _named(run.loss),
+    }
 
 
 def _named(part: Any) -> str:
