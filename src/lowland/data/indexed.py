@@ -55,12 +55,8 @@ class Indexed(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            raise InputError(
-                "dataset",
-                "must be map-style",
-                type(dataset).__name__,
-                "use Indexed.stream(dataset, key=...) for a stream",
-            )
+            advice = "use Indexed.stream(dataset, key=...) for a stream"
+            raise InputError("dataset", "must be map-style", type(dataset).__name__, advice)
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -117,12 +113,8 @@ class LoaderBatches:
 
     def __init__(self, loader: Iterable[RawBatch], *, seed: int = 0) -> None:
         if isinstance(loader, Iterator):
-            raise InputError(
-                "loader",
-                "must be an iterable that starts anew each epoch",
-                type(loader).__name__,
-                "pass a DataLoader or a list",
-            )
+            rule = "must be an iterable that starts anew each epoch"
+            raise InputError("loader", rule, type(loader).__name__, "pass a DataLoader or a list")
         self.loader, self.seed = loader, seed
 
     def __len__(self) -> int:

@@ -49,12 +49,8 @@ class AcceleratePasses:
         if not isinstance(accelerator, _accelerate.Accelerator):
             raise InputError("accelerator", "must be an accelerate.Accelerator", type(accelerator).__name__)
         if not any(optimizer is known for known in accelerator._optimizers):
-            raise InputError(
-                "optimizer",
-                "must be what accelerator.prepare() returned",
-                type(optimizer).__name__,
-                "prepare model and optimizer first",
-            )
+            rule = "must be what accelerator.prepare() returned"
+            raise InputError("optimizer", rule, type(optimizer).__name__, "prepare model and optimizer first")
         self.accelerator, self.model = accelerator, model
         self._passes = Passes(optimizer)
         kind = accelerator.distributed_type.value

@@ -282,11 +282,8 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         if not module.automatic_optimization:
             return  # the module's own loop enters perturb(); a step without it raises
         if "dataloader_iter" in inspect.signature(module.training_step).parameters:
-            raise InputError(
-                "training_step",
-                "must take a batch for a two-pass optimizer: the second pass cannot draw from an iterator again",
-                "dataloader_iter",
-            )
+            rule = "must take a batch for a two-pass optimizer: the second pass cannot draw from an iterator again"
+            raise InputError("training_step", rule, "dataloader_iter")
 
     def _run(self, trainer: Any, module: Any) -> Run:
         per_epoch = steps_in(trainer.num_training_batches, trainer.accumulate_grad_batches)

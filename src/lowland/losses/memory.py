@@ -276,12 +276,9 @@ class OutputMemory:
 
     def _error(self, kind: str) -> InputError:
         if kind == "index":
-            return InputError(
-                "batch.index",
-                f"must hold ids of the {self.rows.count} samples of the run",
-                "an unknown id",
-                "pass samples=number of samples where ids are 0 to N-1, or all ids (samples=data.index)",
-            )
+            rule = f"must hold ids of the {self.rows.count} samples of the run"
+            advice = "pass samples=number of samples where ids are 0 to N-1, or all ids (samples=data.index)"
+            return InputError("batch.index", rule, "an unknown id", advice)
         if kind == "plan":
             return InputError("plan", "must name every id that this process meets in an epoch", "an id it lacks")
         return InputError("output", "must be finite", "NaN or infinity", "lower the learning rate, or clip gradients")

@@ -156,21 +156,14 @@ class SAF(TrainingLoss):
     def _must_be_told(self, rows: int) -> None:
         # a loop that never sets the epoch would train with the plain criterion for ever, and not notice
         if not self._begun and not self._prepared:
-            raise InputError(
-                "epoch",
-                "must be set before each epoch, and prepare(...) called before the first",
-                None,
-                "see the loop in lowland.losses.base",
-            )
+            rule = "must be set before each epoch, and prepare(...) called before the first"
+            raise InputError("epoch", rule, None, "see the loop in lowland.losses.base")
         if not self._begun:
             self._begin_epoch()
         self._met += rows
         if self._samples is not None and self._met > 3 * self._samples:
-            raise InputError(
-                "epoch",
-                "must be set before each epoch",
-                f"{self._met} samples in epoch {self._epoch} of {self._samples}",
-            )
+            rule = "must be set before each epoch"
+            raise InputError("epoch", rule, f"{self._met} samples in epoch {self._epoch} of {self._samples}")
 
     def _added(
         self, output: Tensor, rows: Tensor, partner: Tensor | None, share: Tensor | None, usable: Tensor, *, clean: bool

@@ -89,10 +89,6 @@ class ActiveEpochs:
         if not self.calm_down:
             return True
         if epochs is None:
-            raise InputError(
-                "calm_down",
-                "counts from the end of the run, whose length is unknown",
-                self.calm_down,
-                "call loss.prepare(epochs=...) first",
-            )
+            rule = "counts from the end of the run, whose length is unknown"
+            raise InputError("calm_down", rule, self.calm_down, "call loss.prepare(epochs=...) first")
         return epoch < epochs - as_epochs("calm_down", self.calm_down, epochs)

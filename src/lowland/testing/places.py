@@ -22,11 +22,7 @@ __all__ = ["Lattice", "Noting", "lattice", "plain_loss", "small", "surveyed"]
 
 
 class Noting(nn.Module):
-    """A network that notes its parameters at each call.
-
-    Args:
-        body: The network.
-    """
+    """A network that notes its parameters at each call."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -48,23 +44,14 @@ class Noting(nn.Module):
 
 @dataclass(frozen=True)
 class Lattice:
-    """The plane that a tool has evaluated, found from the values it returned and the weights it visited.
+    """The plane that a tool has evaluated, found from the values it returned and the weights it visited."""
 
-    Args:
-        u: Move of the weights per unit of the first stated coordinate, by parameter name.
-        v: The same for the second.
-        origin: Weights at the stated coordinates (0, 0), shape [P].
-        error: Largest distance of a place from the plane's regular grid, in steps of the grid.
-        center: The model's weights, shape [P].
-        found: Share of values that belong to a place visited.
-    """
-
-    u: dict[str, Tensor]
-    v: dict[str, Tensor]
-    origin: Tensor
-    error: float
-    center: Tensor
-    found: float
+    u: dict[str, Tensor]  # Move of the weights per unit of the first stated coordinate, by parameter name
+    v: dict[str, Tensor]  # The same for the second
+    origin: Tensor  # Weights at the stated coordinates (0, 0), shape [P]
+    error: float  # Largest distance of a place from the plane's regular grid, in steps of the grid
+    center: Tensor  # The model's weights, shape [P]
+    found: float  # Share of values that belong to a place visited
 
 
 def small(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:

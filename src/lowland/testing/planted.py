@@ -14,20 +14,10 @@ __all__ = ["Planted", "dense_hessian", "planted_data"]
 
 
 class Planted(nn.Module):
-    """A model of one weight vector at 0 whose mean squared error against -1/2 has a Hessian of given eigenvalues.
+    """A model of one weight vector at 0 whose mean squared error against -1/2 has a Hessian of given eigenvalues."""
 
-    With the output ``q(w) = w^T A w / 2`` the loss ``(q + 1/2)^2`` has the Hessian ``2 (q + 1/2) A + ...``, at w = 0
-    exactly A. The eigenvectors are those of a random rotation.
-
-    Args:
-        eigenvalues: Those of A.
-
-    Example:
-        >>> model = Planted([3.0, -1.0])
-        >>> values = torch.linalg.eigvalsh(dense_hessian(model, nn.MSELoss(), *planted_data()))
-        >>> [round(value, 6) for value in values.tolist()]
-        [-1.0, 3.0]
-    """
+    # With the output q(w) = w^T A w / 2 the loss (q + 1/2)^2 has the Hessian 2 (q + 1/2) A + ..., at w = 0 exactly A.
+    # The eigenvectors are those of a random rotation.
 
     matrix: Tensor
 

@@ -59,13 +59,7 @@ class AdapterFile(pytest.File):
 
 
 class RuleItem(pytest.Item):
-    """One rule checked on one adapter.
-
-    Args:
-        adapter: How the tool is driven.
-        rule: What is asked of it.
-        **options: Pytest's.
-    """
+    """One rule checked on one adapter."""
 
     def __init__(self, *, adapter: Adapter, rule: Rule, **options: Any) -> None:
         super().__init__(**options)

@@ -81,16 +81,7 @@ def bits(model: nn.Module) -> list[Tensor]:
 
 
 class Training:
-    """A network, the optimizer under test, and batches that never change.
-
-    Args:
-        adapter: Makes and drives the optimizer.
-        base: Name in `BASES`.
-        model: The network; default `mlp`.
-        groups: Number of parameter groups.
-        options: Options of the base that replace those of `BASES`.
-        scale: Factor on the loss.
-    """
+    """A network, the optimizer under test on a base of `BASES`, and batches that never change."""
 
     def __init__(
         self,
@@ -99,8 +90,8 @@ class Training:
         *,
         model: nn.Module | None = None,
         groups: int = 1,
-        options: dict[str, Any] | None = None,
-        scale: float = 1.0,
+        options: dict[str, Any] | None = None,  # of the base; they replace those of `BASES`
+        scale: float = 1.0,  # of the loss
     ) -> None:
         self.adapter, self.scale = adapter, scale
         self.model = mlp() if model is None else model
