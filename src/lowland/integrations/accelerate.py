@@ -24,7 +24,7 @@ class AcceleratePasses:
     run it again. One `AcceleratePasses` serves a whole run.
 
     Args:
-        accelerator: The accelerator.
+        accelerator: The one that has prepared model and optimizer.
         model: The model that it prepared.
         optimizer: The optimizer that it prepared; any will do, of one pass or two.
 

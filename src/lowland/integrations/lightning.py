@@ -89,13 +89,7 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
     # Events of Lightning, in their order.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the arguments before anything is set up.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: What the trainer does.
-        """
+        """Check the arguments before anything is set up."""
         if stage == "fit":
             self._model(pl_module)
             self._life.losses = [loss for _, _, loss in losses_of(pl_module)]
@@ -104,8 +98,8 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         """Take over the closures, and complete the calls of losses.
 
         Args:
-            trainer: The trainer.
-            pl_module: The module.
+            trainer: Lightning's, with its strategy set up.
+            pl_module: What is trained.
 
         Raises:
             InputError: If the trainer or the module cannot do what the optimizer or a loss wants.
@@ -123,45 +117,22 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         take_over(trainer, self._passes, [entry for *_, entry in self._completed])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin the life of losses and hooks.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Begin the life of losses and hooks."""
         self._steps = trainer.global_step
         self._life.start(self._run(trainer, pl_module))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Tell losses the epoch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Tell losses the epoch."""
         self._life.begin_epoch(trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Tell everybody of an optimizer step, if there was one.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            outputs: Result of the training step.
-            batch: The batch.
-            batch_idx: Its number.
-        """
+        """Tell everybody of an optimizer step, if there was one."""
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self._life.after_step(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what losses and hooks have to say.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Log what losses and hooks have to say."""
         with self._evaluated(trainer, pl_module):
             row = self._life.end_epoch(trainer.current_epoch + 1)
         if row and not trainer.barebones:
@@ -171,53 +142,27 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """End the life of hooks.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """End the life of hooks."""
         with self._evaluated(trainer, pl_module):
             self._life.end()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give closures and losses back.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Give closures and losses back."""
         self._give_back(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give closures, losses and trained weights back.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            exception: What happened.
-        """
+        """Give closures, losses and trained weights back."""
         self._weights.close()
         self._give_back(trainer)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put the evaluation weights into the model.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Put the evaluation weights into the model."""
         self._weights.close()
         if not trainer.sanity_checking:
             self._weights.enter_context(self._evaluated(trainer, pl_module))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the trained weights back.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Put the trained weights back."""
         self._weights.close()
 
     on_test_start, on_predict_start = on_validation_start, on_validation_start

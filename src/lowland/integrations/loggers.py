@@ -57,11 +57,7 @@ class LogTo(Hook):
         self.logger, self.figures, self.every_epochs = logger, dict(figures or {}), every_epochs
 
     def on_epoch_end(self, run: Run) -> None:
-        """Send the numbers of the epoch, and the figures if it is their turn.
-
-        Args:
-            run: The run.
-        """
+        """Send the numbers of the epoch, and the figures if it is their turn."""
         if run.rank != 0:
             return
         self.send(run.row, run.step)

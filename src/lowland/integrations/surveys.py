@@ -68,11 +68,7 @@ class SharpnessLog(Hook):
         self.batch_norm: BatchNormMode = batch_norm
 
     def on_epoch_end(self, run: Run) -> None:
-        """Measure if it is this epoch's turn.
-
-        Args:
-            run: The run.
-        """
+        """Measure if it is this epoch's turn."""
         if run.rank != 0 or run.epoch % self.every_epochs:
             return
         risk = training_risk(run, samples=self.samples, seed=self.seed, batch_norm=self.batch_norm)
@@ -142,7 +138,7 @@ class SurfaceAtEnd(Hook):
         """Check that there is a folder to write to, before anything is trained.
 
         Args:
-            run: The run.
+            run: As in `Hook`; it must have a folder.
 
         Raises:
             InputError: If there is none.
@@ -151,11 +147,7 @@ class SurfaceAtEnd(Hook):
             raise InputError("folder", "must be given for a surface at the end", None)
 
     def on_fit_end(self, run: Run) -> None:
-        """Write the surface.
-
-        Args:
-            run: The run.
-        """
+        """Write the surface."""
         if run.rank != 0 or run.folder is None:
             return
         risk = training_risk(run, samples=self.samples, seed=self.seed, batch_norm=self.batch_norm)

@@ -73,7 +73,7 @@ class ActiveEpochs:
         """Tell whether the method is active in an epoch.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: Counted from 0.
             epochs: Length of the run; needed for fractions and for a calm end.
 
         Returns:

@@ -105,8 +105,8 @@ class CurvatureCurve(Hook):
 
         Args:
             optimizer: The optimizer of the run; an adaptive one takes a second Krylov run in its own metric.
-            samples: Training samples.
-            steps_per_epoch: Optimizer steps in an epoch.
+            samples: Size of the training part.
+            steps_per_epoch: 0 where the length of an epoch is not known.
             epochs: Length of the run.
 
         Returns:
@@ -134,7 +134,7 @@ class CurvatureCurve(Hook):
         """Choose the subset and the interval, and measure the start unless the run goes on.
 
         Args:
-            run: The run.
+            run: As in `Hook`; its length decides how often is measured.
 
         Raises:
             InputError: If the run is too short for the share, or its data cannot be read again.
@@ -158,38 +158,22 @@ class CurvatureCurve(Hook):
             self._measure(run)
 
     def on_step_end(self, run: Run) -> None:
-        """Measure if this step is one of those to measure at.
-
-        Args:
-            run: The run.
-        """
+        """Measure if this step is one of those to measure at."""
         if self._risk is not None and run.step % self._every == 0:
             self._measure(run)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Put the last measurement into the epoch's row.
-
-        Args:
-            run: The run.
-        """
+        """Put the last measurement into the epoch's row."""
         if self.rows:
             last = self.rows[-1]
             run.row.update({name: last[name] for name in _KNOWN_BY if not math.isnan(last[name])})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far and the eigenvectors that the next measurement starts from.
-
-        Returns:
-            The state.
-        """
+        """Return the rows so far and the eigenvectors that the next measurement starts from."""
         return {"rows": [dict(row) for row in self.rows], "starts": dict(self._starts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned.
-
-        Args:
-            state: The state.
-        """
+        """Take back what `state_dict` returned."""
         self.rows, self._starts = [dict(row) for row in state["rows"]], dict(state["starts"])
 
     def _measure(self, run: Run) -> None:

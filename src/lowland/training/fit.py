@@ -59,7 +59,7 @@ class FitResult:
         epoch: The chosen epoch, from 1.
         test: Loss and accuracy on the test part, with standard errors, measured once, at the chosen epoch.
         rows: One row of numbers per epoch; see `lowland.training.metrics.COLUMNS`.
-        steps: Optimizer steps.
+        steps: How often the optimizer was stepped, resumed parts included.
         passes: Forward-backward passes of training.
         seconds: Spent in training steps.
         folder: The run's folder, or None.

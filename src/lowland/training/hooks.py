@@ -26,13 +26,13 @@ class Run:
         model: The model itself, without wrappers.
         optimizer: The optimizer that was handed to `fit`.
         loss: The loss that was handed to `fit`.
-        data: The data splits.
+        data: What `fit` trains on, chooses by and tests on.
         folder: The run's folder, or None.
         epochs: Length of the run in epochs.
-        steps_per_epoch: Optimizer steps in an epoch.
-        seed: The run's seed.
+        steps_per_epoch: Batches of the training part, at this batch size.
+        seed: As given to `fit`; hooks derive their own streams from it.
         rank: This process, from 0; hooks that write do so on rank 0 alone.
-        epoch: Epochs done.
+        epoch: How many are done; 0 in the first.
         step: Optimizer steps done.
         passes: Forward-backward passes of training done.
         evaluation_passes: Forward passes over evaluation batches done.
@@ -72,28 +72,28 @@ class Hook:
         """Do something before the first step, or after a resume.
 
         Args:
-            run: The run.
+            run: May be read in full; see `Run` for what may be changed.
         """
 
     def on_step_end(self, run: Run) -> None:
         """Do something after an optimizer step.
 
         Args:
-            run: The run.
+            run: May be read in full; see `Run` for what may be changed.
         """
 
     def on_epoch_end(self, run: Run) -> None:
         """Do something after an epoch and its evaluation, before its checkpoint.
 
         Args:
-            run: The run.
+            run: May be read in full; see `Run` for what may be changed.
         """
 
     def on_fit_end(self, run: Run) -> None:
         """Do something after the last epoch; the model holds the chosen weights.
 
         Args:
-            run: The run.
+            run: May be read in full; see `Run` for what may be changed.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class Hook:
         """Take back what `state_dict` returned.
 
         Args:
-            state: The state.
+            state: What `state_dict` returned, read from the checkpoint.
         """
 
 
@@ -163,20 +163,12 @@ class Snapshots(Hook):
             self._write(run)
 
     def on_step_end(self, run: Run) -> None:
-        """Write a snapshot if this step is one of `every_steps`.
-
-        Args:
-            run: The run.
-        """
+        """Write a snapshot if this step is one of `every_steps`."""
         if self.every_steps is not None and run.step % self.every_steps == 0:
             self._write(run)
 
     def on_epoch_end(self, run: Run) -> None:
-        """Write a snapshot if this epoch is one of `every_epochs`.
-
-        Args:
-            run: The run.
-        """
+        """Write a snapshot if this epoch is one of `every_epochs`."""
         if self.every_epochs is not None and run.epoch % self.every_epochs == 0:
             self._write(run)
 
