@@ -19,9 +19,9 @@ def main(arguments: Sequence[str]) -> int:
 
     output = Output(quiet=flags["quiet"], as_json=flags["json"])
     with output:
-        folder = fit_run(spec, on_event=output.progress(f"training {spec.folder}"))
+        run = fit_run(spec, on_event=output.progress(f"training {spec.folder}"))
         leave_processes()
-    result = folder.result()
+    result = run.result
     test, chosen = result["test"], result["chosen"]
     table = [["epoch", "train loss", "validation accuracy", "test accuracy", "test loss", "passes", "seconds"]]
     table.append(

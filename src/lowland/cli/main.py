@@ -31,7 +31,6 @@ COMMANDS: Final = {
     "list": "show the known models, data sets, methods and recipes",
     "study": "compare methods over seeds by a rule declared before",
     "recommend": "find out which method helps on your model and data",
-    "claims": "measure the published claims and write the ledger",
     "doctor": "show versions, devices, extras and what could be set better",
 }
 """Every command and what it does; ``lowland.cli.COMMAND`` holds it."""

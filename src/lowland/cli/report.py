@@ -15,8 +15,9 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     spec, flags = parse(ReportSpec, command_arguments(arguments, "runs"), "lowland report", quiet=False, json=False)
     from lowland import report
+    from lowland.opening import open_runs
 
-    runs = report.read_runs(spec.runs)
+    runs = open_runs(spec.runs)
     page = Path(spec.output)
     page.parent.mkdir(parents=True, exist_ok=True)
     report.write(report.build(runs, title=spec.title, allow_mixed=spec.allow_mixed), page)

@@ -19,7 +19,8 @@ from lowland import report
 from lowland.core.errors import LowlandError
 from lowland.engine import Event, Point, Row, select
 from lowland.report.comparison import comparison_table
-from lowland.study.matched import matched_steps
+from lowland.results.matched import matched_steps
+from lowland.results.run import Run
 from lowland.workflows import (
     CurvatureSpec,
     DataSpec,
@@ -31,8 +32,8 @@ from lowland.workflows import (
     SurfaceSpec,
     TrajectorySpec,
 )
-from lowland.workflows.folder import RunFolder
 from lowland.workflows.measure import curvature_run, fit_run, surface_run, threads, trajectory_run
+from lowland.workflows.sources import open_run
 
 __all__ = ["DemoResult", "demo"]
 
@@ -84,14 +85,14 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
     _do(spec, [(fit_run, run) for run in runs.values()], progress("training"))
     _do(spec, [work for run in surveyed.values() for work in _surveys(spec, run)], progress("surveying"))
     with threads(_THREADS):
-        steps = matched_steps([RunFolder(run) for run in surveyed.values()], RiskSpec())
+        steps = matched_steps([open_run(run) for run in surveyed.values()])
     matched = [
         CurvatureSpec(run=run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
         for run, step in zip(surveyed.values(), steps, strict=True)
     ]
     _do(spec, [(curvature_run, work) for work in matched], progress("curvature at matched loss"))
     found = [
-        report.read_run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
+        Run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
         for (name, seed), run in runs.items()
     ]
     page = Path(spec.folder) / "report.html"

@@ -3,8 +3,7 @@
 from lowland.training.checkpoint import CheckpointFolder, read_weights
 from lowland.training.curvature_curve import CurvatureCurve
 from lowland.training.fit import FitResult, fit
-from lowland.training.hooks import Hook, Run, Snapshots
-from lowland.training.metrics import read_metrics
+from lowland.training.hooks import FitState, Hook, Snapshots
 from lowland.training.schedule import Schedule
 
 __all__ = [
@@ -12,10 +11,9 @@ __all__ = [
     "FitResult",
     "Schedule",
     "Hook",
-    "Run",
+    "FitState",
     "Snapshots",
     "CurvatureCurve",
     "CheckpointFolder",
     "read_weights",
-    "read_metrics",
 ]

@@ -29,7 +29,8 @@ from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
 from lowland.results.files import only_writer
-from lowland.results.run_folder import RunPaths, open_run_folder
+from lowland.results.folders import open_run_folder
+from lowland.results.run import Run
 from lowland.training.checkpoint import (
     CheckpointFolder,
     check_recipe,
@@ -38,7 +39,7 @@ from lowland.training.checkpoint import (
     split_state,
 )
 from lowland.training.evaluation import Evaluation, Terms, plain_loss, terms_of, totals
-from lowland.training.hooks import Hook, Run
+from lowland.training.hooks import FitState, Hook
 from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
 from lowland.training.processes import check_processes, own_part
 from lowland.training.schedule import ScheduleLike, as_schedule
@@ -83,7 +84,7 @@ class FitResult:
 @dataclass
 class _Loop:  # everything that lives as long as one call
     fabric: Any
-    run: Run
+    run: FitState
     batches: TensorBatches | LoaderBatches
     schedule: Callable[[float, float, int], float]
     hooks: Sequence[Hook]
@@ -176,7 +177,7 @@ def fit(
     place = None if folder is None else open_run_folder(Path(folder))
     lock = nullcontext() if place is None or not fabric.is_global_zero else only_writer(place / "checkpoints")
     with lock, forked_rng(noise):
-        run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
+        run = FitState(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
         _seed(run)
         prepare_loss(run, batches, fabric.device)
         gradients, world = (clip, micro_batches), fabric.world_size
@@ -191,7 +192,7 @@ def fit(
         return _finish(loop, select)
 
 
-def _seed(run: Run) -> None:
+def _seed(run: FitState) -> None:
     random.seed(torch_seed(run.seed, "training", "python"))
     np.random.seed(torch_seed(run.seed, "training", "numpy") % 2**32)
     if run.rank:  # every process has dropout masks of its own; the first has those of a run on one device
@@ -287,7 +288,7 @@ def _end_epoch(loop: _Loop) -> None:
     _mode(loop, training=True)  # the checkpoint holds the weights that are trained
     _save(loop)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(RunPaths(run.folder).metrics, run.rows)
+        write_metrics(Run(run.folder).metrics_path, run.rows)
 
 
 def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
@@ -305,12 +306,12 @@ def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
         hook.on_fit_end(run)
     result = FitResult(run.model, int(row["epoch"]), test, run.rows, run.step, run.passes, run.seconds, run.folder)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(RunPaths(run.folder).metrics, run.rows)
+        write_metrics(Run(run.folder).metrics_path, run.rows)
         chosen: dict[str, Any] = {"epoch": result.epoch, "select": select, "test": test, "chosen": row}
         chosen |= {f"test_{name}": value for name, value in test.items()}
         costs = {name: getattr(run, name) for name in ("passes", "evaluation_passes", "seconds")}
         summary = {**chosen, "steps": run.step, **costs, "recipe": loop.recipe, **provenance()}
-        write_result(RunPaths(run.folder).result, summary)
+        write_result(Run(run.folder).result_path, summary)
     loop.fabric.barrier()  # whoever returns finds the folder complete
     return result
 

@@ -81,7 +81,7 @@ def shared_scale(
     """Make the one color scale on which several surfaces can be compared.
 
     Args:
-        surfaces: The surfaces, each of schema v1 with two axes.
+        surfaces: Of any number of runs, each with two axes.
         metric: Variable of the surfaces that is colored: "loss", "accuracy" or another that was measured.
         split: Name or position along ``split``; None for the first.
         direction: Name or position along ``direction``; None for the first.

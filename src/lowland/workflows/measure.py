@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +18,9 @@ from lowland.core.errors import InputError, StoreError
 from lowland.core.pace import Clock
 from lowland.core.risk import EmpiricalRisk
 from lowland.engine import Event
-from lowland.training import CurvatureCurve, Hook, Run, Snapshots, fit
+from lowland.results.folders import open_run_folder
+from lowland.results.run import Run
+from lowland.training import CurvatureCurve, FitState, Hook, Snapshots, fit
 from lowland.workflows.build import (
     build_augment,
     build_criterion,
@@ -28,9 +31,8 @@ from lowland.workflows.build import (
     build_schedule,
     check_model,
 )
-from lowland.workflows.external import ExternalModel, subject_of
-from lowland.workflows.folder import RunFolder
 from lowland.workflows.parse import from_text, to_yaml
+from lowland.workflows.sources import create_run, open_run, subject_run
 from lowland.workflows.specs import FitSpec
 from lowland.workflows.surveys import CurvatureSpec, LineSpec, RiskSpec, SurfaceSpec, TrajectorySpec
 
@@ -55,27 +57,38 @@ class Announce(Hook):
         self._receive = on_event or (lambda event: None)
         self._clock = Clock(0)
 
-    def on_fit_start(self, run: Run) -> None:
+    def on_fit_start(self, run: FitState) -> None:
         """Start the clock."""
         self._clock = Clock(run.epochs * run.steps_per_epoch, run.step)
         self._receive(Event("started", run.step, run.epochs * run.steps_per_epoch))
 
-    def on_epoch_end(self, run: Run) -> None:
+    def on_epoch_end(self, run: FitState) -> None:
         """Tell how far it is."""
         self._tell("rows", run)
 
-    def on_fit_end(self, run: Run) -> None:
+    def on_fit_end(self, run: FitState) -> None:
         """Tell that it is done."""
         self._tell("done", run)
 
-    def _tell(self, kind: Any, run: Run) -> None:
+    def _tell(self, kind: Any, run: FitState) -> None:
         pace = self._clock.at(run.step)
         total = run.epochs * run.steps_per_epoch
         self._receive(Event(kind, run.step, total, pace.elapsed, pace.remaining, pace.rate))
 
 
-def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
-    """Train one network into its run folder; an interrupted run goes on, a finished one is left as it is."""
+def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> Run:
+    """Train one network into its run folder; an interrupted run goes on, a finished one is left as it is.
+
+    Args:
+        spec: The run.
+        on_event: Called at the start, after each epoch and at the end.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: If something in the spec is unknown or does not fit, or the folder holds another run.
+    """
     splits = build_data(spec.data)  # everything is built before anything is written, so that bad input leaves no trace
     augment = build_augment(spec.augment, splits, spec.loss)
     model = build_model(spec.model, splits, seed=spec.seed)
@@ -91,15 +104,15 @@ def fit_run(spec: FitSpec, *, on_event: OnEvent | None = None) -> RunFolder:
         curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
         hooks.append(curve)
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
-    folder = RunFolder.create(spec)
+    run = create_run(spec)
     with threads(spec.threads):
         fit(
             model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
-            schedule=schedule, augment=augment, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
+            schedule=schedule, augment=augment, clip=spec.clip, select=spec.select, folder=run.folder, hooks=hooks,
             checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision,
             micro_batches=spec.micro_batches, accelerator=spec.accelerator, devices=spec.devices,
         )  # fmt: skip
-    return folder
+    return open_run(run.folder)  # anew: it has its result now
 
 
 def leave_processes() -> None:
@@ -110,10 +123,10 @@ def leave_processes() -> None:
 
 def surface_run(spec: SurfaceSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
     """Survey the loss on a random plane around the weights of a run; an interrupted survey goes on."""
-    folder = subject_of(spec)
-    path = folder.paths.surface(spec.name)
+    run = subject_run(spec)
+    path = run.surface_path(spec.name)
     with threads(spec.threads):
-        risk = _measured(folder, spec.risk, spec.splits)
+        risk = _measured(run, spec.risk, spec.splits)
         plane = landscape.random_plane(_model(risk), spec.seed, normalization=spec.normalization)
         surface = landscape.evaluate(
             risk, plane, landscape.grid(*spec.points, extent=spec.extent), engine=spec.engine, store=path,
@@ -125,23 +138,23 @@ def surface_run(spec: SurfaceSpec, *, on_event: OnEvent | None = None) -> tuple[
 
 def line_run(spec: LineSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
     """Survey the loss on a line; an interrupted survey goes on."""
-    folder = subject_of(spec)
-    path = folder.paths.surface(spec.name)
+    run = subject_run(spec)
+    path = run.surface_path(spec.name)
     with threads(spec.threads):
-        risk = _measured(folder, spec.risk, spec.splits)
+        risk = _measured(run, spec.risk, spec.splits)
         grid = landscape.grid(spec.points, extent=(spec.start, spec.stop))
-        lines = _lines(folder, spec, _model(risk))
+        lines = _lines(run, spec, _model(risk))
         line = landscape.evaluate(risk, lines, grid, engine=spec.engine, store=path, on_event=on_event)
     return line, path
 
 
-def _lines(folder: RunFolder | ExternalModel, spec: LineSpec, model: nn.Module) -> list[landscape.Plane]:
+def _lines(run: Run, spec: LineSpec, model: nn.Module) -> list[landscape.Plane]:
     if spec.other is None:
         seeds = range(spec.seed, spec.seed + spec.directions)
         return [landscape.random_line(model, seed, normalization=spec.normalization) for seed in seeds]
-    other = folder.other(spec.other, spec.risk.weights)
+    other = run.source.other(spec.other, spec.risk.weights)
     if spec.match:
-        example = next(iter(folder.risk(spec.risk).batches()))
+        example = next(iter(_risk(run, spec.risk).batches()))
         other = landscape.match_weights(model, other, example, seed=spec.seed).model
     return [landscape.line_between(model, other, move_statistics=spec.risk.batch_norm == "running")]
 
@@ -153,10 +166,18 @@ _PROBES: dict[str, Callable[[], tuple[landscape.Probe, ...]]] = {
 }
 
 
-def _measured(
-    folder: RunFolder | ExternalModel, spec: RiskSpec, splits: list[str] | None
-) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
-    return folder.risk(spec) if splits is None else folder.risks(spec, splits)
+def _risk(run: Run, spec: RiskSpec) -> EmpiricalRisk:
+    risk: EmpiricalRisk = run.risk(**asdict(spec))
+    open_run_folder(run.folder)  # only now: bad input leaves no trace
+    return risk
+
+
+def _measured(run: Run, spec: RiskSpec, splits: list[str] | None) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
+    if splits is None:
+        return _risk(run, spec)
+    risks = dict(run.risks(splits, **asdict(spec)))
+    open_run_folder(run.folder)
+    return risks
 
 
 def _model(risk: EmpiricalRisk | dict[str, EmpiricalRisk]) -> nn.Module:
@@ -165,13 +186,13 @@ def _model(risk: EmpiricalRisk | dict[str, EmpiricalRisk]) -> nn.Module:
 
 def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
     """Project the training path of a run on its principal directions; a result of the same spec is read back."""
-    folder = RunFolder(spec.run)
-    path = folder.paths.trajectory
-    if not (folder.paths.snapshots / "index.json").is_file():
+    run = open_run(spec.run)
+    path = run.trajectory_path
+    snapshots = run.snapshots
+    if snapshots is None:
         raise InputError("run", "must hold snapshots", spec.run, "train it with --snapshots_every_epochs 1")
     with threads(spec.threads):
-        risk = folder.risk(spec.risk)
-        snapshots = results.SnapshotReader(folder.paths.snapshots)
+        risk = _risk(run, spec.risk)
         found = _stored(path, spec)
         anchored = spec.anchor == "end"
         plane = None
@@ -183,7 +204,7 @@ def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> 
             found.attrs["spec"] = to_yaml(spec)
             results.save(found, path)
         if plane is not None:
-            surface = folder.paths.surface("trajectory")
+            surface = run.surface_path("trajectory")
             grid = landscape.grid_around(found, *spec.points)
             landscape.evaluate(risk, plane, grid, store=surface, on_event=on_event)
     return found, path
@@ -191,8 +212,8 @@ def trajectory_run(spec: TrajectorySpec, *, on_event: OnEvent | None = None) -> 
 
 def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tuple[xr.Dataset, Path]:
     """Measure the curvature at the weights of a run; a result of the same spec is read back."""
-    folder = subject_of(spec)
-    path = folder.paths.curvature(spec.name)
+    run = subject_run(spec)
+    path = run.curvature_path(spec.name)
     found = _stored(path, spec)
     if found is not None:
         return found, path
@@ -201,7 +222,7 @@ def curvature_run(spec: CurvatureSpec, *, on_event: OnEvent | None = None) -> tu
     ticker = _Ticker(on_event, total)
     with threads(spec.threads):
         result = curvature.summarize(
-            folder.risk(spec.risk), trace_products=spec.trace_products, directions=spec.directions,
+            _risk(run, spec.risk), trace_products=spec.trace_products, directions=spec.directions,
             max_products=spec.max_products, rho=spec.rho, top=spec.top, density_probes=spec.density_probes,
             layer_probes=spec.layer_probes, sharpness=spec.sharpness, seed=spec.seed, on_product=ticker,
         )  # fmt: skip
