@@ -168,7 +168,7 @@ _PROBES: dict[str, Callable[[], tuple[landscape.Probe, ...]]] = {
 
 def _risk(run: Run, spec: RiskSpec) -> EmpiricalRisk:
     risk: EmpiricalRisk = run.risk(**asdict(spec))
-    open_run_folder(run.folder)  # only now: bad input leaves no trace
+    _open_folder(run)
     return risk
 
 
@@ -176,8 +176,13 @@ def _measured(run: Run, spec: RiskSpec, splits: list[str] | None) -> EmpiricalRi
     if splits is None:
         return _risk(run, spec)
     risks = dict(run.risks(splits, **asdict(spec)))
-    open_run_folder(run.folder)
+    _open_folder(run)
     return risks
+
+
+def _open_folder(run: Run) -> None:
+    if not run.spec_path.is_file():  # a model of another program; only now, so that bad input leaves no trace
+        open_run_folder(run.folder)
 
 
 def _model(risk: EmpiricalRisk | dict[str, EmpiricalRisk]) -> nn.Module:
