@@ -379,8 +379,8 @@ TRAPS: dict[str, Callable[[float], Figure]] = {
 def inches(figure: Figure) -> tuple[float, float]:
     """Wide enough for the legends, and no higher than the panels."""
     if isinstance(figure, Panels):
-        wide = 3.5 * min(figure.columns, len(figure.panels)), 3.4 * figure.rows
-        return wide
+        rows, columns = figure.shape
+        return 3.5 * columns, 3.4 * rows
     return 5.6, 3.6
 
 

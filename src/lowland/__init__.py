@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lowland import optim as optim
     from lowland import report as report
     from lowland import results as results
+    from lowland import robustness as robustness
     from lowland import study as study
     from lowland import training as training
     from lowland import viz as viz
@@ -46,6 +47,7 @@ _ROOMS = (
     "optim",
     "report",
     "results",
+    "robustness",
     "study",
     "testing",
     "training",

@@ -82,7 +82,7 @@ USES = {
     "ray": "from lowland.engine import ray; ray._connect(None, 1, 1, None)",
     "remote": "import lowland; lowland.results.open('s3://bucket/surface.zarr')",
     "data": "import lowland; lowland.data.load('digits')",
-    "robust": "from lowland.training import robustness; robustness._attack('fgsm', 0.1, 1, random_start=False)",
+    "robust": "from lowland.robustness.attacks import attacked; attacked(None, None, None, 0).__enter__()",
     "hf": "import lowland; lowland.models.create('huggingface', model_type='bert')",
     "augment": "from lowland.data.kornia import kornia_by_name; kornia_by_name('RandomErasing')",
     "lightning": "import lowland.integrations.lightning",

@@ -76,9 +76,11 @@ class SharpnessLog(Hook):
         measured = risk.evaluate()
         accuracy = measured["accuracy"].value if "accuracy" in measured else math.nan
         run.row.update(
-            sharpness=sharpness.value, sharpness_train_loss=sharpness.loss, sharpness_train_accuracy=accuracy,
+            sharpness=sharpness.value,
+            sharpness_train_loss=sharpness.loss,
+            sharpness_train_accuracy=accuracy,
             sharpness_weight_norm=ParameterSpace(risk.model).norm(),
-        )  # fmt: skip
+        )
 
 
 class SurfaceAtEnd(Hook):

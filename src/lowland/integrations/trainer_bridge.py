@@ -149,10 +149,8 @@ def foreign_data(name: str, train: Any, validation: Any = None) -> DataSplits:
 def fixed_order(loader: Any) -> Iterable[Any]:
     """Return the batches of a loader in a fixed order, without touching its shuffling."""
     if not isinstance(loader, DataLoader):
-        raise InputError(
-            "train_dataloader", "must be a DataLoader over a map-style data set, to renew batch-norm statistics",
-            type(loader).__name__, "or train a model without running statistics",
-        )  # fmt: skip
+        rule = "must be a DataLoader over a map-style data set, to renew batch-norm statistics"
+        raise InputError("train_dataloader", rule, type(loader).__name__, "or train a model without running statistics")
     return fixed_batches(loader, None, 0)
 
 

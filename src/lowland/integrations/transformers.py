@@ -180,10 +180,18 @@ class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
             self.per_epoch = 0
         folder = made_folder(args.output_dir if self.folder is None else self.folder) if self.life.hooks else None
         run = FitState(
-            self.trainer.model, innermost(self.trainer.optimizer), self.survey_loss,
-            foreign_data("transformers", loader), folder, math.ceil(state.num_train_epochs), self.per_epoch,
-            args.seed, args.process_index, _epoch(state), state.global_step,
-        )  # fmt: skip
+            self.trainer.model,
+            innermost(self.trainer.optimizer),
+            self.survey_loss,
+            foreign_data("transformers", loader),
+            folder,
+            math.ceil(state.num_train_epochs),
+            self.per_epoch,
+            args.seed,
+            args.process_index,
+            _epoch(state),
+            state.global_step,
+        )
         self.life.start(run)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:

@@ -165,10 +165,8 @@ class LLR(TrainingLoss):
 
     def _require_initial(self) -> None:
         if self._initial is None and not self._from_first_epoch:
-            raise InputError(
-                "initial_loss", "must be known before the first loss is reshaped", None,
-                'pass a number, call measure_initial_loss(model, loader), or pass initial_loss="first_epoch"',
-            )  # fmt: skip
+            advice = 'pass a number, call measure_initial_loss(model, loader), or pass initial_loss="first_epoch"'
+            raise InputError("initial_loss", "must be known before the first loss is reshaped", None, advice)
 
     def _training(self, output: Any, batch: Batch) -> Tensor:
         self._require_initial()
@@ -212,10 +210,9 @@ class LLR(TrainingLoss):
 
     def _ascends(self, loss: float | None = None, slope: float | None = None) -> InputError:
         got = {"reshaper": self.reshaper} if loss is None else {"loss": loss, "slope": slope, "reshaper": self.reshaper}
-        return InputError(
-            "reshaper", "must have a slope of at least 0 at every loss met, or training would climb", got,
-            "use a criterion that is never negative and a function that never falls",
-        )  # fmt: skip
+        rule = "must have a slope of at least 0 at every loss met, or training would climb"
+        advice = "use a criterion that is never negative and a function that never falls"
+        return InputError("reshaper", rule, got, advice)
 
     def _check(self) -> None:
         noticed, self._negative = self._negative, None

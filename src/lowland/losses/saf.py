@@ -164,10 +164,8 @@ class SAF(TrainingLoss):
     def _must_be_told(self, rows: int) -> None:
         # a loop that never sets the epoch would train with the plain criterion for ever, and not notice
         if not self._begun and not self._prepared:
-            raise InputError(
-                "epoch", "must be set before each epoch, and prepare(...) called before the first", None,
-                "see the loop in lowland.losses.base",
-            )  # fmt: skip
+            rule = "must be set before each epoch, and prepare(...) called before the first"
+            raise InputError("epoch", rule, None, "see the loop in lowland.losses.base")
         if not self._begun:
             self._begin_epoch()
         before, self._met = self._met, self._met + rows

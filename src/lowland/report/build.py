@@ -32,7 +32,7 @@ def build(
 
     Args:
         runs: The runs; the first one's method is the baseline unless another is named.
-        title: Title of the report.
+        title: Heading of the page, and its name in the browser's tab.
         lead: First paragraphs.
         baseline: Method that differences and ratios are against.
         extra: Further sections, put before the settings.
@@ -53,8 +53,8 @@ def build(
     mixed = [what for what in ("data", "loss") if len({key for r in runs if (key := r.spec.identity(what))}) > 1]
     if mixed and not allow_mixed:
         kinds = sorted({run.spec.identity(what) for what in mixed for run in runs})
-        raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds,
-                         "compare them all the same with --allow-mixed, which marks the report")  # fmt: skip
+        advice = "compare them all the same with --allow-mixed, which marks the report"
+        raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds, advice)
     found = (
         comparison_section(runs, baseline=baseline),
         training_section(runs),

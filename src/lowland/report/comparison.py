@@ -42,9 +42,8 @@ def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Tab
     columns += _curvature_columns(groups, base)
     columns += _cost_columns(groups, base)
     present = [(title, cells) for title, cells in columns if set(cells.values()) != {"–"}]
-    rows = tuple((name, *(cells[name] for _, cells in present)) for name in groups)
-    return Table(("method", *(title for title, _ in present)), rows, "Methods, at the weights that count",
-                 _notes(groups, base))  # fmt: skip
+    rows = [{"method": name} | {title: cells[name] for title, cells in present} for name in groups]
+    return Table.of(rows, "Methods, at the weights that count", _notes(groups, base))
 
 
 def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> Section | None:

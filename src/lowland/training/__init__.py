@@ -1,10 +1,9 @@
-"""Training: the loop on Lightning Fabric, its hooks, checkpoints and numbers; robustness of what was trained."""
+"""Training: the loop on Lightning Fabric, its hooks, checkpoints and numbers."""
 
 from lowland.training.checkpoint import CheckpointFolder, read_weights
 from lowland.training.curvature_curve import CurvatureCurve
 from lowland.training.fit import FitResult, fit
 from lowland.training.hooks import FitState, Hook, Snapshots
-from lowland.training.robustness import Robustness, adversarial, median_perturbation, noise, telling_epsilon
 from lowland.training.schedule import Schedule
 
 __all__ = [
@@ -17,9 +16,4 @@ __all__ = [
     "CurvatureCurve",
     "CheckpointFolder",
     "read_weights",
-    "Robustness",
-    "adversarial",
-    "noise",
-    "telling_epsilon",
-    "median_perturbation",
 ]

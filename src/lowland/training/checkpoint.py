@@ -48,8 +48,14 @@ class CheckpointFolder:
     def __init__(self, folder: Path) -> None:
         self.path = Run(folder).checkpoints_path
 
-    def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], *,
-             best: tuple[int, Mapping[str, Tensor]] | None) -> None:  # fmt: skip
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        *,
+        best: tuple[int, Mapping[str, Tensor]] | None,
+    ) -> None:
         """Write a checkpoint and forget the one before.
 
         Args:

@@ -105,8 +105,8 @@ class CurvatureCurve(Hook):
 
         Args:
             optimizer: The optimizer of the run; an adaptive one takes a second Krylov run in its own metric.
-            samples: Training samples.
-            steps_per_epoch: Optimizer steps in an epoch.
+            samples: Size of the training part.
+            steps_per_epoch: 0 where the length of an epoch is not known.
             epochs: Length of the run.
 
         Returns:
@@ -122,9 +122,13 @@ class CurvatureCurve(Hook):
         group = optimizer.param_groups[0]
         runs = 2 if "betas" in group or "alpha" in group else 1
         return measurement_interval(
-            steps=epochs * steps_per_epoch, batch_size=math.ceil(samples / steps_per_epoch),
-            samples=min(self.samples, samples), products=runs * self.products, first=runs * _FIRST, share=self.share,
-        )  # fmt: skip
+            steps=epochs * steps_per_epoch,
+            batch_size=math.ceil(samples / steps_per_epoch),
+            samples=min(self.samples, samples),
+            products=runs * self.products,
+            first=runs * _FIRST,
+            share=self.share,
+        )
 
     def on_fit_start(self, run: FitState) -> None:
         """Choose the subset and the interval, and measure the start unless the run goes on."""
@@ -177,9 +181,16 @@ class CurvatureCurve(Hook):
         # at the start the schedule has not set a rate yet
         rate = float(run.optimizer.param_groups[0]["lr"]) if run.step else math.nan
         values = (
-            run.step, ends.lambda_max, ends.residual_max, ends.lambda_min, ends.residual_min, ratio,
-            rate, operator.products, time.perf_counter() - started,
-        )  # fmt: skip
+            run.step,
+            ends.lambda_max,
+            ends.residual_max,
+            ends.lambda_min,
+            ends.residual_min,
+            ratio,
+            rate,
+            operator.products,
+            time.perf_counter() - started,
+        )
         self.rows.append(dict(zip(CURVATURE_COLUMNS, map(float, values), strict=True)))
         if run.folder is not None:
             _write(run.folder / "curvature.csv", self.rows)
@@ -188,9 +199,14 @@ class CurvatureCurve(Hook):
         start = self._starts.get("preconditioned")
         try:
             edge = stability(
-                operator, optimizer, ends=ends, start=None if start is None else start.to(operator.device),
-                max_products=_FIRST if start is None else self.products, min_products=3, seed=self.seed,
-            )  # fmt: skip
+                operator,
+                optimizer,
+                ends=ends,
+                start=None if start is None else start.to(operator.device),
+                max_products=_FIRST if start is None else self.products,
+                min_products=3,
+                seed=self.seed,
+            )
         except InputError:  # no metric is known of this optimizer, or not before its first step
             return math.nan
         if edge.ends is not ends:

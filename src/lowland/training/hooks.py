@@ -26,13 +26,13 @@ class FitState:
         model: The model itself, without wrappers.
         optimizer: The optimizer that was handed to `fit`.
         loss: The loss that was handed to `fit`.
-        data: The data splits.
+        data: What `fit` trains on, chooses by and tests on.
         folder: The run's folder, or None.
         epochs: Length of the run in epochs.
-        steps_per_epoch: Optimizer steps in an epoch.
-        seed: The run's seed.
+        steps_per_epoch: Batches of the training part, at this batch size.
+        seed: As given to `fit`; hooks derive their own streams from it.
         rank: This process, from 0; hooks that write do so on rank 0 alone.
-        epoch: Epochs done.
+        epoch: How many are done; 0 in the first.
         step: Optimizer steps done.
         passes: Forward-backward passes of training done.
         evaluation_passes: Forward passes over evaluation batches done.
@@ -103,8 +103,13 @@ class Snapshots(Hook):
         InputError: If a number is not positive or the type is unknown.
     """
 
-    def __init__(self, *, every_epochs: int | None = 1, every_steps: int | None = None,
-                 dtype: Literal["float32", "float16"] = "float32") -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        every_epochs: int | None = 1,
+        every_steps: int | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
         for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
             if value is not None and value < 1:
                 raise InputError(name, "must be at least 1 or None", value)

@@ -44,9 +44,12 @@ def prepare_loss(run: FitState, batches: TensorBatches | LoaderBatches, device: 
     if isinstance(run.loss, TrainingLoss):
         resident = batches if isinstance(batches, TensorBatches) else None
         run.loss.prepare(
-            model=run.model, epochs=run.epochs, steps_per_epoch=run.steps_per_epoch,
-            samples=None if resident is None else resident.data.index, plan=None if resident is None else resident.ids,
-        )  # fmt: skip
+            model=run.model,
+            epochs=run.epochs,
+            steps_per_epoch=run.steps_per_epoch,
+            samples=None if resident is None else resident.data.index,
+            plan=None if resident is None else resident.ids,
+        )
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -107,12 +110,22 @@ def recipe_of(
         and isinstance(value, (*plain, AscentOptions))
     }
     return {
-        "epochs": run.epochs, "batch_size": batch_size, "seed": run.seed, "schedule": _named(schedule),
-        "augment": _named(augment), "clip": gradients[0], "micro_batches": gradients[1], "select": select,
-        "precision": precision, "devices": world,
-        "data": run.data.fingerprint, "initial weights": fingerprint(split_state(run.model)[0]),
-        "optimizer": type(run.optimizer).__qualname__, "optimizer settings": [*groups, own], "loss": _named(run.loss),
-    }  # fmt: skip
+        "epochs": run.epochs,
+        "batch_size": batch_size,
+        "seed": run.seed,
+        "schedule": _named(schedule),
+        "augment": _named(augment),
+        "clip": gradients[0],
+        "micro_batches": gradients[1],
+        "select": select,
+        "precision": precision,
+        "devices": world,
+        "data": run.data.fingerprint,
+        "initial weights": fingerprint(split_state(run.model)[0]),
+        "optimizer": type(run.optimizer).__qualname__,
+        "optimizer settings": [*groups, own],
+        "loss": _named(run.loss),
+    }
 
 
 def _named(part: Any) -> str:

@@ -183,7 +183,7 @@ def _curve(name: str, line: xr.Dataset, metric: str) -> Curve:
 def _marks(x: FloatArray, values: FloatArray, status: FloatArray) -> dict[str, FloatArray]:
     rows = np.arange(values.shape[0], dtype=np.float64)
     field = Field(rows, x, values, status.astype(np.uint8))
-    return {kind: np.unique(places) for kind, (_, places) in field.marks().items()}
+    return {mark.kind: np.unique(mark.y) for mark in field.marks()}
 
 
 def _range_unit(line: xr.Dataset) -> str:

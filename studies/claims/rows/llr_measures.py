@@ -17,8 +17,9 @@ from lowland import curvature
 from lowland.core.params import ParameterSpace
 from lowland.core.seeds import generator
 from lowland.losses import LLR, Multipliers, Replayed, ScaledDecay, Sech, learning_rate_factor
+from lowland.robustness import median_perturbation
 from lowland.study import read_endpoint
-from lowland.training import fit, median_perturbation
+from lowland.training import fit
 from lowland.workflows import (
     FitSpec,
     build_criterion,

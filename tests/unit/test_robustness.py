@@ -9,8 +9,7 @@ from torch import nn
 
 from lowland import data, models, training
 from lowland.core.errors import InputError, MissingExtra
-from lowland.training import robustness
-from lowland.training.robustness import adversarial, median_perturbation, noise, telling_epsilon
+from lowland.robustness import Robustness, adversarial, median_perturbation, noise, telling_epsilon
 
 pytest.importorskip("foolbox")
 RADII = (0.02, 0.05, 0.1, 0.2)
@@ -44,7 +43,7 @@ def flat_images() -> data.DataSplits:
     return data.DataSplits("flat", part, part, part, classes=2, shape=(1, 2, 2), mean=(0.0,), std=(1.0,))
 
 
-def table(rows: list[robustness.Robustness]) -> dict[tuple[str, float], float]:
+def table(rows: list[Robustness]) -> dict[tuple[str, float], float]:
     return {(row.attack, row.size): row.accuracy for row in rows}
 
 
