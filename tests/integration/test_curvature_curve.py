@@ -20,7 +20,7 @@ from lowland.report.dynamics import training_section
 from lowland.results.run_folder import read_metrics
 from lowland.training import CurvatureCurve, Hook, Run, fit
 from lowland.workflows import DataSpec, FitSpec, ModelSpec
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),

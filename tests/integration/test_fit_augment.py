@@ -18,7 +18,7 @@ from lowland.training import Hook
 from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
 from lowland.workflows.build import build_augment
 from lowland.workflows.folder import RunFolder
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
 
 PARTS: dict[str, list[Any]] = {
     "crop, cutout": ["crop", {"name": "cutout", "size": 4, "probability": 0.5}],

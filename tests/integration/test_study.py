@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.study_cases import METHODS, base_run, tiny_study
 
 from lowland.cli.main import main
-from lowland.cli.study import LiveOutput
+from lowland.cli.studies import LiveOutput
 from lowland.core.errors import InputError, LowlandError
 from lowland.engine import Event
 from lowland.study import compare_methods, recommend, run_study, work, write_report

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from lowland import data, losses, models, optim
 from lowland.core.names import find, import_path
 from lowland.core.seeds import generator
@@ -27,15 +25,13 @@ from lowland.study.dependencies import Name, names_in_call, own_source
 from lowland.study.endpoints import read_endpoint
 from lowland.study.plan import apply
 from lowland.study.search import WITHOUT_TEST, Trial, best
-from lowland.workflows import DataSpec, FitSpec, to_yaml
-from lowland.workflows.build import methods
-from lowland.workflows.measure import fit_run
+from lowland.workflows import DataSpec, FitSpec, fit, to_yaml
 from lowland.workflows.study import Changes
 
 __all__ = ["Arm", "Bench", "names_in_run", "settings_of"]
 
 LOOP: Final = (
-    Name("training", "fit"), Name("training", "Schedule"), Name("spec.runs", "fit_run"),
+    Name("training", "fit"), Name("training", "Schedule"), Name("workflows.fitting", "fit"),
     *(Name("spec.build", f"build_{part}") for part in ("data", "model", "optimizer", "loss", "schedule")),
     Name("models.registry", "create"), Name("data.registry", "load"),
 )  # fmt: skip
@@ -85,7 +81,7 @@ class Bench:
         path = self.place(seeded)
         with self.alone(path):
             if not RunPaths(path).finished:
-                fit_run(replace(seeded, folder=str(path)))
+                fit(replace(seeded, folder=str(path)))
         return path
 
     @contextmanager
@@ -131,12 +127,12 @@ def names_in_run(spec: FitSpec) -> set[Name]:
     made += [import_path("data.name", spec.data.name)] if spec.data.name == WITHOUT_TEST else []
     made += [import_path("loss.name", spec.loss.name)] if ":" in spec.loss.name else []
     if spec.optimizer.method != "none":
-        made.append(methods(optim, torch.optim.Optimizer)[spec.optimizer.method])
+        made.append(optim.METHODS[spec.optimizer.method])
     if spec.loss.method != "none":
-        made.append(methods(losses, losses.TrainingLoss)[spec.loss.method])
+        made.append(losses.METHODS[spec.loss.method])
     shape = spec.loss.options.get("reshaper")
     if shape is not None:
-        made.append(methods(losses, losses.Reshaper)[shape["name"] if isinstance(shape, dict) else shape])
+        made.append(losses.RESHAPERS[shape["name"] if isinstance(shape, dict) else shape])
     for part in made:
         names |= names_in_call(part)[0]
     return names

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,18 +22,19 @@ from lowland.engine import Event, Point, Row, select
 from lowland.report.comparison import comparison_table
 from lowland.study.matched import matched_steps
 from lowland.workflows import (
-    CurvatureSpec,
     DataSpec,
     DemoSpec,
     FitSpec,
     LossSpec,
     OptimizerSpec,
     RiskSpec,
-    SurfaceSpec,
-    TrajectorySpec,
+    curvature,
+    fit,
+    surface,
+    trajectory,
 )
 from lowland.workflows.folder import RunFolder
-from lowland.workflows.measure import curvature_run, fit_run, surface_run, threads, trajectory_run
+from lowland.workflows.surveys import threads_of_torch
 
 __all__ = ["DemoResult", "demo"]
 
@@ -81,15 +83,15 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
     """
     runs = {(name, seed): fit_spec(spec, name, seed) for seed in range(spec.seeds) for name in spec.methods}
     surveyed = {name: runs[name, _SURVEYED].folder for name in spec.methods}
-    _do(spec, [(fit_run, run) for run in runs.values()], progress("training"))
+    _do(spec, [partial(fit, run) for run in runs.values()], progress("training"))
     _do(spec, [work for run in surveyed.values() for work in _surveys(spec, run)], progress("surveying"))
-    with threads(_THREADS):
+    with threads_of_torch(_THREADS):
         steps = matched_steps([RunFolder(run) for run in surveyed.values()], RiskSpec())
     matched = [
-        CurvatureSpec(run=run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
+        partial(curvature, run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
         for run, step in zip(surveyed.values(), steps, strict=True)
     ]
-    _do(spec, [(curvature_run, work) for work in matched], progress("curvature at matched loss"))
+    _do(spec, matched, progress("curvature at matched loss"))
     found = [
         report.read_run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
         for (name, seed), run in runs.items()
@@ -110,16 +112,16 @@ def fit_spec(spec: DemoSpec, name: str, seed: int) -> FitSpec:
     )  # fmt: skip
 
 
-Work = tuple[Callable[..., Any], Any]
-"""One of the functions of `lowland.workflows.measure`, and its spec."""
+Work = partial[Any]
+"""One of the commands with its arguments, whose result is on disk."""
 
 
 def _surveys(spec: DemoSpec, run: str) -> list[Work]:
     points = (spec.points, spec.points)
     return [
-        (surface_run, SurfaceSpec(run=run, points=points, extent=spec.extent, threads=_THREADS)),
-        (trajectory_run, TrajectorySpec(run=run, threads=_THREADS)),
-        (curvature_run, CurvatureSpec(run=run, threads=_THREADS)),
+        partial(surface, run, points=points, extent=spec.extent, threads=_THREADS),
+        partial(trajectory, run, threads=_THREADS),
+        partial(curvature, run, threads=_THREADS),
     ]
 
 
@@ -136,8 +138,7 @@ class _Works:
     def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
         """Do some works."""
         for point in points:
-            run, work = self.works[point.index]
-            run(work)
+            self.works[point.index]()
         return [Row(point.index, {}) for point in points]
 
 
@@ -150,7 +151,7 @@ def _do(spec: DemoSpec, works: Sequence[Work], on_event: Callable[[Event], None]
     for rows in select(engine).run(_Works(works), points, on_event=on_event):
         for row in rows:
             if row.failed:
-                raise LowlandError(f"{works[row.index][0].__name__} failed: {row.error}")
+                raise LowlandError(f"{works[row.index].func.__name__} failed: {row.error}")
 
 
 def _lead(spec: DemoSpec) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from lowland.engine import Event, OnEvent, Point, Row, select
 from lowland.results.files import write_atomically
 from lowland.results.run_folder import RunPaths
 from lowland.study.plan import Job
+from lowland.workflows.fitting import fit
 from lowland.workflows.folder import RunFolder
-from lowland.workflows.measure import fit_run
 
 __all__ = ["Failure", "Failures", "OnRun", "train"]
 
@@ -77,7 +77,7 @@ class FitTask:
 
     def _one(self, index: int) -> Row:
         tell = self._on_event
-        folder = fit_run(self.jobs[index].spec, on_event=None if tell is None else lambda event: tell(index, event))
+        folder = fit(self.jobs[index].spec, on_event=None if tell is None else lambda event: tell(index, event))
         return Row(index, {"passes": float(folder.result()["passes"])})
 
 

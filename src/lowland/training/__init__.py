@@ -7,11 +7,13 @@ from lowland.training.hooks import Hook, Run, Snapshots
 from lowland.training.metrics import read_metrics
 from lowland.training.robustness import Robustness, adversarial, median_perturbation, noise, telling_epsilon
 from lowland.training.schedule import Schedule
+from lowland.training.setup import why_fixed
 
 __all__ = [
     "fit",
     "FitResult",
     "Schedule",
+    "why_fixed",
     "Hook",
     "Run",
     "Snapshots",

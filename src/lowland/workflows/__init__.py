@@ -1,42 +1,49 @@
-"""One typed, versioned spec per command, for YAML and flags alike, and the one place where names become objects."""
+"""The commands as functions, what a file holds as typed specs, and the one place where names become objects."""
 
+from lowland.workflows.figures import figure
+from lowland.workflows.fitting import fit
 from lowland.workflows.parse import parse, to_yaml
 from lowland.workflows.recipe import Recipe, read_recipe, recipe_names
-from lowland.workflows.specs import DataSpec, DemoSpec, FitSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
-from lowland.workflows.study import ClaimsSpec, RecommendSpec, SearchSpec, StudySpec, SurveySpec
-from lowland.workflows.surveys import (
-    CurvatureSpec,
-    FigureSpec,
-    LineSpec,
-    ReportSpec,
+from lowland.workflows.specs import (
+    DataSpec,
+    DemoSpec,
+    FitSpec,
+    LossSpec,
+    ModelSpec,
+    OptimizerSpec,
     RiskSpec,
-    SurfaceSpec,
-    TrajectorySpec,
+    ScheduleSpec,
+    SubjectSpec,
 )
+from lowland.workflows.study import ClaimsSpec, RecommendSpec, SearchSpec, StudySpec, SurveySpec
+from lowland.workflows.surveys import curvature, line, surface, trajectory
 
 __all__ = [
+    # commands
+    "fit",
+    "surface",
+    "line",
+    "trajectory",
+    "curvature",
+    "figure",
+    # specs
     "parse",
     "to_yaml",
     "Recipe",
     "read_recipe",
     "recipe_names",
     "FitSpec",
-    "SurfaceSpec",
-    "LineSpec",
-    "TrajectorySpec",
-    "CurvatureSpec",
-    "ReportSpec",
-    "FigureSpec",
-    "DemoSpec",
     "ModelSpec",
     "DataSpec",
     "OptimizerSpec",
     "LossSpec",
     "ScheduleSpec",
+    "SubjectSpec",
     "RiskSpec",
     "StudySpec",
     "SearchSpec",
     "SurveySpec",
     "RecommendSpec",
+    "DemoSpec",
     "ClaimsSpec",
 ]

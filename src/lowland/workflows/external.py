@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lowland.core.risk import EmpiricalRisk
-    from lowland.workflows.surveys import RiskSpec, SubjectSpec
+    from lowland.workflows.specs import RiskSpec, SubjectSpec
 
 __all__ = ["ExternalModel", "subject_of"]
 

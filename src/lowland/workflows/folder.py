@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lowland.core.errors import CheckpointError, InputError
 from lowland.results.files import write_atomically
 from lowland.results.run_folder import RunPaths, open_run_folder, read_result
+from lowland.workflows.checks import check_run
 from lowland.workflows.parse import from_yaml, to_yaml
-from lowland.workflows.specs import FitSpec
-from lowland.workflows.surveys import RiskSpec
+from lowland.workflows.specs import FitSpec, RiskSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,12 +28,8 @@ class RunFolder:
     """A run on disk: ``spec.yaml metrics.csv result.json checkpoints/ snapshots/ surfaces/ curvature/``."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = check_run(path)
         self.paths = RunPaths(self.path)
-        if not self.path.is_dir():
-            raise InputError("run", "must be the folder of a run", str(path), "make one with `lowland fit`")
-        if not self.paths.spec.is_file():
-            raise InputError("run", "must hold the spec.yaml of a run", str(path), "make one with `lowland fit`")
 
     @cached_property
     def spec(self) -> FitSpec:
@@ -41,20 +37,37 @@ class RunFolder:
         return from_yaml(FitSpec, self.paths.spec)
 
     @classmethod
-    def create(cls, spec: FitSpec) -> RunFolder:
-        """Make the folder of a run, or open it if it holds the same run."""
+    def check(cls, spec: FitSpec) -> int | None:
+        """Check that a run can have its folder; return the epochs that it had there where it has more now."""
         path = Path(spec.folder)
-        text = to_yaml(spec)
+        if not RunPaths(path).spec.is_file():
+            if path.is_dir() and any("spec.yaml" not in entry.name for entry in path.iterdir()):
+                raise InputError("folder", "must be new, empty or the folder of this run", str(path))
+            return None
+        before = cls(path).spec
+        differ = _differences(asdict(before), asdict(replace(spec, folder=before.folder)))
+        if not differ:  # a folder that was moved is still the same run
+            return None
+        if list(differ) == ["epochs"] and spec.epochs > before.epochs:
+            return before.epochs
+        shown = ", ".join(f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differ.items())
+        advice = "choose another --folder, or give the same values (of a run in its folder only --epochs may grow)"
+        raise InputError("folder", f"holds a run of another spec: {shown}", str(path), advice)
+
+    @classmethod
+    def create(cls, spec: FitSpec) -> RunFolder:
+        """Make the folder of a run, or open it if it holds the same run, or a shorter one."""
+        path = Path(spec.folder)
         file = RunPaths(path).spec
+        text = to_yaml(spec)
         if file.is_file():
-            run = cls(path)
             if file.read_text(encoding="utf-8") == text:  # parsing takes a tenth of a second
-                return run
-            if replace(run.spec, folder=spec.folder) != spec:  # a folder that was moved is still the same run
-                raise InputError("folder", "holds a run of another spec", str(path), "choose another --folder")
-            return run
+                return cls(path)
+            if cls.check(spec) is None:
+                return cls(path)
+            RunPaths(path).result.unlink(missing_ok=True)  # it is not finished any more
         # torchrun starts several processes at once, which all come here
-        write_atomically(RunPaths(open_run_folder(path, new=True)).spec, text.encode())
+        write_atomically(RunPaths(open_run_folder(path, new=not file.is_file())).spec, text.encode())
         return cls(path)
 
     @property
@@ -125,3 +138,15 @@ class RunFolder:
         """Build the network of another run."""
         run = RunFolder(path)
         return run.model(run.data(), weights)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the values that differ, by dotted name."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*there, *here]):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found[prefix + name] = (old, new)
+    return found

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.workflows.surveys import RiskSpec
+from lowland.workflows.build import build_metrics
+from lowland.workflows.specs import RiskSpec
 
 __all__ = ["PARTS", "risks_of"]
 
@@ -26,10 +27,11 @@ def risks_of(
         named = f"must name parts of the data, each once: {', '.join(parts)}"
         raise InputError("splits", named, list(splits) if {*splits} - set(parts) or not splits else spec.split)
     batches = {name: _batches(parts[name], spec.batch_size) for name in {*splits, spec.split}}
+    metrics = build_metrics(spec.metrics)
     return {
         name: EmpiricalRisk(
             model, criterion, batches[name], batch_norm=spec.batch_norm, recalibration=batches[spec.split],
-            samples=spec.samples, seed=spec.seed,
+            samples=spec.samples, seed=spec.seed, metrics=metrics,
         )
         for name in splits
     }  # fmt: skip
