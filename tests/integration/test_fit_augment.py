@@ -17,8 +17,8 @@ from lowland.study.plan import apply, check_changes
 from lowland.training import Hook
 from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
 from lowland.workflows.build import build_augment
-from lowland.workflows.folder import RunFolder
 from lowland.workflows.fitting import fit as fit_run
+from lowland.workflows.folder import RunFolder
 
 PARTS: dict[str, list[Any]] = {
     "crop, cutout": ["crop", {"name": "cutout", "size": 4, "probability": 0.5}],

@@ -103,7 +103,9 @@ def test_lists_are_taken_in_every_form(text, tmp_path):
 
 
 def test_words_are_split_and_switches_need_no_value():
-    made = call(surface, ["r", "--splits", "train,test", "--refine", "--probes", "gradient", "--run", "s"], positional="run")
+    made = call(
+        surface, ["r", "--splits", "train,test", "--refine", "--probes", "gradient", "--run", "s"], positional="run"
+    )
     assert made.options["splits"] == ["train", "test"] and made.options["refine"] and made.spec.run == "s"
     assert call(surface, ["r", "--splits", "none"], positional="run").options["splits"] is None
     assert parse(FitSpec, ["--augment", "crop,flip"]).augment == ["crop", "flip"]

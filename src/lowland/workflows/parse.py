@@ -380,6 +380,9 @@ def _one_line(error: Exception, known: Mapping[str, inspect.Parameter]) -> Input
     if missing:
         name = missing.group(1) or missing.group(2)
         return InputError(name, "must be given", advice=f"such as {_example(name, known.get(name))}")
+    choice = re.fullmatch(r"invalid choice: '(.*)' \(choose from (.*)\)\.?", rest)
+    if choice:
+        return InputError(argument, f"must be one of {choice.group(2).replace(chr(39), '')}", choice.group(1))
     option = known.get(argument)
     advice = f"such as {_example(argument, option)}" if option is not None else "see --help"
     expected = re.search(r"Got value: (.+?)$", rest)
