@@ -126,7 +126,7 @@ print(json.dumps([broken, said]))
         assert text.startswith("MissingExtra") and f'pip install "lowland[{extra}]"' in text, (extra, text)
 
 
-@pytest.mark.parametrize("room", ["", ".store", ".viz", ".report", ".spec", ".cli.main", ".cli.doctor"])
+@pytest.mark.parametrize("room", ["", ".results", ".viz", ".report", ".workflows", ".cli.main", ".cli.doctor"])
 def test_what_reads_and_draws_imports_no_torch_and_nothing_optional(room):
     done = python(f"import sys, lowland{room}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))")
     assert done.returncode == 0, done.stderr

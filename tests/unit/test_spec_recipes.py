@@ -15,9 +15,9 @@ from lowland.core.errors import InputError
 from lowland.core.names import check_options
 from lowland.workflows import FitSpec, LossSpec, ModelSpec, ScheduleSpec, parse, read_recipe, recipe_names
 from lowland.workflows.build import build_augment, build_loss, build_model, build_optimizer, build_schedule
-from lowland.workflows.folder import RunFolder
 from lowland.workflows.parse import call
 from lowland.workflows.recipe import expand, small
+from lowland.workflows.sources import open_run
 from lowland.workflows.specs import DataSpec
 
 NAMES = recipe_names()
@@ -175,12 +175,12 @@ def test_a_small_recipe_runs_and_its_folder_holds_the_scaled_values(
     monkeypatch.chdir(tmp_path)
     few = ["--epochs", "1", "--data.options", "{train_size: 48}", "--threads", "1", "--quiet"]
     assert main(["fit", "--config", "sala-resnet18-cifar100-cutmix", "--scale", "small", *few]) == 0
-    folder = RunFolder("runs/sala-resnet18-cifar100-cutmix-small")
+    folder = open_run("runs/sala-resnet18-cifar100-cutmix-small")
     assert folder.finished
-    written = yaml.safe_load((folder.path / "spec.yaml").read_text())
+    written = yaml.safe_load(folder.spec.text)
     assert (written["model"]["options"], written["batch_size"], written["epochs"]) == ({"width": 16}, 32, 1)
     assert written["augment"] == [{"name": "crop", "mode": "reflect", "padding": 1}, "cutmix"]
-    assert "parts=(RandomCrop(padding=1" in folder.result()["recipe"]["augment"]
+    assert "parts=(RandomCrop(padding=1" in folder.result["recipe"]["augment"]
 
 
 @pytest.mark.slow
@@ -188,5 +188,5 @@ def test_a_small_recipe_runs_and_its_folder_holds_the_scaled_values(
 def test_every_small_recipe_runs(name: str, tmp_path: Path) -> None:
     few = ["--epochs", "2", "--data.options", "{train_size: 64}", "--threads", "1", "--quiet"]
     assert main(["fit", str(tmp_path / "run"), "--config", name, "--scale", "small", *few]) == 0
-    result = RunFolder(tmp_path / "run").result()
+    result = open_run(tmp_path / "run").result
     assert result["steps"] == 2 * -(-64 // (64 if "large" in name else 32)) and 0 <= result["test"]["accuracy"] <= 1

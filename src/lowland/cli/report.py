@@ -29,9 +29,10 @@ def report(
         if not Path(run).is_dir():
             raise InputError("run", "must be a folder that a run has written", run, "make one with `lowland fit`")
     from lowland import report as room
+    from lowland.opening import open_runs
 
     page = Path(output)
-    made = room.build(room.read_runs(runs), title=title, allow_mixed=allow_mixed)
+    made = room.build(open_runs(runs), title=title, allow_mixed=allow_mixed)
     page.parent.mkdir(parents=True, exist_ok=True)
     room.write(made, page)
     return page

@@ -10,15 +10,15 @@ from lowland.cli.output import Shown
 if TYPE_CHECKING:
     import xarray as xr
 
-    from lowland.workflows.folder import RunFolder
+    from lowland.results import Run
     from lowland.workflows.parse import Call
 
 __all__ = ["show_curvature", "show_figure", "show_fit", "show_line", "show_surface", "show_trajectory"]
 
 
-def show_fit(folder: RunFolder, call: Call) -> Shown:
+def show_fit(run: Run, call: Call) -> Shown:
     """Show the chosen epoch of a run."""
-    result = folder.result()
+    result = run.result
     test, chosen = result["test"], result["chosen"]
     head = ["epoch", "train loss", "validation accuracy", "test accuracy", "test loss", "passes", "seconds"]
     row = [

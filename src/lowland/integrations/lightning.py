@@ -33,7 +33,7 @@ from lowland.integrations.trainer_bridge import (
 )
 from lowland.integrations.whole_batch import WholeBatch, losses_of
 from lowland.optim import Ascent, Wrapper
-from lowland.training import Hook, Run
+from lowland.training import FitState, Hook
 
 _lightning: Any = optional_import("lightning.pytorch", extra="lightning", needed_for="the integration with Lightning")
 
@@ -284,13 +284,13 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
                 "iterator again", "dataloader_iter",
             )  # fmt: skip
 
-    def _run(self, trainer: Any, module: Any) -> Run:
+    def _run(self, trainer: Any, module: Any) -> FitState:
         per_epoch = steps_in(trainer.num_training_batches, trainer.accumulate_grad_batches)
         total = trainer.estimated_stepping_batches
         epochs = math.ceil(total / per_epoch) if math.isfinite(total) and per_epoch else 0
         losses = self._life.losses
         loss = self.loss if self.loss is not None else (losses[0] if losses else None)
-        return Run(
+        return FitState(
             self._model(module), innermost(trainer.optimizers[0]) if trainer.optimizers else None,  # type: ignore[arg-type]
             loss, foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders),
             made_folder(self.folder), epochs, per_epoch, 0, trainer.global_rank, trainer.current_epoch,

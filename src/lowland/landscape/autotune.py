@@ -170,7 +170,9 @@ def _error(true: NDArray[np.float64], other: NDArray[np.float64], tolerance: Tol
     span = float(np.ptp(true[finite])) or 1.0
     error = np.abs(other - true)[finite]
     return {
-        "in_units_of_tolerance": float(too_far(error, true[finite], span, tolerance).max()),
+        "in_units_of_tolerance": float(
+            too_far(error, true[finite], span, tolerance.floor * np.abs(true[finite]).min(), tolerance).max()
+        ),
         "of_range": float(error.max() / span),
         "of_value": float((error / np.maximum(np.abs(true[finite]), 1e-3 * span)).max()),
         "points": len(true),

@@ -23,7 +23,7 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.engine.base import Point, Row
 from lowland.landscape.batchnorm import BufferLine
-from lowland.landscape.directions import Axis, StoredAxis
+from lowland.landscape.directions import PlaneAxis, StoredAxis
 from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
@@ -54,7 +54,7 @@ class _Place:
 
     space: ParameterSpace
     base: list[Tensor]
-    axes: list[list[Axis] | list[list[Tensor]]]
+    axes: list[list[PlaneAxis] | list[list[Tensor]]]
     data: dict[str, list[Batch] | None]
     buffers: list[BufferLine | None]
     center: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -219,14 +219,14 @@ def computing(device: torch.device, precision: str) -> AbstractContextManager[An
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _axes(plane: Plane, space: ParameterSpace, base: Sequence[Tensor]) -> list[Axis] | list[list[Tensor]]:
+def _axes(plane: Plane, space: ParameterSpace, base: Sequence[Tensor]) -> list[PlaneAxis] | list[list[Tensor]]:
     """Return tensors for axes that are stored, and the axes themselves where one is drawn again at each point."""
     if all(isinstance(axis, StoredAxis) for axis in plane.axes):
         return [axis.tensors(space, base) for axis in plane.axes]
     return list(plane.axes)
 
 
-def _move_regenerated(place: _Place, axes: Sequence[Axis], coordinates: Sequence[float]) -> None:
+def _move_regenerated(place: _Place, axes: Sequence[PlaneAxis], coordinates: Sequence[float]) -> None:
     """Set the weights tensor by tensor, holding one tensor of one direction at a time."""
     for number, (parameter, base) in enumerate(zip(place.space.tensors, place.base, strict=True)):
         parameter.copy_(base)

@@ -15,15 +15,16 @@ Deviations:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import CheckpointError, InputError, LowlandWarning
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, Totals, TrainingLoss
@@ -33,6 +34,10 @@ from lowland.losses.reshapers import Reshaper, Sech
 from lowland.losses.schedule import ActiveEpochs
 
 __all__ = ["LLR", "measure_initial_loss"]
+
+_NEAR_ZERO: Final = 0.03
+_STILL: Final = 5
+"""So many whole epochs with a mean multiplier below that, and a user is told."""
 
 
 class LLR(TrainingLoss):
@@ -93,6 +98,7 @@ class LLR(TrainingLoss):
         self._negative: Tensor | None = None
         self._epochs: int | None = None
         self.multipliers = Multipliers()
+        self._still = 0  # epochs on end with a multiplier near 0
 
     @property
     def initial_loss(self) -> float | None:
@@ -115,10 +121,7 @@ class LLR(TrainingLoss):
         Returns:
             The initial loss.
         """
-        plain: TrainingLoss = self
-        while plain.inner is not None:
-            plain = plain.inner
-        self.initial_loss = measure_initial_loss(plain.criterion, model, batches)
+        self.initial_loss = measure_initial_loss(self.plain_criterion, model, batches)
         assert self._initial is not None
         return self._initial
 
@@ -221,16 +224,32 @@ class LLR(TrainingLoss):
 
     def _prepare(self, **run: Any) -> None:
         self._epochs = run["epochs"]
-        self._first, self._negative, self.multipliers = Totals(), None, Multipliers()
+        self._first, self._negative, self.multipliers, self._still = Totals(), None, Multipliers(), 0
         if self._from_first_epoch:
             self._initial = None
 
     def _end_epoch(self) -> None:
         super()._end_epoch()
+        self._notice_standstill()
         self.multipliers.settle()
         if self._initial is None and self._first.sums:
             self.initial_loss = _over_processes(self._first, "loss")
             self._first = Totals()
+
+    def _notice_standstill(self) -> None:
+        """Warn once of a multiplier that stays near 0: whole runs have trained nothing under it."""
+        mean = self._totals.means().get("llr_multiplier")
+        if mean is None or not self._reshapes():
+            return
+        self._still = self._still + 1 if mean < _NEAR_ZERO else 0
+        if self._still == _STILL:
+            warnings.warn(
+                f"LLR multiplied gradients by {mean:.2g} on average for {_STILL} epochs on end, so that little is "
+                "trained; begin later (start=5 of plain training), give the reshaper a base slope "
+                "(Sech(base=0.5)) or a larger b, or a larger learning rate",
+                LowlandWarning,
+                stacklevel=4,
+            )
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -28,7 +28,7 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.core.params import unwrap
 from lowland.core.types import Batch, forward
 from lowland.losses.base import Criterion, TrainingLoss
-from lowland.losses.divergence import tempered_divergence
+from lowland.losses.divergence import are_labels_binary, tempered_divergence
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs
 
@@ -162,7 +162,8 @@ class MESA(TrainingLoss):
         past = self._teach(average, batch, clean=clean)
         if past.shape != output.shape:
             raise InputError("output", f"must have the shape of the teacher's, {list(past.shape)}", list(output.shape))
-        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis)
+        binary = are_labels_binary(self.plain_criterion, output, self.class_axis)
+        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis, binary=binary)
         mean = each.mean()
         added = mean * self.effective_weight
         if clean:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from lowland.core.errors import CheckpointError, InputError
 
-__all__ = ["FileTable", "Table", "TensorTable", "available_bytes"]
+__all__ = ["FileTable", "RowTable", "TensorTable", "available_bytes"]
 
 _HEADER: Final = 4096
 _MAGIC: Final = "lowland output memory 1"
 
 
-class Table(Protocol):
+class RowTable(Protocol):
     """Rows of equal length by position."""
 
     def read(self, positions: Tensor) -> Tensor:
@@ -43,20 +43,20 @@ class TensorTable:
         self.data = torch.zeros((positions + 1, row_bytes), dtype=torch.uint8, device=device, pin_memory=pinned)
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return rows; see `Table`."""
+        """Return rows; see `RowTable`."""
         place = self._place(positions)
         rows = self.data.index_select(0, place.clamp(min=0))
         rows = torch.where((place >= 0)[:, None], rows, torch.zeros_like(rows))
         return rows.to(positions.device, non_blocking=True)
 
     def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows; see `Table`."""
+        """Write rows; see `RowTable`."""
         place = self._place(positions)
         last = self.data.shape[0] - 1
         self.data.index_copy_(0, torch.where(place >= 0, place, last), rows.to(self.data.device))
 
     def grow(self, positions: int) -> None:
-        """Make room; see `Table`."""
+        """Make room; see `RowTable`."""
         missing = positions + 1 - self.data.shape[0]
         if missing > 0:
             more = self.data.new_zeros((missing, self.data.shape[1]))
@@ -105,7 +105,7 @@ class FileTable:
         os.pwrite(self._file, text.encode().ljust(_HEADER), 0)
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return rows; see `Table`."""
+        """Return rows; see `RowTable`."""
         rows = np.zeros((len(positions), self.row_bytes), dtype=np.uint8)
         for row, position in zip(rows, positions.tolist(), strict=True):
             if position >= 0:
@@ -113,13 +113,13 @@ class FileTable:
         return torch.from_numpy(rows).to(positions.device)
 
     def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows; see `Table`."""
+        """Write rows; see `RowTable`."""
         for row, position in zip(rows.cpu().numpy(), positions.tolist(), strict=True):
             if position >= 0:
                 os.pwrite(self._file, row, _HEADER + position * self.row_bytes)
 
     def grow(self, positions: int) -> None:
-        """Make room; see `Table`."""
+        """Make room; see `RowTable`."""
         size = _HEADER + positions * self.row_bytes
         if os.fstat(self._file).st_size < size:
             os.ftruncate(self._file, size)

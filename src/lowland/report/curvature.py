@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowland.core.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.report.measures import further_blocks
-from lowland.report.runs import Run, final_curvature
 from lowland.report.sections import Block, Paragraph, Section, Table
 from lowland.report.statistics import show
+from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
+from lowland.results.run import Run
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,7 +78,7 @@ def lowest_eigenvalue(result: xr.Dataset) -> str:
 
 def curvature_section(runs: Sequence[Run]) -> Section | None:
     """Build the section on curvature."""
-    measured = [(run, result) for run in runs if (result := final_curvature(run)) is not None]
+    measured = [(run, result) for run in runs if (result := run.final_curvature) is not None]
     if not measured:
         return None
     losses = [scalar(result, "train_loss") for _, result in measured]
@@ -118,10 +118,9 @@ def _known(value: float | None) -> str:
 
 def _edge(run: Run, result: xr.Dataset) -> str:
     # where lambda_max lies against the edge of stability of SGD with momentum, 1 being the edge
-    values = [run.result.get("learning_rate"), run.result.get("momentum"), scalar(result, "lambda_max")]
-    if not all(isinstance(value, int | float) for value in values):
+    rate, momentum, top = run.number("learning_rate"), run.number("momentum"), scalar(result, "lambda_max")
+    if rate is None or momentum is None or top is None:
         return "–"
-    rate, momentum, top = (float(value) for value in values if value is not None)
     return show(rate * top / (2 * (1 + momentum)), 2)
 
 
@@ -178,7 +177,7 @@ def _matched(measured: Sequence[tuple[Run, xr.Dataset]]) -> Block:
             missing.append(run.name)
             continue
         result = run.curvature[name]
-        at_end = result is final_curvature(run)
+        at_end = result is run.final_curvature
         rows.append((run.name, name, *_row(run, result, end=at_end)[1:]))
     if missing:
         return Paragraph(

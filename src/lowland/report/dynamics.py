@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowland.report.comparison import methods_of
-from lowland.report.runs import Run, path_plane
+from lowland.report.landscapes import path_plane
 from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
+from lowland.results.run import Run
 from lowland.viz.caption import axes_of
 from lowland.viz.paths import build_animation, build_path, is_walk, two_axes
 from lowland.viz.spec import Axis, Contour, Curve, Line

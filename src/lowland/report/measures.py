@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lowland.report.runs import Run
 from lowland.report.sections import Block, Details, Figure, Table
 from lowland.report.statistics import show
+from lowland.results.run import Run
 from lowland.viz.curves import build_spectrum
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from lowland.report.sections import Block, Details, Figure, Listing, Paragraph, Section, Table
 from lowland.report.statistics import Interval, show, show_interval
 from lowland.viz.curves import front_line, pareto_front
-from lowland.viz.spec import Axis, Curve, Estimate, Line, Scatter
+from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
 
 __all__ = ["SharpnessRow", "StudyPage", "StudyRow", "study_sections", "study_table"]
 
@@ -191,10 +191,10 @@ def _cost(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
 
 def _estimate(
     page: StudyPage, name: str, x: float, interval: Interval, points: Sequence[tuple[float, float]]
-) -> Estimate:
+) -> ScatterPoint:
     few = len(interval.values) < 4
     ends = None if few else (page.factor * interval.low, page.factor * interval.high)
-    return Estimate(name, x, page.factor * interval.mean, ends, tuple(points))
+    return ScatterPoint(name, x, page.factor * interval.mean, ends, tuple(points))
 
 
 def _failures(page: StudyPage) -> Section | None:
@@ -242,7 +242,7 @@ def _sharpness(page: StudyPage) -> Section | None:
     blocks: list[Block] = [Table(header, cells, "Does sharper mean worse?", notes)]
     if page.points:
         estimates = tuple(
-            Estimate(name, _mean(x for x, _ in points), _mean(y for _, y in points), None, tuple(points))
+            ScatterPoint(name, _mean(x for x, _ in points), _mean(y for _, y in points), None, tuple(points))
             for name, points in page.points.items()
         )
         measure = page.point_measure.replace("_", " ")

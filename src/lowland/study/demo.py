@@ -20,7 +20,8 @@ from lowland import report
 from lowland.core.errors import LowlandError
 from lowland.engine import Event, Point, Row, select
 from lowland.report.comparison import comparison_table
-from lowland.study.matched import matched_steps
+from lowland.results.matched import matched_steps
+from lowland.results.run import Run
 from lowland.workflows import (
     DataSpec,
     DemoSpec,
@@ -33,7 +34,7 @@ from lowland.workflows import (
     surface,
     trajectory,
 )
-from lowland.workflows.folder import RunFolder
+from lowland.workflows.sources import open_run
 from lowland.workflows.surveys import threads_of_torch
 
 __all__ = ["DemoResult", "demo"]
@@ -86,14 +87,14 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
     _do(spec, [partial(fit, run) for run in runs.values()], progress("training"))
     _do(spec, [work for run in surveyed.values() for work in _surveys(spec, run)], progress("surveying"))
     with threads_of_torch(_THREADS):
-        steps = matched_steps([RunFolder(run) for run in surveyed.values()], RiskSpec())
+        steps = matched_steps([open_run(run) for run in surveyed.values()])
     matched = [
         partial(curvature, run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
         for run, step in zip(surveyed.values(), steps, strict=True)
     ]
     _do(spec, matched, progress("curvature at matched loss"))
     found = [
-        report.read_run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
+        Run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
         for (name, seed), run in runs.items()
     ]
     page = Path(spec.folder) / "report.html"

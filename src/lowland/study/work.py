@@ -12,10 +12,9 @@ from typing import Any
 from lowland.core.pace import Clock
 from lowland.engine import Event, OnEvent, Point, Row, select
 from lowland.results.files import write_atomically
-from lowland.results.run_folder import RunPaths
+from lowland.results.run import Run
 from lowland.study.plan import Job
-from lowland.workflows.fitting import fit
-from lowland.workflows.folder import RunFolder
+from lowland.workflows.fitting import create_run, fit
 
 __all__ = ["Failure", "Failures", "OnRun", "train"]
 
@@ -77,14 +76,13 @@ class FitTask:
 
     def _one(self, index: int) -> Row:
         tell = self._on_event
-        folder = fit(self.jobs[index].spec, on_event=None if tell is None else lambda event: tell(index, event))
-        return Row(index, {"passes": float(folder.result()["passes"])})
+        run = fit(self.jobs[index].spec, on_event=None if tell is None else lambda event: tell(index, event))
+        return Row(index, {"passes": float(run.result["passes"])})
 
 
 def finished(job: Job) -> bool:
     """Tell whether a run has its result."""
-    path = Path(job.spec.folder)
-    return RunPaths(path).spec.is_file() and RunFolder.create(job.spec).finished
+    return Run(job.spec.folder).spec_path.is_file() and create_run(job.spec).finished
 
 
 def train(

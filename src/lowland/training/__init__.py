@@ -3,8 +3,7 @@
 from lowland.training.checkpoint import CheckpointFolder, read_weights
 from lowland.training.curvature_curve import CurvatureCurve
 from lowland.training.fit import FitResult, fit
-from lowland.training.hooks import Hook, Run, Snapshots
-from lowland.training.metrics import read_metrics
+from lowland.training.hooks import FitState, Hook, Snapshots
 from lowland.training.robustness import Robustness, adversarial, median_perturbation, noise, telling_epsilon
 from lowland.training.schedule import Schedule
 from lowland.training.setup import why_fixed
@@ -15,12 +14,11 @@ __all__ = [
     "Schedule",
     "why_fixed",
     "Hook",
-    "Run",
+    "FitState",
     "Snapshots",
     "CurvatureCurve",
     "CheckpointFolder",
     "read_weights",
-    "read_metrics",
     "Robustness",
     "adversarial",
     "noise",

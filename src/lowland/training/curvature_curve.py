@@ -19,7 +19,7 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, SpectrumEnds, measurement_interval, stability, warm_started_extremes
 from lowland.results.files import write_atomically
 from lowland.training.evaluation import plain_loss
-from lowland.training.hooks import Hook, Run
+from lowland.training.hooks import FitState, Hook
 
 __all__ = ["CURVATURE_COLUMNS", "CurvatureCurve"]
 
@@ -126,15 +126,8 @@ class CurvatureCurve(Hook):
             samples=min(self.samples, samples), products=runs * self.products, first=runs * _FIRST, share=self.share,
         )  # fmt: skip
 
-    def on_fit_start(self, run: Run) -> None:
-        """Choose the subset and the interval, and measure the start unless the run goes on.
-
-        Args:
-            run: The run.
-
-        Raises:
-            InputError: If the run is too short for the share, or its data cannot be read again.
-        """
+    def on_fit_start(self, run: FitState) -> None:
+        """Choose the subset and the interval, and measure the start unless the run goes on."""
         train: Any = run.data.train
         count: int = len(getattr(train, "dataset", train))
         self._every = self.interval(run.optimizer, count, run.steps_per_epoch, run.epochs)
@@ -153,42 +146,26 @@ class CurvatureCurve(Hook):
             self.rows, self._starts = [], {}
             self._measure(run)
 
-    def on_step_end(self, run: Run) -> None:
-        """Measure if this step is one of those to measure at.
-
-        Args:
-            run: The run.
-        """
+    def on_step_end(self, run: FitState) -> None:
+        """Measure if this step is one of those to measure at."""
         if self._risk is not None and run.step % self._every == 0:
             self._measure(run)
 
-    def on_epoch_end(self, run: Run) -> None:
-        """Put the last measurement into the epoch's row.
-
-        Args:
-            run: The run.
-        """
+    def on_epoch_end(self, run: FitState) -> None:
+        """Put the last measurement into the epoch's row."""
         if self.rows:
             last = self.rows[-1]
             run.row.update({name: last[name] for name in _KNOWN_BY if not math.isnan(last[name])})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far and the eigenvectors that the next measurement starts from.
-
-        Returns:
-            The state.
-        """
+        """Return the rows so far and the eigenvectors that the next measurement starts from."""
         return {"rows": [dict(row) for row in self.rows], "starts": dict(self._starts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned.
-
-        Args:
-            state: The state.
-        """
+        """Take back what `state_dict` returned."""
         self.rows, self._starts = [dict(row) for row in state["rows"]], dict(state["starts"])
 
-    def _measure(self, run: Run) -> None:
+    def _measure(self, run: FitState) -> None:
         assert self._risk is not None
         started = time.perf_counter()
         with Hessian(self._risk, check=not self._starts) as operator:

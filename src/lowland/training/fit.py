@@ -30,7 +30,8 @@ from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
 from lowland.results.files import only_writer
-from lowland.results.run_folder import RunPaths, open_run_folder
+from lowland.results.folders import open_run_folder
+from lowland.results.run import Run
 from lowland.training.checkpoint import (
     CheckpointFolder,
     check_recipe,
@@ -39,7 +40,7 @@ from lowland.training.checkpoint import (
     split_state,
 )
 from lowland.training.evaluation import Evaluation, plain_loss
-from lowland.training.hooks import Hook, Run
+from lowland.training.hooks import FitState, Hook
 from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
 from lowland.training.processes import check_processes, own_part
 from lowland.training.schedule import ScheduleLike, as_schedule
@@ -94,7 +95,7 @@ class _Loop:  # everything that lives as long as one call
     fabric: Any
     model: Any  # wrapped by Fabric: precision and device
     optimizer: Any  # wrapped by Fabric: its step goes through the gradient scaler
-    run: Run
+    run: FitState
     batches: TensorBatches | LoaderBatches
     evaluation: Evaluation
     schedule: Callable[[float, float, int], float]
@@ -184,7 +185,7 @@ def fit(
     with lock, forked_rng(noise):
         random.seed(torch_seed(seed, "training", "python"))
         np.random.seed(torch_seed(seed, "training", "numpy") % 2**32)
-        run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
+        run = FitState(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
         if run.rank:  # every process has dropout masks of its own; the first has those of a run on one device
             torch.manual_seed(torch_seed(seed, "training", run.rank))
         prepare_loss(run, batches, fabric.device)
@@ -314,7 +315,7 @@ def _end_epoch(loop: _Loop) -> None:
     _mode(loop, training=True)  # the checkpoint holds the weights that are trained
     _save(loop)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(RunPaths(run.folder).metrics, run.rows)
+        write_metrics(Run(run.folder).metrics_path, run.rows)
 
 
 def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
@@ -332,12 +333,12 @@ def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
         hook.on_fit_end(run)
     result = FitResult(run.model, int(row["epoch"]), test, run.rows, run.step, run.passes, run.seconds, run.folder)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(RunPaths(run.folder).metrics, run.rows)
+        write_metrics(Run(run.folder).metrics_path, run.rows)
         chosen: dict[str, Any] = {"epoch": result.epoch, "select": select, "test": test, "chosen": row}
         chosen |= {f"test_{name}": value for name, value in test.items()}
         costs = {name: getattr(run, name) for name in ("passes", "evaluation_passes", "seconds")}
         summary = {**chosen, "steps": run.step, **costs, "recipe": loop.recipe, **provenance()}
-        write_result(RunPaths(run.folder).result, summary)
+        write_result(Run(run.folder).result_path, summary)
     loop.fabric.barrier()  # whoever returns finds the folder complete
     return result
 

@@ -19,7 +19,7 @@ from lowland.losses import LLR, ActiveEpochs, TrainingLoss
 from lowland.optim import AscentOptions, Wrapper
 from lowland.training.checkpoint import split_state
 from lowland.training.evaluation import plain_loss
-from lowland.training.hooks import Run
+from lowland.training.hooks import FitState
 from lowland.training.schedule import ScheduleLike
 
 __all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "training_batches", "why_fixed"]
@@ -36,7 +36,7 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
     return fabric
 
 
-def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
+def prepare_loss(run: FitState, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
     """Tell the loss about the run and put its criterion's tensors on the device."""
     criterion = plain_loss(run.loss)
     if isinstance(criterion, nn.Module):
@@ -84,10 +84,15 @@ def training_batches(
 
 
 def recipe_of(
-    run: Run, batch_size: int, schedule: ScheduleLike, augment: Augment | None, gradients: tuple[float | None, int],
+    run: FitState,
+    batch_size: int,
+    schedule: ScheduleLike,
+    augment: Augment | None,
+    gradients: tuple[float | None, int],
     select: str,
-    precision: str, world: int,
-) -> dict[str, Any]:  # fmt: skip
+    precision: str,
+    world: int,
+) -> dict[str, Any]:
     """Return what must agree before a run may go on, one entry per thing a user can change."""
     plain = (int, float, str, bool, type(None))
     groups = [

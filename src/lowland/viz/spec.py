@@ -21,7 +21,7 @@ __all__ = [
     "Axis",
     "Contour",
     "Curve",
-    "Estimate",
+    "ScatterPoint",
     "Figure",
     "HeatMap",
     "Line",
@@ -155,7 +155,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ScatterPoint:
     """A point with its interval and the single runs behind it.
 
     Args:
@@ -175,9 +175,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Estimates with intervals, such as accuracy against cost."""
+    """Points with intervals, such as accuracy against cost."""
 
-    estimates: tuple[Estimate, ...]  # The points
+    estimates: tuple[ScatterPoint, ...]  # The points
     x_axis: Axis  # Horizontal axis
     y_axis: Axis  # Vertical axis
     title: str = ""  # Title of the figure

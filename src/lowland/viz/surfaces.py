@@ -80,7 +80,7 @@ def shared_scale(
     """Make the one color scale on which several surfaces can be compared.
 
     Args:
-        surfaces: The surfaces, each of schema v1 with two axes.
+        surfaces: The surfaces, each with two axes.
         metric: Metric to color.
         split: As in `select`.
         direction: As in `select`.

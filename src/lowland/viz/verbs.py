@@ -9,7 +9,7 @@ from lowland.viz.backends import draw
 from lowland.viz.curves import build_cost, build_line, build_slope, build_spectrum
 from lowland.viz.export import FigureOptions, build_figure
 from lowland.viz.paths import build_animation, build_path
-from lowland.viz.spec import Contour, Estimate, Scale
+from lowland.viz.spec import Contour, Scale, ScatterPoint
 from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def contour(
     """Draw the contours of a surface.
 
     Args:
-        result: A surface of schema v1 with two axes.
+        result: A surface with two axes.
         metric: Metric to draw.
         backend: One of `BACKENDS`.
         scale: A `shared_scale`; None makes one from this surface.
@@ -80,7 +80,7 @@ def surface(
     """Draw a surface in three dimensions.
 
     Args:
-        result: A surface of schema v1 with two axes.
+        result: A surface with two axes.
         metric: Metric to draw.
         backend: One of `BACKENDS`; plotly's can be turned.
         scale: A `shared_scale`; None makes one from this surface.
@@ -110,7 +110,7 @@ def heat_map(
     """Draw a surface as one colored cell per point, without interpolation.
 
     Args:
-        result: A surface of schema v1 with two axes.
+        result: A surface with two axes.
         metric: Metric to draw.
         backend: One of `BACKENDS`.
         scale: A `shared_scale`; None makes one from this surface.
@@ -254,7 +254,7 @@ def convexity_map(
 
 
 def cost(
-    estimates: Sequence[Estimate],
+    estimates: Sequence[ScatterPoint],
     *,
     backend: str = "matplotlib",
     title: str = "",

@@ -7,7 +7,7 @@ from typing import Any
 
 from lowland.core.pace import Clock
 from lowland.engine import Event
-from lowland.training import Hook, Run
+from lowland.training import FitState, Hook
 
 __all__ = ["Announce", "Ticker"]
 
@@ -19,20 +19,20 @@ class Announce(Hook):
         self._receive = on_event or (lambda event: None)
         self._clock = Clock(0)
 
-    def on_fit_start(self, run: Run) -> None:
+    def on_fit_start(self, run: FitState) -> None:
         """Start the clock."""
         self._clock = Clock(run.epochs * run.steps_per_epoch, run.step)
         self._receive(Event("started", run.step, run.epochs * run.steps_per_epoch))
 
-    def on_epoch_end(self, run: Run) -> None:
+    def on_epoch_end(self, run: FitState) -> None:
         """Tell how far it is."""
         self._tell("rows", run)
 
-    def on_fit_end(self, run: Run) -> None:
+    def on_fit_end(self, run: FitState) -> None:
         """Tell that it is done."""
         self._tell("done", run)
 
-    def _tell(self, kind: Any, run: Run) -> None:
+    def _tell(self, kind: Any, run: FitState) -> None:
         pace = self._clock.at(run.step)
         total = run.epochs * run.steps_per_epoch
         self._receive(Event(kind, run.step, total, pace.elapsed, pace.remaining, pace.rate))

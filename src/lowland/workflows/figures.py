@@ -54,12 +54,12 @@ def figure(
 
 def _names(paths: Sequence[str]) -> dict[str, str]:
     """Name results by their run where they lie in one, so that panels can be told apart."""
-    from lowland.results.run_folder import RunPaths
+    from lowland.results.run import Run
 
     names = []
     for path in paths:
-        run = RunPaths.of_store(path)
-        names.append(run.root.name if run.spec.is_file() else Path(path).absolute().stem)
+        run = Run.of_store(path)
+        names.append(run.folder.name if run.spec_path.is_file() else Path(path).absolute().stem)
     if len(set(names)) < len(names):
         names = [f"{name} {Path(path).stem}" for name, path in zip(names, paths, strict=True)]
     if len(set(names)) < len(names):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lowland.core.errors import InputError
+from lowland.workflows.parse import from_yaml, to_yaml
 from lowland.workflows.specs import FitSpec
 
 if TYPE_CHECKING:
     from lowland.engine import Event
+    from lowland.results import Run
     from lowland.training import Hook
-    from lowland.workflows.folder import RunFolder
 
-__all__ = ["fit", "leave_processes"]
+__all__ = ["create_run", "fit", "leave_processes"]
 
 
-def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> RunFolder:
+def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Run:
     """Train one network, and write a run folder that every other command reads.
 
     An interrupted run goes on, a finished one is left as it is. A finished one goes on when `epochs` has grown and
@@ -29,7 +32,7 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
         on_event: Receives the progress.
 
     Returns:
-        The run's folder.
+        The run.
 
     Raises:
         InputError: If something does not fit, or the folder holds another run; nothing is written.
@@ -40,12 +43,11 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
         Traceback (most recent call last):
         lowland.core.errors.InputError: `data` must be a known name (got 'digit'); did you mean 'digits'? Known: ...
     """
-    from lowland.workflows.folder import RunFolder
-
-    grown = RunFolder.check(spec)
+    grown = _check_folder(spec)
     from lowland import training
     from lowland.workflows import build
     from lowland.workflows.events import Announce
+    from lowland.workflows.sources import open_run
     from lowland.workflows.surveys import threads_of_torch
 
     splits = build.build_data(spec.data)  # everything is built before anything is written: bad input leaves no trace
@@ -65,15 +67,64 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
         curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
         hooks.append(curve)
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
-    folder = RunFolder.create(spec)
+    run = create_run(spec)
     with threads_of_torch(spec.threads):
         training.fit(
             model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
-            schedule=schedule, augment=augment, clip=spec.clip, select=spec.select, folder=folder.path, hooks=hooks,
+            schedule=schedule, augment=augment, clip=spec.clip, select=spec.select, folder=run.folder, hooks=hooks,
             checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision,
             micro_batches=spec.micro_batches, accelerator=spec.accelerator, devices=spec.devices,
         )  # fmt: skip
-    return folder
+    return open_run(run.folder)  # anew: it has its result now
+
+
+def create_run(spec: FitSpec) -> Run:
+    """Make the folder of a run, or open it if it holds the same run, or a shorter one."""
+    from lowland.results.files import write_atomically
+    from lowland.results.folders import open_run_folder
+    from lowland.workflows.sources import open_run
+
+    file = Path(spec.folder) / "spec.yaml"
+    there, text = file.is_file(), to_yaml(spec)
+    if there:
+        run = open_run(spec.folder)
+        # parsing takes a tenth of a second
+        if file.read_text(encoding="utf-8") == text or _check_folder(spec) is None:
+            return run
+        run.result_path.unlink(missing_ok=True)  # it is not finished any more
+    open_run_folder(file.parent, new=not there)
+    write_atomically(file, text.encode())  # torchrun starts several processes at once, which all come here
+    return open_run(spec.folder)
+
+
+def _check_folder(spec: FitSpec) -> int | None:
+    """Check that a run can have its folder; return the epochs that it had there where it has more now."""
+    path = Path(spec.folder)
+    if not (path / "spec.yaml").is_file():
+        if path.is_dir() and any("spec.yaml" not in entry.name for entry in path.iterdir()):
+            raise InputError("folder", "must be new, empty or the folder of this run", str(path))
+        return None
+    before = from_yaml(FitSpec, path / "spec.yaml")
+    differ = _differences(asdict(before), asdict(replace(spec, folder=before.folder)))
+    if not differ:  # a folder that was moved is still the same run
+        return None
+    if list(differ) == ["epochs"] and spec.epochs > before.epochs:
+        return before.epochs
+    shown = ", ".join(f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differ.items())
+    advice = "choose another --folder, or give the same values (of a run in its folder only --epochs may grow)"
+    raise InputError("folder", f"holds a run of another spec: {shown}", str(path), advice)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the values that differ, by dotted name."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*there, *here]):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found[prefix + name] = (old, new)
+    return found
 
 
 def _check_grown(spec: FitSpec, before: int, why: str) -> None:

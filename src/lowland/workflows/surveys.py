@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from lowland.core.risk import EmpiricalRisk
     from lowland.engine import Event
     from lowland.landscape import Plane
-    from lowland.workflows.external import ExternalModel
-    from lowland.workflows.folder import RunFolder
+    from lowland.results import Run
 
 __all__ = ["curvature", "line", "surface", "threads_of_torch", "trajectory"]
 
@@ -90,7 +89,7 @@ def surface(
     from lowland import landscape
     from lowland.workflows.build import build_probes
 
-    path = place.paths.surface(name)
+    path = place.surface_path(name)
     with threads_of_torch(threads):
         measured = _measured(place, risk, splits)
         plane = landscape.random_plane(_model(measured), seed, normalization=normalization)
@@ -165,7 +164,7 @@ def line(
         check_run(other)
     from lowland import landscape
 
-    path = place.paths.surface(name)
+    path = place.surface_path(name)
     with threads_of_torch(threads):
         measured = _measured(place, risk, splits)
         if other is None:
@@ -178,14 +177,12 @@ def line(
     return found, path
 
 
-def _line_to(
-    place: RunFolder | ExternalModel, model: nn.Module, other: str, match: bool, seed: int, risk: RiskSpec
-) -> Plane:
+def _line_to(place: Run, model: nn.Module, other: str, match: bool, seed: int, risk: RiskSpec) -> Plane:
     from lowland import landscape
 
-    end = place.other(other, risk.weights)
+    end = place.source.other(other, risk.weights)
     if match:
-        example = next(iter(place.risk(risk).batches()))
+        example = next(iter(_risk(place, risk).batches()))
         end = landscape.match_weights(model, end, example, seed=seed).model
     return landscape.line_between(model, end, move_statistics=risk.batch_norm == "running")
 
@@ -226,16 +223,19 @@ def trajectory(
     """
     record = _record(locals())
     check_positive(points=min(points), threads=threads)
-    place = _opened(run)
-    if not (place.paths.snapshots / "index.json").is_file():
+    from lowland.results import Run
+
+    snapshots = Run(check_run(run)).snapshots
+    if snapshots is None:
         raise InputError("run", "must hold snapshots", run, "train it with --snapshots_every_epochs 1")
-    path = place.paths.trajectory
+    place = _opened(run)
+    path = place.trajectory_path
     found = _stored(path, trajectory, record)
     from lowland import landscape, results
 
     with threads_of_torch(threads):
-        measured = place.risk(risk)
-        snapshots, anchored = results.SnapshotReader(place.paths.snapshots), anchor == "end"
+        measured = _risk(place, risk)
+        anchored = anchor == "end"
         if found is not None and not plane:
             return found, path
         directions = landscape.pca_plane(measured.model, snapshots, anchored=anchored)
@@ -247,7 +247,7 @@ def trajectory(
             results.save(found, path)
         if plane:
             grid = landscape.grid_around(found, *points)
-            landscape.evaluate(measured, directions, grid, store=place.paths.surface("trajectory"), on_event=on_event)
+            landscape.evaluate(measured, directions, grid, store=place.surface_path("trajectory"), on_event=on_event)
     return found, path
 
 
@@ -305,7 +305,7 @@ def curvature(
             raise InputError(argument, "must not be negative", value)
     check_name(name)
     place = _opened(subject)
-    path = place.paths.curvature(name)
+    path = place.curvature_path(name)
     found = _stored(path, curvature, record)
     if found is not None:
         return found, path
@@ -317,7 +317,7 @@ def curvature(
     ticker = Ticker(on_event, max_products + trace_products + directions)
     with threads_of_torch(threads):
         result = summarize(
-            place.risk(risk), trace_products=trace_products, directions=directions, max_products=max_products,
+            _risk(place, risk), trace_products=trace_products, directions=directions, max_products=max_products,
             rho=rho, top=top, density_probes=density_probes, layer_probes=layer_probes, sharpness=sharpness,
             seed=seed, on_product=ticker,
         )  # fmt: skip
@@ -343,19 +343,34 @@ def threads_of_torch(count: int | None) -> Generator[None, None, None]:
         torch.set_num_threads(before)
 
 
-def _opened(subject: SubjectSpec | str | Path) -> RunFolder | ExternalModel:
+def _opened(subject: SubjectSpec | str | Path) -> Run:
     spec = SubjectSpec.of(subject)
     if spec.run is not None:
         check_run(spec.run)  # before anything is imported
-    from lowland.workflows.external import subject_of
+    from lowland.workflows.sources import subject_run
 
-    return subject_of(spec)
+    return subject_run(spec)
 
 
-def _measured(
-    place: RunFolder | ExternalModel, risk: RiskSpec, splits: list[str] | None
-) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
-    return place.risk(risk) if splits is None else place.risks(risk, splits)
+def _risk(place: Run, risk: RiskSpec) -> EmpiricalRisk:
+    measured: EmpiricalRisk = place.risk(**asdict(risk))
+    _open_folder(place)
+    return measured
+
+
+def _open_folder(place: Run) -> None:
+    # only once the risk is there: bad input leaves no trace
+    from lowland.results.folders import open_run_folder
+
+    open_run_folder(place.folder)
+
+
+def _measured(place: Run, risk: RiskSpec, splits: list[str] | None) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
+    if splits is None:
+        return _risk(place, risk)
+    measured = dict(place.risks(splits, **asdict(risk)))
+    _open_folder(place)
+    return measured
 
 
 def _model(risk: EmpiricalRisk | dict[str, EmpiricalRisk]) -> nn.Module:
