@@ -16,7 +16,8 @@ from lowland.core.errors import InputError
 from lowland.core.names import import_path
 from lowland.workflows import FitSpec, curvature, figure, fit, line, surface, to_yaml, trajectory
 from lowland.workflows.checks import ENGINES
-from lowland.workflows.parse import HOOKS, call, from_text, from_yaml, options_of, parse, parser_of
+from lowland.workflows.options import HOOKS, options_of
+from lowland.workflows.parse import call, from_text, from_yaml, parse, parser_of
 
 FUNCTIONS = {name: import_path("command", command.function) for name, command in COMMANDS.items()}
 OLD = Path(__file__).parent / "options_of_0_1_0"

@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(name: str, arguments: Sequence[str]) -> None:
     """Read the words of a command, call its function, show what it returns."""
-    from lowland.workflows.parse import call, named  # the parser is heavier than all else that is imported here
+    from lowland.workflows.parse import call  # the parser is heavier than all else that is imported here
+    from lowland.workflows.words import named
 
     command = COMMANDS[name]
     function = _load(command.function)

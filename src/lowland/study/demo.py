@@ -34,8 +34,8 @@ from lowland.workflows import (
     surface,
     trajectory,
 )
+from lowland.workflows.measured import threads_of_torch
 from lowland.workflows.sources import open_run
-from lowland.workflows.surveys import threads_of_torch
 
 __all__ = ["DemoResult", "demo"]
 

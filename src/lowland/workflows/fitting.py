@@ -47,8 +47,8 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
     from lowland import training
     from lowland.workflows import build
     from lowland.workflows.events import Announce
+    from lowland.workflows.measured import threads_of_torch
     from lowland.workflows.sources import open_run
-    from lowland.workflows.surveys import threads_of_torch
 
     splits = build.build_data(spec.data)  # everything is built before anything is written: bad input leaves no trace
     augment = build.build_augment(spec.augment, splits, spec.loss)

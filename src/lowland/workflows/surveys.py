@@ -5,27 +5,32 @@ Everything that needs no torch is checked first, and torch is imported only then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from lowland.core.errors import InputError, StoreError
-from lowland.workflows.checks import VERSION, check_engine, check_name, check_positive, check_run
-from lowland.workflows.parse import HOOKS, from_text, to_yaml
+from lowland.core.errors import InputError
+from lowland.workflows.checks import check_engine, check_name, check_positive, check_run
+from lowland.workflows.measured import (
+    measured_risk,
+    model_of,
+    opened,
+    record_of,
+    risk_of,
+    stored_result,
+    threads_of_torch,
+)
 from lowland.workflows.specs import RiskSpec, SubjectSpec
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
-    from lowland.core.risk import EmpiricalRisk
     from lowland.engine import Event
     from lowland.landscape import Plane
     from lowland.results import Run
 
-__all__ = ["curvature", "line", "surface", "threads_of_torch", "trajectory"]
+__all__ = ["curvature", "line", "surface", "trajectory"]
 
 OnEvent: TypeAlias = "Callable[[Event], None]"
 
@@ -85,14 +90,14 @@ def surface(
     check_positive(points=min(points), extent=extent, threads=threads)
     check_name(name)
     check_engine(engine)
-    place = _opened(subject)
+    place = opened(subject)
     from lowland import landscape
     from lowland.workflows.build import build_probes
 
     path = place.surface_path(name)
     with threads_of_torch(threads):
-        measured = _measured(place, risk, splits)
-        plane = landscape.random_plane(_model(measured), seed, normalization=normalization)
+        measured = measured_risk(place, risk, splits)
+        plane = landscape.random_plane(model_of(measured), seed, normalization=normalization)
         found = landscape.evaluate(
             measured, plane, landscape.grid(*points, extent=extent), engine=engine, store=path,
             probes=build_probes(probes or ()), refined=landscape.Tolerance() if refine else None,
@@ -159,19 +164,19 @@ def line(
         raise InputError("match", "needs another run", match, "give --other")
     if other is not None and directions != 1:
         raise InputError("directions", "must be 1 between two runs", directions)
-    place = _opened(subject)
+    place = opened(subject)
     if other is not None and SubjectSpec.of(subject).run is not None:
         check_run(other)
     from lowland import landscape
 
     path = place.surface_path(name)
     with threads_of_torch(threads):
-        measured = _measured(place, risk, splits)
+        measured = measured_risk(place, risk, splits)
         if other is None:
             seeds = range(seed, seed + directions)
-            lines = [landscape.random_line(_model(measured), s, normalization=normalization) for s in seeds]
+            lines = [landscape.random_line(model_of(measured), s, normalization=normalization) for s in seeds]
         else:
-            lines = [_line_to(place, _model(measured), other, match, seed, risk)]
+            lines = [_line_to(place, model_of(measured), other, match, seed, risk)]
         grid = landscape.grid(points, extent=(start, stop))
         found = landscape.evaluate(measured, lines, grid, engine=engine, store=path, on_event=on_event)
     return found, path
@@ -182,7 +187,7 @@ def _line_to(place: Run, model: nn.Module, other: str, match: bool, seed: int, r
 
     end = place.source.other(other, risk.weights)
     if match:
-        example = next(iter(_risk(place, risk).batches()))
+        example = next(iter(risk_of(place, risk).batches()))
         end = landscape.match_weights(model, end, example, seed=seed).model
     return landscape.line_between(model, end, move_statistics=risk.batch_norm == "running")
 
@@ -221,20 +226,20 @@ def trajectory(
         Traceback (most recent call last):
         lowland.core.errors.InputError: `run` must be the folder of a run (got 'runs/none'); make one with `lowland fit`
     """
-    record = _record(locals())
+    record = record_of(locals())
     check_positive(points=min(points), threads=threads)
     from lowland.results import Run
 
     snapshots = Run(check_run(run)).snapshots
     if snapshots is None:
         raise InputError("run", "must hold snapshots", run, "train it with --snapshots_every_epochs 1")
-    place = _opened(run)
+    place = opened(run)
     path = place.trajectory_path
-    found = _stored(path, trajectory, record)
+    found = stored_result(path, trajectory, record)
     from lowland import landscape, results
 
     with threads_of_torch(threads):
-        measured = _risk(place, risk)
+        measured = risk_of(place, risk)
         anchored = anchor == "end"
         if found is not None and not plane:
             return found, path
@@ -297,16 +302,16 @@ def curvature(
         Traceback (most recent call last):
         lowland.core.errors.InputError: `rho` must be positive (got -1.0)
     """
-    record = _record(locals())
+    record = record_of(locals())
     check_positive(max_products=max_products, trace_products=trace_products, directions=directions)
     check_positive(rho=rho, threads=threads)
     for argument, value in {"top": top, "density_probes": density_probes, "layer_probes": layer_probes}.items():
         if value < 0:
             raise InputError(argument, "must not be negative", value)
     check_name(name)
-    place = _opened(subject)
+    place = opened(subject)
     path = place.curvature_path(name)
-    found = _stored(path, curvature, record)
+    found = stored_result(path, curvature, record)
     if found is not None:
         return found, path
     from lowland import results
@@ -317,7 +322,7 @@ def curvature(
     ticker = Ticker(on_event, max_products + trace_products + directions)
     with threads_of_torch(threads):
         result = summarize(
-            _risk(place, risk), trace_products=trace_products, directions=directions, max_products=max_products,
+            risk_of(place, risk), trace_products=trace_products, directions=directions, max_products=max_products,
             rho=rho, top=top, density_probes=density_probes, layer_probes=layer_probes, sharpness=sharpness,
             seed=seed, on_product=ticker,
         )  # fmt: skip
@@ -327,85 +332,3 @@ def curvature(
     results.save(result, path)
     ticker.finish()
     return result, path
-
-
-@contextmanager
-def threads_of_torch(count: int | None) -> Generator[None, None, None]:
-    """Let torch use a number of threads, and restore its own at the end."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _opened(subject: SubjectSpec | str | Path) -> Run:
-    spec = SubjectSpec.of(subject)
-    if spec.run is not None:
-        check_run(spec.run)  # before anything is imported
-    from lowland.workflows.sources import subject_run
-
-    return subject_run(spec)
-
-
-def _risk(place: Run, risk: RiskSpec) -> EmpiricalRisk:
-    measured: EmpiricalRisk = place.risk(**asdict(risk))
-    _open_folder(place)
-    return measured
-
-
-def _open_folder(place: Run) -> None:
-    # only once the risk is there: bad input leaves no trace
-    from lowland.results.folders import open_run_folder
-
-    open_run_folder(place.folder)
-
-
-def _measured(place: Run, risk: RiskSpec, splits: list[str] | None) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
-    if splits is None:
-        return _risk(place, risk)
-    measured = dict(place.risks(splits, **asdict(risk)))
-    _open_folder(place)
-    return measured
-
-
-def _model(risk: EmpiricalRisk | dict[str, EmpiricalRisk]) -> nn.Module:
-    return (next(iter(risk.values())) if isinstance(risk, dict) else risk).model
-
-
-def _record(arguments: Mapping[str, Any]) -> str:
-    """Return the arguments of a call as a result keeps them: the YAML that makes it again."""
-    kept: dict[str, Any] = {"version": VERSION}
-    for name, value in arguments.items():
-        if name == "subject":
-            kept |= asdict(SubjectSpec.of(value))
-        elif name not in HOOKS:
-            kept[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    return to_yaml(kept)
-
-
-def _stored(path: Path, command: Callable[..., Any], record: str) -> xr.Dataset | None:
-    """Return the result of the same call; refuse to overwrite one of another."""
-    if not path.exists():
-        return None
-    from lowland import results
-
-    found = results.open(path)
-    try:  # a record of before some argument was added is of the same call
-        same = _what(command, str(found.attrs.get("spec", ""))) == _what(command, record)
-    except InputError:
-        same = False
-    if not same:
-        raise StoreError(
-            f"{path} holds a result of another spec; remove it, or choose another --name where there is one"
-        )
-    return found
-
-
-def _what(command: Callable[..., Any], record: str) -> dict[str, Any]:
-    # a run that was moved is still the same run
-    return {name: value for name, value in from_text(command, record).values.items() if name not in ("run", "folder")}
