@@ -67,7 +67,7 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
         curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
         hooks.append(curve)
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
-    run = create_run(spec)
+    run = create_run(spec, longer=grown is not None)
     with threads_of_torch(spec.threads):
         training.fit(
             model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
@@ -78,8 +78,8 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
     return open_run(run.folder)  # anew: it has its result now
 
 
-def create_run(spec: FitSpec) -> Run:
-    """Make the folder of a run, or open it if it holds the same run, or a shorter one."""
+def create_run(spec: FitSpec, *, longer: bool = False) -> Run:
+    """Make the folder of a run, or open it if it holds the same run; a shorter one only if it may become longer."""
     from lowland.results.files import write_atomically
     from lowland.results.folders import open_run_folder
     from lowland.workflows.sources import open_run
@@ -89,8 +89,11 @@ def create_run(spec: FitSpec) -> Run:
     if there:
         run = open_run(spec.folder)
         # parsing takes a tenth of a second
-        if file.read_text(encoding="utf-8") == text or _check_folder(spec) is None:
+        before = None if file.read_text(encoding="utf-8") == text else _check_folder(spec)
+        if before is None:
             return run
+        if not longer:
+            raise InputError("folder", f"holds a run of another spec: epochs is {before} there", spec.folder)
         run.result_path.unlink(missing_ok=True)  # it is not finished any more
     open_run_folder(file.parent, new=not there)
     write_atomically(file, text.encode())  # torchrun starts several processes at once, which all come here
