@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +19,7 @@ from lowland import curvature, landscape
 from lowland.core.risk import EmpiricalRisk
 from lowland.results import Run, SnapshotReader
 from lowland.study import matched_steps
-from lowland.workflows import RiskSpec, open_run
+from lowland.workflows import open_run
 from studies.claims.files import write_whole
 from studies.claims.imports import fingerprint
 
@@ -36,8 +35,6 @@ __all__ = [
 FLOORS: Final = {"roughness": 1e-6, "curvature": 1e-3}
 """Numbers that are compared on a logarithmic scale, and what stands for values at or below 0."""
 
-RISK: Final = RiskSpec(weights="last")
-
 
 def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     """Return a stored number, or measure and store it."""
@@ -47,24 +44,26 @@ def kept(path: Path, name: str, measure: Callable[[], Any]) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _at(run: Run, step: int) -> EmpiricalRisk:
-    risk: EmpiricalRisk = run.risk(**asdict(replace(RISK, weights=str(step))))
+def _last(run: Run) -> EmpiricalRisk:
+    risk: EmpiricalRisk = run.risk(weights="last")
     return risk
+
+
+def _at_matched_loss(paths: Sequence[Path]) -> list[EmpiricalRisk]:
+    """Make the risk of each run at the step where their paths have the same train loss."""
+    runs = [open_run(path) for path in paths]
+    return [run.risk(weights=step) for run, step in zip(runs, matched_steps(runs, _last), strict=True)]
 
 
 def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
     """Return log10 of the Hessian's largest eigenvalue of each run, where their paths have the same train loss."""
-    runs = [open_run(path) for path in paths]
-    steps = matched_steps(runs, lambda run: run.risk(**asdict(RISK)))
-    ends = [curvature.extreme_eigenvalues(_at(run, step)) for run, step in zip(runs, steps, strict=True)]
+    ends = [curvature.extreme_eigenvalues(risk) for risk in _at_matched_loss(paths)]
     return [math.log10(max(end.lambda_max, 1e-300)) for end in ends]
 
 
 def sharpness_at_matched_loss(paths: Sequence[Path]) -> list[float]:
     """Return log10 of SAM's sharpness (rho 0.05) of each run, where their paths have the same train loss."""
-    runs = [open_run(path) for path in paths]
-    steps = matched_steps(runs, lambda run: run.risk(**asdict(RISK)))
-    found = [curvature.sam_sharpness(_at(run, step)).value for run, step in zip(runs, steps, strict=True)]
+    found = [curvature.sam_sharpness(risk).value for risk in _at_matched_loss(paths)]
     return [math.log10(max(value, 1e-12)) for value in found]
 
 
@@ -75,7 +74,7 @@ def sharpness_late(path: Path) -> float:
         run = open_run(path)
         steps = SnapshotReader(run.snapshots_path).steps
         late = [step for step in steps if step > steps[-1] / 2][::4]
-        return [curvature.sam_sharpness(_at(run, step)).value for step in late]
+        return [curvature.sam_sharpness(run.risk(weights=step)).value for step in late]
 
     return math.log10(max(float(np.mean(kept(path, "sharpness_late", measure))), 1e-300))
 
@@ -86,7 +85,7 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
 
     def read(path: Path) -> float:
         def measure() -> dict[str, float]:
-            risk = open_run(path).risk(**asdict(RISK))
+            risk = _last(open_run(path))
             kind: Any = normalization
             plane = landscape.random_plane(risk.model, 0, normalization=kind)
             found = landscape.numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
@@ -102,7 +101,7 @@ def negative_share(path: Path) -> float:
     """Return the share of points of a 5 x 5 convexity map with negative curvature beyond its residual."""
 
     def measure() -> float:
-        risk = open_run(path).risk(**asdict(RISK))
+        risk = _last(open_run(path))
         plane = landscape.random_plane(risk.model, 0)
         grid = landscape.grid(5, 5, extent=1.0)
         surface = landscape.evaluate(risk, plane, grid, probes=[curvature.Convexity(max_products=40)])
@@ -117,8 +116,7 @@ def path_share_above_null(path: Path) -> float:
 
     def measure() -> float:
         run = open_run(path)
-        snapshots = SnapshotReader(run.snapshots_path)
-        found = landscape.project_trajectory(run.risk(**asdict(RISK)).model, snapshots)
+        found = landscape.project_trajectory(run.model("last"), SnapshotReader(run.snapshots_path))
         own, null = (float(found[name].values[:2].sum()) for name in ("variance_share", "null_share"))
         return own - null
 

@@ -1,6 +1,6 @@
 """Numbers that version 0.1.0 gave: every optimizer, loss, surface and curvature measure still gives them.
 
-All in float64, so that they hold on any processor; bits on one machine are compared by ``tools/golden``.
+Refined surfaces are of the present version, whose promise is another. All in float64, so that they hold on any processor; bits on one machine are compared by ``tools/golden``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def test_every_case_is_known():
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["-".join(case) for case in CASES])
 def test_numbers_are_those_of_before(group, name):
-    old, new = OLD[group][name], measured(group, name)
+    old, new = (dict(numbers) for numbers in (OLD[group][name], measured(group, name)))
+    for numbers in (old, new):
+        numbers.pop("attrs/schema", None)  # its version grows
     assert set(old) - set(new) == set(), "lost"
     assert set(new) - set(old) == set(), "new"
     wrong = {path: (value, new[path]) for path, value in old.items() if not agree(value, new[path], TOLERANCE)}

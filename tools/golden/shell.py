@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.golden.names import command
 
-MASKS = (
+MASKS: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"/tmp/golden\w+"), "<PLACE>"),
     (re.compile(r"(?:/[\w.+-]+)+/(?:src|site-packages)/"), "<CODE>/"),
     (re.compile(r"(?<=\(most recent call last\):\n)(?:  .*\n)+"), "  <FRAMES>\n"),
@@ -25,7 +25,9 @@ MASKS = (
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?(?:\.\d+)?(?:[+-]\d\d:\d\d|Z)?( UTC)?"), "<DATE>"),
     (re.compile(r"\d{1,2} [A-Z][a-z]+ 20\d\d|\d{4}-\d\d-\d\d"), "<DATE>"),
     (re.compile(r"0x[0-9a-f]{6,}"), "<ADDRESS>"),
-    (re.compile(r"\b[0-9a-f]{40}\b"), "<REVISION>"),
+    (re.compile(r"\b[0-9a-f]{40}\b|(?<=revision: )[0-9a-f]{12}\b"), "<REVISION>"),
+    # the order is that of a folder's listing
+    (re.compile(r"(?<=`metric` must be one of )[\w, ]+"), lambda m: ", ".join(sorted(m.group().strip().split(", ")))),
 )
 
 

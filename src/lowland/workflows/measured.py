@@ -56,10 +56,10 @@ def risk_of(place: Run, risk: RiskSpec) -> EmpiricalRisk:
 
 
 def _open_folder(place: Run) -> None:
-    # only once the risk is there: bad input leaves no trace
-    from lowland.results.folders import open_run_folder
+    if not place.spec_path.is_file():  # a model of another program; only now, so that bad input leaves no trace
+        from lowland.results.folders import open_run_folder
 
-    open_run_folder(place.folder)
+        open_run_folder(place.folder)
 
 
 def measured_risk(place: Run, risk: RiskSpec, splits: list[str] | None) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
