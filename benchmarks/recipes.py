@@ -14,7 +14,7 @@ from typing import Any
 
 from lowland.core.provenance import provenance
 from lowland.workflows import read_recipe, recipe_names
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
 from lowland.workflows.recipe import small
 
 HEAD = ("recipe", "epochs, batch", "train loss", "test accuracy", "passes", "seconds")

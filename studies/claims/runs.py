@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lowland.study import Trial, apply_changes, best_trial, grid_settings, read_endpoint, withhold_test
-from lowland.workflows import FitSpec, fit_run, open_run, to_yaml
+from lowland.workflows import FitSpec, fit, open_run, to_yaml
 from studies.claims.imports import fingerprint
 
 __all__ = ["Arm", "RunCache", "settings_of"]
@@ -31,7 +31,7 @@ GRID: Final[dict[str, list[Any]]] = {
 }
 SEARCH_SEED: Final = 10_000
 
-TRAINING: Final = "lowland.workflows.measure"
+TRAINING: Final = "lowland.workflows.fitting"
 """The module that trains a run from its spec."""
 
 
@@ -69,7 +69,7 @@ class RunCache:
         path = self.place(seeded)
         with self.alone(path):
             if not (path.is_dir() and open_run(path).finished):
-                fit_run(replace(seeded, folder=str(path)))
+                fit(replace(seeded, folder=str(path)))
         return path
 
     @contextmanager

@@ -14,9 +14,10 @@ from torch import nn
 import lowland as ll
 from lowland.core.errors import InputError, LowlandError
 from lowland.results import Run
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import create_run
+from lowland.workflows.fitting import fit as fit_run
 from lowland.workflows.parse import from_text
-from lowland.workflows.sources import ExternalModel, create_run
+from lowland.workflows.sources import ExternalModel
 from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec
 
 
@@ -145,7 +146,7 @@ def test_weights_of_a_trained_run_by_name_and_step(fitted):
     risks = run.risks(["train", "test"], weights="last")
     assert risks["train"].model is risks["test"].model
     assert run.risk("test").evaluate()["loss"].value == pytest.approx(run.result["test"]["loss"], rel=1e-5)
-    assert run.source.spec == from_text(FitSpec, run.spec.text)
+    assert run.source.spec == from_text(FitSpec, run.spec.text).spec
 
 
 def test_matched_steps_are_where_the_losses_meet(fitted):

@@ -19,7 +19,7 @@ from lowland.report.dynamics import training_section
 from lowland.results import Run
 from lowland.training import CurvatureCurve, FitState, Hook, fit
 from lowland.workflows import DataSpec, FitSpec, ModelSpec
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),

@@ -17,7 +17,7 @@ from lowland.study.plan import apply_changes, check_changes
 from lowland.training import Hook
 from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
 from lowland.workflows.build import build_augment
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
 from lowland.workflows.sources import open_run
 
 PARTS: dict[str, list[Any]] = {

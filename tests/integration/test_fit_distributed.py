@@ -14,7 +14,7 @@ from torch import nn
 
 from lowland import optim
 from lowland.training import FitState, Hook, Snapshots, fit, read_weights
-from lowland.workflows.measure import leave_processes
+from lowland.workflows.fitting import leave_processes
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from lowland.core.errors import CheckpointError
 from lowland.data import Indexed, LoaderBatches
 from lowland.training import FitState, Hook, fit, read_weights
 from lowland.training.processes import check_processes
-from lowland.workflows.measure import leave_processes
+from lowland.workflows.fitting import leave_processes
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from tests.study_cases import METHODS, base_run, tiny_study
 
 from lowland.cli.main import main
-from lowland.cli.study import LiveOutput
+from lowland.cli.studies import LiveOutput
 from lowland.core.errors import InputError, LowlandError
 from lowland.engine import Event
 from lowland.results import Run
@@ -54,7 +54,7 @@ class Killed(BaseException):
 
 def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path, monkeypatch):
     whole = run_study(tiny_study(tmp_path / "whole"))
-    ends, real = [], work.fit_run
+    ends, real = [], work.fit
 
     def dies(spec, *, on_event=None):
         def count(event):
@@ -66,10 +66,10 @@ def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path
 
         return real(spec, on_event=count)
 
-    monkeypatch.setattr(work, "fit_run", dies)
+    monkeypatch.setattr(work, "fit", dies)
     with pytest.raises(Killed):
         run_study(tiny_study(tmp_path / "killed"))
-    monkeypatch.setattr(work, "fit_run", real)
+    monkeypatch.setattr(work, "fit", real)
     trained = []
     again = run_study(tiny_study(tmp_path / "killed"), on_run=lambda job, failure: trained.append(job.key))
     assert len(trained) == 8
@@ -82,25 +82,25 @@ def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path
 
 def test_a_finished_study_trains_nothing(tmp_path, monkeypatch):
     run_study(tiny_study(tmp_path / "s"))
-    monkeypatch.setattr(work, "fit_run", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(work, "fit", lambda *a, **k: pytest.fail("trained again"))
     assert len(rows_of(run_study(tiny_study(tmp_path / "s")))) == 2
 
 
 def test_a_failed_run_is_shown_decides_nothing_and_is_tried_again(tmp_path, monkeypatch):
-    real = work.fit_run
+    real = work.fit
 
     def fails(spec, *, on_event=None):
         if spec.seed == 1 and spec.optimizer.method == "sam":
             raise RuntimeError("the machine caught fire")
         return real(spec, on_event=on_event)
 
-    monkeypatch.setattr(work, "fit_run", fails)
+    monkeypatch.setattr(work, "fit", fails)
     study = run_study(tiny_study(tmp_path / "s"))
     row = rows_of(study)["epochs", "SAM"]
     assert list(row.values) == [0, 2, 3] and "caught fire" in row.failed[1]
     assert row.verdict == "undecided" and "failed" in row.reason
     assert "caught fire" in write_report(study).read_text(encoding="utf-8")
-    monkeypatch.setattr(work, "fit_run", real)
+    monkeypatch.setattr(work, "fit", real)
     healed = rows_of(run_study(tiny_study(tmp_path / "s")))["epochs", "SAM"]
     assert not healed.failed and len(healed.values) == 4
 

@@ -128,7 +128,7 @@ def test_a_damaged_record_is_refused(tmp_path):
 def test_runs_are_shared_and_belong_to_their_code(tmp_path, monkeypatch):
     runs, spec = RunCache(tmp_path), base_run()
     first = runs.train(spec, 3)
-    monkeypatch.setattr(runs_module, "fit_run", lambda spec: pytest.fail("trained again"))
+    monkeypatch.setattr(runs_module, "fit", lambda spec: pytest.fail("trained again"))
     assert runs.train(spec, 3) == first != runs.place(spec)
     monkeypatch.setattr(runs_module, "fingerprint", other_code)
     assert runs.place(spec) != first
@@ -139,7 +139,7 @@ def test_a_row_is_computed_again_from_its_stored_runs_without_training(tmp_path,
     claim = Claim("row", "G", "s", "p", "e", 0.01, (("SAM", "SGD"),), endpoint("test_accuracy"), arms, seeds=3)
     first = run_claim(claim, tmp_path / "store", RunCache(tmp_path / "runs"))
     (tmp_path / "store" / "row.json").unlink()
-    monkeypatch.setattr(runs_module, "fit_run", lambda spec: pytest.fail("trained again"))
+    monkeypatch.setattr(runs_module, "fit", lambda spec: pytest.fail("trained again"))
     again = run_claim(claim, tmp_path / "store", RunCache(tmp_path / "runs"))
     assert not again.failed
     assert all(first.values(name) == again.values(name) and len(first.values(name)) == 3 for name in arms)

@@ -8,11 +8,13 @@ from lowland.optim.lookahead import Lookahead
 from lowland.optim.looksam import LookSAM
 from lowland.optim.msam import MSAM
 from lowland.optim.options import AscentOptions
+from lowland.optim.registry import METHODS
 from lowland.optim.sala import SALA
 from lowland.optim.sam import SAM
 from lowland.optim.wrapper import Wrapper
 
 __all__ = [
+    "METHODS",
     "SAM",
     "ASAM",
     "GSAM",

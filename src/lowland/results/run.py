@@ -307,6 +307,7 @@ class Run:
         seed: int = 0,
         batch_size: int = 500,
         batch_norm: BatchNorm = "running",
+        metrics: Sequence[str] = (),
         model: Any = None,
     ) -> Any:
         """Return the risk of a part of the data at the run's weights.
@@ -319,6 +320,7 @@ class Run:
             batch_size: Samples per forward pass (samples).
             batch_norm: Statistics that normalize: ``"running"``, ``"batch"`` (of the fixed partition) or
                 ``"recalibrated"``.
+            metrics: What is measured beside the loss, as ``module:callable`` of an output and a batch.
             model: A network to measure instead of a new one.
 
         Returns:
@@ -326,7 +328,7 @@ class Run:
         """
         return self.risks(
             [split], split=split, weights=weights, samples=samples, seed=seed, batch_size=batch_size,
-            batch_norm=batch_norm, model=model,
+            batch_norm=batch_norm, metrics=metrics, model=model,
         )[split]  # fmt: skip
 
     def risks(
@@ -339,6 +341,7 @@ class Run:
         seed: int = 0,
         batch_size: int = 500,
         batch_norm: BatchNorm = "running",
+        metrics: Sequence[str] = (),
         model: Any = None,
     ) -> Mapping[str, Any]:
         """Return the risks of several parts of the data, all of one model.
@@ -351,6 +354,7 @@ class Run:
             seed: Its seed.
             batch_size: Samples per forward pass (samples).
             batch_norm: Statistics that normalize.
+            metrics: What is measured beside the loss.
             model: A network to measure instead of a new one.
 
         Returns:
@@ -358,7 +362,7 @@ class Run:
         """
         return self.source.risks(
             splits, model=model, weights=str(weights), split=split, samples=samples, seed=seed, batch_size=batch_size,
-            batch_norm=batch_norm,
+            batch_norm=batch_norm, metrics=metrics,
         )  # fmt: skip
 
     # how it shows itself

@@ -47,5 +47,6 @@ class Source(ABC):
         seed: int,
         batch_size: int,
         batch_norm: BatchNorm,
+        metrics: Sequence[str],
     ) -> Mapping[str, Any]:
         """Return the risks of parts of the data, all of one model, as `lowland.results.Run.risks` describes them."""

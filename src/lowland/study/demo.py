@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,17 +23,18 @@ from lowland.report.comparison import comparison_table
 from lowland.results.matched import matched_steps
 from lowland.results.run import Run
 from lowland.workflows import (
-    CurvatureSpec,
     DataSpec,
     DemoSpec,
     FitSpec,
     LossSpec,
     OptimizerSpec,
     RiskSpec,
-    SurfaceSpec,
-    TrajectorySpec,
+    curvature,
+    fit,
+    surface,
+    trajectory,
 )
-from lowland.workflows.measure import curvature_run, fit_run, surface_run, threads, trajectory_run
+from lowland.workflows.measured import threads_of_torch
 from lowland.workflows.sources import open_run
 
 __all__ = ["DemoResult", "demo"]
@@ -82,15 +84,15 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
     """
     runs = {(name, seed): fit_spec(spec, name, seed) for seed in range(spec.seeds) for name in spec.methods}
     surveyed = {name: runs[name, _SURVEYED].folder for name in spec.methods}
-    _do(spec, [(fit_run, run) for run in runs.values()], progress("training"))
+    _do(spec, [partial(fit, run) for run in runs.values()], progress("training"))
     _do(spec, [work for run in surveyed.values() for work in _surveys(spec, run)], progress("surveying"))
-    with threads(_THREADS):
+    with threads_of_torch(_THREADS):
         steps = matched_steps([open_run(run) for run in surveyed.values()])
     matched = [
-        CurvatureSpec(run=run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
+        partial(curvature, run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
         for run, step in zip(surveyed.values(), steps, strict=True)
     ]
-    _do(spec, [(curvature_run, work) for work in matched], progress("curvature at matched loss"))
+    _do(spec, matched, progress("curvature at matched loss"))
     found = [
         Run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
         for (name, seed), run in runs.items()
@@ -111,23 +113,23 @@ def fit_spec(spec: DemoSpec, name: str, seed: int) -> FitSpec:
     )  # fmt: skip
 
 
-Work = tuple[Callable[..., Any], Any]
-"""One of the functions of `lowland.workflows.measure`, and its spec."""
+Work = partial[Any]
+"""One of the commands with its arguments, whose result is on disk."""
 
 
 def _surveys(spec: DemoSpec, run: str) -> list[Work]:
     points = (spec.points, spec.points)
     return [
-        (surface_run, SurfaceSpec(run=run, points=points, extent=spec.extent, threads=_THREADS)),
-        (trajectory_run, TrajectorySpec(run=run, threads=_THREADS)),
-        (curvature_run, CurvatureSpec(run=run, threads=_THREADS)),
+        partial(surface, run, points=points, extent=spec.extent, threads=_THREADS),
+        partial(trajectory, run, threads=_THREADS),
+        partial(curvature, run, threads=_THREADS),
     ]
 
 
 def _work(context: None, works: Sequence[Work]) -> list[None]:
     """Do some works, whose results are on disk."""
-    for run, spec in works:
-        run(spec)
+    for work in works:
+        work()
     return [None] * len(works)
 
 
@@ -138,7 +140,7 @@ def _do(spec: DemoSpec, works: Sequence[Work], on_event: OnEvent) -> None:
         engine = "processes:2" if len(os.sched_getaffinity(0)) > 1 else "serial"
     for result in select(engine).map(nullcontext, _work, works, on_event=on_event):
         if result.failed:
-            raise LowlandError(f"{works[result.index][0].__name__} failed: {result.error}")
+            raise LowlandError(f"{works[result.index].func.__name__} failed: {result.error}")
 
 
 def _lead(spec: DemoSpec) -> tuple[str, ...]:

@@ -126,7 +126,7 @@ def apply_changes(base: FitSpec, changes: Changes, where: str, allowed: tuple[st
             advice = "data, model, length and the rule that chooses the epoch are the same for all methods"
             raise InputError(f"{where}.{key}", f"must be one of {', '.join(allowed)}", first, advice)
         _put(tree, key, value, where)
-    return parse(FitSpec, [word for name, value in _flags(tree) for word in (f"--{name}", value)])[0]
+    return parse(FitSpec, [word for name, value in _flags(tree) for word in (f"--{name}", value)])
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:

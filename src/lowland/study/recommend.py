@@ -6,7 +6,7 @@ withheld, and what is said about the winner comes from runs with other seeds on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,6 @@ from lowland.study.run import Progress, Study, check_study, run_study
 from lowland.study.search import withhold_test
 from lowland.study.work import OnRun
 from lowland.workflows import FitSpec
-from lowland.workflows.build import methods as known_methods
 from lowland.workflows.study import Changes, RecommendSpec, SearchSpec, StudySpec
 
 __all__ = ["Recommendation", "default_methods", "recommend", "screening"]
@@ -88,10 +87,7 @@ def recommend(spec: RecommendSpec, *, progress: Progress | None = None, on_run: 
 
 def default_methods(spec: RecommendSpec) -> tuple[dict[str, Changes], dict[str, dict[str, list[Any]]]]:
     """Return the methods that are tried where the spec names none, and what is searched for each."""
-    rooms = {
-        "optimizer": known_methods(optim, optim.Wrapper),
-        "loss": known_methods(losses, losses.TrainingLoss),
-    }
+    rooms: dict[str, Mapping[str, Any]] = {"optimizer": optim.METHODS, "loss": losses.METHODS}
     found: dict[str, Changes] = {BASELINE: {}}
     grids: dict[str, dict[str, list[Any]]] = {}
     for name, (room, method, needs, grid) in _METHODS.items():

@@ -20,9 +20,8 @@ from lowland.study.endpoints import check_endpoint, cost_of, equal_cost_epochs, 
 from lowland.study.plan import Job, check_changes, jobs, run_spec, variants
 from lowland.study.search import Trial, best_trial, search, settings_of, trial_jobs
 from lowland.study.work import Failures, OnRun, train
-from lowland.workflows import CurvatureSpec, FitSpec, SurfaceSpec, to_yaml
+from lowland.workflows import FitSpec, curvature, surface, to_yaml
 from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer, build_schedule
-from lowland.workflows.measure import curvature_run, surface_run
 from lowland.workflows.parse import from_yaml
 from lowland.workflows.study import Changes, StudySpec
 
@@ -203,11 +202,10 @@ def _survey(study: Study, label: Progress) -> None:
             continue
         name = " ".join(part for part in (job.variant, job.method, f"seed {job.seed}") if part)
         if job.seed in spec.survey_seeds():
-            measure = CurvatureSpec(run=job.spec.folder, risk=survey.risk, threads=job.spec.threads)
-            curvature_run(measure, on_event=label(f"curvature of {name}"))
+            told = label(f"curvature of {name}")
+            curvature(job.spec.folder, risk=survey.risk, threads=job.spec.threads, on_event=told)
         if survey.surface and job.seed == spec.first_seed:
-            points = (survey.points, survey.points)
-            plane = SurfaceSpec(
-                run=job.spec.folder, risk=survey.risk, points=points, extent=survey.extent, threads=job.spec.threads
-            )
-            surface_run(plane, on_event=label(f"surface of {name}"))
+            surface(
+                job.spec.folder, risk=survey.risk, points=(survey.points, survey.points), extent=survey.extent,
+                threads=job.spec.threads, on_event=label(f"surface of {name}"),
+            )  # fmt: skip

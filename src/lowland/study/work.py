@@ -15,8 +15,7 @@ from lowland.engine import Result, select
 from lowland.results.files import write_atomically
 from lowland.results.run import Run
 from lowland.study.plan import Job
-from lowland.workflows.measure import fit_run
-from lowland.workflows.sources import create_run
+from lowland.workflows.fitting import create_run, fit
 
 __all__ = ["Failure", "Failures", "OnRun", "train"]
 
@@ -70,7 +69,7 @@ class _Fit:
 
     def __call__(self, context: None, jobs: Sequence[tuple[int, Job]]) -> list[None]:
         for index, job in jobs:
-            fit_run(job.spec, on_event=None if self._on_event is None else partial(self._on_event, index))
+            fit(job.spec, on_event=None if self._on_event is None else partial(self._on_event, index))
         return [None] * len(jobs)
 
 

@@ -5,11 +5,13 @@ from lowland.training.curvature_curve import CurvatureCurve
 from lowland.training.fit import FitResult, fit
 from lowland.training.hooks import FitState, Hook, Snapshots
 from lowland.training.schedule import Schedule
+from lowland.training.setup import why_fixed
 
 __all__ = [
     "fit",
     "FitResult",
     "Schedule",
+    "why_fixed",
     "Hook",
     "FitState",
     "Snapshots",

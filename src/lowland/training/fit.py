@@ -43,7 +43,15 @@ from lowland.training.hooks import FitState, Hook
 from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
 from lowland.training.processes import check_processes, own_part
 from lowland.training.schedule import ScheduleLike, as_schedule
-from lowland.training.setup import check_arguments, make_fabric, prepare_loss, recipe_of, split_batch, training_batches
+from lowland.training.setup import (
+    check_arguments,
+    make_fabric,
+    prepare_loss,
+    recipe_of,
+    split_batch,
+    training_batches,
+    why_fixed,
+)
 
 __all__ = ["FitResult", "fit"]
 
@@ -364,7 +372,11 @@ def _resume(loop: _Loop) -> None:
     weights, state, best = found
     run = loop.run
     assert run.folder is not None
-    check_recipe(state["recipe"], loop.recipe, run.folder)
+    recipe = state["recipe"]
+    before = recipe.get("epochs", run.epochs)
+    if before < run.epochs and not why_fixed(loop.schedule, run.loss, before, run.epochs):
+        recipe = {**recipe, "epochs": run.epochs}
+    check_recipe(recipe, loop.recipe, run.folder)
     run.step = state["step"]
     check_processes(run, loop.batches, len(state["own"]), loop.fabric.world_size)
     if len(state["hooks"]) != len(loop.hooks):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -15,14 +15,14 @@ from lowland.core.errors import InputError
 from lowland.core.provenance import fingerprint
 from lowland.core.types import Batch
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches, TensorData
-from lowland.losses import TrainingLoss
+from lowland.losses import LLR, ActiveEpochs, TrainingLoss
 from lowland.optim import AscentOptions, Wrapper
 from lowland.training.checkpoint import split_state
 from lowland.training.evaluation import plain_loss
 from lowland.training.hooks import FitState
 from lowland.training.schedule import ScheduleLike
 
-__all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "training_batches"]
+__all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "training_batches", "why_fixed"]
 
 
 def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
@@ -126,6 +126,16 @@ def recipe_of(
         "optimizer settings": [*groups, own],
         "loss": _named(run.loss),
     }
+
+
+def why_fixed(schedule: Callable[[float, float, int], float], loss: Any, before: int, after: int) -> str:
+    """Say why a run cannot become longer; "" where nothing that was done depends on the length of the run."""
+    parts = 100  # of an epoch
+    for part in range(parts * before):
+        if schedule(part / parts, 1 / parts, before) != schedule(part / parts, 1 / parts, after):
+            return "the schedule lays the learning rate over the whole length of the run"
+    plain = type(loss) is LLR and loss.active == ActiveEpochs() and not isinstance(loss.criterion, TrainingLoss)
+    return "" if plain or not isinstance(loss, TrainingLoss) else "the loss plans by the length of the run"
 
 
 def _named(part: Any) -> str:

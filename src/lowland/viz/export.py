@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowland.core.errors import InputError
+from lowland.core.figure_options import FigureOptions
 from lowland.viz.backends import backend_for, save
 from lowland.viz.curves import build_line, build_spectrum
 from lowland.viz.paths import build_animation, build_path
@@ -29,43 +29,6 @@ __all__ = ["KINDS", "FigureOptions", "build_figure", "export"]
 
 KINDS = ("contour", "surface", "heat-map", "convexity", "line", "density", "path", "animation")
 """Kinds of figure that can be made from stored surfaces, lines, curvature and trajectories."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FigureOptions:
-    """Everything that can be chosen about a figure of stored results.
-
-    Args:
-        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
-        split: Name along ``split``; None for the first (lines: all).
-        direction: Name along ``direction``; None for the first (lines: mean and range).
-        log: Logarithmic scale; None decides by the data.
-        minimum: Low end of the scale; None takes the data's.
-        maximum: High end of the scale; None takes the data's.
-        levels: Least number of contour levels; None for 9.
-        color_map: viridis, cividis, magma, inferno or plasma.
-        filled: Fill between contour lines.
-        points: Mark measured and interpolated points; None where both occur.
-        title: Stands above the figure; with several results their names are the titles of the panels.
-        caption: Small print; None writes it from the results, "" leaves it out.
-        columns: Panels in a row.
-        size: column, text, slide, or width and height in inches.
-    """
-
-    metric: str = "loss"
-    split: str | int | None = None
-    direction: str | int | None = None
-    log: bool | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    levels: int | None = None
-    color_map: str = "viridis"
-    filled: bool = True
-    points: bool | None = None
-    title: str = ""
-    caption: str | None = None
-    columns: int = 3
-    size: str | tuple[float, float] | None = None
 
 
 def export(

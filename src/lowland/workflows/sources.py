@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -23,17 +22,15 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.core.names import check_options, find
 from lowland.core.risk import EmpiricalRisk
 from lowland.data import DATASETS, DataSplits, TensorData
-from lowland.results.files import write_atomically
-from lowland.results.folders import open_run_folder
 from lowland.results.run import Run
 from lowland.results.source import BatchNorm, Source
 from lowland.training import CheckpointFolder, read_weights
-from lowland.workflows.build import build_criterion, build_data, build_model
-from lowland.workflows.parse import from_text, to_yaml
-from lowland.workflows.specs import FitSpec, LossSpec
-from lowland.workflows.surveys import SubjectSpec
+from lowland.workflows.build import build_criterion, build_data, build_metrics, build_model
+from lowland.workflows.checks import check_run
+from lowland.workflows.parse import from_yaml
+from lowland.workflows.specs import FitSpec, LossSpec, SubjectSpec
 
-__all__ = ["ExternalModel", "TrainedSource", "create_run", "open_run", "subject_run"]
+__all__ = ["ExternalModel", "TrainedSource", "open_run", "subject_run"]
 
 PARTS: Final = ("train", "validation", "test")
 """Names of the parts of a data set."""
@@ -49,31 +46,7 @@ _HEADS: Final = {
 
 def open_run(folder: str | Path) -> Run:
     """Return the run in a folder."""
-    run = Run(folder, source=TrainedSource)
-    _check(run)
-    return run
-
-
-def _check(run: Run) -> None:
-    if not run.spec_path.is_file():
-        rule = "must hold the spec.yaml of a run" if run.folder.is_dir() else "must be the folder of a run"
-        raise InputError("run", rule, str(run.folder), "make one with `lowland fit`")
-
-
-def create_run(spec: FitSpec) -> Run:
-    """Make the folder of a run, or open it if it holds the same run."""
-    run = Run(spec.folder, source=TrainedSource)
-    text = to_yaml(spec)
-    if run.spec_path.is_file():
-        if run.spec.text == text:  # parsing takes a tenth of a second
-            return run
-        # a folder that was moved is still the same run
-        if replace(from_text(FitSpec, run.spec.text), folder=spec.folder) != spec:
-            raise InputError("folder", "holds a run of another spec", str(run.folder), "choose another --folder")
-        return run
-    open_run_folder(run.folder, new=True)
-    write_atomically(run.spec_path, text.encode())  # torchrun starts several processes at once, which all come here
-    return open_run(spec.folder)
+    return Run(check_run(folder), source=TrainedSource)
 
 
 def subject_run(spec: SubjectSpec) -> Run:
@@ -84,7 +57,7 @@ def subject_run(spec: SubjectSpec) -> Run:
         spec.model, spec.data, checkpoint=spec.checkpoint, loss=spec.loss, prefix=spec.prefix,
         model_options=spec.model_options, data_options=spec.data_options,
     )  # fmt: skip
-    return Run(spec.folder, name=spec.label, source=source)
+    return Run(spec.folder, name=str(spec.checkpoint or spec.model), source=source)
 
 
 class _ModelSource(Source):
@@ -101,6 +74,7 @@ class _ModelSource(Source):
         seed: int,
         batch_size: int,
         batch_norm: BatchNorm,
+        metrics: Sequence[str],
     ) -> dict[str, EmpiricalRisk]:
         """Return the risks of parts of the data, all of one model."""
         data = self.data()
@@ -113,7 +87,7 @@ class _ModelSource(Source):
         return {
             name: EmpiricalRisk(
                 model, self.criterion(), batches[name], batch_norm=batch_norm, recalibration=batches[split],
-                samples=samples, seed=seed,
+                samples=samples, seed=seed, metrics=build_metrics(metrics),
             )
             for name in splits
         }  # fmt: skip
@@ -130,13 +104,13 @@ class TrainedSource(_ModelSource):
     """What Lowland has trained: network, data and loss from the spec, weights from checkpoints and snapshots."""
 
     def __init__(self, run: Run) -> None:
-        _check(run)
+        check_run(run.folder)
         self.run = run
 
     @cached_property
     def spec(self) -> FitSpec:
         """The run's spec, parsed once."""
-        return from_text(FitSpec, self.run.spec.text)
+        return from_yaml(FitSpec, self.run.spec_path)
 
     def data(self) -> DataSplits:
         """Load the run's data."""

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from lowland.core.errors import InputError
 from lowland.workflows.checks import VERSION, check_version
-from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec
-from lowland.workflows.surveys import RiskSpec
+from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec, RiskSpec
 
 __all__ = ["Changes", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
 

@@ -1,63 +1,102 @@
-"""``lowland study``: methods x seeds, trained alike and compared by a rule that was declared before."""
+"""``lowland study``, ``recommend`` and ``demo``: methods x seeds, compared by a rule declared before."""
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lowland.cli.output import Output, command_arguments
-from lowland.workflows import parse
-from lowland.workflows.study import StudySpec
+from lowland.cli.output import Output, Shown
+from lowland.workflows.parse import Call
+from lowland.workflows.specs import DemoSpec
+from lowland.workflows.study import RecommendSpec, StudySpec
 
 if TYPE_CHECKING:
     from lowland.report.study import StudyRow
+    from lowland.study import DemoResult
     from lowland.study.plan import Job
+    from lowland.study.recommend import Recommendation
     from lowland.study.work import Failure
 
-__all__ = ["LiveOutput", "main"]
+__all__ = ["LiveOutput", "demo", "recommend", "show_demo", "show_recommend", "show_study", "study"]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
-    words = command_arguments(arguments, "config")
-    spec, flags = parse(StudySpec, words, "lowland study", quiet=False, json=False)
-    output = LiveOutput(quiet=flags["quiet"], as_json=flags["json"])
-    output.note("loading torch")
-    from lowland.study.compare import compare_methods, rule_of, write_report
+def study(spec: StudySpec, *, live: LiveOutput) -> tuple[list[StudyRow], Path]:
+    """Train methods x seeds alike, and answer one question that is fixed before anything runs."""
+    spec.reference()  # says before anything is loaded that methods are missing
+    live.note("loading torch")
+    from lowland.study.compare import compare_methods, write_report
     from lowland.study.run import run_study
 
-    output.endpoint = spec.endpoint
-    with output:
-        study = run_study(spec, progress=output.progress, on_run=output.on_run)
-    rows = compare_methods(study)
-    page = write_report(study)
-    output.result(
-        {"report": str(page), "rule": rule_of(spec), "rows": [row_values(row) for row in rows]},
-        [f"Rule: {rule_of(spec)}", f"Report: {page}"],
-        shown_rows(rows, spec.endpoint),
-    )
-    return 0
+    live.endpoint = spec.endpoint
+    done = run_study(spec, progress=live.progress, on_run=live.on_run)
+    return compare_methods(done), write_report(done)
+
+
+def show_study(found: tuple[list[StudyRow], Path], call: Call) -> Shown:
+    """Show the rule and one row per method."""
+    from lowland.study.compare import rule_of
+
+    (rows, page), rule = found, rule_of(call.spec)
+    result = {"report": str(page), "rule": rule, "rows": [row_values(row) for row in rows]}
+    return Shown(result, [f"Rule: {rule}", f"Report: {page}"], shown_rows(rows, call.spec.endpoint))
+
+
+def recommend(spec: RecommendSpec, *, live: LiveOutput) -> Recommendation:
+    """Find out on a model and data which methods help, and confirm the winner on fresh seeds."""
+    live.note("loading torch")
+    from lowland.study.recommend import recommend as run
+    from lowland.study.recommend import screening
+
+    live.endpoint = screening(spec).endpoint
+    return run(spec, progress=live.progress, on_run=live.on_run)
+
+
+def show_recommend(found: Recommendation, call: Call) -> Shown:
+    """Show the honest lines, and one row per method."""
+    from lowland.study.recommend import screening
+
+    parts = {name: [row_values(row) for row in getattr(found, name)] for name in ("screen", "confirm")}
+    reports = [str(page) for page in found.reports]
+    result = {"winner": found.winner, "lines": list(found.lines), "reports": reports, **parts}
+    lines = [*found.lines, *(f"Report: {page}" for page in reports)]
+    return Shown(result, lines, shown_rows([*found.screen, *found.confirm], screening(call.spec).endpoint))
+
+
+def demo(spec: DemoSpec, *, live: Output) -> tuple[DemoResult, float]:
+    """Train methods from the same initial weights on digits, survey them, and write a report."""
+    live.note("loading torch")
+    started = time.monotonic()
+    from lowland.study import demo as run
+
+    return run(spec, live.progress), time.monotonic() - started
+
+
+def show_demo(found: tuple[DemoResult, float], call: Call) -> Shown:
+    """Show the comparison of the report."""
+    made, seconds = found
+    table = made.table
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    result = {"report": str(made.report), "methods": rows, "seconds": round(seconds, 1)}
+    return Shown(result, [*table.notes, f"Report: {made.report} ({seconds:.0f} s)"], [table.header, *table.rows])
 
 
 def row_values(row: StudyRow) -> dict[str, Any]:
     """Return a row as plain values for JSON."""
-
-    def number(value: float) -> float | None:
-        return value if math.isfinite(value) else None
-
     difference = row.difference
-    interval = None if difference is None else [number(v) for v in (difference.mean, difference.low, difference.high)]
+    interval = None if difference is None else [difference.mean, difference.low, difference.high]
     return {
         "part": row.variant, "budget": row.budget, "method": row.method, "values": dict(row.values),
-        "failed": dict(row.failed), "mean": number(row.interval.mean), "difference": interval, "answer": row.verdict,
-        "reason": row.reason, "seeds_needed": row.seeds_needed, "p_holm": number(row.adjusted),
-        "passes": number(row.passes), "seconds": number(row.seconds), "epochs": row.epochs, "settings": row.settings,
+        "failed": dict(row.failed), "mean": row.interval.mean, "difference": interval, "answer": row.verdict,
+        "reason": row.reason, "seeds_needed": row.seeds_needed, "p_holm": row.adjusted,
+        "passes": row.passes, "seconds": row.seconds, "epochs": row.epochs, "settings": row.settings,
     }  # fmt: skip
 
 
