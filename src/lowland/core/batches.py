@@ -126,7 +126,7 @@ def as_batch(raw: RawBatch, adapt: Callable[[Any], Any] | None = None) -> Batch:
     # A dict keeps all its entries as ``input`` (the model takes them as keyword arguments) except a sample id
     # (``index``, ``sample_id`` or ``idx``); the target is looked up under ``target(s)`` or ``label(s)``. Keys
     # named ``label(s)`` stay in the input too, since Hugging Face models compute their loss from them.
-    if adapt is not None:
+    if adapt is not None and not isinstance(raw, Batch):
         raw = adapt(raw)
     if isinstance(raw, Batch):
         return raw
@@ -216,7 +216,7 @@ def move(value: Any, device: torch.device | str, *, non_blocking: bool = False) 
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, PackedSequence):
-        return value.to(device=torch.device(device))  # type: ignore[call-overload]
+        return value.to(device=torch.device(device))  # type: ignore[call-arg]
     if isinstance(value, Mapping | tuple | list):
         return _rebuilt(value, lambda entry: move(entry, device, non_blocking=non_blocking))
     return value.to(device) if callable(getattr(value, "to", None)) and not isinstance(value, type) else value

@@ -127,8 +127,8 @@ def _frozen(sampler: Any, loader: DataLoader[Any], seed: int, *, grouped: bool =
 
 
 def _read(sampler: Any, seed: int, grouped: bool) -> list[Any]:
-    inner = [sampler, *(value for value in vars(sampler).values() if hasattr(value, "__dict__"))]
-    found = [vars(part).get("generator") for part in inner if "generator" in vars(part)]
+    inner = [sampler, *(value for value in getattr(sampler, "__dict__", {}).values() if hasattr(value, "__dict__"))]
+    found = [getattr(part, "generator", None) for part in inner]
     generators = [(each, each.get_state()) for each in found if isinstance(each, torch.Generator)]
     with forked_rng(seed):
         random.seed(seed)

@@ -22,6 +22,7 @@ from lowland.core.contexts import (
     effective_weights,
     forked_rng,
     gradients_aside,
+    measuring,
     parameters_kept,
     recalibrate,
     same_bits,
@@ -198,6 +199,7 @@ class EmpiricalRisk:
             Nothing.
         """
         with ExitStack() as stack:
+            stack.enter_context(measuring())
             stack.enter_context(forked_rng())
             stack.enter_context(gradients_aside(self.model))
             stack.enter_context(effective_weights(self.model))

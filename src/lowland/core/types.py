@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
@@ -46,7 +47,7 @@ def forward(model: nn.Module, batch: Batch) -> Any:
         output = model(**value)
     elif isinstance(value, PackedSequence):
         output = model(value)
-    elif isinstance(value, tuple | list) and not is_sample_list(value, batch.known_size, beside=batch.target):
+    elif isinstance(value, tuple | list) and not _is_one_argument(model, value, batch):
         output = model(*value)
     else:
         output = model(value)
@@ -55,6 +56,16 @@ def forward(model: nn.Module, batch: Batch) -> Any:
         return output
     logits = output.get("logits") if isinstance(output, Mapping) else _field(output)
     return output if logits is None else logits
+
+
+def _is_one_argument(model: nn.Module, value: Any, batch: Batch) -> bool:
+    samples = is_sample_list(value, batch.known_size, beside=batch.target)
+    if samples is None:  # three images of three channels, or three inputs of three rows: as many as the model takes
+        try:
+            inspect.signature(model.forward).bind(*value)
+        except (TypeError, ValueError):
+            return True
+    return bool(samples)
 
 
 def _field(output: Any) -> Any:

@@ -107,7 +107,7 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _similarity(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    once = {id(t): name for name, t in reversed(ours.items()) if isinstance(t, nn.Parameter)}.values()
+    once = {id(t): name for name, t in reversed(list(ours.items())) if isinstance(t, nn.Parameter)}.values()
     names = [name for name in ours if name in set(once)]
     first = torch.cat([ours[name].double().reshape(-1) for name in names])
     second = torch.cat([theirs[name].double().reshape(-1) for name in names])

@@ -183,7 +183,7 @@ class SurfaceTask:
         """Return values made of sums, with a single transfer from the device."""
         keys = [(k, s, name) for k, splits in enumerate(sums) for s, found in splits.items() for name in found]
         found = [sums[k][s][name] for k, s, name in keys]
-        stacked = torch.cat(found).cpu().split([len(rows) for rows in found])
+        stacked = torch.split(torch.cat(found).cpu(), [len(rows) for rows in found])
         values: list[dict[str, list[float]]] = [{} for _ in points]
         for (k, _, name), part in zip(keys, stacked, strict=True):
             for label, number in _numbers(name, Estimate.of(part)).items():
