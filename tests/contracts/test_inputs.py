@@ -337,6 +337,43 @@ def test_noise_is_named_and_can_be_fixed():
     ll.curvature.trace(seeded, products=6)
 
 
+class Layer(nn.Module):
+    """A linear layer with something beside it that forward touches."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.linear, self.kind, self.calls = nn.Linear(D, 1), kind, torch.zeros(1)
+        self.register_buffer("running_mean", torch.zeros(D))
+        self.register_buffer("expanded", torch.ones(1).expand(D))
+        self.register_buffer("sparse", torch.eye(2).to_sparse())
+
+    def forward(self, x: Any) -> Any:
+        if self.kind == "rebinds":
+            self.running_mean = 0.9 * self.running_mean + 0.1 * x.mean(0).detach()
+        elif self.kind == "counts":
+            self.calls += 1
+        elif self.kind == "creates":
+            self.register_buffer("made", torch.ones(2))
+        elif self.kind == "writes":
+            self.linear.weight.data.clamp_(-0.1, 0.1)
+        return self.linear(x) * self.expanded.sum()
+
+
+@pytest.mark.parametrize("kind", ["rebinds", "counts", "creates", "writes"])
+def test_the_model_keeps_its_bits_whatever_forward_touches(kind):
+    x, y = data()
+    model = Layer(kind).double()
+    before = {name: tensor.to_dense().clone() for name, tensor in model.state_dict().items()}
+    risk = ll.EmpiricalRisk(model, nn.MSELoss(), [(x, y)])
+    with contextlib.suppress(InputError) if kind == "writes" else contextlib.nullcontext():
+        risk.evaluate(), risk.gradient()
+        ll.landscape.evaluate(risk, ll.landscape.random_line(model, seed=0), ll.landscape.grid(3))
+        ll.curvature.trace(risk, products=6)
+    after = model.state_dict()
+    assert set(after) == set(before) and all(torch.equal(after[name].to_dense(), before[name]) for name in before)
+    assert float(model.calls) == 0
+
+
 @pytest.mark.slow
 @settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kind=st.sampled_from(sorted(KINDS)), loss=st.sampled_from(sorted(LOSSES)), cuts=st.sets(st.integers(1, N - 1)),

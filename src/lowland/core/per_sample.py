@@ -326,10 +326,11 @@ def _residual_sums(pairs: Sequence[tuple[Tensor, Tensor | float | None]]) -> Ten
         return torch.stack([n, first, n, second, none, n, (uu * u).sum(1), second, none, n], 1)
     w = torch.stack([_row(weights, v[0]) for _, weights in pairs])
     total = w.sum(1)
-    u = v - torch.nan_to_num(first / total, nan=0.0, posinf=0.0, neginf=0.0)[:, None] * w
+    ratio = torch.nan_to_num(first / total, nan=0.0, posinf=0.0, neginf=0.0)
+    u = torch.addcmul(v, w, ratio[:, None], value=-1)
     uu, uw, ww = u * u, u * w, w * w
-    parts = [uu, uw, ww, uu * u, uu * w, uw * w, ww * w]
-    return torch.stack([n, first, total, *(part.sum(1) for part in parts)], 1)
+    rest = torch.stack([uu, uw, ww, uu * u, uu * w, uw * w, ww * w]).sum(2)
+    return torch.cat([torch.stack([n, first, total]), rest]).t()
 
 
 def _row(weights: Tensor | float | None, like: Tensor) -> Tensor:
