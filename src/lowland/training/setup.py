@@ -96,10 +96,8 @@ def recipe_of(
     ]
     own = {
         name: value if isinstance(value, plain) else repr(value)
-        for name, value in vars(run.optimizer).items()
-        if isinstance(run.optimizer, Wrapper)
-        and not name.startswith("_")
-        and isinstance(value, (*plain, AscentOptions))
+        for name, value in (run.optimizer.settings() if isinstance(run.optimizer, Wrapper) else {}).items()
+        if isinstance(value, (*plain, AscentOptions))
     }
     return {
         "epochs": run.epochs, "batch_size": batch_size, "seed": run.seed, "schedule": _named(schedule),
