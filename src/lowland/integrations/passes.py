@@ -42,7 +42,7 @@ class Passes:
     def drive(self, whole: bool) -> None:
         """Say whether closures given to the optimizer's step run every pass by themselves."""
         if isinstance(self.optimizer, Ascent):
-            self.optimizer._held.scratch.driven = whole
+            self.optimizer.drive(whole)
 
     def run(self, work: Callable[[], T], *, last: bool, model: nn.Module | None = None) -> T:
         """Run a micro-batch."""

@@ -163,7 +163,8 @@ def training_risk(run: FitState, *, samples: int, seed: int, batch_norm: BatchNo
         batches = fixed_batches(train, None, seed, whole=True)  # whatever part of it this process trains on
     else:
         batches = list(train.batches(_BATCH) if isinstance(train, TensorData) else train)
-    count = len(train.dataset) if isinstance(train, DataLoader) else sum(as_batch(raw).size for raw in batches)
+    data: Any = train.dataset if isinstance(train, DataLoader) else None
+    count = sum(as_batch(raw).size for raw in batches) if data is None else len(data)
     return EmpiricalRisk(
         run.model, plain_loss(run.loss), batches, samples=min(samples, count), seed=seed, batch_norm=batch_norm
     )

@@ -200,16 +200,16 @@ class SurfaceTask:
     def _rows(self, sums: Any, probed: Any) -> list[Row]:
         """Return values made of sums, with a single transfer from the device."""
         keys = [(k, s, name) for k, splits in enumerate(sums) for s, found in splits.items() for name in found]
-        found = [sums[k][s][name] for k, s, name in keys]
-        stacked = torch.split(torch.cat(found).cpu(), [len(rows) for rows in found])
+        parts = [sums[k][s][name] for k, s, name in keys]
+        stacked = torch.split(torch.cat(parts).cpu(), [len(part) for part in parts])
         values: list[dict[str, list[float]]] = [{} for _ in sums]
         for (k, _, name), part in zip(keys, stacked, strict=True):
             for label, number in _numbers(name, Estimate.of(part)).items():
                 values[k].setdefault(label, []).append(number)
         rows = []
         for found, (numbers, handed_on) in zip(values, probed, strict=True):
-            merged = found | numbers
-            rows.append(Row({n: v if len(self.risks) > 1 else v[0] for n, v in merged.items()}, handed_on))
+            both = found | numbers
+            rows.append(Row({n: v if len(self.risks) > 1 else v[0] for n, v in both.items()}, handed_on))
         return rows
 
     def _batches(self, risk: EmpiricalRisk) -> list[Batch] | None:
