@@ -151,6 +151,8 @@ class Wrapper(OptimizerViews):
             for name, value in vars(part).items():
                 if not name.startswith("_"):
                     found[name if name not in found else f"{part.name}.{name}"] = value
+        if self.options.only is not None:
+            found["only"] = len(list(self.options.only))
         return found
 
     # The passes.
