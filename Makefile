@@ -32,6 +32,7 @@ check: $(VENV)/.dev docs ## Check style, types, layers and the examples in docst
 docs: $(VENV)/.docs ## Build the documentation into site/
 	OMP_NUM_THREADS=1 $(BIN)/python examples/gallery.py docs/images
 	OMP_NUM_THREADS=1 $(BIN)/python examples/traps.py docs/images/traps
+	OMP_NUM_THREADS=1 $(BIN)/python docs/tools/architecture.py docs/images/architecture.svg
 	$(BIN)/mkdocs build --strict --quiet
 
 dist: $(VENV)/.dev ## Build wheel and sdist into dist/, and try the wheel in an environment of its own
@@ -48,7 +49,7 @@ conformance: $(VENV)/.bench ## Check our tools and other packages against lowlan
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.conformance
 
 claims: $(VENV)/.dev ## Measure the published claims (resumable; 75 minutes of two cores) and write docs/claims.md
-	OMP_NUM_THREADS=1 $(BIN)/lowland claims --engine processes:2
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.claims --engine processes:2
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site

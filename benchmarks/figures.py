@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from lowland import report, viz
+from lowland import report, results, viz
 from lowland.core.provenance import provenance
 from lowland.core.schema import new_curvature, new_surface, new_trajectory
 from lowland.viz.surfaces import build_contour, build_surface
@@ -32,7 +32,7 @@ def surface_of(points: int, seed: int) -> xr.Dataset:
     return result
 
 
-def run_of(points: int, seed: int, epochs: int = 100) -> report.Run:
+def run_of(points: int, seed: int, epochs: int = 100) -> results.Run:
     rng = np.random.default_rng(seed)
     path = rng.normal(size=(epochs, 2)).cumsum(0)
     axes = {"variance_share": ("axis", [0.8, 0.1]), "null_share": ("axis", [0.6, 0.2])}
@@ -44,7 +44,10 @@ def run_of(points: int, seed: int, epochs: int = 100) -> report.Run:
     )
     surfaces = {"plane": surface_of(points, seed), "trajectory": surface_of(25, seed)}
     result = {"test_accuracy": 0.9 + 0.01 * rng.random(), "passes": 100, "seconds": 10.0, "steps": 100}
-    return report.Run(f"run {seed}", f"method {seed}", 0, rows, result, surfaces, {"end": curvature}, trajectory)
+    return results.Run(
+        name=f"run {seed}", method=f"method {seed}", seed=0, metrics=rows, result=result, surfaces=surfaces,
+        curvature={"end": curvature}, trajectory=trajectory,
+    )  # fmt: skip
 
 
 def median_seconds(call: Callable[[], object], repeats: int) -> float:

@@ -137,11 +137,9 @@ def truth(
         store = options.pictures / f"{name} in {str(kind).removeprefix('torch.')}.zarr"
         return landscape.evaluate(risk, plane, where, engine=options.engine, store=store).loss.values.reshape(-1)
     survey = landscape.surface_task.SurfaceTask({"": risk}, (plane,), paired=False)
-    with survey.placed() as context:
-        return np.array([
-            survey(context, [landscape.surface_task.Point(int(k), where.coordinates(int(k)))], [None])[0].values["loss"]
-            for k in chosen
-        ])  # fmt: skip
+    points = [landscape.surface_task.Point(where.coordinates(int(k))) for k in chosen]
+    with survey.setup() as place:
+        return np.array([row.values["loss"] for point in points for row in survey.measure(place, [point])])
 
 
 def exactness(case: Case, options: argparse.Namespace, name: str, pictures: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +162,7 @@ def exactness(case: Case, options: argparse.Namespace, name: str, pictures: dict
         true = truth(case, where, chosen, options, name, torch.float64)
     for kind, picture in pictures.items():
         values = stored[kind].reshape(-1)
-        ratios = too_far(np.abs(values[chosen] - true), true, float(np.ptp(values)), Tolerance())
+        ratios = too_far(np.abs(values[chosen] - true), true, float(np.ptp(values)), _floor(values), Tolerance())
         outside = [[*divmod(int(chosen[k]), len(where.y)), float(ratios[k])] for k in np.flatnonzero(ratios > 1)]
         picture |= {"inside": float((ratios <= 1).mean()), "worst": float(ratios.max()), "outside": outside}
     if len(chosen) == count:
@@ -172,12 +170,19 @@ def exactness(case: Case, options: argparse.Namespace, name: str, pictures: dict
     return row | {"checked": len(chosen), "pictures": pictures}
 
 
+def _floor(values: np.ndarray) -> float:
+    """Below this values count as this: a tenth of the loss at the origin, the middle of every grid here."""
+    return Tolerance().floor * abs(float(values.reshape(-1)[values.size // 2]))
+
+
 def over_seeds(where: landscape.Grid, true: np.ndarray, safety: float) -> dict[str, list[float]]:
     """Points and share of pixels inside for ten other seeds of the checks, on a grid that is known."""
     found: dict[str, list[float]] = {"measured": [], "inside": []}
     for seed in range(1, 11):
         part = refine(where, Tolerance(safety=safety, seed=seed), lambda k: true[k][:, None])
-        ratios = too_far(part.values[:, 0] - true[part.guessed], true[part.guessed], float(np.ptp(true)), Tolerance())
+        ratios = too_far(
+            part.values[:, 0] - true[part.guessed], true[part.guessed], float(np.ptp(true)), _floor(true), Tolerance()
+        )
         found["measured"].append(len(part.measured))
         found["inside"].append(1 - float((ratios > 1).sum()) / true.size)
     return found

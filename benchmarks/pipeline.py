@@ -73,7 +73,7 @@ class Clock(training.Hook):
     def __init__(self) -> None:
         self.steps: list[float] = []
 
-    def on_step_end(self, run: training.Run | None = None) -> None:
+    def on_step_end(self, run: training.FitState | None = None) -> None:
         self.steps.append(time.process_time())
 
     def medians(self, per_epoch: int) -> tuple[float, float]:

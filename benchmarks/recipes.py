@@ -14,7 +14,7 @@ from typing import Any
 
 from lowland.core.provenance import provenance
 from lowland.workflows import read_recipe, recipe_names
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
 from lowland.workflows.recipe import small
 
 HEAD = ("recipe", "epochs, batch", "train loss", "test accuracy", "passes", "seconds")
@@ -22,7 +22,7 @@ HEAD = ("recipe", "epochs, batch", "train loss", "test accuracy", "passes", "sec
 
 def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:
     spec = replace(small(read_recipe(name).spec()), folder=str(folder / f"{name}-small"), threads=threads)
-    result = fit_run(spec).result()
+    result = fit_run(spec).result
     kept = ("test", "passes", "seconds", "epoch", "created", "versions", "revision")
     row = {key: result[key] for key in kept} | {"train_loss": result["chosen"]["train_loss"]}
     return {"recipe": name, "epochs": spec.epochs, "batch_size": spec.batch_size, **row}

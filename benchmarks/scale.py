@@ -19,8 +19,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from torch import nn
 from lowland import EmpiricalRisk, landscape, results
 from lowland.core.provenance import provenance
 from lowland.core.schema import new_surface
-from lowland.engine import Engine, Point, Processes, Ray, Row, Serial
+from lowland.engine import Engine, Processes, Ray, Serial
 from lowland.engine.cores import available_cores
 from lowland.models import resnet
 
@@ -59,32 +59,25 @@ def refuse_if_busy(seconds: float = 3.0) -> None:
         sys.exit(f"refused: other processes use {share:.2f} cores; numbers taken now would say nothing")
 
 
-class Nothing:
-    """A task that computes nothing; at module level, so that it travels by name."""
-
-    @contextmanager
-    def placed(self) -> Generator[None]:
-        yield
-
-    def __call__(self, context: None, points: Any, parents: Any) -> list[Row]:
-        return [Row(point.index, {"loss": point.coordinates[0]}) for point in points]
+def nothing(context: None, items: list[float]) -> list[float]:
+    """Compute nothing; at module level, so that it travels by name."""
+    return items
 
 
 def overhead(engine: Engine, points: int, chunk: int, folder: Path) -> dict[str, float]:
     """Seconds per point of everything but the computation, store write included."""
     side = int(points**0.5)
     template = new_surface(np.arange(side), np.arange(side), metrics=["loss"], attrs={"recipe_fingerprint": "none"})
-    todo = [Point(index, (float(index), 0.0)) for index in range(side * side)]
+    todo = [float(index) for index in range(side * side)]
     path = folder / f"{engine.name.replace(':', '-')}-{chunk}-{time.monotonic_ns()}.zarr"
     began, start, begun, count, driver = time.perf_counter(), 0.0, 0.0, 0, 0.0
     with results.writer(path, template) as keeper:
-        for done, rows in enumerate(engine.run(Nothing(), todo, chunk=chunk), 1):
+        for done, result in enumerate(engine.map(nullcontext, nothing, todo, chunk=chunk), 1):
             start = start or time.perf_counter() - began
-            for row in rows:
-                keeper.put(row.index, row.values)
+            keeper.put(result.index, {"loss": result.value})
             if begun:
-                count += len(rows)
-            elif done * chunk >= len(todo) / 5:
+                count += 1
+            elif done >= len(todo) / 5:
                 begun, driver = time.perf_counter(), time.process_time()
         keeper.flush()
         last = time.perf_counter()
@@ -102,7 +95,7 @@ def survey_seconds(engine: Engine, side: int, samples: int) -> tuple[float, floa
     stamps: list[tuple[float, int]] = []
     landscape.evaluate(
         risk, landscape.random_plane(model), landscape.grid(side, side, extent=1.0), engine=engine, paired=False,
-        on_event=lambda event: stamps.append((event.elapsed, event.done)) if event.kind == "rows" else None,
+        on_event=lambda event: stamps.append((event.elapsed, event.done)) if event.kind == "progress" else None,
     )  # fmt: skip
     last, total = stamps[-1]
     begun, before = next(stamp for stamp in stamps if stamp[1] >= total / 5)

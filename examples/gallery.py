@@ -96,7 +96,7 @@ def figures(points: int = 51) -> dict[str, Any]:
     bulk = np.exp(-0.5 * (grid / 0.8) ** 2) + sum(3e-4 * np.exp(-0.5 * ((grid - c) / 0.4) ** 2) for c in (9, 17, 26))
     rng = np.random.default_rng(0)
     methods = [("SGD", 30, 90.1), ("SAM", 60, 92.0), ("LookSAM", 40, 91.6)]
-    estimates = [ll.viz.Estimate(name, x, y, (y - 0.5, y + 0.5), tuple((x, y + d) for d in rng.normal(0, 0.4, 5)))
+    estimates = [ll.viz.ScatterPoint(name, x, y, (y - 0.5, y + 0.5), tuple((x, y + d) for d in rng.normal(0, 0.4, 5)))
                  for name, x, y in methods]  # fmt: skip
     return {
         "contour": ll.viz.contour(flat, title="Filled contours"),

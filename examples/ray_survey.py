@@ -38,7 +38,7 @@ def tell(event: Event) -> None:
     """One line for each event that says something new."""
     if event.kind == "failed":
         print("failed:", event.message)
-    elif event.kind != "rows" or event.done % 100 == 0:
+    elif event.kind != "progress" or event.done % 100 == 0:
         print(f"{event.kind}: {event.done}/{event.total}, {event.rate:.0f} points/s, {event.remaining or 0:.0f} s left")
 
 

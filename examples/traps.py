@@ -244,7 +244,7 @@ def random_walk(size: float) -> Figure:
     kept: list[tuple[int, dict[str, torch.Tensor]]] = [(0, start)]
 
     class Keep(ll.training.Hook):
-        def on_epoch_end(self, run: ll.training.Run) -> None:
+        def on_epoch_end(self, run: ll.training.FitState) -> None:
             kept.append((run.epoch, {n: p.detach().clone() for n, p in run.model.named_parameters()}))
 
     train(model, max(4, round(25 * size)), hooks=[Keep()])
@@ -271,7 +271,7 @@ def matched_loss(size: float) -> Figure:
         model, rows = perceptron(0), []
 
         class Measure(ll.training.Hook):
-            def on_epoch_end(self, run: ll.training.Run) -> None:
+            def on_epoch_end(self, run: ll.training.FitState) -> None:
                 if run.epoch % 5:
                     return
                 risk = ll.EmpiricalRisk(run.model, LOSS, batches(0.2))
@@ -379,8 +379,8 @@ TRAPS: dict[str, Callable[[float], Figure]] = {
 def inches(figure: Figure) -> tuple[float, float]:
     """Wide enough for the legends, and no higher than the panels."""
     if isinstance(figure, Panels):
-        wide = 3.5 * min(figure.columns, len(figure.panels)), 3.4 * figure.rows
-        return wide
+        rows, columns = figure.shape
+        return 3.5 * columns, 3.4 * rows
     return 5.6, 3.6
 
 

@@ -5,18 +5,20 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from lowland.engine import Point, Row
-
 
 @dataclass(frozen=True)
 class Network:
-    """A small network whose products depend on the number of threads and whose points depend on their parents."""
+    """A small network whose products depend on the number of threads, and whose items on what they are handed.
+
+    An item is (its number, a coordinate, the start handed on to it or None).
+    """
 
     seconds: float = 0.0
     kills: tuple[int, ...] = ()
@@ -25,42 +27,68 @@ class Network:
     carry: int = 0
 
     @contextmanager
-    def placed(self):
+    def setup(self):
         if self.pids:
             with open(self.pids, "a") as file:
                 file.write(f"{os.getpid()}\n")
         generator = torch.Generator().manual_seed(0)
         yield torch.randn(64, 64, generator=generator), torch.randn(50, 64, generator=generator)
 
-    def __call__(self, context, points, parents):
+    def __call__(self, context, items):
         weights, data = context
         result = []
-        for point, parent in zip(points, parents, strict=True):
-            if point.index in self.kills:
+        for number, coordinate, start in items:
+            if number in self.kills:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if point.index in self.crashes:
+            if number in self.crashes:
                 ctypes.string_at(0)
             time.sleep(self.seconds)
-            start = 0.0 if parent is None else float(parent.carry["hidden"][0])
-            hidden = torch.tanh(data @ (weights * point.coordinates[0]) + start).mean(0)
+            hidden = torch.tanh(data @ (weights * coordinate) + (0.0 if start is None else float(start[0]))).mean(0)
+            handed_on = np.resize(hidden.numpy(), self.carry or hidden.numel())
             value = float(hidden.square().sum())
-            carried = np.resize(hidden.numpy(), self.carry or hidden.numel())
-            values = {"value": value, "threads": float(torch.get_num_threads())}
-            result.append(Row(point.index, values, {"hidden": carried}))
+            result.append({"value": value, "threads": torch.get_num_threads(), "hidden": handed_on})
         return result
 
 
 def grid(n):
-    """A chain for every remainder by 5: each point is warm-started from the one five before it."""
-    return [Point(i, (0.1 + i / n,), parent=i - 5 if i >= 5 else None) for i in range(n)]
+    return [(i, 0.1 + i / n) for i in range(n)]
+
+
+class Late(Sequence):
+    """Items that are made when they go out, some of them large."""
+
+    def __init__(self, todo, starts, size=0):
+        self.todo, self.starts, self.size = todo, starts, size
+
+    def __len__(self):
+        return len(self.todo)
+
+    def __getitem__(self, place):
+        number, coordinate = self.todo[place]
+        start = self.starts.get(number)
+        return number, coordinate, np.resize(start if start is not None else np.zeros(1), self.size or 1)
 
 
 def values(engine, task, todo, **options):
-    return {row.index: row for rows in engine.run(task, todo, **options) for row in rows}
+    """Results by index of independent items."""
+    return {r.index: r for r in engine.map(task.setup, task, Late(todo, {}), **options)}
 
 
-def bits(rows):
-    return {i: (row.values["value"].hex(), row.carry["hidden"].tobytes()) for i, row in rows.items()}
+def in_waves(engine, task, todo, width=10, **options):
+    """Results by index where every item starts from what the one a wave before it gave, as warm starts do."""
+    found, starts = {}, {}
+    with engine.open(task.setup) as workers:
+        for begin in range(0, len(todo), width):
+            wave = todo[begin : begin + width]
+            for r in workers.map(task, Late(wave, starts), **options):
+                found[begin + r.index] = r
+                if not r.failed:
+                    starts[begin + r.index + width] = r.value["hidden"]
+    return found
+
+
+def bits(results):
+    return {i: (r.value["value"].hex(), r.value["hidden"].tobytes()) for i, r in results.items()}
 
 
 def children(pid):

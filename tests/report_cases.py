@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from lowland.core.schema import new_curvature, new_surface, new_trajectory
-from lowland.report.runs import Run
+from lowland.results import Run
 
 
 def asymmetric(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -78,7 +78,9 @@ def spectrum() -> xr.Dataset:
     )  # fmt: skip
 
 
-def run(name: str, *, method: str, seed: int, accuracy: float, train_loss: float = 0.1, passes: int = 100) -> Run:
+def run(
+    name: str, *, method: str, seed: int, accuracy: float, train_loss: float = 0.1, passes: int = 100, **parts: object
+) -> Run:
     epochs = np.arange(6)
     metrics = tuple(
         {
@@ -91,14 +93,11 @@ def run(name: str, *, method: str, seed: int, accuracy: float, train_loss: float
         }
         for e in epochs
     )
-    return Run(
-        name=name,
-        method=method,
-        seed=seed,
-        metrics=metrics,
-        result={"test_accuracy": accuracy, "passes": passes, "seconds": 0.06 * passes / 100},
-        surfaces={"random": plane(scale=1.0 + seed)},
-        curvature={"end": curvature(train_loss)},
-        trajectory=walk(seed=seed),
-        spec=f"method: {method}\nseed: {seed}\n",
-    )
+    known = {
+        "result": {"test_accuracy": accuracy, "passes": passes, "seconds": 0.06 * passes / 100},
+        "surfaces": {"random": plane(scale=1.0 + seed)},
+        "curvature": {"end": curvature(train_loss)},
+        "trajectory": walk(seed=seed),
+        "spec": f"method: {method}\nseed: {seed}\n",
+    }
+    return Run(name=name, method=method, seed=seed, metrics=metrics, **{**known, **parts})

@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from lowland import optim as optim
     from lowland import report as report
     from lowland import results as results
+    from lowland import robustness as robustness
+    from lowland import study as study
     from lowland import training as training
     from lowland import viz as viz
     from lowland.core.risk import EmpiricalRisk as EmpiricalRisk
     from lowland.core.types import Batch as Batch
+    from lowland.opening import open as open
+    from lowland.results.run import Run as Run
 
 __version__ = "0.1.0"
 
@@ -43,11 +47,18 @@ _ROOMS = (
     "optim",
     "report",
     "results",
+    "robustness",
+    "study",
     "testing",
     "training",
     "viz",
 )
-_OBJECTS = {"EmpiricalRisk": "lowland.core.risk", "Batch": "lowland.core.types"}
+_OBJECTS = {
+    "EmpiricalRisk": "lowland.core.risk",
+    "Batch": "lowland.core.types",
+    "Run": "lowland.results.run",
+    "open": "lowland.opening",
+}
 
 __all__ = ["__version__", *_OBJECTS, *_ROOMS]
 

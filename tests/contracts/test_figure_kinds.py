@@ -14,7 +14,7 @@ from tests.report_cases import asymmetric, plane, spectrum, walk
 from lowland import viz
 from lowland.core.schema import new_surface
 from lowland.viz.curves import build_cost, build_density
-from lowland.viz.spec import Estimate, Figure
+from lowland.viz.spec import Figure, ScatterPoint
 from lowland.viz.surfaces import build_surface
 
 Points = np.ndarray
@@ -163,7 +163,7 @@ def test_a_density_has_a_logarithmic_axis_and_marks_the_ends(backend: str) -> No
 
 @flat
 def test_estimates_carry_their_interval_and_seeds(backend: str) -> None:
-    estimate = Estimate("SAM", 200.0, 91.0, (90.0, 93.0), ((200.0, 90.5), (200.0, 91.5)))
+    estimate = ScatterPoint("SAM", 200.0, 91.0, (90.0, 93.0), ((200.0, 90.5), (200.0, 91.5)))
     figure = viz.draw(build_cost([estimate]), backend)
     if backend == "matplotlib":
         container = figure.axes[0].containers[0]
@@ -181,7 +181,7 @@ def test_estimates_carry_their_interval_and_seeds(backend: str) -> None:
 @flat
 def test_accuracy_against_cost_has_a_stepped_line_along_the_front(backend: str) -> None:
     points = {"SAM": (200.0, 93.0), "SGD": (100.0, 90.0), "dear": (300.0, 92.0), "poor": (150.0, 89.0)}
-    figure = viz.draw(build_cost([Estimate(name, *point) for name, point in points.items()]), backend)
+    figure = viz.draw(build_cost([ScatterPoint(name, *point) for name, point in points.items()]), backend)
     if backend == "matplotlib":
         line = next(line for line in figure.axes[0].lines if line.get_label() == "Pareto front")
         found, steps = np.column_stack(line.get_data()), line.get_drawstyle() == "steps-post"

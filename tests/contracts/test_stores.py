@@ -192,7 +192,7 @@ def _flip(path):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda path: _set_schema(path, "lowland.surface/2"), "newer"),
+        (lambda path: _set_schema(path, "lowland.surface/3"), "newer"),
         (lambda path: _set_schema(path, "other.thing/1"), "not a result"),
         (lambda path: (path / "zarr.json").write_text("{"), "damaged"),
         (lambda path: (path / "zarr.json").unlink(), "no store"),

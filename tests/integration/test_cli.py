@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from lowland.cli.main import COMMANDS, main
+from lowland import results
+from lowland.cli.commands import COMMANDS
+from lowland.cli.main import main
+from lowland.cli.output import Output, Shown
 
 # What the installed command does. `python -m` would end by SIGINT instead of with 130 when the interrupt happens to arrive
 # inside exec of text, which imports do.
@@ -61,6 +64,62 @@ assert "torch" not in sys.modules and "matplotlib" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "default" in done.stdout
+    assert done.stdout.rstrip().endswith(f"Example: {COMMANDS[command].example}")
+    positional = COMMANDS[command].positional
+    assert f"[{positional.upper()}" in done.stdout if positional else "is short for" not in done.stdout
+
+
+QUICK = [
+    ([], 0, ""), (["--version"], 0, ""), (["srface", "x"], 2, "did you mean 'surface'?"),
+    (["surface", "{new}"], 2, "`run` must be the folder of a run"),
+    (["surface", "{foreign}"], 2, "`run` must hold the spec.yaml"),
+    (["surface", "{new}", "--pionts", "3"], 2, "did you mean --points?"),
+    (["surface", "{new}", "--points", "wide"], 2, "such as --points 51x51"),
+    (["surface", "{new}", "--engine", "warp"], 2, "`engine` must be a known name"),
+    (["surface"], 2, "`run` must be given"),
+    (["line", "{new}"], 2, "`run`"), (["line", "{new}", "--start", "1", "--stop", "0"], 2, "`start, stop`"),
+    (["trajectory", "{new}"], 2, "`run`"), (["curvature", "{new}"], 2, "`run`"),
+    (["curvature", "{new}", "--rho", "-1"], 2, "`rho` must be positive"),
+    (["report", "{new}"], 2, "`run`"), (["report"], 2, "`runs` must be given"),
+    (["figure", "{new}"], 2, "{new}"), (["figure", "{new}", "--colour", "x"], 2, "did you mean --color_map?"),
+    (["fit", "{new}", "--epochs", "many"], 2, "such as --epochs 30"), (["fit", "{new}", "--epochs"], 2, "a value"),
+    (["fit", "{foreign}"], 2, "`folder` must be new, empty or the folder of this run"),
+    (["fit", "{new}", "--config", "li-resnet57"], 2, "did you mean 'li-resnet56'"),
+    (["fit", "{new}", "--scale", "tiny"], 2, "`scale` must be one of full, small (got 'tiny')"),
+    (["study"], 2, "`methods` must name at least one method"), (["study", "{new}.yaml"], 2, "`config`"),
+    (["recommend", "--seeds", "1"], 2, "`seeds, fresh`"), (["demo", "--seeds", "1"], 2, "`seeds` must be at least 2"),
+    (["list", "method"], 2, "did you mean 'methods'"), (["list", "recipes", "engines", "metrics"], 0, ""),
+    (["doctor", "--jsn"], 2, "did you mean --json?"),
+]  # fmt: skip
+
+
+def test_bad_input_is_answered_before_torch_is_imported(tmp_path):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "letter.txt").write_text("keep me")
+    places = {"new": str(tmp_path / "new"), "foreign": str(tmp_path / "foreign")}
+    cases = [([word.format(**places) for word in words], code, text.format(**places)) for words, code, text in QUICK]
+    code = f"""
+import contextlib, io, sys, time
+from lowland.cli.main import main
+for words, code, text in {cases!r}:
+    shown = io.StringIO()
+    begun = time.process_time()
+    with contextlib.redirect_stderr(shown), contextlib.redirect_stdout(io.StringIO()):
+        assert main(words) == code, (words, shown.getvalue())
+    assert time.process_time() - begun < 1, words
+    assert text in shown.getvalue(), (words, shown.getvalue())
+    assert len(shown.getvalue().splitlines()) == (code != 0), shown.getvalue()
+    assert "torch" not in sys.modules, words
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_json_holds_no_numbers_that_are_not_finite(capsys):
+    Output(as_json=True).result(Shown({"a": float("nan"), "b": [1.5, float("-inf")], "c": {"d": (2, None)}}))
+    text = capsys.readouterr().out
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None], "c": {"d": [2, None]}}
 
 
 def test_fit_counts_both_passes_and_prints_json(run, capsys):
@@ -161,6 +220,15 @@ BAD = [
         "`model` must have an output for each of the 10 classes (got 7)",
     ),
     (["fit", "{new}", "--loss.name", "crossentropy"], "cross_entropy"),
+    (["fit", "{new}", "--optimizer.name", "adamm"], "did you mean 'adam'"),
+    (["fit", "{new}", "--optimizer.name", "lbfgs"], "asks for a closure"),
+    (
+        ["fit", "{new}", "--optimizer.name", "adam", "--optimizer.arguments.betes", "3"],
+        "`optimizer.arguments` must fit Adam",
+    ),
+    (["fit", "{new}", "--optimizer.arguments.momentum", "-3"], "`optimizer.arguments` must fit SGD"),
+    (["surface", "{run}", "--probes", "gradint"], "did you mean 'gradient'"),
+    (["surface", "{run}", "--risk.metrics", "acuracy"], "did you mean 'accuracy'"),
     (["fit", "{new}", "--loss.label_smoothing", "2"], "`loss.label_smoothing`"),
     (["surface", "{new}"], "`run` must be the folder of a run"),
     (["surface", "{foreign}"], "`run` must hold the spec.yaml"),
@@ -199,9 +267,58 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, run, tmp_p
     assert sorted(str(path) for path in run.rglob("*")) == before
 
 
-def test_another_spec_in_the_same_folder_is_refused(run, capsys):
-    assert main(["fit", str(run), *SMALL, "--seed", "5"]) == 2
-    assert "another spec" in capsys.readouterr().err
+def test_another_spec_in_the_same_folder_is_refused_and_what_differs_is_named(run, capsys):
+    sam = ["--optimizer.method", "sam", "--optimizer.options.rho", "0.2"]
+    assert main(["fit", str(run), *SMALL, "--seed", "5", *sam]) == 2
+    told = capsys.readouterr().err
+    assert "another spec" in told and "seed is 0 there and 5 here" in told
+    assert "optimizer.options.rho is 0.1 there and 0.2 here" in told and "only --epochs may grow" in told
+
+
+def test_a_finished_run_goes_on_to_the_bits_of_a_longer_one(tmp_path, capsys):
+    words = [*SMALL, "--schedule.kind", "constant", "--quiet"]
+    short, whole = str(tmp_path / "short"), str(tmp_path / "whole")
+    assert main(["fit", short, *words, "--epochs", "1"]) == 0
+    assert main(["fit", short, *words, "--epochs", "3"]) == 0
+    assert main(["fit", whole, *words, "--epochs", "3"]) == 0
+    weights = [next((Path(run) / "checkpoints").glob("step-*.safetensors")) for run in (short, whole)]
+    assert weights[0].name == weights[1].name and weights[0].read_bytes() == weights[1].read_bytes()
+    results = [json.loads((Path(run) / "result.json").read_text()) for run in (short, whole)]
+    assert results[0]["test"] == results[1]["test"] and results[0]["steps"] == results[1]["steps"]
+    assert main(["fit", short, *words, "--epochs", "2"]) == 2
+    assert "epochs is 3 there and 2 here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--loss.method", "mesa", "--schedule.kind", "constant"]], ids=["cosine", "mesa"])
+def test_a_run_that_is_planned_by_its_length_is_not_lengthened(more, tmp_path, capsys):
+    run = str(tmp_path / "run")
+    assert main(["fit", run, *SMALL, "--epochs", "1", *more, "--quiet"]) == 0
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path(run).rglob("*"))
+    assert main(["fit", run, *SMALL, "--epochs", "2", *more]) == 2
+    assert "`epochs` must stay 1 in this folder" in capsys.readouterr().err
+    assert sorted((path, path.stat().st_mtime_ns) for path in Path(run).rglob("*")) == before
+
+
+def margin(output, batch):
+    two = output.topk(2, 1).values
+    return two[:, 0] - two[:, 1]
+
+
+def test_probes_metrics_and_optimizers_of_torch_can_be_chosen(run, tmp_path, capsys):
+    chosen = ["--probes", "gradient,lowland.landscape:GradientNorm", "--risk.metrics", f"accuracy,{__name__}:margin"]
+    sys.modules.setdefault(__name__, sys.modules[margin.__module__])
+    assert (
+        main(["surface", str(run), "--points", "2x2", *chosen[:1], "gradient", *chosen[2:], "--name", "own", "--quiet"])
+        == 0
+    )
+    stored = results.open(run / "surfaces" / "own.zarr")
+    assert {"loss", "accuracy", "margin", "gradient_norm"} <= set(stored.data_vars)
+    assert main(["surface", str(run), "--points", "2x2", *chosen[:2], "--name", "twice"]) == 2
+    assert "`probes`" in capsys.readouterr().err
+    words = ["--optimizer.name", "RMSprop", "--optimizer.arguments", "{alpha: 0.9}", "--optimizer.method", "sam"]
+    assert main(["fit", str(tmp_path / "a"), *SMALL, "--epochs", "1", *words, "--quiet"]) == 0
+    words = ["--optimizer.name", "torch.optim:Adam", "--optimizer.arguments.betas", "[0.8, 0.9]"]
+    assert main(["fit", str(tmp_path / "b"), *SMALL, "--epochs", "1", *words, "--quiet"]) == 0
 
 
 def test_damaged_checkpoints_are_refused_and_left_alone(run, tmp_path, capsys):

@@ -21,7 +21,7 @@ def test_a_broken_map_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert (whole.products > 0).all() and whole.products.std() > 0
 
     def stop(event: Any) -> None:
-        if event.kind == "rows" and event.done >= 12:
+        if event.kind == "progress" and event.done >= 12:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

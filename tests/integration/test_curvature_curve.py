@@ -15,12 +15,11 @@ from lowland import optim
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import extreme_eigenvalues, stability
-from lowland.report import read_run
 from lowland.report.dynamics import training_section
-from lowland.results.run_folder import read_metrics
-from lowland.training import CurvatureCurve, Hook, Run, fit
+from lowland.results import Run
+from lowland.training import CurvatureCurve, FitState, Hook, fit
 from lowland.workflows import DataSpec, FitSpec, ModelSpec
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -36,7 +35,7 @@ class Cold(Hook):
     def __init__(self) -> None:
         self.values: dict[int, tuple[float, float]] = {}
 
-    def on_step_end(self, run: Run) -> None:
+    def on_step_end(self, run: FitState) -> None:
         part = run.data.train
         risk = EmpiricalRisk(run.model, nn.CrossEntropyLoss(), list(part.batches(40)))
         ends = extreme_eigenvalues(risk, max_products=60)
@@ -55,7 +54,7 @@ class StopAt(Hook):
     def __init__(self, step: int | None) -> None:
         self.step = step
 
-    def on_step_end(self, run: Run) -> None:
+    def on_step_end(self, run: FitState) -> None:
         if run.step == self.step:
             raise Stop
 
@@ -93,7 +92,7 @@ def test_a_stopped_run_goes_on_with_the_same_curve(tmp_path: Path) -> None:
     again = CurvatureCurve(every_steps=2)
     trained(again, StopAt(None), folder=tmp_path / "cut")
     assert repr([{**row, "seconds": 0} for row in again.rows]) == repr([{**row, "seconds": 0} for row in whole.rows])
-    columns = read_metrics(tmp_path / "whole" / "metrics.csv")
+    columns = Run(tmp_path / "whole").metrics
     assert [row["lambda_max"] for row in columns] == [whole.rows[k]["lambda_max"] for k in (2, 5, 7, 10)]
     lines = (tmp_path / "cut" / "curvature.csv").read_text().splitlines()
     assert lines[0].startswith("step,lambda_max,") and len(lines) == 1 + len(whole.rows)
@@ -117,9 +116,9 @@ def test_a_spec_asks_for_the_curve_and_the_report_draws_it(tmp_path: Path) -> No
         fit_run(replace(spec, epochs=2))
     assert not (tmp_path / "run").exists()
     fit_run(spec)
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = Run(tmp_path / "run").metrics
     assert all(row["lambda_max"] > 0 for row in rows)
     ratios = [row["stability"] for row in rows if "stability" in row]
     assert ratios and "stability" not in rows[0] and min(ratios[:-1], default=1.0) > 0
-    section = training_section([read_run(tmp_path / "run")])
+    section = training_section([Run(tmp_path / "run")])
     assert section is not None and "largest Hessian eigenvalue" in repr(section)

@@ -21,8 +21,8 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.core.types import Batch
 from lowland.data import DataSplits, Indexed, TensorData
 from lowland.losses import TrainingLoss
-from lowland.results import SnapshotReader
-from lowland.training import FitResult, Hook, Run, Schedule, Snapshots, fit, read_metrics
+from lowland.results import Run, SnapshotReader
+from lowland.training import FitResult, FitState, Hook, Schedule, Snapshots, fit
 
 Options = dict[str, Any]
 
@@ -105,7 +105,7 @@ class KillAt(Hook):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_step_end(self, run: Run) -> None:
+    def on_step_end(self, run: FitState) -> None:
         if run.step == self.step:
             raise Killed
 
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
     steps: list[int] = []
 
     class Count(Hook):
-        def on_step_end(self, run: Run) -> None:
+        def on_step_end(self, run: FitState) -> None:
             steps.append(run.step)
 
     assert_same(whole, run(tmp_path / "cut", hooks=[Count()], **options))
@@ -254,7 +254,7 @@ def test_averaged_weights_are_chosen_tested_and_have_their_own_batch_norm_statis
     seen: list[dict[str, Tensor]] = []
 
     class Watch(Hook):
-        def on_epoch_end(self, run: Run) -> None:
+        def on_epoch_end(self, run: FitState) -> None:
             seen.append({k: v.clone() for k, v in run.model.state_dict().items()})
 
     result = fit(
@@ -271,7 +271,7 @@ def test_the_chosen_epoch_is_the_best_on_validation_and_its_weights_are_those_te
     seen: dict[int, dict[str, Tensor]] = {}
 
     class Watch(Hook):
-        def on_epoch_end(self, run: Run) -> None:
+        def on_epoch_end(self, run: FitState) -> None:
             seen[run.epoch] = {k: v.clone() for k, v in run.model.state_dict().items()}
 
     result = run(epochs=8, hooks=[Watch()])
@@ -291,7 +291,7 @@ def test_snapshots_follow_the_trajectory_and_survive_a_kill(tmp_path: Path) -> N
         def __init__(self) -> None:
             self.weights: dict[int, Tensor] = {}
 
-        def on_step_end(self, run: Run) -> None:
+        def on_step_end(self, run: FitState) -> None:
             self.weights[run.step] = run.model[0].weight.detach().clone()  # type: ignore[index]
 
     keep = Keep()
@@ -311,7 +311,7 @@ def test_snapshots_follow_the_trajectory_and_survive_a_kill(tmp_path: Path) -> N
 
 def test_the_folder_holds_readable_numbers_and_one_checkpoint(tmp_path: Path) -> None:
     result = run(tmp_path / "run")
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    rows = Run(tmp_path / "run").metrics
     assert rows == [{k: float(v) for k, v in row.items()} for row in result.rows]
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary["epoch"] == result.epoch and summary["test"] == result.test

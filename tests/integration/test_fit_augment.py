@@ -13,12 +13,12 @@ from tests.integration.test_fit import KillAt, Killed, assert_same
 from lowland import data, losses, models, optim, training
 from lowland.cli.main import main
 from lowland.core.errors import CheckpointError, InputError
-from lowland.study.plan import apply, check_changes
+from lowland.study.plan import apply_changes, check_changes
 from lowland.training import Hook
 from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
 from lowland.workflows.build import build_augment
-from lowland.workflows.folder import RunFolder
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import fit as fit_run
+from lowland.workflows.sources import open_run
 
 PARTS: dict[str, list[Any]] = {
     "crop, cutout": ["crop", {"name": "cutout", "size": 4, "probability": 0.5}],
@@ -72,12 +72,12 @@ def spec(folder: Path, **options: Any) -> FitSpec:
 
 def test_the_spec_trains_with_its_augmentation_as_the_loop_does(tmp_path: Path) -> None:
     plain, crop, again = (
-        fit_run(spec(tmp_path / name, augment=parts)).result()
+        fit_run(spec(tmp_path / name, augment=parts)).result
         for name, parts in (("plain", []), ("crop", ["crop"]), ("again", [{"name": "crop", "padding": 4}]))
     )
     assert plain["chosen"]["train_loss"] != crop["chosen"]["train_loss"]
     assert crop["chosen"]["train_loss"] == again["chosen"]["train_loss"] and crop["test"] == again["test"]
-    kept = RunFolder(tmp_path / "crop").spec
+    kept = open_run(tmp_path / "crop").source.spec
     assert kept.augment == ["crop"]
     with pytest.raises(InputError, match="another spec"):
         fit_run(replace(kept, augment=["flip"]))
@@ -93,15 +93,13 @@ def test_saf_takes_mixed_samples_by_pair_or_not_at_all(tmp_path: Path) -> None:
     matched = replace(loss, options={**loss.options, "mixed": "match"})
     folder = fit_run(spec(tmp_path / "match", augment=["mixup"], loss=matched))
     assert folder.finished
-    rates = [
-        training.read_metrics(tmp_path / name / "metrics.csv")[-1]["loss_saf_hit_rate"] for name in ("crop", "match")
-    ]
+    rates = [open_run(tmp_path / name).metrics[-1]["loss_saf_hit_rate"] for name in ("crop", "match")]
     assert rates[0] == 1.0 and 0.0 <= rates[1] < 1.0  # pairs seldom come again
 
 
 def test_mesa_teaches_on_mixed_images(tmp_path: Path) -> None:
     folder = fit_run(spec(tmp_path / "m", augment=["cutmix"], loss=LossSpec(method="mesa", options={"start": 1})))
-    assert training.read_metrics(folder.path / "metrics.csv")[-1]["loss_mesa_kl"] > 0
+    assert folder.metrics[-1]["loss_mesa_kl"] > 0
 
 
 @pytest.mark.parametrize(
@@ -157,7 +155,7 @@ def test_a_study_changes_augmentation_between_its_parts_only() -> None:
     from tests.study_cases import tiny_study
 
     assert parse(StudySpec, ["--base.augment", "[crop]"])[0].base.augment == ["crop"]
-    made = apply(FitSpec(), {"augment": ["crop", {"name": "cutout", "size": 4}]}, "variants.a")
+    made = apply_changes(FitSpec(), {"augment": ["crop", {"name": "cutout", "size": 4}]}, "variants.a")
     assert made.augment == ["crop", {"name": "cutout", "size": 4}]
     check_changes(tiny_study("s", variants={"plain": {}, "crop": {"augment": ["crop"]}}))
     with pytest.raises(InputError, match=r"methods\.CROP\.augment"):

@@ -13,8 +13,8 @@ from tests.integration.test_fit import double_splits, plain_network
 from torch import nn
 
 from lowland import optim
-from lowland.training import Hook, Run, Snapshots, fit, read_weights
-from lowland.workflows.measure import leave_processes
+from lowland.training import FitState, Hook, Snapshots, fit, read_weights
+from lowland.workflows.fitting import leave_processes
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,7 @@ class StopAt(Hook):
     def __init__(self, step: int | None) -> None:
         self.step = step
 
-    def on_step_end(self, run: Run) -> None:
+    def on_step_end(self, run: FitState) -> None:
         if run.step == self.step:
             os._exit(3)
 

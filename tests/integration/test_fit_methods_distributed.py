@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from lowland import losses, optim
 from lowland.core.errors import CheckpointError
 from lowland.data import Indexed, LoaderBatches
-from lowland.training import Hook, Run, fit, read_weights
+from lowland.training import FitState, Hook, fit, read_weights
 from lowland.training.processes import check_processes
-from lowland.workflows.measure import leave_processes
+from lowland.workflows.fitting import leave_processes
 
 pytestmark = pytest.mark.slow
 
@@ -184,13 +184,13 @@ def test_what_binds_a_run_to_its_number_of_processes():
         ),
     ]
     for reason, model, optimizer, loss in cases:
-        run = Run(model, optimizer, loss, double_splits(), None, 2, 5, 0, step=5, epoch=1)
+        run = FitState(model, optimizer, loss, double_splits(), None, 2, 5, 0, step=5, epoch=1)
         with pytest.raises(CheckpointError, match=reason):
             check_processes(run, batches, 1, 2)
         check_processes(run, batches, 2, 2)
     loaders = LoaderBatches(DataLoader(Indexed([(torch.zeros(5), 0)])), seed=0)
     with pytest.raises(CheckpointError, match="loader"):
-        check_processes(Run(plain, sgd(plain), cross_entropy(), double_splits(), None, 2, 5, 0), loaders, 1, 2)
+        check_processes(FitState(plain, sgd(plain), cross_entropy(), double_splits(), None, 2, 5, 0), loaders, 1, 2)
 
 
 def test_the_command_runs_under_torchrun_and_again_on_the_finished_run(tmp_path):

@@ -82,7 +82,7 @@ USES = {
     "ray": "from lowland.engine import ray; ray._connect(None, 1, 1, None)",
     "remote": "import lowland; lowland.results.open('s3://bucket/surface.zarr')",
     "data": "import lowland; lowland.data.load('digits')",
-    "robust": "from lowland.training import robustness; robustness._attack('fgsm', 0.1, 1, random_start=False)",
+    "robust": "from lowland.robustness.attacks import attacked; attacked(None, None, None, 0).__enter__()",
     "hf": "import lowland; lowland.models.create('huggingface', model_type='bert')",
     "augment": "from lowland.data.kornia import kornia_by_name; kornia_by_name('RandomErasing')",
     "lightning": "import lowland.integrations.lightning",
@@ -126,7 +126,7 @@ print(json.dumps([broken, said]))
         assert text.startswith("MissingExtra") and f'pip install "lowland[{extra}]"' in text, (extra, text)
 
 
-@pytest.mark.parametrize("room", ["", ".store", ".viz", ".report", ".spec", ".cli.main", ".cli.doctor"])
+@pytest.mark.parametrize("room", ["", ".results", ".viz", ".report", ".workflows", ".cli.main", ".cli.doctor"])
 def test_what_reads_and_draws_imports_no_torch_and_nothing_optional(room):
     done = python(f"import sys, lowland{room}\nprint(*sorted({{name.split('.')[0] for name in sys.modules}}))")
     assert done.returncode == 0, done.stderr

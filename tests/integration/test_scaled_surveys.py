@@ -17,6 +17,7 @@ from torch import nn
 
 from lowland import EmpiricalRisk, curvature, engine, landscape, results
 from lowland.core.errors import InputError, StoreError
+from lowland.landscape.grid import ordered
 
 ENGINES = {
     "processes:1": lambda: engine.Processes(1, threads=1),
@@ -83,6 +84,51 @@ def test_a_convexity_map_hands_its_warm_starts_on(name):
     alone = survey("serial", shape=(4, 4), probes=probes)
     assert same(survey(name, shape=(4, 4), probes=probes, chunk=2), alone)
     assert len(set(alone["products"].values.ravel())) > 1  # some were warm and needed fewer
+
+
+class Chain:
+    """Counts the ancestors of a point by what its parent handed on; fails or kills its process where told."""
+
+    names, warm_start = ("ancestors",), True
+
+    def __init__(self, failing=None, kill=False):
+        self.failing, self.kill = failing, kill
+
+    def describe(self):
+        return {"probe": "chain"}
+
+    def __call__(self, risk, parent):
+        if self.failing is not None and abs(risk.model.body[0].weight[0, 0, 0, 0].item() - self.failing) < 1e-6:
+            if self.kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("no value here")
+        count = 0.0 if parent is None else float(parent["count"][0]) + 1
+        return {"ancestors": count, "count": np.array([count])}
+
+
+def ancestors(where, failing):
+    """What `Chain` must give: along the grid's parents, from nought again below a point that failed."""
+    found = {}
+    for index, parent in ordered(where, parents=True):
+        found[index] = np.nan if index == failing else found[parent] + 1 if found.get(parent, np.nan) >= 0 else 0.0
+    return np.array([found[index] for index in range(where.size)]).reshape(where.shape)
+
+
+@pytest.mark.parametrize("name", ["serial", "processes:2"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_every_child_gets_its_parent_s_arrays_and_none_where_that_failed(name, chunk):
+    where = landscape.grid(9, 9, extent=1.0)
+    assert (survey(name, shape=(9, 9), probes=[Chain()], chunk=chunk)["ancestors"] == ancestors(where, None)).all()
+    parent = 20  # has children, and parents
+    risk = make_risk()
+    plane = landscape.random_plane(risk.model, seed=0)
+    axes = [axis.values["body.0.weight"][0, 0, 0, 0].item() for axis in plane.axes]
+    start = risk.model.body[0].weight[0, 0, 0, 0].item()
+    there = start + sum(a * x for a, x in zip(axes, where.coordinates(parent), strict=True))
+    probes = [Chain(failing=there, kill=name != "serial")]
+    found = survey(name, shape=(9, 9), probes=probes, chunk=chunk)
+    assert int((found["status"] == 3).sum()) == 1 and found["status"].values.ravel()[parent] == 3
+    np.testing.assert_array_equal(found["ancestors"], ancestors(where, parent))
 
 
 def test_the_model_in_this_process_is_left_alone_and_workers_are_kept_for_a_refinement(monkeypatch):

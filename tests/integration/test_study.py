@@ -11,18 +11,17 @@ from rich.console import Console
 from tests.study_cases import METHODS, base_run, tiny_study
 
 from lowland.cli.main import main
-from lowland.cli.study import LiveOutput
+from lowland.cli.studies import LiveOutput
 from lowland.core.errors import InputError, LowlandError
 from lowland.engine import Event
+from lowland.results import Run
 from lowland.study import compare_methods, recommend, run_study, work, write_report
 from lowland.study.compare import check_same_data, page_of
 from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint
-from lowland.study.plan import Job, apply
+from lowland.study.plan import Job, apply_changes
 from lowland.study.run import check_study
 from lowland.study.work import Failure
-from lowland.training import read_metrics
 from lowland.workflows import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
-from lowland.workflows.folder import RunFolder
 
 
 def rows_of(study):
@@ -55,27 +54,27 @@ class Killed(BaseException):
 
 def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path, monkeypatch):
     whole = run_study(tiny_study(tmp_path / "whole"))
-    ends, real = [], work.fit_run
+    ends, real = [], work.fit
 
     def dies(spec, *, on_event=None):
         def count(event):
             ends.append(event.kind)
-            if ends.count("rows") == 8:  # in the third run, after its second epoch
+            if ends.count("progress") == 8:  # in the third run, after its second epoch
                 raise Killed
             if on_event is not None:
                 on_event(event)
 
         return real(spec, on_event=count)
 
-    monkeypatch.setattr(work, "fit_run", dies)
+    monkeypatch.setattr(work, "fit", dies)
     with pytest.raises(Killed):
         run_study(tiny_study(tmp_path / "killed"))
-    monkeypatch.setattr(work, "fit_run", real)
+    monkeypatch.setattr(work, "fit", real)
     trained = []
     again = run_study(tiny_study(tmp_path / "killed"), on_run=lambda job, failure: trained.append(job.key))
     assert len(trained) == 8
     for one, other in zip(whole.jobs["epochs"], again.jobs["epochs"], strict=True):
-        first, second = (read_metrics(RunFolder(job.spec.folder).path / "metrics.csv") for job in (one, other))
+        first, second = (Run(job.spec.folder).metrics for job in (one, other))
         for left, right in zip(first, second, strict=True):
             assert left | {"seconds": 0} == right | {"seconds": 0}
     assert [row.values for row in compare_methods(whole)] == [row.values for row in compare_methods(again)]
@@ -83,25 +82,25 @@ def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path
 
 def test_a_finished_study_trains_nothing(tmp_path, monkeypatch):
     run_study(tiny_study(tmp_path / "s"))
-    monkeypatch.setattr(work, "fit_run", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr(work, "fit", lambda *a, **k: pytest.fail("trained again"))
     assert len(rows_of(run_study(tiny_study(tmp_path / "s")))) == 2
 
 
 def test_a_failed_run_is_shown_decides_nothing_and_is_tried_again(tmp_path, monkeypatch):
-    real = work.fit_run
+    real = work.fit
 
     def fails(spec, *, on_event=None):
         if spec.seed == 1 and spec.optimizer.method == "sam":
             raise RuntimeError("the machine caught fire")
         return real(spec, on_event=on_event)
 
-    monkeypatch.setattr(work, "fit_run", fails)
+    monkeypatch.setattr(work, "fit", fails)
     study = run_study(tiny_study(tmp_path / "s"))
     row = rows_of(study)["epochs", "SAM"]
     assert list(row.values) == [0, 2, 3] and "caught fire" in row.failed[1]
     assert row.verdict == "undecided" and "failed" in row.reason
     assert "caught fire" in write_report(study).read_text(encoding="utf-8")
-    monkeypatch.setattr(work, "fit_run", real)
+    monkeypatch.setattr(work, "fit", real)
     healed = rows_of(run_study(tiny_study(tmp_path / "s")))["epochs", "SAM"]
     assert not healed.failed and len(healed.values) == 4
 
@@ -123,7 +122,7 @@ def test_the_search_tries_as_much_for_every_method_and_never_sees_the_test_part(
     for path in (tmp_path / "s" / "trials").glob("*/*/result.json"):
         result = json.loads(path.read_text())
         assert result["test"]["accuracy"] == result["chosen"]["validation_accuracy"]
-        assert result["recipe"]["data"] != RunFolder(job.spec.folder).result()["recipe"]["data"]
+        assert result["recipe"]["data"] != Run(job.spec.folder).result["recipe"]["data"]
     assert [len(scores) for scores in page_of(study).best_of.values()] == [2, 2]
 
 
@@ -169,7 +168,7 @@ def test_processes_give_the_same_numbers(tmp_path):
 
 def test_every_endpoint_reads_a_number(tmp_path):
     folder = run_study(tiny_study(tmp_path / "s", seeds=2)).jobs["epochs"][0].spec.folder
-    rows = read_metrics(RunFolder(folder).path / "metrics.csv")
+    rows = Run(folder).metrics
     levels = ("steps_to_loss", "passes_to_loss", "restricted_steps_to_loss", "reached_loss")
     threshold = {**dict.fromkeys(levels, ":9"), "loss_spikes": ":1.5"}
     values = {name: read_endpoint(folder, name + threshold.get(name, "")) for name in ENDPOINTS}
@@ -236,7 +235,7 @@ def test_the_folder_of_another_study_is_refused(tmp_path):
 
 def test_runs_on_other_data_are_not_compared(tmp_path):
     one = run_study(tiny_study(tmp_path / "a", seeds=2)).jobs["epochs"][0]
-    other = apply(base_run(), {"data.options.spread": 0.5}, "base")
+    other = apply_changes(base_run(), {"data.options.spread": 0.5}, "base")
     two = run_study(tiny_study(tmp_path / "b", seeds=2, base=other)).jobs["epochs"][0]
     with pytest.raises(InputError, match="share their data"):
         check_same_data([job.spec.folder for job in (one, two)])
@@ -247,14 +246,14 @@ def test_curvature_in_two_modes_or_of_two_sample_sizes_is_not_mixed(tmp_path, mo
     study = run_study(tiny_study(tmp_path / "s", seeds=2, survey=SurveySpec(curvature=2)))
     from lowland.study import compare as module
 
-    real, modes = module.store.open, iter([*values, values[0], values[0]])
+    real, modes = module.results.open, iter([*values, values[0], values[0]])
 
     def opened(path):
         found = real(path)
         found.attrs[name] = next(modes)
         return found
 
-    monkeypatch.setattr(module.store, "open", opened)
+    monkeypatch.setattr(module.results, "open", opened)
     with pytest.raises(InputError, match="one batch-norm mode"):
         page_of(study)
 
@@ -290,7 +289,7 @@ def test_a_live_table_stands_above_bars_with_the_time_left(tmp_path):
     output._console = Console(file=screen, force_terminal=True, width=140)
     with output:
         run_study(tiny_study(tmp_path / "s", seeds=2), progress=output.progress, on_run=output.on_run)
-        output.progress("equal epochs")(Event("rows", 4, 12, 10.0, 65.0, 0.4))
+        output.progress("equal epochs")(Event("progress", 4, 12, 10.0, 65.0, 0.4))
         output.on_run(Job("epochs", "", "SAM", 2, base_run()), Failure("it broke"))
     text = screen.getvalue()
     assert "epochs SGD" in text and "epochs SAM" in text and "mean test_accuracy" in text

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from lowland.core.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.core.pace import Clock, Pace
+from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 
 
 def test_pace_of_this_session_alone():

@@ -18,7 +18,6 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import check
 from lowland.curvature import (
     Measure,
-    at_matched_loss,
     average_case_sharpness,
     logits_normalized,
     protocol_risk,
@@ -28,6 +27,7 @@ from lowland.curvature import (
 )
 from lowland.curvature.protocol import metric
 from lowland.curvature.worst_case import _checkpoints
+from lowland.results import at_matched_loss
 
 
 def quadratic(weights: list[float], stiffness: list[float]) -> EmpiricalRisk:

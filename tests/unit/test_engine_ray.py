@@ -13,7 +13,7 @@ import time
 
 import psutil
 import pytest
-from tests.engine_cases import Network, alive, bits, grid, values
+from tests.engine_cases import Late, Network, alive, bits, grid, in_waves, values
 
 from lowland.core import errors
 from lowland.core.errors import EngineError, InputError, MissingExtra
@@ -69,12 +69,12 @@ def test_bad_numbers():
 
 def test_versions_that_differ_are_named():
     here, there = {"torch": "2.13", "numpy": "2.0"}, {"torch": "2.6", "numpy": "2.0"}
-    assert "torch (2.13 here, 2.6 there)" in module._difference((here, there))
+    assert "torch (2.13 here, 2.6 there)" in module._difference(here, there)
 
 
 def test_a_worker_of_another_version_does_not_begin():
-    kind, (here, there) = module._Actor().place(b"never unpacked", 1, {**module._versions(), "torch": "1.0"})
-    assert kind == "versions" and here["torch"] == "1.0" != there["torch"]
+    kind, text = module._Actor().place(b"never unpacked", 1, {**module._versions(), "torch": "1.0"})
+    assert kind == "refused" and f"torch (1.0 here, {module._versions()['torch']} there)" in text
 
 
 def test_sockets_of_this_process_are_listed():
@@ -92,9 +92,9 @@ def test_sockets_of_this_process_are_listed():
 @pytest.mark.parametrize("workers", [4, 1, 2])
 def test_the_same_bits_as_one_process_alone(workers, cluster, caplog):
     with caplog.at_level(logging.INFO, "lowland.engine.ray"):
-        found = values(Ray(workers=workers, threads=1), Network(), grid(30), chunk=3)
-    assert bits(found) == bits(values(Serial(), Network(), grid(30)))
-    assert {row.values["threads"] for row in found.values()} == {1.0}
+        found = in_waves(Ray(workers=workers, threads=1), Network(), grid(30), chunk=3)
+    assert bits(found) == bits(in_waves(Serial(), Network(), grid(30))) and len(bits(found)) == 30
+    assert {result.value["threads"] for result in found.values()} == {1}
 
 
 @pytest.mark.slow
@@ -117,7 +117,7 @@ def actors():
 
 @pytest.mark.slow
 def test_workers_killed_at_random(cluster):
-    todo, rng = grid(200), random.Random(1)
+    todo, rng, task = grid(200), random.Random(1), Network(seconds=0.1)
     killed, done, stop = [], {}, threading.Event()
 
     def kill():
@@ -129,8 +129,9 @@ def test_workers_killed_at_random(cluster):
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        for rows in Ray(workers=2, threads=1).run(Network(seconds=0.1), todo, chunk=3):
-            done.update({row.index: row for row in rows})
+        for result in Ray(workers=2, threads=1).map(task.setup, task, Late(todo, {}), chunk=3):
+            assert result.index not in done
+            done[result.index] = result
     finally:
         stop.set()
         thread.join()
@@ -139,9 +140,9 @@ def test_workers_killed_at_random(cluster):
 
 
 @pytest.mark.slow
-def test_a_point_that_kills_its_worker_is_given_up_alone(cluster):
+def test_an_item_that_kills_its_worker_is_given_up_alone(cluster):
     found = values(Ray(workers=2, threads=1), Network(kills=(7,)), grid(11), chunk=4)
-    assert [i for i, row in found.items() if row.failed] == [7]
+    assert [i for i, result in found.items() if result.failed] == [7]
     assert "was lost" in found[7].error and "4 times" in found[7].error and found[7].traceback
 
 
@@ -156,21 +157,22 @@ class Counting(Scheduler):
         Counting.most = max(Counting.most, Counting.out)
         return chunk
 
-    def finished(self, rows):
+    def finished(self, count):
         Counting.out -= 1
-        super().finished(rows)
+        super().finished(count)
 
 
 @pytest.mark.slow
-def test_ten_thousand_points_leave_the_driver_s_memory_flat_and_no_backlog(cluster, monkeypatch):
-    monkeypatch.setattr("lowland.engine.worker_pool.Scheduler", Counting)
+def test_ten_thousand_items_leave_the_driver_s_memory_flat_and_no_backlog(cluster, monkeypatch):
+    monkeypatch.setattr("lowland.engine.pool.Scheduler", Counting)
     process, sizes, count = psutil.Process(), [], 0
-    for rows in Ray(workers=2, threads=1).run(Network(carry=2500), grid(10_000), chunk=8):  # 100 MB if all were kept
-        count += len(rows)
+    task, items = Network(carry=2500), Late(grid(10_000), {}, 1250)  # 100 MB each way if all were kept
+    for _ in Ray(workers=2, threads=1).map(task.setup, task, items, chunk=8):
+        count += 1
         if len(sizes) < count // 1000:
             sizes.append(process.memory_info().rss)
     assert count == 10_000
-    # after the first half, in which Ray's and the allocator's own pools fill; keeping all rows would add 50 MB
+    # after the first half, in which Ray's and the allocator's own pools fill; keeping all would add 50 MB
     assert sizes[-1] - sizes[4] < 12.5e6
     assert 0 < Counting.most <= AHEAD * 2
 
@@ -178,20 +180,19 @@ def test_ten_thousand_points_leave_the_driver_s_memory_flat_and_no_backlog(clust
 _DRIVER = """
     import sys, time, logging
     from contextlib import contextmanager
-    from lowland.engine import Point, Ray, Row
+    from lowland.engine import Ray
 
-    class Slow:
-        @contextmanager
-        def placed(self):
-            yield
+    @contextmanager
+    def setup():
+        yield
 
-        def __call__(self, context, points, parents):
-            time.sleep(0.2)
-            return [Row(point.index, {"value": point.coordinates[0]}) for point in points]
+    def slow(context, items):
+        time.sleep(0.2)
+        return items
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for rows in Ray(workers=1).run(Slow(), [Point(i, (float(i),)) for i in range(1000)]):
-        print(*[row.values["value"] for row in rows], flush=True)
+    for result in Ray(workers=1).map(setup, slow, [float(i) for i in range(1000)]):
+        print(result.value, flush=True)
 """
 
 

@@ -25,8 +25,8 @@ from lowland.core.errors import CheckpointError, InputError, LowlandError, Store
 from lowland.core.schema import new_surface
 from lowland.data.local import read_archive_member, read_idx, read_plain_pickle
 from lowland.models.weights import decode_pickle, decode_safetensors, read_weights
-from lowland.report import read_run
-from lowland.results.run_folder import read_metrics, read_result
+from lowland.opening import open_runs
+from lowland.results import Run
 from lowland.training import CheckpointFolder
 from lowland.training.checkpoint import to_safetensors
 
@@ -256,6 +256,19 @@ def test_checkpoints_of_runs(keys, value, changes, checkpoint, tmp_path):
     assert answers(lambda: CheckpointFolder(folder).load(), CheckpointError)
 
 
+def everything(folder):
+    run = open_runs([folder])[0]
+    assert "Run(" in repr(run) and run._repr_html_()  # whatever is damaged
+    return [
+        run.metrics,
+        run.number("test_loss"),
+        run.number("momentum"),
+        run.method,
+        run.spec.identity("loss"),
+        run.last("x"),
+    ]
+
+
 @FEW
 @given(changes=damages(), name=st.sampled_from(["metrics.csv", "result.json", "spec.yaml"]))
 def test_plain_files_of_runs(changes, name, tmp_path):
@@ -267,9 +280,9 @@ def test_plain_files_of_runs(changes, name, tmp_path):
     for file, data in whole.items():
         (tmp_path / file).write_bytes(damaged(data, changes) if file == name else data)
     for read in (
-        lambda: read_metrics(tmp_path / "metrics.csv"),
-        lambda: read_result(tmp_path),
-        lambda: read_run(tmp_path),
+        lambda: Run(tmp_path).metrics,
+        lambda: Run(tmp_path).result,
+        lambda: everything(tmp_path),
     ):
         assert answers(read, InputError)
 
@@ -280,7 +293,7 @@ def test_reports_on_runs_with_other_contents(content, part, tmp_path):
     (tmp_path / "metrics.csv").write_text("epoch\n1\n")
     for name in ("result.json", "spec.yaml"):
         (tmp_path / name).write_text(json.dumps(content) if name == part else "{}")
-    assert answers(lambda: read_run(tmp_path), InputError)
+    assert answers(lambda: everything(tmp_path), InputError)
 
 
 @FEW

@@ -214,8 +214,8 @@ def bytes_held(plane):
     known = {t.data_ptr() for t in model.parameters()}
     known |= {t.data_ptr() for axis in plane.axes for t in getattr(axis, "values", {}).values()}
     survey = landscape.surface_task.SurfaceTask({"": make_risk(model)}, (plane,), paired=False)
-    with survey.placed() as context:
-        held = [*context.base, *(t for axis in context.axes[0] if isinstance(axis, list) for t in axis)]
+    with survey.setup() as place:
+        held = [*place.base, *(t for axis in place.axes[0] if isinstance(axis, list) for t in axis)]
         return sum(t.untyped_storage().nbytes() for t in held if t.data_ptr() not in known)
 
 
@@ -344,7 +344,7 @@ def test_events_estimate_the_time():
     evaluate(make_risk(model), random_plane(model), grid(3, 3), on_event=events.append)
     assert events[0].kind == "started" and events[0].remaining > 0 and events[0].total == 9
     assert events[-1].kind == "done" and events[-1].rate > 0
-    assert [e.done for e in events if e.kind == "rows"] == list(range(1, 10))
+    assert [e.done for e in events if e.kind == "progress"] == list(range(1, 10))
 
 
 def test_a_store_of_anything_else_is_refused(tmp_path):

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from benchmarks.refinement import surface
+from scipy.interpolate import RBFInterpolator
 from torch import nn
 
 from lowland import landscape, results
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import Tolerance, autotune, evaluate, grid, random_line, random_plane
-from lowland.landscape.refine import interpolated, refine, too_far
+from lowland.landscape.refine import _Known, _left_out, _spread, interpolated, refine, too_far
 from lowland.landscape.surface_task import ComputeSettings, SurfaceTask
 
 MODULE = sys.modules["lowland.landscape.evaluate"]  # the package gives its function for this name
@@ -32,8 +34,14 @@ def picture(function, plane=None, tolerance=None, splits=1):
 
     found = refine(plane, tolerance or Tolerance(), measure)
     assert sorted(asked) == found.measured.tolist() and len(asked) + len(found.guessed) == plane.size
-    ratios = too_far(found.values - truth[found.guessed], truth[found.guessed], np.ptp(truth, 0), Tolerance())
-    return found, ratios
+    return found, off(found, truth, plane)
+
+
+def off(found, truth, plane):
+    """Return how far guessed values are off, in units of the tolerance."""
+    floor = 0.1 * np.abs(truth[plane.center()])
+    wanted = truth[found.guessed]
+    return too_far(found.values - wanted, wanted, np.ptp(truth, 0), floor, Tolerance())
 
 
 def basin(x, y):
@@ -102,27 +110,90 @@ def test_flat_and_broken_ground():
 def test_noise_as_large_as_bfloat16_may_have_is_not_chased():
     plane = grid(51, 51)
     truth = basin(plane.x[:, None], plane.y[None]).reshape(-1)
-    units = 1 / too_far(np.ones_like(truth), truth, np.ptp(truth), Tolerance())  # the tolerance at every point
+    floor = 0.1 * truth[plane.center()]
+    units = 1 / too_far(np.ones_like(truth), truth, np.ptp(truth), floor, Tolerance())  # the tolerance at every point
     measured = truth + 0.4 * units * np.random.default_rng(2).uniform(-1, 1, truth.size)
     found = refine(plane, Tolerance(), lambda i: measured[i][:, None])
-    ratios = too_far(found.values[:, 0] - truth[found.guessed], truth[found.guessed], np.ptp(truth), Tolerance())
-    assert len(found.measured) < 200 and (ratios > 1).sum() < 0.01 * plane.size
+    ratios = off(found, truth[:, None], plane)
+    assert len(found.measured) < 230 and (ratios > 1).sum() < 0.01 * plane.size
 
 
-def test_the_checks_are_kept_out_until_the_end_and_asked_once():
+def test_each_picture_is_checked_on_new_points_and_the_last_ones_change_no_other_pixel():
     calls = []
 
     def measure(indices):
-        calls.append(set(indices.tolist()))
+        calls.append(indices)
         return truth[indices][:, None]
 
     plane = grid(51, 51)
     truth = (basin(plane.x[:, None], plane.y[None]) + 0.2 * np.sin(7 * plane.x)[:, None]).reshape(-1)
-    found = refine(plane, Tolerance(safety=2), measure)  # so careless that more than one try is needed
+    found = refine(plane, Tolerance(safety=0.2), measure)  # so careless that more than one try is needed
     checks = [k for k, asked in enumerate(calls) if len(asked) == 59]
-    assert len(checks) == 1 and checks[0] < len(calls) - 1  # more was measured after them, and they stayed the same
-    assert calls[checks[0]] <= set(found.measured.tolist())
+    assert len(checks) > 1 and checks[-1] == len(calls) - 1  # nothing is measured after the picture was found good
     assert found.report["checked"] == 59
+    knots = np.setdiff1d(found.measured, calls[-1])
+    known = _Known(plane, Tolerance(), measure)
+    known.put(knots, truth[knots][:, None])
+    near = [known.predict(found.guessed) for known._scale in ("root", "plain")]
+    assert min(np.abs(guess - found.values).max() for guess in near) < 1e-9
+
+
+def test_checks_are_spread_over_the_levels_of_the_loss():
+    found, _ = picture(basin)
+    assert found.report["checked_where_lowest"] == 14 and found.report["failures_where_lowest"] == 0
+    chosen = _spread(np.arange(1000.0), 59, np.random.default_rng(0))
+    assert np.bincount(chosen // 250).tolist() == [15, 15, 15, 14] and len(set(chosen.tolist())) == 59
+
+
+def test_low_values_are_right_in_their_own_scale_where_the_loss_spans_decades():
+    """The tolerance was a share of the range there: 21 % of the pixels below 10 were off by more than 6 %."""
+
+    def risk(x, y):
+        return (1 + 0.6 * np.sin(9 * x) * np.cos(7 * y)) * np.exp(7 * (x**2 + y**2))
+
+    found, _ = picture(risk)
+    axis = grid(51).x
+    truth = risk(axis[:, None], axis[None]).reshape(-1)[found.guessed]
+    error = np.abs(found.values[:, 0] - truth) / truth
+    assert (error > 0.06).mean() < 0.01 and (error[truth < 10] > 0.06).mean() < 0.01
+    assert "values below 0.1 count as that" in found.report["statement"]
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(60, marks=pytest.mark.slow)])
+def test_isolated_peaks_ring_over_no_other_pixel(count):
+    """Checks that hit a peak became knots of the picture afterwards: 13 of 60 statements were false."""
+    axis = np.linspace(-1, 1, 51)
+    broken = 0
+    for seed in range(count):
+        truth = (0.05 + axis[:, None] ** 2 + axis[None] ** 2).reshape(-1)
+        truth[np.random.default_rng(seed).choice(2601, 16, replace=False)] += 2
+        found = refine(grid(51, 51), Tolerance(seed=seed), lambda i, truth=truth: truth[i][:, None])
+        broken += (off(found, truth[:, None], grid(51, 51)) > 1).mean() > found.report["share_bound"]
+    assert broken <= 0.05 * count
+
+
+@pytest.mark.parametrize(("function", "scale"), [
+    (lambda x, y: np.exp(9 * (x**2 + y**2)), "log"),
+    (lambda x, y: (x**2 + y**2 + 0.2) ** 3, "root"),
+    (lambda x, y: x**2 + 0.3 * y, "plain"),
+])  # fmt: skip
+def test_the_scale_is_the_one_in_which_the_loss_is_smoothest(function, scale):
+    plane = grid(17, 17)
+    values = function(plane.x[:, None], plane.y[None] + 0 * plane.x[:, None]).reshape(-1, 1)
+    known = _Known(plane, Tolerance(), lambda i: values[i])
+    known.add(np.arange(0, 289, 3))
+    known.choose_scale()
+    assert known._scale == scale
+
+
+def test_what_is_left_out_is_foretold_as_by_a_spline_through_the_others():
+    random = np.random.default_rng(0)
+    places, values = random.uniform(size=(25, 2)), random.normal(size=(25, 1))
+    found = _left_out(places) @ values
+    for left in range(25):
+        others = np.delete(np.arange(25), left)
+        guess = RBFInterpolator(places[others], values[others], kernel="quintic")(places[left : left + 1])
+        assert found[left, 0] == pytest.approx(values[left, 0] - guess[0, 0], rel=1e-6, abs=1e-9)
 
 
 def test_what_lies_around_a_broken_point_is_measured():
@@ -139,21 +210,16 @@ def test_what_is_measured_depends_on_nothing_but_the_values():
     assert not np.array_equal(first.measured, other.measured)
 
 
-@pytest.mark.slow
-def test_the_statement_is_true_as_often_as_it_says():
-    """Surfaces with about 5 % of wrong pixels must not be called good to 6.7 % more often than that allows."""
-    wrong = 0
-    for seed in range(20):
-        generator = np.random.default_rng(seed)
-        bumps = generator.uniform(-1, 1, (12, 2))
-
-        def function(x, y, bumps=bumps):
-            return basin(x, y) + sum(0.4 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.03**2) for a, b in bumps)
-
-        found, ratios = picture(function, tolerance=Tolerance(seed=seed))
+@pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_the_statement_is_true_as_often_as_it_says(count):
+    """Bowls, ripples, ridges, shelves and isolated peaks over 1 to 8 decades."""
+    plane, broken = grid(51, 51), 0
+    for seed in range(count):
+        truth = surface(seed).reshape(-1, 1)
+        found = refine(plane, Tolerance(seed=seed), lambda i, truth=truth: truth[i])
         if len(found.guessed):
-            wrong += (ratios > 1).mean() > found.report["share_bound"]
-    assert wrong <= 4  # 95 % of 20 and its sampling error
+            broken += (off(found, truth, plane) > 1).mean() > found.report["share_bound"]
+    assert broken <= 0.05 * count
 
 
 def test_other_metrics_stay_within_what_was_measured():
@@ -194,7 +260,10 @@ def test_a_refined_survey_says_what_was_measured_and_is_right(tmp_path):
     measured = found.status.values == 1
     assert 50 < measured.sum() < 400 and (found.status.values[~measured] == 2).all()
     np.testing.assert_array_equal(found.loss.values[measured], full.loss.values[measured])
-    ratios = too_far(found.loss.values - full.loss.values, full.loss.values, np.ptp(full.loss.values), Tolerance())
+    floor = 0.1 * float(full.loss[20, 20])
+    ratios = too_far(
+        found.loss.values - full.loss.values, full.loss.values, np.ptp(full.loss.values), floor, Tolerance()
+    )
     assert (ratios > 1).mean() < 0.01
     assert np.abs(found.accuracy - full.accuracy).max() < 0.2 and not np.isnan(found.accuracy).any()
     assert np.isnan(found.loss_se.values[~measured]).all() and not np.isnan(found.loss_se.values[measured]).any()
@@ -311,7 +380,7 @@ def test_the_trial_decides_once_and_stores_it(tmp_path):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_every_kernel_is_near_the_plain_one_and_restores(layout, precision, monkeypatch):
     chosen = ComputeSettings(batch_size=20, memory_format=layout, precision=precision)
-    monkeypatch.setattr(MODULE, "autotune", lambda *a, **k: (chosen, {}, []))
+    monkeypatch.setattr(MODULE, "autotune", lambda *a, **k: (chosen, {}, {}))
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
     before = [p.detach().clone() for p in model.parameters()]
@@ -340,15 +409,15 @@ def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
 def test_what_the_trial_measured_is_not_measured_again(monkeypatch):
     monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
     calls = []
-    one = SurfaceTask.__call__
+    one = SurfaceTask.measure
     monkeypatch.setattr(
-        SurfaceTask, "__call__", lambda s, c, p, q: calls.append((s.kernel.precision, p[0].index)) or one(s, c, p, q)
+        SurfaceTask, "measure", lambda s, c, p: calls.append((s.kernel.precision, p[0].coordinates)) or one(s, c, p)
     )
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
     plane, loose = random_plane(model), Tolerance(range=0.5, value=0.5)
     found = evaluate(risk, plane, grid(5, 5), precision="auto", refined=loose)
-    fast = [index for precision, index in calls if precision == "bfloat16"]
+    fast = [place for precision, place in calls if precision == "bfloat16"]
     assert len(fast) == len(set(fast)) == 25 and len(calls) == 25 + 9
     plain = evaluate(risk, plane, grid(5, 5), precision="bfloat16", refined=loose)
     for name in ("loss", "loss_se", "loss_difference_se", "accuracy", "status"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -293,3 +294,17 @@ def test_slope_over_losses_counts_what_training_met():
 def close(first: Run, second: Run) -> None:
     for one, other in zip(first.weights(), second.weights(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_multiplier_that_stays_near_0_is_told_once():
+    loss = LLR(nn.CrossEntropyLoss(), initial_loss=math.log(3))
+    output, target = torch.zeros(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])  # the loss stays at its start
+    told = []
+    for epoch in range(8):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            loss.epoch = epoch
+        told.append([str(one.message) for one in caught])
+        loss(output, target).backward()
+    assert [len(texts) for texts in told] == [0, 0, 0, 0, 0, 1, 0, 0]
+    assert "Sech(base=0.5)" in told[5][0]

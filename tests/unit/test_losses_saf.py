@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lowland.core.contexts import perturbed_pass
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, LowlandWarning
 from lowland.core.types import Batch
 from lowland.losses import SAF
 from lowland.losses.divergence import tempered_divergence
@@ -233,7 +233,58 @@ def test_a_loop_that_never_says_the_epoch_is_told_so():
         loss(logits(step), Batch(None, TARGET, IDS))
         with perturbed_pass():  # the second pass of SAM is no further sample
             loss(logits(step), Batch(None, TARGET, IDS))
-    with pytest.raises(InputError, match="16 samples in epoch 0 of 4"):
+    with pytest.warns(LowlandWarning, match="16 samples in epoch 0 of 4"):  # a sampler may draw so many
         loss(logits(3), Batch(None, TARGET, IDS))
+    with pytest.raises(InputError, match="204 samples in epoch 0 of 4"):
+        for step in range(50):
+            loss(logits(step), Batch(None, TARGET, IDS))
     loss.epoch = 1
     loss(logits(4), Batch(None, TARGET, IDS))
+
+
+def test_a_second_head_is_refused_and_one_loss_per_head_is_right():
+    main, aux = logits(0), logits(1)
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
+    loss.prepare(epochs=3, samples=4)
+    loss.epoch = 0
+    loss(main, Batch(None, TARGET, IDS))
+    with pytest.raises(InputError, match="a SAF of its own"):
+        loss(aux, Batch(None, TARGET, IDS))
+    each = [SAF(nn.CrossEntropyLoss(), look_back=1, start=1) for _ in range(2)]
+    for epoch in range(2):
+        for loss, output in zip(each, (main, aux), strict=True):
+            at(loss, epoch, output).backward()
+    assert all(abs(loss.epoch_log()["saf_kl"]) < 1e-7 for loss in each)  # nothing moved
+
+
+def test_a_sample_that_is_drawn_again_after_its_backward_pass_is_no_second_head():
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
+    loss.prepare(epochs=3, samples=4)
+    for epoch in range(2):
+        loss.epoch = epoch
+        for step in range(3):
+            loss(logits(step), Batch(None, TARGET, IDS)).backward()
+    assert loss.epoch_log()["saf_hit_rate"] == 1.0
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 3)], ids=str)
+def test_binary_labels_have_the_divergence_of_bernoulli(shape):
+    torch.manual_seed(0)
+    past, now = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    loss = SAF(nn.BCEWithLogitsLoss(), look_back=1, start=1, precision="float64", temperature=2.0)
+    labels = torch.ones(shape, dtype=torch.float64)
+    for epoch, output in enumerate((past.clone().requires_grad_(), now)):
+        loss.epoch = epoch
+        loss(output, Batch(None, labels, IDS)).backward()
+    p, q = torch.sigmoid(past / 2), torch.sigmoid(now.detach() / 2)
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum() / 4
+    assert loss.epoch_log()["saf_kl"] == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_one_number_of_a_regression_is_refused():
+    loss = SAF(nn.MSELoss(), look_back=1, start=1)
+    loss.epoch = 0
+    loss(torch.zeros(4, 1, requires_grad=True), Batch(None, torch.zeros(4, 1), IDS)).backward()
+    loss.epoch = 1
+    with pytest.raises(InputError, match="regression"):
+        loss(torch.zeros(4, 1, requires_grad=True), Batch(None, torch.zeros(4, 1), IDS))

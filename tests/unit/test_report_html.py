@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,13 +15,14 @@ from tests.report_cases import curvature, plane, run, spectrum, walk
 from lowland import report, results
 from lowland.core.errors import InputError, StoreError
 from lowland.core.schema import new_surface
+from lowland.opening import open_runs
 from lowland.report.comparison import comparison_table
 from lowland.report.curvature import curvature_section, lowest_eigenvalue
 from lowland.report.landscapes import landscapes_section
-from lowland.report.runs import Run
 from lowland.report.sections import Paragraph, Table
 from lowland.report.statistics import paired_interval, show, t_interval
 from lowland.report.trust import trust_box
+from lowland.results import Run
 from lowland.viz.paths import build_path
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&$title"
@@ -94,9 +94,8 @@ def test_six_runs_with_everything_stay_below_six_megabytes(tmp_path: Path) -> No
         rough = np.random.default_rng(k).random((51, 51))
         surface, path_plane = plane(51, 51), plane(25, 25)
         surface["loss"][:], surface["loss_se"][:] = surface["loss"] + rough, rough
-        one = run(f"run {k}", method=f"m{k}", seed=0, accuracy=0.9)
-        surfaces = {"random": surface, "trajectory": path_plane}
-        many.append(replace(one, surfaces=surfaces, trajectory=walk(200, seed=k), spec="x: 1\n" * 100))
+        parts = {"surfaces": {"random": surface, "trajectory": path_plane}, "trajectory": walk(200, seed=k)}
+        many.append(run(f"run {k}", method=f"m{k}", seed=0, accuracy=0.9, spec="x: 1\n" * 100, **parts))
     path = report.write(report.build(many), tmp_path / "six.html")
     assert path.stat().st_size <= 6_000_000
 
@@ -106,8 +105,8 @@ def test_the_same_runs_give_the_same_bytes(runs: list[Run]) -> None:
 
 
 def test_hostile_names_stay_text() -> None:
-    one = run(HOSTILE, method=HOSTILE, seed=0, accuracy=0.9)
-    evil = replace(one, spec=HOSTILE, surfaces={HOSTILE: plane(note=HOSTILE)})
+    surfaces = {HOSTILE: plane(note=HOSTILE)}
+    evil = run(HOSTILE, method=HOSTILE, seed=0, accuracy=0.9, spec=HOSTILE, surfaces=surfaces)
     text = report.render(
         report.build([evil, run("b", method="b", seed=0, accuracy=0.8)], title=HOSTILE, lead=[HOSTILE])
     )
@@ -124,7 +123,7 @@ def test_hostile_names_stay_text() -> None:
 
 
 def test_sections_appear_only_for_what_the_runs_contain() -> None:
-    bare = Run("bare", result={"test_accuracy": 0.5})
+    bare = Run(name="bare", result={"test_accuracy": 0.5})
     found = outline(report.render(report.build([bare])))
     assert found.headings == ["Comparison", "What cannot be compared", "Settings needed to repeat this"]
     assert "plotly.js v" not in report.render(report.build([bare]))
@@ -169,8 +168,8 @@ def test_matched_loss_takes_the_snapshot_of_equal_loss() -> None:
     early = {"step-10": curvature(0.11, top=55.0), "end": curvature(0.01, top=3.0)}
     early["sharpness"] = curvature(0.1).drop_vars(["lambda_max", "eigenvalue", "residual"])  # holds no eigenvalues
     early = {name: early[name] for name in ("sharpness", "step-10", "end")}
-    a = Run("a", curvature=early, result={"learning_rate": 0.1, "momentum": 0.9})
-    b = Run("b", curvature={"end": curvature(0.1, top=16.0)})
+    a = Run(name="a", curvature=early, result={"learning_rate": 0.1, "momentum": 0.9})
+    b = Run(name="b", curvature={"end": curvature(0.1, top=16.0)})
     section = curvature_section([a, b])
     assert section is not None
     matched = [block for block in section.blocks if isinstance(block, Table)][1]
@@ -183,7 +182,7 @@ def test_matched_loss_takes_the_snapshot_of_equal_loss() -> None:
 
 
 def test_curvature_always_comes_with_train_loss() -> None:
-    section = curvature_section([Run("a", curvature={"end": curvature(0.1)})])
+    section = curvature_section([Run(name="a", curvature={"end": curvature(0.1)})])
     assert section is not None
     table = section.blocks[0]
     assert isinstance(table, Table)
@@ -228,7 +227,9 @@ def test_lines_densities_and_convexity_maps_get_their_figures() -> None:
     line["loss"][:], line["status"][:] = 1.0 + line["x"] ** 2, 1
     surface = plane()
     surface["negative_curvature"] = np.sign(surface["loss"] - 2)
-    one = Run("a", surfaces={"line": line, "map": surface}, curvature={"density": spectrum(), "end": curvature(0.1)})
+    one = Run(
+        name="a", surfaces={"line": line, "map": surface}, curvature={"density": spectrum(), "end": curvature(0.1)}
+    )
     found = report.build([one])
     titles = [b.spec.title for s in found.sections for g in s.blocks for b in getattr(g, "blocks", [g])
               if isinstance(b, report.Figure)]  # fmt: skip
@@ -238,14 +239,17 @@ def test_lines_densities_and_convexity_maps_get_their_figures() -> None:
 
 
 def test_a_walk_is_called_a_walk(runs: list[Run]) -> None:
-    drifting = Run("walker", trajectory=walk(share=(0.5, 0.2)))
+    drifting = Run(name="walker", trajectory=walk(share=(0.5, 0.2)))
     text = outline(report.render(report.build([drifting]))).text
     assert "no more than a walk" in text
     assert "random-walk null" in text
 
 
 def test_mixed_data_are_refused_or_marked() -> None:
-    a, b = Run("a", result={"passes": 1}, data="digits"), Run("b", result={"passes": 1}, data="mnist")
+    a, b = (
+        Run(name="a", result={"passes": 1}, spec="data: {name: digits}"),
+        Run(name="b", result={"passes": 1}, spec="data: {name: mnist}"),
+    )
     with pytest.raises(InputError, match="share their data"):
         report.build([a, b])
     text = outline(report.render(report.build([a, b], allow_mixed=True))).text
@@ -256,27 +260,27 @@ def test_bad_input_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="`runs`"):
         report.build([])
     with pytest.raises(InputError, match="different names"):
-        report.build([Run("a"), Run("a")])
+        report.build([Run(name="a"), Run(name="a")])
     with pytest.raises(InputError, match="`path`"):
-        report.write(report.build([Run("a")]), tmp_path / "report.pdf")
+        report.write(report.build([Run(name="a")]), tmp_path / "report.pdf")
     with pytest.raises(InputError, match="`path`"):
-        report.write(report.build([Run("a")]), tmp_path / "missing" / "report.html")
+        report.write(report.build([Run(name="a")]), tmp_path / "missing" / "report.html")
     with pytest.raises(InputError, match="`run`"):
-        report.read_run(tmp_path / "nowhere")
+        open_runs([tmp_path / "nowhere"])
     with pytest.raises(InputError, match="holds no results"):
-        report.read_run(tmp_path)
+        open_runs([tmp_path])
 
 
 def test_a_run_folder_is_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,train_loss\n0,10,1.5\n1,20,\n", encoding="utf-8")
     (tmp_path / "result.json").write_text('{"test_accuracy": 0.9}', encoding="utf-8")
     (tmp_path / "spec.yaml").write_text("seed: 1\n", encoding="utf-8")
-    found = report.read_run(tmp_path, name="mine", seed=1)
+    found = Run(tmp_path, name="mine", seed=1)
     assert found.last("train_loss") == 1.5
     assert found.result == {"test_accuracy": 0.9}
     (tmp_path / "result.json").write_text('{"test_accuracy": ', encoding="utf-8")
     with pytest.raises(InputError, match="damaged"):
-        report.read_run(tmp_path)
+        report.build(open_runs([tmp_path]))
 
 
 def test_seeds_of_one_method_are_found_from_the_specs(tmp_path: Path) -> None:
@@ -293,17 +297,17 @@ def test_seeds_of_one_method_are_found_from_the_specs(tmp_path: Path) -> None:
         folder("two", 0, "sam"),
         folder("three", 0, "sam", 0.2),
     ]
-    runs = report.read_runs(folders)
+    runs = open_runs(folders)
     assert [run.name for run in runs] == ["a/one", "b/one", f"{tmp_path.name}/two", f"{tmp_path.name}/three"]
     assert [run.method for run in runs][:2] == ["SGD", "SGD"]
     assert runs[2].method != runs[3].method and all(run.method.startswith("SAM (") for run in runs[2:])
     assert [run.seed for run in runs] == [0, 1, 0, 0]
     with pytest.raises(InputError, match="each folder once"):
-        report.read_runs([folders[0], folders[0]])
+        open_runs([folders[0], folders[0]])
 
 
 def test_a_page_holds_no_more_solids_than_a_browser_keeps_alive() -> None:
-    section = landscapes_section([Run(f"run {k}", surfaces={"plane": plane(4, 4)}) for k in range(10)])
+    section = landscapes_section([Run(name=f"run {k}", surfaces={"plane": plane(4, 4)}) for k in range(10)])
     assert section is not None
     galleries = [block for block in section.blocks if isinstance(block, report.Gallery)]
     assert [len(gallery.blocks) for gallery in galleries] == [10, 8, 10]
@@ -314,7 +318,7 @@ def test_a_store_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "surfaces").mkdir()
     results.save(curvature(0.1), tmp_path / "surfaces" / "wrong.zarr")
     with pytest.raises(StoreError, match="expected a surface"):
-        report.read_run(tmp_path)
+        report.build(open_runs([tmp_path]))
 
 
 def test_requested_measures_stand_side_by_side() -> None:
@@ -325,7 +329,7 @@ def test_requested_measures_stand_side_by_side() -> None:
             "top_eigenvalue": ("rank", [9.0, 4.0]), "top_residual": ("rank", [0.001, 0.01]),
             "layer": ("layer", ["conv.weight"]), "layer_trace": ("layer", [3.0]), "layer_trace_se": ("layer", [0.5]),
         }  # fmt: skip
-        return Run(f"run {shift:g}", curvature={"end": curvature(0.1).assign(more)})
+        return Run(name=f"run {shift:g}", curvature={"end": curvature(0.1).assign(more)})
 
     section = curvature_section([measured(0.0), measured(1.0)])
     assert section is not None
@@ -348,7 +352,7 @@ def test_requested_measures_stand_side_by_side() -> None:
 def test_paths_on_one_plane_share_a_picture() -> None:
     described = '{"axes": [{"fingerprint": "a"}, {"fingerprint": "b"}]}'
     paths = [walk(seed=k).assign_attrs(plane=described) for k in range(2)]
-    section = report.build([Run(f"run {k}", trajectory=path) for k, path in enumerate(paths)]).sections[0]
+    section = report.build([Run(name=f"run {k}", trajectory=path) for k, path in enumerate(paths)]).sections[0]
     galleries = [block for block in section.blocks if isinstance(block, report.Gallery)]
     joint, distance = galleries[0].blocks
     assert isinstance(joint, report.Figure) and [c.name for c in joint.spec.curves] == ["run 0", "run 1"]
@@ -376,12 +380,12 @@ def test_viz_and_report_work_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import lowland.viz, lowland.report\n"
-        "from lowland.report import Run, build, render\n"
-        "assert 'Comparison' in render(build([Run('a', result={'test_accuracy': 0.5})]))\n"
+        "from lowland.report import build, render\nfrom lowland.results import Run\n"
+        "assert 'Comparison' in render(build([Run(name='a', result={'test_accuracy': 0.5})]))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 def test_no_section_number_is_lost() -> None:
-    text = report.render(report.build([Run("a", result={"passes": 3})]))
+    text = report.render(report.build([Run(name="a", result={"passes": 3})]))
     assert re.findall(r'href="#(section-\d)"', text) == re.findall(r'<section id="(section-\d)"', text)

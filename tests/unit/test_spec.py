@@ -1,81 +1,199 @@
-"""Specs: flags and YAML give the same values, every wrong one becomes one clear line."""
+"""Options: flags and YAML give the same values, files of 0.1.0 load, every wrong value becomes one clear line."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from lowland import engine, workflows
+from lowland.cli.commands import COMMANDS
 from lowland.core.errors import InputError
-from lowland.workflows import CurvatureSpec, DemoSpec, FitSpec, ReportSpec, SurfaceSpec, TrajectorySpec, parse, to_yaml
-from lowland.workflows.parse import from_yaml, parser_of
+from lowland.core.names import import_path
+from lowland.workflows import FitSpec, curvature, figure, fit, line, surface, to_yaml, trajectory
+from lowland.workflows.checks import ENGINES
+from lowland.workflows.options import HOOKS, options_of
+from lowland.workflows.parse import call, from_text, from_yaml, parse, parser_of
 
-SPECS = {
-    FitSpec: [], SurfaceSpec: ["--run", "r"], TrajectorySpec: ["--run", "r"], CurvatureSpec: ["--run", "r"],
-    ReportSpec: ["--runs", '["a", "b"]'], DemoSpec: [],
-}  # fmt: skip
+FUNCTIONS = {name: import_path("command", command.function) for name, command in COMMANDS.items()}
+OLD = Path(__file__).parent / "options_of_0_1_0"
+NEEDED = {"surface": ["--run", "r"], "line": ["--run", "r"], "trajectory": ["--run", "r"], "curvature": ["--run", "r"],
+          "report": ["--runs", "a,b"], "figure": ["--results", "a.zarr"]}  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.__name__)
-def test_yaml_round_trip(spec, tmp_path):
-    made, _ = parse(spec, SPECS[spec])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_yaml_round_trip(name):
+    made = call(FUNCTIONS[name], NEEDED.get(name, []))
+    again = from_text(FUNCTIONS[name], to_yaml(made.values) if made.values else "{}")
+    assert (again.spec, again.options, again.values) == (made.spec, made.options, made.values)
+
+
+def test_a_spec_is_written_and_read_back(tmp_path):
+    made = parse(FitSpec, ["--epochs", "3", "--optimizer.arguments", "{eps: 0.1}"])
     (tmp_path / "spec.yaml").write_text(to_yaml(made))
-    assert from_yaml(spec, tmp_path / "spec.yaml") == made
+    assert from_yaml(FitSpec, tmp_path / "spec.yaml") == made
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.__name__)
-def test_help_shows_every_field_with_its_meaning(spec):
-    text = "".join(parser_of(spec, "lowland").format_help().split())  # help wraps lines, also at hyphens
-    for field in fields(spec):
-        assert f"--{field.name}" in text
-    assert "default" in text
-    nested = {field.name for field in fields(spec) if str(field.type).endswith("Spec")}  # shown by their own docs
-    for line in (spec.__doc__ or "").split("Args:")[1].strip().splitlines():
-        if ":" in line and line.split(":")[0].strip() not in nested:
-            assert "".join(line.split(":", 1)[1].split()) in text
+@pytest.mark.parametrize("file", sorted(OLD.glob("*.yaml")), ids=lambda file: file.stem)
+def test_files_of_0_1_0_load_with_every_value(file):
+    name = file.stem.split("_")[0]
+    old: dict[str, Any] = yaml.safe_load(file.read_text())
+    made = call(FUNCTIONS[name], ["--config", str(file)])
+    _assert_holds(made.values, old)
+    assert from_text(FUNCTIONS[name], file.read_text()).values == made.values
+
+
+def _assert_holds(now: Any, old: dict[str, Any]) -> None:
+    for key, value in old.items():
+        if key == "probe":
+            assert now["probes"] == (None if value == "none" else [value])
+        elif key == "version":
+            assert now.get("version", 1) == value
+        elif isinstance(value, dict) and key in now and set(value) <= set(now[key]):
+            _assert_holds(now[key], value)
+        elif isinstance(value, list):
+            assert list(now[key]) == value
+        else:
+            assert now["color_map" if key == "colour_map" else key] == value, key
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_help_shows_every_option_with_the_words_of_the_signature(name):
+    function = FUNCTIONS[name]
+    text = parser_of(function, "lowland", positional="run", example="lowland x --y 3").format_help()
+    assert text.rstrip().endswith("Example: lowland x --y 3") and "[RUN]" in text.splitlines()[0]
+    packed = "".join(text.split())  # help wraps lines, also at hyphens
+    assert all(f"--{option}" in packed for option in options_of(function))
+    words = (inspect.getdoc(function) or "").partition("Args:")[2].partition("Returns:")[0]
+    entries = [entry for entry in words.strip().split("\n    ") if not entry.startswith(" ")]
+    own = {n: p for n, p in inspect.signature(function).parameters.items() if n in options_of(function)}
+    for entry in entries:
+        argument, _, about = entry.partition(":")
+        if argument.strip() in own and not any(o.startswith(f"{argument.strip()}.") for o in options_of(function)):
+            assert "".join(about.split()) in packed, argument
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_argument_of_a_command_is_a_flag_with_its_default(name):
+    made = call(FUNCTIONS[name], NEEDED.get(name, []))
+    for argument, parameter in inspect.signature(FUNCTIONS[name]).parameters.items():
+        if argument in made.options and parameter.default is not parameter.empty:
+            assert made.options[argument] == parameter.default
+        assert argument in made.options or argument in HOOKS or type(made.spec).__name__ in str(parameter.annotation)
 
 
 def test_flags_win_over_the_file_before_them(tmp_path):
     (tmp_path / "a.yaml").write_text("epochs: 7\nseed: 3\noptimizer: {method: sam, options: {rho: 0.1}}\n")
-    made, flags = parse(
-        FitSpec, ["--config", str(tmp_path / "a.yaml"), "--epochs", "9", "--quiet"], quiet=False, json=False
+    made = call(
+        fit, ["--config", str(tmp_path / "a.yaml"), "--epochs", "9", "--quiet"], flags={"quiet": False, "json": False}
     )
-    assert (made.epochs, made.seed, made.optimizer.options) == (9, 3, {"rho": 0.1})
-    assert flags == {"quiet": True, "json": False}
+    assert (made.spec.epochs, made.spec.seed, made.spec.optimizer.options) == (9, 3, {"rho": 0.1})
+    assert made.flags == {"quiet": True, "json": False}
+
+
+@pytest.mark.parametrize("text", ["51", "51x51", "51,51", "[51,51]", "[51, 51]", "51 x 51"])
+def test_lists_are_taken_in_every_form(text, tmp_path):
+    assert call(surface, ["r", "--points", text], positional="run").options["points"] == (51, 51)
+    assert call(surface, ["r", f"--points={text}"], positional="run").options["points"] == (51, 51)
+    (tmp_path / "a.yaml").write_text(f"run: r\npoints: {text}\n")
+    assert call(surface, ["--config", str(tmp_path / "a.yaml")]).options["points"] == (51, 51)
+
+
+def test_words_are_split_and_switches_need_no_value():
+    made = call(
+        surface, ["r", "--splits", "train,test", "--refine", "--probes", "gradient", "--run", "s"], positional="run"
+    )
+    assert made.options["splits"] == ["train", "test"] and made.options["refine"] and made.spec.run == "s"
+    assert call(surface, ["r", "--splits", "none"], positional="run").options["splits"] is None
+    assert parse(FitSpec, ["--augment", "crop,flip"]).augment == ["crop", "flip"]
+    assert parse(FitSpec, ["--schedule.milestones", "3,4.5"]).schedule.milestones == [3.0, 4.5]
+    assert call(figure, ["a", "b", "--size", "3x2"], positional="results").spec.size == (3.0, 2.0)
+    assert call(figure, ["a", "--size", "slide"], positional="results").spec.size == "slide"
+    assert parse(FitSpec, ["--batch-size", "8"]).batch_size == 8
 
 
 WRONG = [
-    (FitSpec, ["--epochs", "many"], "`epochs` must be of the type int (got 'many')"),
-    (FitSpec, ["--epochs", "-1"], "`epochs` must be positive (got -1)"),
-    (FitSpec, ["--batch_size", "0"], "`batch_size` must be positive"),
-    (FitSpec, ["--optimizer.learning_rate", "-0.1"], "must be positive (got -0.1)"),
-    (FitSpec, ["--optimizer.momentum", "1"], "`optimizer.momentum` must be in [0, 1)"),
-    (FitSpec, ["--optimizer.name", "lion"], "`optimizer.name`"),
-    (FitSpec, ["--version", "2"], "`version` must be 1"),
-    (FitSpec, ["--no_such_flag", "2"], "--no_such_flag"),
-    (FitSpec, ["--config", "no/such/file.yaml"], "`config`"),
-    (FitSpec, ["stray"], "stray"),
-    (SurfaceSpec, [], "`run` must be given"),
-    (SurfaceSpec, ["--run", "r", "--points", "[0, 3]"], "`points` must be positive"),
-    (SurfaceSpec, ["--run", "r", "--extent", "0"], "`extent` must be positive"),
-    (SurfaceSpec, ["--run", "r", "--name", "../x"], "`name` must be a plain file name"),
-    (SurfaceSpec, ["--run", "r", "--risk.samples", "-5"], "must be positive (got -5)"),
-    (CurvatureSpec, ["--run", "r", "--rho", "-1"], "`rho` must be positive"),
-    (DemoSpec, ["--seeds", "1"], "`seeds` must be at least 2"),
-]
+    (fit, ["--epochs", "many"], "`epochs` must be of the type int (got 'many'); such as --epochs 30"),
+    (fit, ["--epochs", "-1"], "`epochs` must be positive (got -1)"),
+    (fit, ["--epochs"], "`--epochs` must be given a value; such as --epochs 30"),
+    (fit, ["--batch_size", "0"], "`batch_size` must be positive"),
+    (fit, ["--optimizer.learning_rate", "-0.1"], "must be positive (got -0.1)"),
+    (fit, ["--optimizer.momentum", "1"], "`optimizer.momentum` must be in [0, 1)"),
+    (fit, ["--optimizer", "3"], "`optimizer` must hold names with values (got '3'); such as --optimizer.name sgd"),
+    (fit, ["--schedule.kind", "cosin"], "must be one of cosine, constant, step (got 'cosin'); did you mean cosine?"),
+    (fit, ["--version", "2"], "`version` must be 1"),
+    (fit, ["--no_such_flag", "2"], "--no_such_flag"),
+    (fit, ["--epoch", "2"], "`--epoch` is no flag of `lowland`; did you mean --epochs?"),
+    (fit, ["--config", "no/such/file.yaml"], "`config`"),
+    (fit, ["stray"], "stray"),
+    (surface, [], "`run` must be given"),
+    (surface, ["--run", "r", "--version", "2"], "`version` must be 1"),
+    (surface, ["--run", "r", "--points", "3x"], "`points` must be of the type tuple[int, int] (got '3x'); such as --points 51x51"),
+    (surface, ["--run", "r", "--risk.samples", "-5"], "must be positive (got -5)"),
+    (surface, ["--run", "r", "--risk.splt", "test"], "did you mean --risk.split?"),
+    (trajectory, [], "`run` must be given; such as --run runs/sam"),
+    (FUNCTIONS["demo"], ["--seeds", "1"], "`seeds` must be at least 2"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("spec", "arguments", "message"), WRONG, ids=lambda v: v if isinstance(v, str) else None)
-def test_wrong_flags(spec, arguments, message):
+@pytest.mark.parametrize(("command", "arguments", "message"), WRONG, ids=lambda v: v if isinstance(v, str) else None)
+def test_wrong_flags(command, arguments, message):
     with pytest.raises(InputError) as caught:
-        parse(spec, arguments)
+        call(command, arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["epochs: [1\n", "- 3\n", "nonsense: 1\n", "epochs: null\n", "model: 3\n"])
-def test_wrong_files(text, tmp_path):
+CALLS = [
+    (lambda: surface("r", points=(0, 3)), "`points` must be positive"),
+    (lambda: surface("r", extent=0), "`extent` must be positive"),
+    (lambda: surface("r", name="../x"), "`name` must be a plain file name"),
+    (lambda: surface("r", engine="warp"), "`engine` must be a known name"),
+    (lambda: surface("no/run"), "`run` must be the folder of a run"),
+    (lambda: line("r", start=1, stop=0), "`start, stop`"),
+    (lambda: line("r", match=True), "`match` needs another run"),
+    (lambda: line("r", other="s", directions=2), "`directions` must be 1"),
+    (lambda: curvature("r", rho=-1), "`rho` must be positive"),
+    (lambda: curvature("r", top=-1), "`top` must not be negative"),
+    (lambda: trajectory("r", points=(1, 0)), "`points` must be positive"),
+]
+
+
+@pytest.mark.parametrize(("measure", "message"), CALLS, ids=[message for _, message in CALLS])
+def test_functions_check_like_commands(measure, message):
+    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+        measure()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("epochs: [1\n", "YAML"), ("- 3\n", "mapping"), ("nonsense: 1\n", "nonsense"), ("epochs: null\n", "epochs"),
+     ("model: 3\n", "model"), ("epoch: 1\n", "did you mean epochs?")],
+)  # fmt: skip
+def test_wrong_files(text, words, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(InputError) as caught:
-        parse(FitSpec, ["--config", str(tmp_path / "a.yaml")])
+    with pytest.raises(InputError, match=words.replace("?", r"\?")) as caught:
+        call(fit, ["--config", str(tmp_path / "a.yaml")])
     assert "\n" not in str(caught.value)
+
+
+def test_engines_are_checked_by_the_words_of_their_room():
+    assert {form: pattern for form, (pattern, _) in engine.ENGINES.items()} == {
+        form: pattern if "//" not in pattern else f"({pattern})" for form, pattern in _grouped(ENGINES).items()
+    }
+
+
+def _grouped(patterns: dict[str, str]) -> dict[str, str]:
+    return {form: pattern.replace(r"\d+", r"(\d+)") for form, pattern in patterns.items()}
+
+
+def test_every_spec_has_a_version_or_is_no_file_of_its_own():
+    kept = {"FitSpec", "StudySpec", "RecommendSpec"}
+    for name in workflows.__all__:
+        kind = getattr(workflows, name)
+        if dataclasses.is_dataclass(kind) and name in kept:
+            assert "version" in kind.__dataclass_fields__, name

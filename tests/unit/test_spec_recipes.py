@@ -15,8 +15,9 @@ from lowland.core.errors import InputError
 from lowland.core.names import check_options
 from lowland.workflows import FitSpec, LossSpec, ModelSpec, ScheduleSpec, parse, read_recipe, recipe_names
 from lowland.workflows.build import build_augment, build_loss, build_model, build_optimizer, build_schedule
-from lowland.workflows.folder import RunFolder
+from lowland.workflows.parse import call
 from lowland.workflows.recipe import expand, small
+from lowland.workflows.sources import open_run
 from lowland.workflows.specs import DataSpec
 
 NAMES = recipe_names()
@@ -87,13 +88,14 @@ def test_widths_become_a_quarter_and_depths_stay(model: ModelSpec, options: dict
 
 def test_flags_after_a_recipe_win_and_its_folder_is_named_after_it() -> None:
     words = expand(["--config=li-resnet20", "--scale=small", "--epochs", "2", "--loss.label_smoothing", "0.1"])
-    spec, flags = parse(FitSpec, words, scale=("full", "small"))
+    made = call(FitSpec, words, flags={"scale": ("full", "small")})
+    spec, flags = made.spec, made.flags
     assert (spec.folder, spec.epochs, spec.loss.label_smoothing, flags["scale"]) == (
         "runs/li-resnet20-small", 2, 0.1, "small",
     )  # fmt: skip
     assert spec.optimizer == read_recipe("li-resnet20").spec().optimizer
     plain = parse(FitSpec, expand(["--folder", "a", "--config", "saf-resnet18-cifar10", "--loss.method", "none",
-                                   "--loss.options", "{}"]))[0]  # fmt: skip
+                                   "--loss.options", "{}"]))  # fmt: skip
     assert (plain.folder, plain.loss) == ("a", LossSpec())
     assert expand(["--epochs", "3"]) == ["--epochs", "3"]
 
@@ -102,12 +104,12 @@ def test_files_of_recipes_and_plain_specs_are_taken_by_path(tmp_path: Path) -> N
     recipe = read_recipe("sala-resnet18-cifar10")
     fields = {key: value for key, value in vars(recipe).items() if key != "name"}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**fields, "run": {**recipe.run, "epochs": 40}}))
-    spec = parse(FitSpec, expand(["--config", str(tmp_path / "mine.yaml")]))[0]
+    spec = parse(FitSpec, expand(["--config", str(tmp_path / "mine.yaml")]))
     assert (spec.epochs, spec.folder) == (40, "runs/mine") and spec.optimizer == recipe.spec().optimizer
     (tmp_path / "plain.yaml").write_text("epochs: 50\nfolder: there\n")
     words = ["--config", str(tmp_path / "plain.yaml")]
     assert expand(words) == words
-    spec = parse(FitSpec, expand([*words, "--scale", "small"]), scale=("full", "small"))[0]
+    spec = call(FitSpec, expand([*words, "--scale", "small"]), flags={"scale": ("full", "small")}).spec
     assert (spec.epochs, spec.folder, spec.batch_size) == (5, "there", 16)
 
 
@@ -173,12 +175,12 @@ def test_a_small_recipe_runs_and_its_folder_holds_the_scaled_values(
     monkeypatch.chdir(tmp_path)
     few = ["--epochs", "1", "--data.options", "{train_size: 48}", "--threads", "1", "--quiet"]
     assert main(["fit", "--config", "sala-resnet18-cifar100-cutmix", "--scale", "small", *few]) == 0
-    folder = RunFolder("runs/sala-resnet18-cifar100-cutmix-small")
+    folder = open_run("runs/sala-resnet18-cifar100-cutmix-small")
     assert folder.finished
-    written = yaml.safe_load((folder.path / "spec.yaml").read_text())
+    written = yaml.safe_load(folder.spec.text)
     assert (written["model"]["options"], written["batch_size"], written["epochs"]) == ({"width": 16}, 32, 1)
     assert written["augment"] == [{"name": "crop", "mode": "reflect", "padding": 1}, "cutmix"]
-    assert "parts=(RandomCrop(padding=1" in folder.result()["recipe"]["augment"]
+    assert "parts=(RandomCrop(padding=1" in folder.result["recipe"]["augment"]
 
 
 @pytest.mark.slow
@@ -186,5 +188,5 @@ def test_a_small_recipe_runs_and_its_folder_holds_the_scaled_values(
 def test_every_small_recipe_runs(name: str, tmp_path: Path) -> None:
     few = ["--epochs", "2", "--data.options", "{train_size: 64}", "--threads", "1", "--quiet"]
     assert main(["fit", str(tmp_path / "run"), "--config", name, "--scale", "small", *few]) == 0
-    result = RunFolder(tmp_path / "run").result()
+    result = open_run(tmp_path / "run").result
     assert result["steps"] == 2 * -(-64 // (64 if "large" in name else 32)) and 0 <= result["test"]["accuracy"] <= 1

@@ -8,9 +8,10 @@ import pytest
 from tests.study_cases import METHODS, tiny_study
 
 from lowland.core.errors import InputError
-from lowland.study.plan import apply, check_changes, jobs
-from lowland.study.search import Trial, best, expected_best, settings_of
-from lowland.workflows import FitSpec, SearchSpec
+from lowland.study.endpoints import equal_cost_epochs
+from lowland.study.plan import apply_changes, check_changes, jobs
+from lowland.study.search import Trial, best_trial, expected_best, grid_settings, settings_of, withhold_test
+from lowland.workflows import FitSpec, SearchSpec, build_data
 
 
 def test_the_expected_best_of_k_is_the_mean_over_all_subsets():
@@ -26,9 +27,9 @@ def test_failed_trials_count_as_the_worst_seen():
 
 def test_the_best_trial_is_the_earlier_of_equals_and_never_a_failed_one():
     trials = [Trial(0, {}, math.nan), Trial(1, {"a": 1}, 0.5), Trial(2, {}, 0.5)]
-    assert best(trials).number == 1
+    assert best_trial(trials).number == 1
     with pytest.raises(InputError, match="all failed.*boom"):
-        best(trials[:1], "boom")
+        best_trial(trials[:1], "boom")
 
 
 def test_every_method_gets_the_same_number_of_settings_and_always_the_same_ones(tmp_path):
@@ -43,15 +44,37 @@ def test_every_method_gets_the_same_number_of_settings_and_always_the_same_ones(
 
 def test_changes_reach_nested_values_and_leave_the_base_alone():
     base = FitSpec()
-    made = apply(base, {"optimizer.options.rho": 0.1, "optimizer.method": "sam", "clip": 1.0}, "methods.SAM")
+    made = apply_changes(base, {"optimizer.options.rho": 0.1, "optimizer.method": "sam", "clip": 1.0}, "methods.SAM")
     assert made.optimizer.options == {"rho": 0.1} and made.clip == 1.0 and base.optimizer.method == "none"
-    assert apply(base, {"clip": None}, "x") == base
-    assert apply(base, {"optimizer.options": {"a": 1}}, "x").optimizer.options == {"a": 1}
+    assert apply_changes(base, {"clip": None}, "x") == base
+    assert apply_changes(base, {"optimizer.options": {"a": 1}}, "x").optimizer.options == {"a": 1}
     with pytest.raises(InputError, match=r"x.optimizer.rate.*Known: .*optimizer.learning_rate"):
-        apply(base, {"optimizer.rate": 1}, "x")
+        apply_changes(base, {"optimizer.rate": 1}, "x")
 
 
 def test_runs_come_seed_by_seed_so_that_pairs_are_whole(tmp_path):
     spec = tiny_study(tmp_path / "s", seeds=2)
     check_changes(spec)
     assert [(job.seed, job.method) for job in jobs(spec, "epochs", {})] == [(s, m) for s in (0, 1) for m in METHODS]
+
+
+def test_equal_cost_gives_every_method_the_passes_of_the_dearest_and_shortens_none():
+    epochs = {"SGD": 3, "SAM": 3, "MESA": 3, "broken": 3}
+    found = equal_cost_epochs(epochs, {"SGD": 4.0, "SAM": 7.0, "MESA": 5.0, "broken": math.nan})
+    assert found == {"SGD": 5, "SAM": 3, "MESA": 4, "broken": 3}
+    assert equal_cost_epochs({"SGD": 3}, {"SGD": math.nan}) == {"SGD": 3}
+
+
+def test_a_search_takes_the_same_part_of_a_grid_every_time_and_more_only_adds():
+    grid = {"batch_size": [8, 16, 32], "epochs": [1, 2, 3]}
+    found = grid_settings(grid, 4, seed=7)
+    assert found == grid_settings(grid, 4, seed=7) and found != grid_settings(grid, 4, seed=8)
+    more = grid_settings(grid, 5, seed=7)
+    assert len(found) == 4 and all(one in more for one in found) and len(grid_settings(grid, 99, seed=7)) == 9
+
+
+def test_a_run_without_test_part_keeps_everything_else():
+    hidden = withhold_test(FitSpec(epochs=7))
+    splits = build_data(hidden.data)
+    assert splits.test is splits.validation and hidden.epochs == 7
+    assert splits.recipe["test"] == "withheld"

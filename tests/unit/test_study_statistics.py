@@ -11,7 +11,6 @@ from lowland.core.errors import InputError
 from lowland.report.statistics import t_interval
 from lowland.study.statistics import (
     answer,
-    benjamini_hochberg,
     equivalent,
     holm,
     noninferior,
@@ -130,11 +129,6 @@ def test_holm_agrees_with_the_definition_for_every_order():
             before = sorted(p)[: sorted(p).index(own) + 1]
             slow.append(min(1.0, max((len(p) - place) * value for place, value in enumerate(before))))
         assert holm(p) == pytest.approx(slow)
-
-
-def test_benjamini_hochberg_agrees_with_scipy():
-    p = [0.04, 0.001, 0.3, 0.03, 0.8]
-    assert benjamini_hochberg(p) == pytest.approx(stats.false_discovery_control(p).tolist())
 
 
 def shifted(mean, spread, seeds=12):

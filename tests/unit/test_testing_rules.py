@@ -16,6 +16,7 @@ from tests.reference.naive_tools import NaiveCurvature, NaiveLandscape, NaiveOpt
 
 from lowland.core.errors import InputError
 from lowland.testing import Breach, LandscapeAdapter, NotOffered, check, demand, own_adapters, rules
+from lowland.testing.planted import Planted, dense_hessian, planted_data
 from lowland.testing.rulebook import Rule
 
 ROOT = Path(__file__).parents[2]
@@ -226,3 +227,8 @@ def test_peers_break_what_the_page_says():
             }
     if compared == 0:
         pytest.skip("no peer is installed")
+
+
+def test_planted_eigenvalues_are_those_of_the_hessian():
+    hessian = dense_hessian(Planted([3.0, -1.0]), torch.nn.MSELoss(), *planted_data())
+    torch.testing.assert_close(torch.linalg.eigvalsh(hessian), torch.tensor([-1.0, 3.0], dtype=torch.float64))

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from lowland.core.errors import CheckpointError, InputError, StoreError
+from lowland.results import Run
 from lowland.results.files import write_atomically
-from lowland.results.run_folder import open_run_folder
-from lowland.training import CheckpointFolder, Schedule, read_metrics, read_weights
+from lowland.results.folders import open_run_folder
+from lowland.training import CheckpointFolder, Schedule, read_weights
 from lowland.training.checkpoint import random_state, restore_random_state
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result
 
@@ -56,10 +57,10 @@ def test_metrics_come_back_as_they_were_written(tmp_path: Path) -> None:
         {"epoch": 2, "step": 6, "train_loss": 1e-30, "slope": 0.25},
     ]
     write_metrics(tmp_path / "metrics.csv", rows)
-    assert read_metrics(tmp_path / "metrics.csv") == rows
+    assert Run(tmp_path).metrics == tuple(rows)
     (tmp_path / "metrics.csv").write_text("epoch,step\n1,what\n")
     with pytest.raises(InputError, match=r"metrics\.csv"):
-        read_metrics(tmp_path / "metrics.csv")
+        _ = Run(tmp_path).metrics
 
 
 def test_results_hold_numbers_that_json_cannot(tmp_path: Path) -> None:

@@ -2,54 +2,52 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import lowland
-from lowland.cli.output import Output
+from lowland.cli.output import Shown
+from lowland.workflows.parse import Call
 
-__all__ = ["main"]
+__all__ = ["doctor", "show_doctor"]
 
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LOWLAND_DATA")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
-    text = "Show versions, devices, settings of threads, which extras are installed, and what could be set better."
-    parser = argparse.ArgumentParser("lowland doctor", description=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON document (default: tables)")
-    as_json = parser.parse_args(list(arguments)).json
+def doctor() -> dict[str, Any]:
+    """Show versions, devices, settings of threads, which extras are installed, and what could be set better."""
     variables = {name: os.environ.get(name, "") for name in _VARIABLES}
     needed, extras = _requirements()
-    machine = _machine()
     found: dict[str, Any] = {
         "lowland": lowland.__version__,
         "python": platform.python_version(),
         "needed": {name: _version(name) for name in needed},
         "extras": {extra: {name: _version(name) for name in names} for extra, names in extras.items()},
-        "machine": machine,
+        "machine": _machine(),
         "variables": variables,
     }
     found["install"] = {
         extra: f'pip install "lowland[{extra}]"' for extra, names in found["extras"].items() if not all(names.values())
     }
     found["advice"] = _advice(found)
+    return found
+
+
+def show_doctor(found: dict[str, Any], call: Call) -> Shown:
+    """Show what was found as a table, and what could be set better."""
     rows = [["what", "value"], ["lowland", lowland.__version__], ["python", f"{found['python']} ({sys.executable})"]]
     rows += [[name, version or "MISSING"] for name, version in found["needed"].items()]
-    rows += [[name, str(value)] for name, value in machine.items()]
-    rows += [[name, value or "not set"] for name, value in variables.items()]
+    rows += [[name, str(value)] for name, value in found["machine"].items()]
+    rows += [[name, value or "not set"] for name, value in found["variables"].items()]
     for extra, names in found["extras"].items():
         missing = [name for name, version in names.items() if not version]
         rows.append([f"extra {extra}", f"missing {', '.join(missing)}" if missing else "installed"])
     lines = ["", *(f"To get {extra}: {line}" for extra, line in found["install"].items())]
-    Output(as_json=as_json).result(found, [*lines, *(f"Advice: {line}" for line in found["advice"])], rows)
-    return 0
+    return Shown(found, [*lines, *(f"Advice: {line}" for line in found["advice"])], rows)
 
 
 def _requirements() -> tuple[list[str], dict[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Entry point of ``lowland``: finds the command, and turns errors into one line and an exit code.
+"""Entry point of ``lowland``: reads the words of a command, calls its function, and turns errors into an exit code.
 
 Exit codes: 0 done, 1 failed inside, 2 bad input, 130 interrupted.
 """
@@ -7,34 +7,20 @@ from __future__ import annotations
 
 import errno
 import importlib
+import inspect
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Final
+from typing import Any
 
 import lowland
+from lowland.cli.commands import COMMANDS
 from lowland.core.errors import LowlandError, LowlandWarning
+from lowland.core.names import nearest_name
 
 __all__ = ["COMMANDS", "main"]
-
-COMMANDS: Final = {
-    "demo": "train six methods on digits, survey them and write a report",
-    "fit": "train one network into a run folder",
-    "surface": "survey the loss on a plane around the weights of a run",
-    "line": "survey the loss on a line, in random directions or to another run",
-    "trajectory": "project the training path of a run",
-    "curvature": "measure the Hessian at the weights of a run",
-    "report": "write one self-contained page about runs",
-    "figure": "draw stored results in any style, without computing again",
-    "list": "show the known models, data sets, methods and recipes",
-    "study": "compare methods over seeds by a rule declared before",
-    "recommend": "find out which method helps on your model and data",
-    "claims": "measure the published claims and write the ledger",
-    "doctor": "show versions, devices, extras and what could be set better",
-}
-"""Every command and what it does; ``lowland.cli.COMMAND`` holds it."""
 
 _DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 
@@ -52,17 +38,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lowland {lowland.__version__}")
         return 0
     if words[0] not in COMMANDS:
-        return _complain("lowland", f"`command` must be one of {', '.join(COMMANDS)} (got {words[0]!r})")
+        near = nearest_name(words[0], COMMANDS)
+        hint = f"; did you mean {near!r}?" if near else ""
+        return _complain("lowland", f"`command` must be one of {', '.join(COMMANDS)} (got {words[0]!r}){hint}")
     if os.getcwd() not in sys.path:  # module:callable may name a file of the user's; last, so that it shadows nothing
         sys.path.append(os.getcwd())
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     return _guarded(words[0], words[1:])
 
 
+def _run(name: str, arguments: Sequence[str]) -> None:
+    """Read the words of a command, call its function, show what it returns."""
+    from lowland.workflows.parse import call  # the parser is heavier than all else that is imported here
+    from lowland.workflows.words import named
+
+    command = COMMANDS[name]
+    function = _load(command.function)
+    words = named(arguments, command.positional)
+    if command.prepare:
+        words = _load(command.prepare)(words)
+    flags: dict[str, bool | tuple[str, ...]] = {"quiet": False, "json": False, **command.flags}
+    made = call(function, words, f"lowland {name}", positional=command.positional, example=command.example, flags=flags)
+    output = _load(command.output)(quiet=made.flags["quiet"], as_json=made.flags["json"])
+    values = made.values
+    subject = values.get(command.positional) or values.get("checkpoint") or values.get("model") or ""
+    hooks = {"live": output, "on_event": output.progress(f"{command.label or name} {subject}".strip())}
+    taken = inspect.signature(function).parameters
+    with output:
+        found = made(**{hook: receiver for hook, receiver in hooks.items() if hook in taken})
+        _leave()
+    output.result(_load(command.show)(found, made))
+
+
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _leave() -> None:
+    if "torch" in sys.modules:
+        from lowland.workflows.fitting import leave_processes
+
+        leave_processes()
+
+
 def _guarded(command: str, arguments: Sequence[str]) -> int:
     program = f"lowland {command}"
     try:
-        code: int = importlib.import_module(f"lowland.cli.{command}").main(arguments)
+        _run(command, arguments)
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted; the same command goes on from what is stored", file=sys.stderr)
         return 130
@@ -81,7 +104,7 @@ def _guarded(command: str, arguments: Sequence[str]) -> int:
         traceback.print_exc()
         print(f"{program}: failed inside; please report the lines above", file=sys.stderr)
         return 1
-    return code
+    return 0
 
 
 def _complain(program: str, text: str) -> int:
@@ -91,7 +114,7 @@ def _complain(program: str, text: str) -> int:
 
 def _help() -> str:
     lines = ["usage: lowland COMMAND [options]", "", lowland.__doc__.split("\n")[0] if lowland.__doc__ else "", ""]
-    lines += [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<12}{command.about}" for name, command in COMMANDS.items()]
     lines += ["", "`lowland COMMAND --help` shows every option with its unit and default."]
     return "\n".join(lines)
 

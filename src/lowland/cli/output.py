@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,19 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lowland.engine import Event
 
-__all__ = ["Output", "command_arguments"]
+__all__ = ["Output", "Shown"]
 
 _LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a command ends with."""
+
+    result: dict[str, Any]  # For --json
+    lines: Sequence[str] = ()
+    table: Sequence[Sequence[str]] = ()  # The head first
 
 
 class Output:
@@ -77,32 +88,30 @@ class Output:
         if not self.quiet:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def result(self, result: dict[str, Any], lines: Sequence[str] = (), table: Sequence[Sequence[str]] = ()) -> None:
+    def result(self, shown: Shown) -> None:
         """Print the result to standard output: as JSON, or as a table and lines."""
         if self._silent:
             return
         if self.as_json:
-            print(json.dumps(result, indent=2, sort_keys=True, default=str))
+            print(json.dumps(_finite(shown.result), indent=2, sort_keys=True, default=str, allow_nan=False))
             return
-        if table:
-            shown = Table(*table[0], show_edge=False, pad_edge=False)
-            for row in table[1:]:
-                shown.add_row(*row)
+        if shown.table:
+            table = Table(*shown.table[0], show_edge=False, pad_edge=False)
+            for row in shown.table[1:]:
+                table.add_row(*row)
             width = None if sys.stdout.isatty() else 200
-            Console(width=width, soft_wrap=width is not None).print(shown)
-        for line in lines:
+            Console(width=width, soft_wrap=width is not None).print(table)
+        for line in shown.lines:
             print(line)
 
 
-def command_arguments(arguments: Sequence[str], field: str) -> list[str]:
-    """Let the words before the first flag stand for a field: ``surface runs/a`` is ``surface --run runs/a``."""
-    words = list(arguments)
-    count = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    if count == 0:
-        return words
-    if field.endswith("s"):
-        return [f"--{field}", json.dumps(words[:count]), *words[count:]]
-    return [f"--{field}", *words]
+def _finite(value: Any) -> Any:
+    """Return a value that JSON can hold: numbers that are not finite are null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clock(seconds: float) -> str:

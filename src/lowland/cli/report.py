@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-from lowland.cli.output import Output, command_arguments
-from lowland.workflows import ReportSpec, parse
+from lowland.cli.output import Shown
+from lowland.core.errors import InputError
+from lowland.workflows.parse import Call
 
-__all__ = ["main"]
+__all__ = ["report", "show_report"]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the command."""
-    spec, flags = parse(ReportSpec, command_arguments(arguments, "runs"), "lowland report", quiet=False, json=False)
-    from lowland import report
+def report(
+    runs: list[str], *, output: str = "report.html", title: str = "Lowland report", allow_mixed: bool = False
+) -> Path:
+    """Write one self-contained page about finished runs.
 
-    runs = report.read_runs(spec.runs)
-    page = Path(spec.output)
+    Args:
+        runs: Folders of the runs.
+        output: File to write.
+        title: Heading of the page.
+        allow_mixed: Accept runs of different data or loss, and mark the page.
+
+    Returns:
+        The page.
+    """
+    for run in runs:
+        if not Path(run).is_dir():
+            raise InputError("run", "must be a folder that a run has written", run, "make one with `lowland fit`")
+    from lowland import report as room
+    from lowland.opening import open_runs
+
+    page = Path(output)
+    made = room.build(open_runs(runs), title=title, allow_mixed=allow_mixed)
     page.parent.mkdir(parents=True, exist_ok=True)
-    report.write(report.build(runs, title=spec.title, allow_mixed=spec.allow_mixed), page)
-    output = Output(quiet=flags["quiet"], as_json=flags["json"])
-    output.result({"report": str(page), "runs": len(runs)}, [f"Report: {page}"])
-    return 0
+    room.write(made, page)
+    return page
+
+
+def show_report(page: Path, call: Call) -> Shown:
+    """Say where the page is."""
+    return Shown({"report": str(page), "runs": len(call.options["runs"])}, [f"Report: {page}"])

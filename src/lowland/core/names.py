@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lowland.core.errors import InputError
 
-__all__ = ["check_options", "find", "import_path", "unknown"]
+__all__ = ["check_options", "find", "import_path", "nearest_name", "unknown"]
 
 T = TypeVar("T")
 
@@ -18,9 +18,14 @@ T = TypeVar("T")
 def unknown(argument: str, name: object, known: Iterable[str]) -> InputError:
     """Make the error for a name that nothing has, with the nearest known name."""
     names = sorted(known)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest_name(name, names)
+    hint = f"did you mean {near!r}? " if near else ""
     return InputError(argument, "must be a known name", name, f"{hint}Known: {', '.join(names)}")
+
+
+def nearest_name(name: object, known: Iterable[str]) -> str:
+    """Return the known name that is nearest to what was typed; "" where none is near."""
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)), "")
 
 
 def find(argument: str, name: str, registry: Mapping[str, T]) -> T | Any:

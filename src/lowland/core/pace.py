@@ -1,12 +1,49 @@
-"""How fast something goes and when it will be done."""
+"""How fast something goes and when it will be done: the clock behind every event, and the event."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
-__all__ = ["Clock", "Pace"]
+__all__ = ["Clock", "Event", "EventKind", "OnEvent", "Pace"]
+
+EventKind: TypeAlias = Literal["started", "progress", "failed", "done"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a survey, a training or a curvature tells while it runs; the CLI turns it into a progress bar.
+
+    Args:
+        kind: ``"started"`` once, ``"progress"`` after finished steps, ``"failed"`` for each that failed, ``"done"``
+            once.
+        done: Steps (points, epochs, products) finished so far, failed ones and those of earlier runs among them.
+        total: Steps of the whole.
+        elapsed: Seconds since the start of this run.
+        remaining: Estimated seconds left; None while nothing is known.
+        rate: Steps per second of this run; 0 before the first.
+        message: Why a step failed, or ``""``.
+        traceback: Where it failed, as Python prints it, or ``""``.
+
+    Example:
+        >>> Event("progress", done=5, total=10, elapsed=2.0, remaining=2.0, rate=2.5).total
+        10
+    """
+
+    kind: EventKind
+    done: int
+    total: int
+    elapsed: float = 0.0
+    remaining: float | None = None
+    rate: float = 0.0
+    message: str = ""
+    traceback: str = ""
+
+
+OnEvent: TypeAlias = Callable[[Event], None]
+"""Receives every event, in the process of the driver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +62,37 @@ class Pace:
 
 
 class Clock:
-    """Measures a pace from the moment it is made."""
+    """Measures a pace from the moment it is made, and tells it."""
 
-    def __init__(self, total: float, before: float = 0.0, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: float,
+        before: float = 0.0,
+        on_event: OnEvent | None = None,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.total, self.before, self._now = total, before, now
+        self._receive = on_event or (lambda event: None)
         self._started = now()
 
     def at(self, done: float) -> Pace:
         """Return the pace now."""
         return Pace.of(done - self.before, self.total - self.before, self._now() - self._started)
+
+    def tell(
+        self,
+        kind: EventKind,
+        done: float,
+        *,
+        total: int | None = None,
+        guess: float | None = None,
+        message: str = "",
+        traceback: str = "",
+    ) -> None:
+        """Send an event; a guess at the time left serves until there is a pace, a total differs where less is due."""
+        pace, whole = self.at(done), round(self.total) if total is None else total
+        left = guess if pace.remaining is None else pace.remaining
+        if kind == "done":
+            left = 0.0
+        self._receive(Event(kind, round(done), whole, pace.elapsed, left, pace.rate, message, traceback))

@@ -41,13 +41,30 @@ __all__ = [
     "new_trajectory",
 ]
 
-KINDS: Final = {"surface": 1, "trajectory": 1, "curvature": 1}
+KINDS: Final = {"surface": 2, "trajectory": 1, "curvature": 2}
 """Kind of result -> its current schema version; a higher version is refused, a lower one migrated."""
 
-MIGRATIONS: Final[dict[tuple[str, int], Callable[[xr.Dataset], xr.Dataset]]] = {}
+
+def _american(dataset: xr.Dataset) -> xr.Dataset:
+    # version 1 (Lowland 0.1.0) wrote "normalised" in units of axes and in names of measures; no number differs
+    for name in dataset.variables:
+        units = dataset[name].attrs.get("units")
+        if units == "normalised direction":
+            dataset[name] = dataset[name].assign_attrs(units="normalized direction")
+    if "measure" in dataset.variables:
+        labels = [str(label).replace(", normalised", ", normalized") for label in dataset["measure"].values]
+        dataset["measure"] = (dataset["measure"].dims, labels, dataset["measure"].attrs)
+    return dataset
+
+
+MIGRATIONS: Final[dict[tuple[str, int], Callable[[xr.Dataset], xr.Dataset]]] = {
+    ("surface", 1): _american,
+    ("curvature", 1): _american,
+}
 """Kind and version -> what turns a result of that version into one of the next; version 1 is the first there was.
 
-A migration changes variables and attributes in memory; the stamp is renewed here, and the store is left as it is.
+A migration changes variables and attributes in memory; the stamp is renewed here, and the store is left as it is until
+a survey goes on in it.
 """
 
 STATUS_OPEN: Final = 0
@@ -129,7 +146,7 @@ def new_surface(
     directions: Sequence[str] = (),
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Make an empty surface (or line) of schema v1: every point open."""
+    """Make an empty surface (or line) of the current schema: every point open."""
     axes = {"x": np.asarray(x, dtype=np.float64)}
     if y is not None:
         axes["y"] = np.asarray(y, dtype=np.float64)

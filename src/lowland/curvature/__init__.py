@@ -11,7 +11,7 @@ from lowland.curvature.gauss_newton import GaussNewton
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.interop import ForeignOperator, from_curvlinops
 from lowland.curvature.lanczos import Lanczos, Ritz
-from lowland.curvature.measures import MEASURES, Measure, at_matched_loss, sharpness_table
+from lowland.curvature.measures import MEASURES, Measure, sharpness_table
 from lowland.curvature.operator import AbstractOperator, MatrixOperator, ScaledOperator
 from lowland.curvature.probe import Convexity, convexity_summary
 from lowland.curvature.protocol import logits_normalized, protocol_risk
@@ -46,7 +46,6 @@ __all__ = [
     "average_case_sharpness",
     "worst_case_sharpness",
     "sharpness_table",
-    "at_matched_loss",
     "protocol_risk",
     "logits_normalized",
     "MEASURES",

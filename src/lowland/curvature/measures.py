@@ -2,21 +2,19 @@
 
 No measure ranks networks by how well they generalize in general (Andriushchenko et al. 2023); cross-entropy curvature
 vanishes as a net memorizes. So a table holds several, plain and adaptive, on outputs as they are and normalized, with
-train loss, accuracy and weight norm; and `at_matched_loss` compares runs where their train losses are equal.
+train loss, accuracy and weight norm; `lowland.results.at_matched_loss` compares runs where their losses are equal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
 import xarray as xr
 
 from lowland.core.errors import InputError
-from lowland.core.matched import comparable
 from lowland.core.params import ParameterSpace
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
@@ -26,7 +24,7 @@ from lowland.curvature.protocol import Metric, logits_normalized, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
 from lowland.curvature.worst_case import Norm, WorstCase, worst_case_sharpness
 
-__all__ = ["MEASURES", "Measure", "at_matched_loss", "sharpness_table"]
+__all__ = ["MEASURES", "Measure", "sharpness_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,53 +132,3 @@ def _measure(risk: EmpiricalRisk, measure: Measure, steps: int, draws: int, seed
     if measure.family == "worst":
         return worst_case_sharpness(where, rho=measure.rho, norm=measure.norm, kind=measure.kind, steps=steps)
     raise InputError("measures", 'must be of the family "sam", "m-sam", "average" or "worst"', measure.family)
-
-
-def at_matched_loss(
-    paths: Mapping[str, Sequence[xr.Dataset]], variable: str, *, losses: Sequence[float] | None = None
-) -> dict[str, Any]:
-    """Compare runs at the end and where their train losses were equal.
-
-    Args:
-        paths: For each run its curvature results along training, in order; each with ``train_loss``.
-        variable: Scalar to compare, such as ``"lambda_max"``.
-        losses: Train losses to compare at; default five from the range that all runs have passed through.
-
-    Returns:
-        ``end`` (run -> value), ``end_losses``, ``comparable_at_end`` (train losses within a factor 1.5), ``losses``,
-        and ``matched`` (run -> values at those losses, interpolated linearly in the logarithm of the loss; NaN where a
-        run was never there).
-
-    Raises:
-        InputError: If there are fewer than two runs or a run is empty.
-    """
-    if len(paths) < 2 or any(len(path) == 0 for path in paths.values()):
-        sizes = {name: len(path) for name, path in paths.items()}
-        raise InputError("paths", "must hold at least two runs, none of them empty", sizes)
-    curves = {
-        name: (np.array([float(r["train_loss"]) for r in path]), np.array([float(r[variable]) for r in path]))
-        for name, path in paths.items()
-    }
-    ends = {name: float(loss[-1]) for name, (loss, _) in curves.items()}
-    if losses is None:
-        low, high = (
-            max(float(loss.min()) for loss, _ in curves.values()), min(float(loss.max()) for loss, _ in curves.values())
-        )  # fmt: skip
-        losses = np.geomspace(high, low, 5).tolist() if 0 < low <= high else []
-    return {
-        "end": {name: float(values[-1]) for name, (_, values) in curves.items()},
-        "end_losses": ends,
-        "comparable_at_end": comparable(list(ends.values())),
-        "losses": list(losses),
-        "matched": {name: [_at(loss, values, where) for where in losses] for name, (loss, values) in curves.items()},
-    }
-
-
-def _at(losses: np.ndarray[Any, Any], values: np.ndarray[Any, Any], where: float) -> float:
-    """Return the value where a falling loss last passed a level."""
-    for k in range(len(losses) - 1, 0, -1):
-        before, after = losses[k - 1], losses[k]
-        if min(before, after) <= where <= max(before, after) and min(before, after) > 0:
-            share = 0.0 if before == after else math.log(where / before) / math.log(after / before)
-            return float(values[k - 1] + share * (values[k] - values[k - 1]))
-    return float(values[-1]) if math.isclose(where, losses[-1], rel_tol=1e-9) else math.nan

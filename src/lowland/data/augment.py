@@ -40,15 +40,7 @@ class Compose:
         object.__setattr__(self, "parts", parts)
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the augmented batch.
-
-        Args:
-            batch: Images [n, channels, h, w].
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch.
-        """
+        """Return the augmented batch."""
         for part in self.parts:
             batch = part(batch, draws)
         return batch
@@ -78,18 +70,7 @@ class RandomCrop:
             raise unknown("mode", self.mode, ("constant", "reflect"))
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the batch with every image shifted.
-
-        Args:
-            batch: Images [n, channels, h, w].
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch.
-
-        Raises:
-            InputError: If the images are too small to be mirrored.
-        """
+        """Return the batch with every image shifted."""
         x = images_of(batch)
         n, channels, height, width = x.shape
         if self.mode == "reflect" and self.padding >= min(height, width):
@@ -109,7 +90,7 @@ class Flip:
     """Mirror each image left to right with a probability.
 
     Args:
-        probability: In [0, 1]. Default 0.5.
+        probability: That an image is mirrored. Default 0.5.
 
     Raises:
         InputError: If it is not in [0, 1].
@@ -121,15 +102,7 @@ class Flip:
         _check_probability(self.probability)
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the batch with some images mirrored.
-
-        Args:
-            batch: Images [n, channels, h, w].
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch.
-        """
+        """Return the batch with some images mirrored."""
         x = images_of(batch)
         turned = draws.uniform() < self.probability
         return replace(batch, input=torch.where(turned.view(-1, 1, 1, 1), x.flip(3), x))
@@ -158,15 +131,7 @@ class Cutout:
             raise InputError("size", "must be at least 1", self.size)
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the batch with squares blanked.
-
-        Args:
-            batch: Images [n, channels, h, w].
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch.
-        """
+        """Return the batch with squares blanked."""
         x = images_of(batch)
         n, _, height, width = x.shape
         inside = _square(draws, n, height, width, torch.full((n,), self.size, device=x.device))
@@ -182,7 +147,7 @@ class Mixup:
     class probabilities mixed in the same shares.
 
     Args:
-        classes: Number of classes.
+        classes: Length of the mixed targets; a batch may come with class numbers or with class probabilities.
         alpha: Shape of the Beta distribution. Default 1; Zhang et al. 2018 use 1 for CIFAR and 0.2 for ImageNet.
 
     Raises:
@@ -196,15 +161,7 @@ class Mixup:
         _check_mixing(self.classes, self.alpha)
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the mixed batch; its `partner` and `share` say what was mixed.
-
-        Args:
-            batch: Images [n, channels, h, w] with class numbers or probabilities as targets.
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch with class probabilities as targets.
-        """
+        """Return the mixed batch; its `partner` and `share` say what was mixed."""
         x = images_of(batch)
         share = _beta(draws, self.alpha)
         share = torch.maximum(share, 1 - share).float()
@@ -218,7 +175,7 @@ class CutMix:
     """Paste a rectangle of a partner's image; targets are mixed by the area that was really pasted.
 
     Args:
-        classes: Number of classes.
+        classes: Length of the mixed targets; a batch may come with class numbers or with class probabilities.
         alpha: Shape of the Beta distribution of the share that stays. Default 1 (Yun et al. 2019).
 
     Raises:
@@ -232,15 +189,7 @@ class CutMix:
         _check_mixing(self.classes, self.alpha)
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the mixed batch; its `partner` and `share` say what was mixed.
-
-        Args:
-            batch: Images [n, channels, h, w] with class numbers or probabilities as targets.
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch with class probabilities as targets.
-        """
+        """Return the mixed batch; its `partner` and `share` say what was mixed."""
         x = images_of(batch)
         n, _, height, width = x.shape
         cut = (1 - _beta(draws, self.alpha)).sqrt().float()

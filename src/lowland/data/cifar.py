@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lowland.core.errors import InputError
-from lowland.data.images import image_splits
+from lowland.data.images import Published, image_splits
 from lowland.data.local import data_folder, read_archive_member, read_checked, read_plain_pickle
-from lowland.data.splits import DataSplits
+from lowland.data.splits import DataSplits, Selection
 
 __all__ = ["NORMALIZATION", "cifar10", "cifar100", "svhn"]
 
@@ -27,8 +25,6 @@ NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
 }
 """Per-channel mean and deviation of all pixels of the published training images in [0, 1]."""
-
-Part = tuple[NDArray[np.uint8], NDArray[Any]]
 
 _TEN = {
     "archive": ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py"),
@@ -53,9 +49,15 @@ _MD5 = {
 
 
 def cifar10(
-    *, folder: str | Path | None = None, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0,
-    split_seed: int = 0, validation: int = 5000, verify: bool = True,
-) -> DataSplits:  # fmt: skip
+    *,
+    folder: str | Path | None = None,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+    validation: int = 5000,
+    verify: bool = True,
+) -> DataSplits:
     """Load CIFAR-10: 45,000 training, 5,000 validation and 10,000 test images of 32x32 pixels.
 
     Args:
@@ -63,9 +65,9 @@ def cifar10(
             ``data_batch_1`` ... or the binary ones ``data_batch_1.bin`` ...); see `lowland.data.local.data_folder`.
         train_size: Keep that many training images; None keeps all.
         label_noise: Probability that a training or validation label is replaced by one drawn from all classes.
-        seed: Seed of subsampling and label noise.
-        split_seed: Seed of the validation part.
-        validation: Images of the validation part.
+        seed: Chooses the images kept and the labels replaced.
+        split_seed: Chooses the validation part.
+        validation: Training images that are held out for it.
         verify: Check published checksums; False also reads cut-down files. Unpacked binary files have none published:
             their sizes and labels are checked.
 
@@ -78,22 +80,31 @@ def cifar10(
     place = data_folder("cifar10", folder)
     train_names, test_names = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
     parts = [_cifar(place, names, _TEN, b"labels", 1, verify) for names in (train_names, test_names)]
-    return _splits("cifar10", parts, 10, validation, train_size, label_noise, seed, split_seed)
+    selection = Selection(train_size, label_noise, seed, split_seed)
+    return image_splits(
+        "cifar10", parts, selection, classes=10, validation=validation, constants=NORMALIZATION["cifar10"]
+    )
 
 
 def cifar100(
-    *, folder: str | Path | None = None, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0,
-    split_seed: int = 0, validation: int = 5000, verify: bool = True,
-) -> DataSplits:  # fmt: skip
+    *,
+    folder: str | Path | None = None,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+    validation: int = 5000,
+    verify: bool = True,
+) -> DataSplits:
     """Load CIFAR-100 (fine labels): 45,000 training, 5,000 validation and 10,000 test images of 32x32 pixels.
 
     Args:
         folder: Holds ``cifar-100-python.tar.gz`` or ``cifar-100-binary.tar.gz``, or what is inside; see `cifar10`.
         train_size: Keep that many training images; None keeps all.
         label_noise: Probability that a training or validation label is replaced by one drawn from all classes.
-        seed: Seed of subsampling and label noise.
-        split_seed: Seed of the validation part.
-        validation: Images of the validation part.
+        seed: Chooses the images kept and the labels replaced.
+        split_seed: Chooses the validation part.
+        validation: Training images that are held out for it.
         verify: Check published checksums; False also reads cut-down files.
 
     Returns:
@@ -104,22 +115,31 @@ def cifar100(
     """
     place = data_folder("cifar100", folder)
     parts = [_cifar(place, [name], _HUNDRED, b"fine_labels", 2, verify) for name in ("train", "test")]
-    return _splits("cifar100", parts, 100, validation, train_size, label_noise, seed, split_seed)
+    selection = Selection(train_size, label_noise, seed, split_seed)
+    return image_splits(
+        "cifar100", parts, selection, classes=100, validation=validation, constants=NORMALIZATION["cifar100"]
+    )
 
 
 def svhn(
-    *, folder: str | Path | None = None, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0,
-    split_seed: int = 0, validation: int = 6000, verify: bool = True,
-) -> DataSplits:  # fmt: skip
+    *,
+    folder: str | Path | None = None,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+    validation: int = 6000,
+    verify: bool = True,
+) -> DataSplits:
     """Load SVHN's cropped digits: 67,257 training, 6,000 validation and 26,032 test images of 32x32 pixels.
 
     Args:
         folder: Holds ``train_32x32.mat`` and ``test_32x32.mat``.
         train_size: Keep that many training images; None keeps all.
         label_noise: Probability that a training or validation label is replaced by one drawn from all classes.
-        seed: Seed of subsampling and label noise.
-        split_seed: Seed of the validation part.
-        validation: Images of the validation part.
+        seed: Chooses the images kept and the labels replaced.
+        split_seed: Chooses the validation part.
+        validation: Training images that are held out for it.
         verify: Check published checksums; False also reads cut-down files.
 
     Returns:
@@ -131,7 +151,7 @@ def svhn(
     from scipy.io import loadmat
 
     place = data_folder("svhn", folder)
-    parts: list[Part] = []
+    parts: list[Published] = []
     for name in ("train_32x32.mat", "test_32x32.mat"):
         data = read_checked(place / name, _MD5[name] if verify else None)
         try:
@@ -140,48 +160,35 @@ def svhn(
         except Exception as error:  # SciPy raises whatever its parser meets in a damaged file
             raise InputError("folder", f"must hold a whole {name} ({error})", str(place)) from error
         parts.append((images.astype(np.uint8), np.where(labels == 10, 0, labels)))
-    return _splits("svhn", parts, 10, validation, train_size, label_noise, seed, split_seed)
-
-
-def _splits(
-    name: str, parts: list[Part], classes: int, validation: int, train_size: int | None, label_noise: float,
-    seed: int, split_seed: int,
-) -> DataSplits:  # fmt: skip
-    mean, std = NORMALIZATION[name]
-    return image_splits(
-        name, parts[0], parts[1], classes=classes, validation=validation, mean=mean, std=std, train_size=train_size,
-        label_noise=label_noise, seed=seed, split_seed=split_seed, recipe={},
-    )  # fmt: skip
+    selection = Selection(train_size, label_noise, seed, split_seed)
+    return image_splits("svhn", parts, selection, classes=10, validation=validation, constants=NORMALIZATION["svhn"])
 
 
 def _cifar(
     place: Path, names: list[str], layout: dict[str, tuple[str, str, str]], key: bytes, label_bytes: int, verify: bool
-) -> Part:
+) -> Published:
     # whatever is there, in this order: Python files, Python archive, binary files, binary archive
-    python, binary = layout["archive"], layout["binary"]
-    for folder in (place, place / python[2]):
-        if (folder / names[0]).exists():
-            files = [read_checked(folder / name, _MD5[name] if verify else None) for name in names]
-            return _joined([_from_pickle(data, name, key) for data, name in zip(files, names, strict=True)])
-    if (place / python[0]).exists():
-        md5 = python[1] if verify else None
-        files = [read_archive_member(place / python[0], f"{python[2]}/{name}", md5) for name in names]
-        return _joined([_from_pickle(data, name, key) for data, name in zip(files, names, strict=True)])
-    for folder in (place, place / binary[2]):
-        if (folder / f"{names[0]}.bin").exists():
-            files = [read_checked(folder / f"{name}.bin", None) for name in names]
-            size = None if not verify else (50_000 if names[0] == "train" else 10_000) * (label_bytes + 3072)
-            return _joined([_from_binary(data, n, label_bytes, size) for data, n in zip(files, names, strict=True)])
-    if (place / binary[0]).exists():
-        md5 = binary[1] if verify else None
-        files = [read_archive_member(place / binary[0], f"{binary[2]}/{name}.bin", md5) for name in names]
-        return _joined([_from_binary(data, n, label_bytes, None) for data, n in zip(files, names, strict=True)])
-    raise InputError(
-        "folder", f"must hold {python[0]}, {binary[0]} or what is inside (looked for {names[0]})", str(place)
-    )
+    for kind, suffix in (("archive", ""), ("binary", ".bin")):
+        packed, md5, inner = layout[kind]
+        size = (50_000 if names[0] == "train" else 10_000) * (label_bytes + 3072) if verify else None
+        folder = next((f for f in (place, place / inner) if (f / f"{names[0]}{suffix}").exists()), None)
+        if folder is not None:
+            known = _MD5 if verify and kind == "archive" else {}
+            files = [read_checked(folder / f"{name}{suffix}", known.get(name)) for name in names]
+        elif (place / packed).exists():
+            member, size = f"{inner}/{{}}{suffix}", None
+            files = [read_archive_member(place / packed, member.format(n), md5 if verify else None) for n in names]
+        else:
+            continue
+        named = zip(files, names, strict=True)
+        if kind == "archive":
+            return _joined([_from_pickle(data, name, key) for data, name in named])
+        return _joined([_from_binary(data, name, label_bytes, size) for data, name in named])
+    archives = f"{layout['archive'][0]}, {layout['binary'][0]}"
+    raise InputError("folder", f"must hold {archives} or what is inside (looked for {names[0]})", str(place))
 
 
-def _from_pickle(data: bytes, name: str, key: bytes) -> Part:
+def _from_pickle(data: bytes, name: str, key: bytes) -> Published:
     content = read_plain_pickle(data, name)
     try:
         images = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
@@ -190,7 +197,7 @@ def _from_pickle(data: bytes, name: str, key: bytes) -> Part:
         raise InputError("folder", f"must hold images of 3 x 32 x 32 bytes and labels in {name} ({error})") from error
 
 
-def _from_binary(data: bytes, name: str, label_bytes: int, size: int | None) -> Part:
+def _from_binary(data: bytes, name: str, label_bytes: int, size: int | None) -> Published:
     row = label_bytes + 3072
     if not data or len(data) % row or (size is not None and len(data) != size):
         rule = f"must hold a whole {name}.bin ({size or f'a multiple of {row}'} bytes)"
@@ -199,5 +206,5 @@ def _from_binary(data: bytes, name: str, label_bytes: int, size: int | None) -> 
     return table[:, label_bytes:].reshape(-1, 3, 32, 32), table[:, label_bytes - 1].astype(np.int64)
 
 
-def _joined(parts: list[Part]) -> Part:
+def _joined(parts: list[Published]) -> Published:
     return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])

@@ -10,7 +10,7 @@ import torch
 
 from lowland.core.errors import optional_import
 from lowland.data.resident import TensorData
-from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
+from lowland.data.splits import DataSplits, Selection, stratified_split
 
 __all__ = ["DIGITS_MEAN", "DIGITS_STD", "digits"]
 
@@ -20,11 +20,7 @@ DIGITS_STD = 0.376049
 
 
 def digits(
-    *,
-    train_size: int | None = None,
-    label_noise: float = 0.0,
-    seed: int = 0,
-    split_seed: int = 0,
+    *, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0, split_seed: int = 0
 ) -> DataSplits:
     """Load the digits in fixed, stratified parts of 897 training, 300 validation and 600 test images.
 
@@ -50,9 +46,10 @@ def digits(
     images = torch.as_tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16.0
     target = torch.as_tensor(raw.target, dtype=torch.int64)
     everything = TensorData((images - DIGITS_MEAN) / DIGITS_STD, target, torch.arange(len(target)))
-    parts = [everything.take(part) for part in stratified_split(target, (897, 300, 600), seed=split_seed)]
+    cut = stratified_split(target, (897, 300, 600), seed=split_seed)
+    train, validation, test = (everything.take(part) for part in cut)
+    mean, std, recipe = (DIGITS_MEAN,), (DIGITS_STD,), {"name": "digits", "split_seed": split_seed}
     splits = DataSplits(
-        "digits", parts[0], parts[1], parts[2], classes=10, shape=(1, 8, 8), mean=(DIGITS_MEAN,), std=(DIGITS_STD,),
-        recipe={"name": "digits", "split_seed": split_seed},
-    )  # fmt: skip
-    return with_label_noise(with_subsample(splits, train_size, seed=seed), label_noise, seed=seed)
+        "digits", train, validation, test, classes=10, shape=(1, 8, 8), mean=mean, std=std, recipe=recipe
+    )
+    return Selection(train_size, label_noise, seed).of(splits)

@@ -14,8 +14,8 @@ from lowland.core.errors import InputError, optional_import
 from lowland.data.images import normalized
 from lowland.data.indexed import Indexed
 from lowland.data.local import data_folder
-from lowland.data.resident import TensorData
-from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
+from lowland.data.resident import numbered
+from lowland.data.splits import DataSplits, Selection, stratified_split
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageFolder", "folders"]
 
@@ -65,9 +65,17 @@ class ImageFolder(Dataset[Any]):
 
 
 def folders(
-    *, folder: str | Path | None = None, size: int | None = None, resident_bytes: int = 2**31, batch_size: int = 128,
-    workers: int = 2, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0, split_seed: int = 0,
-) -> DataSplits:  # fmt: skip
+    *,
+    folder: str | Path | None = None,
+    size: int | None = None,
+    resident_bytes: int = 2**31,
+    batch_size: int = 128,
+    workers: int = 2,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+) -> DataSplits:
     """Load images from ``train/CLASS/*``, ``val/CLASS/*`` and, if there is one, ``test/CLASS/*``.
 
     Without a test folder the images of ``val`` are the test part (as ImageNet is used) and a tenth of the training
@@ -117,20 +125,11 @@ def folders(
         made: list[Any] = [
             DataLoader(Indexed(part), batch_size, shuffle=part is parts[0], num_workers=workers) for part in parts
         ]
-        return _splits(made, len(names), shape, recipe)
-    made, offset = [], 0
-    for part in parts:
-        made.append(_resident(part, shape, offset))
-        offset += len(part)
-    splits = _splits(made, len(names), shape, recipe)
-    return with_label_noise(with_subsample(splits, train_size, seed=seed), label_noise, seed=seed)
-
-
-def _splits(parts: list[Any], classes: int, shape: tuple[int, ...], recipe: dict[str, Any]) -> DataSplits:
-    return DataSplits(
-        "folders", parts[0], parts[1], parts[2], classes=classes, shape=shape, mean=IMAGENET_MEAN, std=IMAGENET_STD,
-        recipe=recipe,
-    )  # fmt: skip
+    else:
+        made = list(numbered(_decoded(part, shape) for part in parts))
+    constants: dict[str, Any] = {"shape": shape, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    splits = DataSplits("folders", made[0], made[1], made[2], classes=len(names), recipe=recipe, **constants)
+    return Selection(train_size, label_noise, seed).of(splits)
 
 
 def _samples(part: Path, names: list[str]) -> list[tuple[Path, int]]:
@@ -139,22 +138,16 @@ def _samples(part: Path, names: list[str]) -> list[tuple[Path, int]]:
     if unknown:
         raise InputError("folder", f"must hold the classes of train/ in {part.name}/", sorted(unknown))
     for label, name in enumerate(names):
-        images = (
-            sorted(p for p in (part / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
-            if (part / name).is_dir()
-            else []
-        )
+        images = sorted(p for p in (part / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
         if part.name == "train" and not images:
-            raise InputError(
-                "folder", f"must hold images of every class in {part.name}/ ({', '.join(_SUFFIXES)})", name
-            )
+            raise InputError("folder", f"must hold images of every class in train/ ({', '.join(_SUFFIXES)})", name)
         samples += [(path, label) for path in images]
     if not samples:
         raise InputError("folder", f"must hold images in {part.name}/", str(part))
     return samples
 
 
-def _resident(part: ImageFolder, shape: tuple[int, ...], offset: int) -> TensorData:
+def _decoded(part: ImageFolder, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     images = torch.empty(len(part), *shape)
     for row in range(len(part)):
         image = part[row][0]
@@ -162,5 +155,4 @@ def _resident(part: ImageFolder, shape: tuple[int, ...], offset: int) -> TensorD
             rule = f"must hold images of one size, {shape[2]} x {shape[1]} ({part.samples[row][0].name} differs)"
             raise InputError("folder", rule, (image.shape[2], image.shape[1]), "give `size` to scale them")
         images[row] = image
-    labels = torch.tensor([label for _, label in part.samples], dtype=torch.int64)
-    return TensorData(images, labels, torch.arange(offset, offset + len(part)))
+    return images, torch.tensor([label for _, label in part.samples], dtype=torch.int64)

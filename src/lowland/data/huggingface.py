@@ -17,9 +17,15 @@ __all__ = ["huggingface"]
 
 
 def huggingface(
-    *, folder: str | Path, tokenizer: str | Path | Callable[..., Mapping[str, Any]], text: str = "text",
-    label: str = "label", context: int = 128, batch_size: int = 32, split_seed: int = 0,
-) -> DataSplits:  # fmt: skip
+    *,
+    folder: str | Path,
+    tokenizer: str | Path | Callable[..., Mapping[str, Any]],
+    text: str = "text",
+    label: str = "label",
+    context: int = 128,
+    batch_size: int = 32,
+    split_seed: int = 0,
+) -> DataSplits:
     """Load a text classification data set that ``save_to_disk`` wrote, as dicts for a Hugging Face encoder.
 
     Parts are taken as they are stored; a missing ``validation`` or ``test`` part is cut out of ``train`` (a tenth each,
@@ -52,36 +58,29 @@ def huggingface(
         raise InputError("folder", "must hold a part named train", sorted(parts))
     for column in (text, label):
         if column not in parts["train"].column_names:
-            raise InputError(
-                "text, label", "must name columns", column, f"Known: {', '.join(parts['train'].column_names)}"
-            )
+            known = ", ".join(parts["train"].column_names)
+            raise InputError("text, label", "must name columns", column, f"Known: {known}")
     parts = _with_missing_parts(parts, label, split_seed)
     encode = _tokenizer(tokenizer)
 
     def collate(rows: list[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        made = encode(
-            [row[text] for row in rows], truncation=True, padding=True, max_length=context, return_tensors="pt"
-        )
-        extra = {
-            "labels": torch.tensor([int(row[label]) for row in rows]),
-            "index": torch.tensor([row["index"] for row in rows]),
-        }
-        return {**made, **extra}
+        texts = [row[text] for row in rows]
+        made = encode(texts, truncation=True, padding=True, max_length=context, return_tensors="pt")
+        labels, index = [int(row[label]) for row in rows], [row["index"] for row in rows]
+        return {**made, "labels": torch.tensor(labels), "index": torch.tensor(index)}
 
-    loaders = [
+    train, validation, test = [
         DataLoader(Indexed(parts[name]), batch_size, shuffle=name == "train", collate_fn=collate)
         for name in ("train", "validation", "test")
     ]
     labels = {int(value) for part in parts.values() for value in part[label]}
     if min(labels) < 0:
         raise InputError("label", "must hold classes from 0", min(labels))
-    recipe = {
-        "name": "huggingface", "context": context, "batch_size": batch_size, "split_seed": split_seed,
-        "parts": {name: str(getattr(part, "_fingerprint", len(part))) for name, part in sorted(parts.items())},
-    }  # fmt: skip
-    return DataSplits(
-        "huggingface", loaders[0], loaders[1], loaders[2], classes=max(labels) + 1, shape=(context,), recipe=recipe
-    )
+    told = {"context": context, "batch_size": batch_size, "split_seed": split_seed}
+    marks = {name: str(getattr(part, "_fingerprint", len(part))) for name, part in sorted(parts.items())}
+    recipe = {"name": "huggingface", **told, "parts": marks}
+    classes = max(labels) + 1
+    return DataSplits("huggingface", train, validation, test, classes=classes, shape=(context,), recipe=recipe)
 
 
 def _with_missing_parts(parts: dict[str, Any], label: str, seed: int) -> dict[str, Any]:

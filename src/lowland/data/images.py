@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lowland.core.errors import InputError
-from lowland.data.resident import TensorData
-from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
+from lowland.data.resident import numbered
+from lowland.data.splits import DataSplits, Selection, stratified_split
 
-__all__ = ["image_splits", "normalized"]
+__all__ = ["Published", "image_splits", "normalized"]
+
+Published = tuple[NDArray[np.uint8], NDArray[Any]]
+"""Images [n, channels, h, w] and their labels."""
 
 
 def normalized(pixels: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -25,28 +28,29 @@ def normalized(pixels: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[fl
 
 
 def image_splits(
-    name: str, train: tuple[NDArray[np.uint8], NDArray[Any]], test: tuple[NDArray[np.uint8], NDArray[Any]], *,
-    classes: int, validation: int, mean: tuple[float, ...], std: tuple[float, ...], train_size: int | None,
-    label_noise: float, seed: int, split_seed: int, recipe: Mapping[str, Any],
-) -> DataSplits:  # fmt: skip
+    name: str,
+    published: Sequence[Published],
+    selection: Selection,
+    *,
+    classes: int,
+    validation: int,
+    constants: tuple[tuple[float, ...], tuple[float, ...]],
+    recipe: Mapping[str, Any] | None = None,
+) -> DataSplits:
     """Make splits from a published training and test part; the validation part is cut out of the training part."""
-    parts = []
-    offset = 0
-    for images, labels in (train, test):
+    mean, std = constants
+    for images, labels in published:
         _check(images, labels, classes)
-        target = torch.as_tensor(np.asarray(labels, dtype=np.int64))
-        ids = torch.arange(offset, offset + len(target))
-        parts.append(TensorData(normalized(images, mean, std), target, ids))
-        offset += len(target)
-    if not 1 <= validation < len(parts[0]):
-        raise InputError("validation", f"must leave training samples of the {len(parts[0])}", validation)
-    cut = stratified_split(parts[0].target, (len(parts[0]) - validation, validation), seed=split_seed)
-    splits = DataSplits(
-        name, parts[0].take(cut[0]), parts[0].take(cut[1]), parts[1], classes=classes,
-        shape=tuple(parts[0].input.shape[1:]), mean=mean, std=std,
-        recipe={"name": name, "validation": validation, "split_seed": split_seed, **recipe},
-    )  # fmt: skip
-    return with_label_noise(with_subsample(splits, train_size, seed=seed), label_noise, seed=seed)
+    pairs = ((normalized(x, mean, std), torch.as_tensor(np.asarray(y, dtype=np.int64))) for x, y in published)
+    whole, testing = numbered(pairs)
+    if not 1 <= validation < len(whole):
+        raise InputError("validation", f"must leave training samples of the {len(whole)}", validation)
+    sizes = (len(whole) - validation, validation)
+    train, held = (whole.take(part) for part in stratified_split(whole.target, sizes, seed=selection.split_seed))
+    shape, told = tuple(whole.input.shape[1:]), {"validation": validation, "split_seed": selection.split_seed}
+    recipe = {"name": name, **told, **(recipe or {})}
+    splits = DataSplits(name, train, held, testing, classes=classes, shape=shape, mean=mean, std=std, recipe=recipe)
+    return selection.of(splits)
 
 
 def _check(images: NDArray[np.uint8], labels: NDArray[Any], classes: int) -> None:

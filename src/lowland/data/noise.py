@@ -22,7 +22,7 @@ def symmetric_noise(target: Tensor, index: Tensor, *, fraction: float, classes: 
         target: Labels, int64, shape [n].
         index: Sample ids, shape [n], non-negative.
         fraction: Probability of replacement, in [0, 1].
-        classes: Number of classes.
+        classes: Wrong labels are drawn from [0, classes).
         seed: Seed of the stream "label_noise".
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from lowland.core.seeds import generator
 from lowland.core.types import Batch
 from lowland.data.draws import Draws, draws_for
 
-__all__ = ["Augment", "TensorBatches", "TensorData"]
+__all__ = ["Augment", "TensorBatches", "TensorData", "numbered"]
 
 Augment: TypeAlias = Callable[[Batch, Draws], Batch]
 """Changes a batch with random numbers that belong to its samples."""
@@ -71,7 +71,7 @@ class TensorData:
         """Return the data set on a device.
 
         Args:
-            device: Where to.
+            device: Such as ``"cuda"``.
 
         Returns:
             A new data set (shared where it is there already).
@@ -82,7 +82,7 @@ class TensorData:
         """Return the data set on a device, or where it is if it would take more than half of the memory left there.
 
         Args:
-            device: Where to.
+            device: Such as ``"cuda"``.
             free: Bytes left there; None asks an accelerator, and takes everything to fit on the CPU.
 
         Returns:
@@ -94,8 +94,15 @@ class TensorData:
         size = sum(tensor.nbytes for tensor in (self.input, self.target, self.index))
         return self if free is not None and size > free / 2 else self.to(device)
 
-    def batches(self, batch_size: int, *, seed: int = 0, shuffle: bool = False, augment: Augment | None = None,
-                drop_last: bool = False) -> TensorBatches:  # fmt: skip
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = False,
+        augment: Augment | None = None,
+        drop_last: bool = False,
+    ) -> TensorBatches:
         """Return the data in batches; see `TensorBatches`.
 
         Args:
@@ -124,6 +131,16 @@ class TensorData:
         return digest.hexdigest()[:16]
 
 
+def numbered(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[TensorData]:
+    """Return parts of inputs and targets whose samples are numbered on from one part to the next."""
+    parts: list[TensorData] = []
+    first = 0
+    for inputs, target in pairs:
+        parts.append(TensorData(inputs, target, torch.arange(first, first + len(target))))
+        first += len(target)
+    return parts
+
+
 @dataclass(frozen=True)
 class TensorBatches:
     """Batches of a resident data set; going over it gives the batches of epoch 0.
@@ -134,7 +151,7 @@ class TensorBatches:
     divide, it is filled up from its own front, so that all ranks take equally many steps and samples.
 
     Args:
-        data: The samples.
+        data: Where the batches are cut from.
         batch_size: Samples per step over all ranks.
         seed: Seed of order and augmentation.
         shuffle: Whether each epoch has its own order; False keeps the stored order.
@@ -191,7 +208,7 @@ class TensorBatches:
         """Go over the batches of an epoch.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: From 0; with `seed` it decides order and augmentation.
             start: Batches to leave out at the front (they cost nothing).
 
         Yields:
@@ -211,7 +228,7 @@ class TensorBatches:
         """Return the sample ids that this process meets in an epoch.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: From 0; with `seed` it decides order and augmentation.
 
         Returns:
             int64, in the order in which they come.

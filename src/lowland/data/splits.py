@@ -18,7 +18,7 @@ from lowland.core.seeds import generator
 from lowland.data.noise import symmetric_noise
 from lowland.data.resident import TensorData
 
-__all__ = ["DataSplits", "stratified_split", "with_label_noise", "with_subsample"]
+__all__ = ["DataSplits", "Selection", "stratified_split", "with_label_noise", "with_subsample"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class DataSplits:
     """A data set in three parts that never overlap.
 
     Args:
-        name: Name of the data set.
+        name: As in `load`; part of the fingerprint.
         train: Samples to train on: `TensorData`, or a loader (any iterable of raw batches).
         validation: Samples that choose the epoch and the settings.
         test: Samples that are looked at once, at the end.
         classes: Number of classes (of tokens for language).
-        shape: Shape of one input.
+        shape: Of one input, without the axis of samples.
         mean: Per-channel mean that was subtracted from inputs in [0, 1]; empty when they were not normalized.
         std: Per-channel standard deviation that they were divided by.
         recipe: Plain JSON values that make the same data again.
@@ -94,13 +94,28 @@ def stratified_split(target: Tensor, sizes: Sequence[int], *, seed: int) -> list
     return [np.sort(part) for part in np.split(order[: stops[-1]], stops[:-1])]
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is drawn from a published set."""
+
+    train_size: int | None = None
+    label_noise: float = 0.0
+    seed: int = 0
+    split_seed: int = 0
+
+    def of(self, splits: DataSplits) -> DataSplits:
+        """Return the splits with fewer training samples and with wrong labels, as wanted."""
+        fewer = with_subsample(splits, self.train_size, seed=self.seed)
+        return with_label_noise(fewer, self.label_noise, seed=self.seed)
+
+
 def with_label_noise(splits: DataSplits, fraction: float, *, seed: int) -> DataSplits:
     """Put symmetric label noise into training and validation; the test part stays clean.
 
     Args:
         splits: Resident data with class labels.
         fraction: Probability that a label is replaced; see `symmetric_noise`.
-        seed: Seed of the noise.
+        seed: Decides which labels are replaced, and by what.
 
     Returns:
         New splits whose recipe states the fraction and the share of labels that changed in both parts.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import InputError
-from lowland.data.resident import TensorData
-from lowland.data.splits import DataSplits, with_label_noise, with_subsample
+from lowland.data.resident import numbered
+from lowland.data.splits import DataSplits, Selection, with_subsample
 
 __all__ = ["text", "topics"]
 
@@ -52,20 +52,17 @@ def text(
         except OSError as error:
             raise InputError("path", f"must be a readable file ({error.strerror})", str(path)) from error
     stops = [0, len(data) * 8 // 10, len(data) * 9 // 10, len(data)]
-    parts: list[TensorData] = []
-    offset = 0
+    pairs: list[tuple[Tensor, Tensor]] = []
     for start, stop in pairwise(stops):
         count = (stop - start - 1) // context
         if count < 1:
             raise InputError("path", f"must hold at least {10 * (context + 2)} bytes for this context", len(data))
         stream = torch.from_numpy(np.frombuffer(data[start:stop], np.uint8).astype(np.int64))
-        ids = torch.arange(offset, offset + count)
-        parts.append(
-            TensorData(stream[: count * context].view(count, -1), stream[1 : count * context + 1].view(count, -1), ids)
-        )
-        offset += count
+        end = count * context
+        pairs.append((stream[:end].view(count, -1), stream[1 : end + 1].view(count, -1)))
     recipe = {"name": "text", "context": context, "sha256": hashlib.sha256(data).hexdigest()[:16]}
-    splits = DataSplits("text", parts[0], parts[1], parts[2], classes=256, shape=(context,), recipe=recipe)
+    train, validation, test = numbered(pairs)
+    splits = DataSplits("text", train, validation, test, classes=256, shape=(context,), recipe=recipe)
     return with_subsample(splits, train_size, seed=seed)
 
 
@@ -105,14 +102,11 @@ def topics(
         for part, (start, stop) in enumerate(pairwise(stops)):
             rows[part].append(snippets[start:stop])
             labels[part] += [label] * (stop - start)
-    parts, offset = [], 0
-    for snippets_of, labels_of in zip(rows, labels, strict=True):
-        ids = torch.arange(offset, offset + len(labels_of))
-        parts.append(TensorData(torch.cat(snippets_of), torch.tensor(labels_of), ids))
-        offset += len(labels_of)
+    pairs = ((torch.cat(part), torch.tensor(of_part)) for part, of_part in zip(rows, labels, strict=True))
+    train, validation, test = numbered(pairs)
     recipe = {"name": "topics", "classes": classes, "context": context}
-    splits = DataSplits("topics", parts[0], parts[1], parts[2], classes=classes, shape=(context,), recipe=recipe)
-    return with_label_noise(with_subsample(splits, train_size, seed=seed), label_noise, seed=seed)
+    splits = DataSplits("topics", train, validation, test, classes=classes, shape=(context,), recipe=recipe)
+    return Selection(train_size, label_noise, seed).of(splits)
 
 
 def _topics() -> list[tuple[str, str]]:

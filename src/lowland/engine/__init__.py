@@ -1,9 +1,10 @@
-"""Where points are computed: the task contract, and the engines that fulfil it."""
+"""Where work is done: a setup, a function, items in, results out; on this process, this machine, or a cluster."""
 
-from lowland.engine.base import Engine, Event, OnEvent, Point, Row, Task
+from lowland.core.pace import Event, OnEvent
+from lowland.engine.base import Engine, Result, Workers
 from lowland.engine.processes import Processes
 from lowland.engine.ray import Ray
 from lowland.engine.select import ENGINES, select
 from lowland.engine.serial import Serial
 
-__all__ = ["ENGINES", "Engine", "Event", "OnEvent", "Point", "Processes", "Ray", "Row", "Serial", "Task", "select"]
+__all__ = ["ENGINES", "Engine", "Event", "OnEvent", "Processes", "Ray", "Result", "Serial", "Workers", "select"]

@@ -1,227 +1,184 @@
-"""The contract between what is computed and where: tasks, points, rows, events, and the abstract engine.
+"""The contract between what is computed and where: a setup, a function, items in, results out.
 
-A task is placed once per worker and then turns points into rows. An engine decides where that happens and in which
-order; it never changes what a row holds. The contract is meant for a process pool and a cluster as much as for the
-loop in `lowland.engine.serial`: tasks, points and rows can be pickled, and rows hold plain numbers and arrays.
+An engine decides where items are computed and in which order; it never changes what a result holds. It keeps nothing
+between calls: what lives through several is the `Workers` object that `Engine.open` gives.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from traceback import format_exception
-from typing import Any, Literal, Protocol, TypeAlias
+from types import TracebackType
+from typing import Any, Self, TypeAlias
 
 from lowland.core.errors import InputError
-from lowland.core.pace import Clock
+from lowland.core.pace import Clock, OnEvent
 
-__all__ = ["Engine", "Event", "OnEvent", "Point", "Row", "Task", "failed_row", "run_chunk"]
+__all__ = ["Chunk", "Engine", "Function", "Result", "Setup", "Workers", "failed_result", "run_chunk"]
 
+Setup: TypeAlias = Callable[[], AbstractContextManager[Any]]
+"""Gives what the items share; entered once per worker, left when its work is done or broken off."""
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One thing to compute.
+Function: TypeAlias = Callable[[Any, list[Any]], Sequence[Any]]
+"""``(context, items of a chunk) -> one value per item``; the context is what the setup gave."""
 
-    Args:
-        index: Its number in the whole survey; rows carry it back.
-        coordinates: Where it lies, one number per axis.
-        group: Which of several planes or lines it belongs to. Default 0.
-        parent: Index of the point whose row is handed to it as a warm start, or None. It is fixed by the grid, never
-            by who finishes first.
-    """
-
-    index: int
-    coordinates: tuple[float, ...]
-    group: int = 0
-    parent: int | None = None
+Chunk: TypeAlias = Sequence[tuple[int, Any]]
+"""Items that are computed together, each with its place among all."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one point gave.
+class Result:
+    """What one item gave.
 
     Args:
-        index: The point's number.
-        values: Measured numbers by name.
-        carry: Arrays by name that its children get as a warm start.
-        error: Why it failed, or ``""``; values are empty then.
+        index: The item's place among the items, from 0.
+        value: What the function returned for it; None where it failed.
+        error: Why it failed, or ``""``.
         traceback: Where it failed, as Python prints it, or ``""``.
+
+    Example:
+        >>> Result(3, error="ValueError: no").failed
+        True
     """
 
     index: int
-    values: Mapping[str, float]
-    carry: Mapping[str, Any] = field(default_factory=dict)
+    value: Any = None
     error: str = ""
     traceback: str = ""
 
     @property
     def failed(self) -> bool:
-        """Whether the point could not be computed."""
+        """Whether the item could not be computed."""
         return self.error != ""
 
 
-class Task(Protocol):
-    """What an engine runs; it can be pickled."""
+class Workers(ABC):
+    """Workers on which something was set up, for as many calls as are made before their ``with`` block ends.
 
-    def placed(self) -> AbstractContextManager[Any]:
-        """Set up whatever the points share; entered once per worker, left when its work is done or broken off."""
-
-    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> Sequence[Row]:
-        """Compute points.
-
-        Args:
-            context: What `placed` yielded.
-            points: The points, computed together.
-            parents: The row of each point's parent; None where it has none or its parent failed.
-
-        Returns:
-            One row per point, in their order.
-        """
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """What an engine tells while it runs; the CLI turns it into a progress bar.
-
-    Args:
-        kind: ``"started"`` once, ``"rows"`` after finished points, ``"failed"`` for each that failed, ``"done"`` once.
-        done: Points finished so far, failed ones and those of earlier runs among them.
-        total: Points of the whole survey.
-        elapsed: Seconds since the start of this run.
-        remaining: Estimated seconds left; None while nothing is known.
-        rate: Points per second of this run; 0 before the first.
-        message: Why a point failed, or ``""``.
-        traceback: Where it failed, as Python prints it, or ``""``.
-
-    Example:
-        >>> Event("rows", done=5, total=10, elapsed=2.0, remaining=2.0, rate=2.5).total
-        10
+    Nothing is started or set up before there is an item to compute.
     """
 
-    kind: Literal["started", "rows", "failed", "done"]
-    done: int
-    total: int
-    elapsed: float = 0.0
-    remaining: float | None = None
-    rate: float = 0.0
-    message: str = ""
-    traceback: str = ""
+    size: int = 1
+    """How many items are computed at the same time."""
 
+    def map(
+        self,
+        function: Function,
+        items: Sequence[Any],
+        *,
+        chunk: int = 1,
+        seconds_per_item: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Generator[Result]:
+        """Compute all items and yield results as they finish.
 
-OnEvent: TypeAlias = Callable[[Event], None]
-"""Receives every event, in the process of the driver."""
+        An item that raises gives a failed result with the text of the error and leaves the others alone;
+        `KeyboardInterrupt` passes through after each worker has left its setup.
+
+        Args:
+            function: What is computed; it travels to each worker once.
+            items: What it is computed from, anything that can be pickled. An item is taken from the sequence when it
+                goes out to a worker, so that a sequence may make its items late.
+            chunk: Most items handed out together.
+            seconds_per_item: What an item is expected to take, for the first estimate of the time left.
+            on_event: Called with every event.
+
+        Yields:
+            Results; each item once.
+
+        Raises:
+            InputError: If ``chunk`` is below 1, or something cannot be sent to a worker.
+        """
+        if chunk < 1:
+            raise InputError("chunk", "must be at least 1", chunk)
+        clock, done = Clock(len(items), 0, on_event), 0
+        guess = None if seconds_per_item is None else seconds_per_item * len(items) / self.size
+        clock.tell("started", 0, guess=guess)
+        for results in self.results(function, items, chunk):
+            for result in results:
+                yield result  # the reader has stored it before it is announced
+                done += 1
+                if result.failed:
+                    clock.tell("failed", done, message=result.error, traceback=result.traceback)
+                clock.tell("progress", done)
+        clock.tell("done", done)
+
+    @abstractmethod
+    def results(self, function: Function, items: Sequence[Any], chunk: int) -> Iterator[list[Result]]:
+        """Yield the results of all items, some at a time."""
+
+    def __enter__(self) -> Self:
+        """Begin; see the class."""
+        return self
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Let each worker leave its setup; at once, whatever it is computing, where an exception passes."""
 
 
 class Engine(ABC):
-    """Runs a task over points."""
+    """Where work is done."""
 
     name: str
     """As the user typed it, such as ``"serial"``."""
 
     workers: int = 1
-    """How many points are computed at the same time."""
+    """How many items are computed at the same time."""
 
     @property
     def worker_threads(self) -> int:
-        """Threads with which each point is computed; at another number the last bits differ."""
+        """Threads with which each item is computed; at another number the last bits differ."""
         import torch
 
         return torch.get_num_threads()
 
-    @contextmanager
-    def session(self) -> Generator[None]:
-        """Keep what was set up for a task (workers, say) between several runs of it inside.
-
-        Yields:
-            Nothing.
-        """
-        yield
-
-    def run(
-        self,
-        task: Task,
-        points: Sequence[Point],
-        *,
-        chunk: int = 1,
-        known: Mapping[int, Row] | None = None,
-        seconds_per_point: float | None = None,
-        on_event: OnEvent | None = None,
-    ) -> Generator[list[Row]]:
-        """Compute all points and yield rows as they finish.
-
-        A point that raises gives a failed row with the text of the error and leaves the others alone;
-        `KeyboardInterrupt` passes through after the task has put back what it changed.
+    @abstractmethod
+    def open(self, setup: Setup, *, device: object = "cpu") -> Workers:
+        """Return workers for several calls, to be used in a ``with`` block.
 
         Args:
-            task: What to do.
-            points: The points still to be computed; a parent stands before its children or in ``known``.
-            chunk: Most points handed out together.
-            known: Rows of an earlier run by index.
-            seconds_per_point: What a point is expected to take, for the first estimate of the time left.
-            on_event: Called with every event.
+            setup: A function that gives a context manager; each worker enters one, and its value is the first argument
+                of the functions that are mapped.
+            device: Where items are computed; says what kind of workers are needed. Default ``"cpu"``.
 
-        Yields:
-            Finished rows; each point once.
-
-        Raises:
-            InputError: If ``chunk`` is below 1 or a parent is neither known nor stands before its child.
+        Returns:
+            The workers, none of which is started as yet.
         """
-        known = dict(known or {})
-        _check(points, chunk, known)
-        tell = on_event or (lambda event: None)
-        done, total = len(known), len(points) + len(known)
-        clock = Clock(total, done)
-        guess = None if seconds_per_point is None else seconds_per_point * len(points) / self.workers
-        tell(Event("started", done, total, 0.0, guess))
-        for rows in self._rows(task, points, chunk, known):
-            yield rows  # the reader has stored them before they are announced
-            done += len(rows)
-            pace = clock.at(done)
-            state = (done, total, pace.elapsed, pace.remaining, pace.rate)
-            for row in rows:
-                if row.failed:
-                    tell(Event("failed", *state, row.error, row.traceback))
-            tell(Event("rows", *state))
-        pace = clock.at(done)
-        tell(Event("done", done, total, pace.elapsed, 0.0, pace.rate))
 
-    @abstractmethod
-    def _rows(self, task: Task, points: Sequence[Point], chunk: int, known: dict[int, Row]) -> Iterator[list[Row]]:
-        """Yield the rows of all points; ``known`` may be extended with finished rows that are parents."""
+    def map(
+        self,
+        setup: Setup,
+        function: Function,
+        items: Sequence[Any],
+        *,
+        chunk: int = 1,
+        device: object = "cpu",
+        seconds_per_item: float | None = None,
+        on_event: OnEvent | None = None,
+    ) -> Generator[Result]:
+        """Compute all items on workers that live for this call; see `open` and `Workers.map`."""
+        with self.open(setup, device=device) as workers:
+            yield from workers.map(function, items, chunk=chunk, seconds_per_item=seconds_per_item, on_event=on_event)
 
 
-def run_chunk(task: Task, context: Any, points: Sequence[Point], known: Mapping[int, Row]) -> list[Row]:
-    """Compute one chunk; when it raises, compute its points one by one to find those that fail."""
-    parents = [_parent(point, known) for point in points]
+def run_chunk(function: Function, context: Any, chunk: Chunk) -> list[Result]:
+    """Compute one chunk; when it raises, compute its items one by one to find those that fail."""
     try:
-        return list(task(context, points, parents))
-    except Exception as error:  # whatever the user's own metric raises: it belongs to the point, not to the survey
-        if len(points) == 1:
-            return [failed_row(points[0], error)]
-    return [row for point in points for row in run_chunk(task, context, [point], known)]
+        values = function(context, [item for _, item in chunk])
+        return [Result(index, value) for (index, _), value in zip(chunk, values, strict=True)]
+    except Exception as error:  # whatever the user's own metric raises: it belongs to the item, not to the survey
+        if len(chunk) == 1:
+            return [failed_result(chunk[0][0], error)]
+    return [result for one in chunk for result in run_chunk(function, context, [one])]
 
 
-def failed_row(point: Point, error: BaseException) -> Row:
-    """Return the row of a point that failed."""
+def failed_result(index: int, error: BaseException) -> Result:
+    """Return the result of an item that failed."""
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return Row(point.index, {}, error=text[:200], traceback="".join(format_exception(error)))
-
-
-def _parent(point: Point, known: Mapping[int, Row]) -> Row | None:
-    row = None if point.parent is None else known.get(point.parent)
-    return None if row is None or row.failed else row
-
-
-def _check(points: Sequence[Point], chunk: int, known: Mapping[int, Row]) -> None:
-    if chunk < 1:
-        raise InputError("chunk", "must be at least 1", chunk)
-    seen = set(known)
-    for point in points:
-        if point.parent is not None and point.parent not in seen:
-            raise InputError("points", "must name a parent after it has been computed", point)
-        if point.index in seen:
-            raise InputError("points", "must name every index once", point.index)
-        seen.add(point.index)
+    return Result(index, error=text[:200], traceback="".join(format_exception(error)))

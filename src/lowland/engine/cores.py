@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 from lowland.core.errors import InputError
 
-__all__ = ["accelerator", "available_cores", "check_workers", "thread_variables", "threads_per_worker"]
+__all__ = [
+    "accelerator",
+    "available_cores",
+    "check_counts",
+    "check_workers",
+    "thread_variables",
+    "threads_per_worker",
+]
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -38,10 +44,17 @@ def thread_variables(threads: int) -> dict[str, str]:
     return {**dict.fromkeys(names, str(threads)), "OMP_WAIT_POLICY": "passive"}
 
 
-def accelerator(task: Any) -> int | None:
-    """Return the number of the accelerator that a task computes on."""
-    kind, _, number = str(getattr(task, "device", "cpu")).partition(":")
+def accelerator(device: object) -> int | None:
+    """Return the number of an accelerator; None for the processor."""
+    kind, _, number = str(device).partition(":")
     return None if kind == "cpu" else int(number or 0)
+
+
+def check_counts(workers: int | None, threads: int | None) -> None:
+    """Check numbers that a user gave."""
+    for name, number in (("workers", workers), ("threads", threads)):
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise InputError(name, "must be a whole number, at least 1", number)
 
 
 def check_workers(workers: int, threads: int | None, device: int | None) -> None:

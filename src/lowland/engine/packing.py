@@ -1,4 +1,4 @@
-"""A task as bytes for another process, and the name of the attribute that cannot be packed."""
+"""Setups, functions, items and results as bytes for another process; what cannot be packed is named."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Any, Final
 import cloudpickle
 
 from lowland.core.errors import EngineError, InputError
+from lowland.engine.base import Result, failed_result, run_chunk
 
-__all__ = ["pack", "portable", "unpack"]
+__all__ = ["Remote", "pack", "portable", "unpack"]
 
 _DEEPEST: Final = 12
 """Attributes of attributes that are searched for the culprit."""
 
 
-def pack(task: object) -> bytes:
-    """Turn a task into bytes; functions and classes of a script or a notebook travel by value."""
+def pack(value: object, name: str) -> bytes:
+    """Turn a value into bytes; functions and classes of a script or a notebook travel by value."""
     try:
-        return bytes(cloudpickle.dumps(task))
+        return bytes(cloudpickle.dumps(value))
     except Exception as error:  # every class may raise its own kind
-        path, culprit = _culprit("task", task)
+        path, culprit = _culprit(name, value)
         rule = f"cannot be sent to another process ({type(error).__name__}: {str(error).splitlines()[0]})"
         advice = "create it when it is first used, remove it in __getstate__, or take engine='serial'"
         raise InputError(path, rule, type(culprit).__name__, advice) from error
@@ -67,7 +68,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(names, cells, strict=False):
         yield f"'s variable {name}", cell.cell_contents
     if hasattr(value, "__func__"):
-        yield ".__self__", value.__self__
+        yield "", value.__self__
 
 
 def portable(error: BaseException) -> BaseException:
@@ -82,3 +83,33 @@ def portable(error: BaseException) -> BaseException:
     found.add_note(note)
     assert isinstance(found, BaseException)
     return found
+
+
+class Remote:
+    """The worker's side of a pool: what its setup gave, and the function it applies."""
+
+    def __init__(self, context: Any) -> None:
+        self._context, self._packed, self._function = context, b"", None
+
+    def __call__(self, function: bytes, items: bytes) -> tuple[str, bytes]:
+        """Compute a chunk and return a report; no function means the one of before."""
+        try:
+            if function and function != self._packed:
+                self._packed, self._function = function, unpack(function)
+            results = run_chunk(self._function, self._context, unpack(items))  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            return "interrupted", b""
+        except Exception as error:  # a module is missing here, say: the same would happen in every worker
+            return "broken", pack(portable(error), "error")
+        try:
+            return "results", pack(results, "results")
+        except InputError:
+            return "results", pack([_sendable(result) for result in results], "results")
+
+
+def _sendable(result: Result) -> Result:
+    try:
+        pack(result.value, "value")
+    except InputError as error:  # a value of a user's own function
+        return failed_result(result.index, error)
+    return result

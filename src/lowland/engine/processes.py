@@ -1,7 +1,9 @@
 """The engine for one machine: a fixed number of processes, each with its share of the cores or its own accelerator.
 
-We start the processes ourselves instead of taking a ready-made pool: in those of the standard library and of loky the
-death of one worker breaks the pool, and with it the work of all others.
+We start the processes ourselves instead of taking a ready-made pool. In those of the standard library and of loky the
+death of one worker breaks the pool, and with it the work of all others. Pebble's survives that, but starts its workers
+by importing the driver's script (a script without a ``__main__`` guard never begins), ends them without leaving what
+was set up, and gives all of them one environment, where each of ours sees an accelerator of its own.
 """
 
 from __future__ import annotations
@@ -21,25 +23,23 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 from lowland.core.contexts import held_interrupts
-from lowland.core.errors import EngineError, InputError
-from lowland.engine.base import Point, Row, Task
-from lowland.engine.cores import accelerator, check_workers, thread_variables, threads_per_worker
-from lowland.engine.packing import pack, unpack
-from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
-from lowland.engine.worker_pool import PooledEngine, WorkerPool
+from lowland.engine.base import Engine, Setup, Workers
+from lowland.engine.cores import accelerator, check_counts, check_workers, thread_variables, threads_per_worker
+from lowland.engine.packing import pack
+from lowland.engine.pool import Pool
 
 __all__ = ["Processes"]
 
 _GRACE: Final = 2.0
-"""Seconds a worker gets to leave its task's context before it is killed; Ctrl-C must end within 5 s."""
+"""Seconds a worker gets to leave its setup before it is killed; Ctrl-C must end within 5 s."""
 
 
-class Processes(PooledEngine):
+class Processes(Engine):
     """Computes on several processes of this machine.
 
-    Chunks are handed out as workers finish, at most two to each. A worker that dies is replaced and costs the points it
-    was computing one retry; a point that kills its worker again and again becomes a failed row with the worker's last
-    traceback.
+    Chunks are handed out as workers finish, at most two to each. A worker that dies is replaced and costs the items it
+    was computing one retry; an item that kills its worker again and again becomes a failed result with the worker's
+    last traceback.
 
     Args:
         workers: Number of processes.
@@ -54,9 +54,7 @@ class Processes(PooledEngine):
     """
 
     def __init__(self, workers: int, *, threads: int | None = None) -> None:
-        for name, number in (("workers", workers), ("threads", threads)):
-            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-                raise InputError(name, "must be a whole number, at least 1", number)
+        check_counts(workers, threads)
         self.workers, self.threads = workers, threads
         self.name = f"processes:{workers}"
 
@@ -65,78 +63,48 @@ class Processes(PooledEngine):
         """Threads of each process."""
         return self.threads or threads_per_worker(self.workers)
 
-    def _gather(self, task: Task) -> WorkerPool:
-        device = accelerator(task)
-        check_workers(self.workers, self.threads, device)
-        return _Crew(pack(task), self.workers, self.worker_threads, device)
+    def open(self, setup: Setup, *, device: object = "cpu") -> Workers:
+        """Return the processes."""
+        return _Processes(self, setup, accelerator(device))
 
 
-class _Crew:
-    """The processes, some of them perhaps dead; see `lowland.engine.worker_pool.WorkerPool`."""
+class _Processes(Pool["_Worker"]):
+    """The processes of one machine."""
 
-    def __init__(self, task: bytes, size: int, threads: int, device: int | None) -> None:
-        self._setup = pickle.dumps((threads, task))
-        self._threads, self._device, self._size = threads, device, size
-        self._false_starts = 0
-        self._workers: list[_Worker] = []
+    def __init__(self, engine: Processes, setup: Setup, device: int | None) -> None:
+        super().__init__()
+        self.size, self._engine, self._setup, self._device = engine.workers, engine, setup, device
+        self._threads, self._packed = 1, b""
 
-    def hand_out(self, handout: Scheduler) -> None:
-        # replace workers that died, and give everyone something to do
-        while len(self._workers) < min(self._size, handout.unfinished):
-            self._start()
-        for _ in range(AHEAD):
-            for worker in self._workers:
-                if worker.ready and (chunk := handout.take(len(self._workers), worker.chunks)):
-                    worker.give(chunk, handout)
+    def begin(self) -> None:
+        check_workers(self.size, self._engine.threads, self._device)
+        self._threads = self._engine.worker_threads
+        self._packed = pickle.dumps((self._threads, pack(self._setup, "setup")))
 
-    def _start(self) -> None:
-        taken = {worker.seat for worker in self._workers}
-        seat = next(seat for seat in range(self._size) if seat not in taken)
+    def start(self) -> None:
+        taken = {worker.seat for worker in self.members}
+        seat = next(seat for seat in range(self.size) if seat not in taken)
         with held_interrupts():  # a process that was started is also noted
-            self._workers.append(_Worker(seat, self._threads, self._device))
-        self._workers[-1].send(self._setup)
+            self.members.append(_Worker(seat, self._threads, self._device))
+        self.members[-1].send(self._packed)
 
-    def collect(self, handout: Scheduler) -> Iterator[list[Row]]:
-        # wait for someone to report, and yield the rows that came
-        by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers}
+    def reports(self) -> Iterator[tuple[_Worker, str, Any]]:
+        by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self.members}
         for connection in wait(list(by_connection), timeout=1.0):
             worker = by_connection[connection]
-            kind, content = worker.receive()
-            if kind == "rows":
-                worker.chunks.popleft()
-                yield content
-            elif kind == "ready":
-                worker.ready, self._false_starts = True, 0
-            elif kind == "interrupted":
-                raise KeyboardInterrupt
-            elif kind == "broken":
-                raise unpack(content)
-            else:
-                given_up = self._bury(worker, handout)
-                if given_up:
-                    yield given_up
+            yield worker, *worker.receive()
 
-    def _bury(self, worker: _Worker, handout: Scheduler) -> list[Row]:
-        # take back the chunks of a worker that died
-        self._workers.remove(worker)
-        reason, traceback = worker.post_mortem()
-        if not worker.ready:
-            self._false_starts += 1
-            if self._false_starts > RETRIES:
-                raise EngineError(f"workers do not start: the last one {reason} {traceback}".rstrip())
-        for waiting in list(worker.chunks)[1:]:
-            handout.returned(waiting)
-        return handout.lost(worker.chunks[0], reason, traceback) if worker.chunks else []
+    def post_mortem(self, member: _Worker, content: Any) -> tuple[str, str]:
+        return member.post_mortem()
 
     def stop(self, *, at_once: bool) -> None:
-        # end all workers, within seconds
         with held_interrupts():
-            for worker in self._workers:
+            for worker in self.members:
                 worker.ask_to_leave(at_once)
             deadline = time.monotonic() + _GRACE
-            for worker in self._workers:
+            for worker in self.members:
                 worker.leave_by(deadline)
-            self._workers.clear()
+            self.members.clear()
 
 
 class _Worker:
@@ -145,7 +113,8 @@ class _Worker:
     def __init__(self, seat: int, threads: int, device: int | None) -> None:
         ours, theirs = socket.socketpair()
         self.seat, self.ready = seat, False
-        self.chunks: deque[list[Point]] = deque()
+        self.chunks: deque[list[int]] = deque()
+        self._sent: bytes | None = None
         self._crash = tempfile.TemporaryFile()  # ruff: ignore[open-file-with-context-handler] - read after the worker's death
         numbers = [theirs.fileno(), self._crash.fileno()]
         path = {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -158,9 +127,9 @@ class _Worker:
         theirs.close()
         self.connection = Connection(ours.detach())
 
-    def give(self, chunk: list[Point], handout: Scheduler) -> None:
-        self.chunks.append(chunk)
-        self.send(pickle.dumps((chunk, handout.parents(chunk))))
+    def give(self, function: bytes, items: bytes) -> None:
+        self.send(pickle.dumps((b"" if function is self._sent else function, items)))
+        self._sent = function
 
     def send(self, content: bytes) -> None:
         # that the worker has died is learned when its answer is read
@@ -191,7 +160,7 @@ class _Worker:
         ), traceback
 
     def ask_to_leave(self, at_once: bool) -> None:
-        # either way it leaves its task's context
+        # either way it leaves the setup
         if at_once or not self.ready:
             self._process.terminate()
         else:
@@ -208,7 +177,7 @@ class _Worker:
 
 
 def _visible(device: int | None, seat: int) -> dict[str, str]:
-    # the environment in which the accelerator that the task names is the seat's own
+    # the environment in which the accelerator that was named is the seat's own
     if device is None:
         return {}
     import torch

@@ -1,6 +1,6 @@
 """The engine for a cluster: Ray actors, one device each; the one file that knows Ray.
 
-Ray is used for what it is good at: finding nodes, starting workers there, moving objects, noticing deaths. Which points
+Ray is used for what it is good at: finding nodes, starting workers there, moving objects, noticing deaths. Which items
 go out next, and how often, is decided by `lowland.engine.scheduler` as on one machine, so that every engine computes
 the same chunks in the same way.
 
@@ -14,30 +14,28 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 import socket
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 from lowland.core.errors import EngineError, InputError, optional_import
 from lowland.core.provenance import versions
-from lowland.engine.base import Point, Row, Task, failed_row, run_chunk
-from lowland.engine.cores import accelerator, available_cores, check_workers, thread_variables
-from lowland.engine.packing import pack, portable, unpack
-from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
+from lowland.engine.base import Engine, Setup, Workers
+from lowland.engine.cores import accelerator, available_cores, check_counts, check_workers, thread_variables
+from lowland.engine.packing import Remote, pack, portable, unpack
+from lowland.engine.pool import Pool
 from lowland.engine.sockets import listening
-from lowland.engine.worker_pool import PooledEngine, WorkerPool
 
 __all__ = ["Ray"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _GRACE: Final = 2.0
-"""Seconds an actor gets to leave its task's context before it is killed; Ctrl-C must end within 5 s."""
+"""Seconds an actor gets to leave its setup before it is killed; Ctrl-C must end within 5 s."""
 
 _LOOKS: Final = 5.0
 """Seconds between two looks at what the cluster has: workers come and go."""
@@ -52,13 +50,13 @@ _MATTERING: Final = ("lowland", "python", "torch", "numpy")
 """Whose versions must agree between driver and workers: they decide about bits, or about what can be unpacked."""
 
 
-class Ray(PooledEngine):
+class Ray(Engine):
     """Computes on the actors of a Ray cluster, one device or core each.
 
     Without an address it uses the cluster that this process, or the job it runs in, belongs to; if there is none, it
-    starts one on this machine, which ends with this process or by ``ray.shutdown()``. The task is placed once in Ray's
+    starts one on this machine, which ends with this process or by ``ray.shutdown()``. The setup is placed once in Ray's
     object store. Chunks are handed out as workers finish, at most two to each, so that a slow device holds nobody back.
-    Workers may come and go; the points of one that is lost are tried again, a few times.
+    Workers may come and go; the items of one that is lost are tried again, a few times.
 
     Args:
         address: ``"ray://HOST:PORT"`` of a running cluster's client server, or ``"HOST:PORT"`` of its head.
@@ -74,9 +72,7 @@ class Ray(PooledEngine):
     """
 
     def __init__(self, address: str | None = None, *, workers: int | None = None, threads: int | None = None) -> None:
-        for name, number in (("workers", workers), ("threads", threads)):
-            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-                raise InputError(name, "must be a whole number, at least 1", number)
+        check_counts(workers, threads)
         if address is not None:
             _host_and_port(address)
         self.address, self.asked, self.threads = address, workers, threads
@@ -88,104 +84,88 @@ class Ray(PooledEngine):
         """Threads of each actor."""
         return self.threads or 1
 
-    def _gather(self, task: Task) -> WorkerPool:
-        content, device = pack(task), accelerator(task)
-        ray = _connect(self.address, self.asked, self.threads, device)
-        return _Crew(ray, content, self.asked, self.worker_threads, device)
+    def open(self, setup: Setup, *, device: object = "cpu") -> Workers:
+        """Return the actors."""
+        return _Actors(self, setup, accelerator(device))
 
 
-class _Crew:
-    """The actors, some of them perhaps lost; see `lowland.engine.worker_pool.WorkerPool`."""
+class _Actors(Pool["_Seat"]):
+    """The actors of a cluster."""
 
-    def __init__(self, ray: Any, content: bytes, asked: int | None, threads: int, device: int | None) -> None:
-        self._ray, self._asked, self._threads, self._device = ray, asked, threads, device
-        self._content = ray.put(content)
-        self._kind = ray.remote(
-            num_cpus=threads, num_gpus=0 if device is None else 1, max_restarts=0, max_task_retries=0,
+    answers_get_lost = True
+
+    def __init__(self, engine: Ray, setup: Setup, device: int | None) -> None:
+        super().__init__()
+        self.size, self._engine, self._setup, self._device = engine.workers, engine, setup, device
+        self._ray: Any = None
+        self._wanted, self._looked, self._served = 1, -_LOOKS, 0.0
+
+    def begin(self) -> None:
+        engine, content, threads = self._engine, pack(self._setup, "setup"), self._engine.worker_threads
+        self._ray = _connect(engine.address, engine.asked, engine.threads, self._device)
+        self._content, self._served = self._ray.put(content), time.monotonic()
+        self._kind = self._ray.remote(
+            num_cpus=threads,
+            num_gpus=0 if self._device is None else 1,
+            max_restarts=0,
+            max_task_retries=0,
             runtime_env={"env_vars": thread_variables(threads)},
-        )(_Actor)  # fmt: skip
-        self._seats: list[_Seat] = []
-        self._wanted, self._looked, self._served = 1, -_LOOKS, time.monotonic()
-        self._false_starts = 0
+        )(_Actor)
 
-    def hand_out(self, handout: Scheduler) -> None:
-        # start workers where there is room for them, and give everyone something to do
-        self._look()
-        while len(self._seats) < min(self._wanted, handout.unfinished):
-            self._seats.append(_Seat(self._kind.remote(), self._content, self._threads))
-        for _ in range(AHEAD):
-            for seat in self._seats:
-                if seat.ready and (chunk := handout.take(len(self._seats), seat.chunks)):
-                    seat.give(chunk, handout)
+    def start(self) -> None:
+        self.members.append(_Seat(self._kind.remote(), self._content, self._engine.worker_threads))
 
-    def _look(self) -> None:
+    def publish(self, function: bytes) -> Any:
+        return self._ray.put(function)
+
+    def room(self) -> int:
         now = time.monotonic()
-        if any(seat.ready for seat in self._seats):
+        if any(seat.ready for seat in self.members):
             self._served = now
         if now - self._looked < _LOOKS:
-            return
+            return self._wanted
         self._looked = now
-        found = self._ray.cluster_resources()
-        room = found.get("CPU", 0) // self._threads if self._device is None else found.get("GPU", 0)
-        self._wanted = self._asked or max(1, int(room))
+        found, threads = self._ray.cluster_resources(), self._engine.worker_threads
+        places = found.get("CPU", 0) // threads if self._device is None else found.get("GPU", 0)
+        self._wanted = self._engine.asked or max(1, int(places))
         if now - self._served > _PATIENCE:
             raise EngineError(f"no worker could be started for {_PATIENCE:.0f} s; the cluster has {found}")
+        return self._wanted
 
-    def collect(self, handout: Scheduler) -> Iterator[list[Row]]:
-        # wait for someone to report, and yield the rows that came
-        by_answer = {seat.answers[0]: seat for seat in self._seats if seat.answers}
+    def reports(self) -> Iterator[tuple[_Seat, str, Any]]:
+        by_answer = {seat.answers[0]: seat for seat in self.members if seat.answers}
         done, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=1.0)
         for answer in done:
             seat = by_answer[answer]
             try:
                 kind, content = self._ray.get(answer)
-            except self._ray.exceptions.RayTaskError:  # not of the task, whose errors are rows: a defect of ours
+            except self._ray.exceptions.RayTaskError:  # not of the items, whose errors are results: a defect of ours
                 raise
             except self._ray.exceptions.RayError as error:
-                if given_up := self._bury(seat, error, handout):
-                    yield given_up
+                yield seat, "died", error
                 continue
             seat.answers.popleft()
-            if kind == "rows":
-                seat.chunks.popleft()
-                yield pickle.loads(content)
-            elif kind == "ready":
-                seat.ready, self._false_starts = True, 0
-            elif kind == "interrupted":
-                raise KeyboardInterrupt
-            elif kind == "versions":
-                raise EngineError(_difference(content))
-            else:
-                raise unpack(content)
+            yield seat, kind, content
 
-    def _bury(self, seat: _Seat, error: Exception, handout: Scheduler) -> list[Row]:
-        # take back the chunks of a worker that was lost
-        self._seats.remove(seat)
+    def post_mortem(self, member: _Seat, content: Exception) -> tuple[str, str]:
         with suppress(Exception):
-            self._ray.kill(seat.actor, no_restart=True)
+            self._ray.kill(member.actor, no_restart=True)
         if not any(node["Alive"] for node in self._ray.nodes()):
             self._ray.shutdown()
-            raise EngineError("the Ray cluster was lost; finished points are kept, run again to go on") from error
-        if not seat.ready:
-            self._false_starts += 1
-            if self._false_starts > RETRIES:
-                raise EngineError(f"workers do not start: the last one {_reason(error)}") from error
-        for waiting in list(seat.chunks)[1:]:  # an answer may be lost on its way when the next chunk kills the worker
-            handout.returned(waiting, suspect=True)
-        return handout.lost(seat.chunks[0], _reason(error), str(error)) if seat.chunks else []
+            raise EngineError("the Ray cluster was lost; finished points are kept, run again to go on") from content
+        return _reason(content), str(content)
 
     def stop(self, *, at_once: bool) -> None:
         # an actor cannot be interrupted: whoever still computes after the grace is killed, at once or not
-        del at_once
+        seats, self.members = self.members, []
         if not self._ray.is_initialized():
             return
-        leaving = [seat.actor.leave.remote() for seat in self._seats]
+        leaving = [seat.actor.leave.remote() for seat in seats]
         with suppress(self._ray.exceptions.RayError):
             self._ray.wait(leaving, num_returns=len(leaving), timeout=_GRACE) if leaving else None
-        for seat in self._seats:
+        for seat in seats:
             with suppress(Exception):  # it may be gone already
                 self._ray.kill(seat.actor, no_restart=True)
-        self._seats.clear()
 
 
 class _Seat:
@@ -193,12 +173,11 @@ class _Seat:
 
     def __init__(self, actor: Any, content: Any, threads: int) -> None:
         self.actor, self.ready = actor, False
-        self.chunks: deque[list[Point]] = deque()
+        self.chunks: deque[list[int]] = deque()
         self.answers: deque[Any] = deque([actor.place.remote(content, threads, _versions())])
 
-    def give(self, chunk: list[Point], handout: Scheduler) -> None:
-        self.chunks.append(chunk)
-        self.answers.append(self.actor.compute.remote(chunk, handout.parents(chunk)))
+    def give(self, function: Any, items: bytes) -> None:
+        self.answers.append(self.actor.compute.remote(function, items))
 
 
 class _Actor:
@@ -206,32 +185,24 @@ class _Actor:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
-        self._task: Any = None
-        self._context: Any = None
+        self._remote: Any = None
 
     def place(self, content: bytes, threads: int, driver: Mapping[str, str]) -> tuple[str, Any]:
-        # set up the task
+        # enter the setup
         if _versions() != driver:
-            return "versions", (dict(driver), _versions())
+            return "refused", _difference(driver, _versions())
         try:
             import torch
 
             torch.set_num_threads(threads)
-            self._task = unpack(content)
-            self._context = self._stack.enter_context(self._task.placed())
+            self._remote = Remote(self._stack.enter_context(unpack(content)()))
         except Exception as error:
-            return "broken", pack(portable(error))
+            return "broken", pack(portable(error), "error")
         return "ready", None
 
-    def compute(self, points: Sequence[Point], parents: Mapping[int, Row]) -> tuple[str, Any]:
-        try:
-            rows = run_chunk(self._task, self._context, points, parents)
-        except KeyboardInterrupt:
-            return "interrupted", None
-        try:
-            return "rows", pickle.dumps(rows)
-        except (pickle.PicklingError, TypeError, AttributeError) as error:  # rows of a user's own task
-            return "rows", pickle.dumps([failed_row(point, error) for point in points])
+    def compute(self, function: bytes, items: bytes) -> tuple[str, bytes]:
+        found: tuple[str, bytes] = self._remote(function, items)
+        return found
 
     def leave(self) -> None:
         self._stack.close()
@@ -301,8 +272,7 @@ def _versions() -> dict[str, str]:
     return {name: version for name, version in versions().items() if name in _MATTERING}
 
 
-def _difference(content: tuple[Mapping[str, str], Mapping[str, str]]) -> str:
-    here, there = content
+def _difference(here: Mapping[str, str], there: Mapping[str, str]) -> str:
     differing = [name for name in _MATTERING if here.get(name) != there.get(name)]
     shown = ", ".join(f"{name} ({here.get(name)} here, {there.get(name)} there)" for name in differing)
     return f"workers have other versions than this process: {shown}; install the same on every node"

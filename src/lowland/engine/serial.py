@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any, Final
 
-from lowland.engine.base import Engine, Point, Row, Task, run_chunk
+from lowland.engine.base import Engine, Function, Result, Setup, Workers, run_chunk
 
 __all__ = ["Serial"]
 
@@ -14,58 +15,35 @@ __all__ = ["Serial"]
 class Serial(Engine):
     """Computes one chunk after the other in this process.
 
-    A chunk ends before a point whose parent is in it.
-
     Example:
-        >>> Serial().name
-        'serial'
+        >>> from contextlib import nullcontext
+        >>> [result.value for result in Serial().map(nullcontext, lambda _, numbers: [2 * n for n in numbers], [1, 2])]
+        [2, 4]
     """
 
     name: Final = "serial"
-    _session: ExitStack | None = None
-    _kept: tuple[Task, Any] | None = None
 
-    @contextmanager
-    def session(self) -> Generator[None]:
-        """Keep the task in place between runs inside; see `Engine.session`."""
-        if self._session is not None:
-            yield
-            return
-        try:
-            with ExitStack() as self._session:
-                yield
-        finally:
-            self._session = self._kept = None
-
-    @contextmanager
-    def _placed(self, task: Task) -> Generator[Any]:
-        if self._session is None:
-            with task.placed() as context:
-                yield context
-            return
-        if self._kept is None or self._kept[0] is not task:
-            self._kept = None
-            self._session.close()
-            self._kept = (task, self._session.enter_context(task.placed()))
-        yield self._kept[1]
-
-    def _rows(self, task: Task, points: Sequence[Point], chunk: int, known: dict[int, Row]) -> Iterator[list[Row]]:
-        parents = {point.parent for point in points if point.parent is not None}
-        with self._placed(task) as context:
-            for part in _chunks(points, chunk):
-                rows = run_chunk(task, context, part, known)
-                known.update((row.index, row) for row in rows if row.index in parents)
-                yield rows
+    def open(self, setup: Setup, *, device: object = "cpu") -> Workers:
+        """Return this process."""
+        return _Here(setup)
 
 
-def _chunks(points: Sequence[Point], size: int) -> Iterator[list[Point]]:
-    part: list[Point] = []
-    inside: set[int] = set()
-    for point in points:
-        if len(part) == size or point.parent in inside:
-            yield part
-            part, inside = [], set()
-        part.append(point)
-        inside.add(point.index)
-    if part:
-        yield part
+class _Here(Workers):
+    """This process as the only worker."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup, self._stack, self._entered = setup, ExitStack(), False
+        self._context: Any = None
+
+    def results(self, function: Function, items: Sequence[Any], chunk: int) -> Iterator[list[Result]]:
+        for start in range(0, len(items), chunk):
+            if not self._entered:
+                self._context, self._entered = self._stack.enter_context(self._setup()), True
+            part = [(index, items[index]) for index in range(start, min(start + chunk, len(items)))]
+            yield run_chunk(function, self._context, part)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered = False
+        self._stack.__exit__(kind, error, trace)

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     connection = Connection(socket)
     requests: SimpleQueue[bytes] = SimpleQueue()
     signal.signal(signal.SIGTERM, partial(_leave, requests))
-    # read all the time: if both sides were busy sending large rows, neither would ever read
+    # read all the time: if both sides were busy sending large results, neither would ever read
     threading.Thread(target=_read, args=(connection, requests), daemon=True).start()
     try:
         _serve(connection, requests)
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     except Exception as error:  # setting up failed: the same would happen in every worker
         from lowland.engine.packing import pack, portable
 
-        _send(connection, "broken", pack(portable(error)))
+        _send(connection, "broken", pack(portable(error), "error"))
 
 
 def _read(connection: Connection, requests: SimpleQueue[bytes]) -> None:
@@ -52,23 +52,17 @@ def _read(connection: Connection, requests: SimpleQueue[bytes]) -> None:
 def _serve(connection: Connection, requests: SimpleQueue[bytes]) -> None:
     import torch
 
-    from lowland.engine.base import failed_row, run_chunk
-    from lowland.engine.packing import unpack
+    from lowland.engine.packing import Remote, unpack
 
-    if not (setup := requests.get()):
+    if not (first := requests.get()):
         return
-    threads, content = pickle.loads(setup)
+    threads, setup = pickle.loads(first)
     torch.set_num_threads(threads)
-    task = unpack(content)
-    with task.placed() as context:
+    with unpack(setup)() as context:
+        remote = Remote(context)
         _send(connection, "ready", None)
         while request := requests.get():
-            points, parents = pickle.loads(request)
-            rows = run_chunk(task, context, points, parents)
-            try:
-                _send(connection, "rows", rows)
-            except (pickle.PicklingError, TypeError, AttributeError) as error:  # rows of a user's own task
-                _send(connection, "rows", [failed_row(point, error) for point in points])
+            _send(connection, *remote(*pickle.loads(request)))
 
 
 def _send(connection: Connection, kind: str, content: Any) -> None:
@@ -82,7 +76,7 @@ def _leave(requests: SimpleQueue[bytes], number: int, frame: FrameType | None) -
         while True:
             requests.get_nowait()
     requests.put(b"")
-    sys.exit(128 + number)  # leaves the task's context
+    sys.exit(128 + number)  # leaves the setup
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class AcceleratePasses:
     run it again. One `AcceleratePasses` serves a whole run.
 
     Args:
-        accelerator: The accelerator.
+        accelerator: The one that has prepared model and optimizer.
         model: The model that it prepared.
         optimizer: The optimizer that it prepared; any will do, of one pass or two.
 
@@ -49,10 +49,8 @@ class AcceleratePasses:
         if not isinstance(accelerator, _accelerate.Accelerator):
             raise InputError("accelerator", "must be an accelerate.Accelerator", type(accelerator).__name__)
         if not any(optimizer is known for known in accelerator._optimizers):
-            raise InputError(
-                "optimizer", "must be what accelerator.prepare() returned", type(optimizer).__name__,
-                "prepare model and optimizer first",
-            )  # fmt: skip
+            rule = "must be what accelerator.prepare() returned"
+            raise InputError("optimizer", rule, type(optimizer).__name__, "prepare model and optimizer first")
         self.accelerator, self.model = accelerator, model
         self._passes = Passes(optimizer)
         kind = accelerator.distributed_type.value
@@ -76,18 +74,23 @@ class AcceleratePasses:
         """
         if not callable(loss):
             raise InputError(
-                "loss", "must be a function that runs the forward pass", type(loss).__name__,
+                "loss",
+                "must be a function that runs the forward pass",
+                type(loss).__name__,
                 "write passes.backward(lambda x=x, y=y: criterion(model(x), y))",
-            )  # fmt: skip
+            )
         meant = _names(loss)
 
         def work() -> Tensor:
             changed = sorted(name for name, value in _names(loss).items() if value is not meant[name])
             if changed:
                 raise InputError(
-                    "loss", "must keep its own batch: it runs again after later micro-batches, and these names then "
-                    "stand for other things", changed, "write passes.backward(lambda x=x, y=y: criterion(model(x), y))",
-                )  # fmt: skip
+                    "loss",
+                    "must keep its own batch: it runs again after later micro-batches, and these names then "
+                    "stand for other things",
+                    changed,
+                    "write passes.backward(lambda x=x, y=y: criterion(model(x), y))",
+                )
             value = loss()
             self.accelerator.backward(value)
             return value.detach()

@@ -33,7 +33,7 @@ from lowland.integrations.trainer_bridge import (
 )
 from lowland.integrations.whole_batch import WholeBatch, losses_of
 from lowland.optim import Ascent, Wrapper
-from lowland.training import Hook, Run
+from lowland.training import FitState, Hook
 
 _lightning: Any = optional_import("lightning.pytorch", extra="lightning", needed_for="the integration with Lightning")
 
@@ -89,13 +89,7 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
     # Events of Lightning, in their order.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the arguments before anything is set up.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            stage: What the trainer does.
-        """
+        """Check the arguments before anything is set up."""
         if stage == "fit":
             self._model(pl_module)
             self._life.losses = [loss for _, _, loss in losses_of(pl_module)]
@@ -104,8 +98,8 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         """Take over the closures, and complete the calls of losses.
 
         Args:
-            trainer: The trainer.
-            pl_module: The module.
+            trainer: Lightning's, with its strategy set up.
+            pl_module: What is trained.
 
         Raises:
             InputError: If the trainer or the module cannot do what the optimizer or a loss wants.
@@ -123,45 +117,22 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         take_over(trainer, self._passes, [entry for *_, entry in self._completed])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin the life of losses and hooks.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Begin the life of losses and hooks."""
         self._steps = trainer.global_step
         self._life.start(self._run(trainer, pl_module))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Tell losses the epoch.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Tell losses the epoch."""
         self._life.begin_epoch(trainer.current_epoch)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Tell everybody of an optimizer step, if there was one.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            outputs: Result of the training step.
-            batch: The batch.
-            batch_idx: Its number.
-        """
+        """Tell everybody of an optimizer step, if there was one."""
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self._life.after_step(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Log what losses and hooks have to say.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Log what losses and hooks have to say."""
         with self._evaluated(trainer, pl_module):
             row = self._life.end_epoch(trainer.current_epoch + 1)
         if row and not trainer.barebones:
@@ -171,53 +142,27 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """End the life of hooks.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """End the life of hooks."""
         with self._evaluated(trainer, pl_module):
             self._life.end()
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give closures and losses back.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Give closures and losses back."""
         self._give_back(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Give closures, losses and trained weights back.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-            exception: What happened.
-        """
+        """Give closures, losses and trained weights back."""
         self._weights.close()
         self._give_back(trainer)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put the evaluation weights into the model.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Put the evaluation weights into the model."""
         self._weights.close()
         if not trainer.sanity_checking:
             self._weights.enter_context(self._evaluated(trainer, pl_module))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        """Put the trained weights back.
-
-        Args:
-            trainer: The trainer.
-            pl_module: The module.
-        """
+        """Put the trained weights back."""
         self._weights.close()
 
     on_test_start, on_predict_start = on_validation_start, on_validation_start
@@ -268,9 +213,12 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
             type(network).forward in (nn.Module.forward, _lightning.LightningModule.forward)
         ):
             raise InputError(
-                "model", "must name the network: hooks, MESA and batch-norm statistics call it on a batch's input, and "
-                "the LightningModule has no forward", self.model_name, 'pass LightningCallback(model="net")',
-            )  # fmt: skip
+                "model",
+                "must name the network: hooks, MESA and batch-norm statistics call it on a batch's input, and "
+                "the LightningModule has no forward",
+                self.model_name,
+                'pass LightningCallback(model="net")',
+            )
         if not isinstance(optimizer, Ascent):
             return
         strategy = type(trainer.strategy).__name__
@@ -279,23 +227,28 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         if not module.automatic_optimization:
             return  # the module's own loop enters perturb(); a step without it raises
         if "dataloader_iter" in inspect.signature(module.training_step).parameters:
-            raise InputError(
-                "training_step", "must take a batch for a two-pass optimizer: the second pass cannot draw from an "
-                "iterator again", "dataloader_iter",
-            )  # fmt: skip
+            rule = "must take a batch for a two-pass optimizer: the second pass cannot draw from an iterator again"
+            raise InputError("training_step", rule, "dataloader_iter")
 
-    def _run(self, trainer: Any, module: Any) -> Run:
+    def _run(self, trainer: Any, module: Any) -> FitState:
         per_epoch = steps_in(trainer.num_training_batches, trainer.accumulate_grad_batches)
         total = trainer.estimated_stepping_batches
         epochs = math.ceil(total / per_epoch) if math.isfinite(total) and per_epoch else 0
         losses = self._life.losses
         loss = self.loss if self.loss is not None else (losses[0] if losses else None)
-        return Run(
-            self._model(module), innermost(trainer.optimizers[0]) if trainer.optimizers else None,  # type: ignore[arg-type]
-            loss, foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders),
-            made_folder(self.folder), epochs, per_epoch, 0, trainer.global_rank, trainer.current_epoch,
+        return FitState(
+            self._model(module),
+            innermost(trainer.optimizers[0]) if trainer.optimizers else None,  # type: ignore[arg-type]
+            loss,
+            foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders),
+            made_folder(self.folder),
+            epochs,
+            per_epoch,
+            0,
+            trainer.global_rank,
+            trainer.current_epoch,
             trainer.global_step,
-        )  # fmt: skip
+        )
 
     @contextmanager
     def _evaluated(self, trainer: Any, module: Any) -> Generator[None, None, None]:

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 from lowland import landscape, viz
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.training import Hook, Run
+from lowland.training import FitState, Hook
 from lowland.training.evaluation import plain_loss
 
 __all__ = ["FabricLogger", "LogTo", "line_figure"]
 
-Draw = Callable[[Run], Any]
+Draw = Callable[[FitState], Any]
 """Draws a matplotlib figure of a run at the end of an epoch."""
 
 
@@ -56,12 +56,8 @@ class LogTo(Hook):
             raise InputError("every_epochs", "must be at least 1", every_epochs)
         self.logger, self.figures, self.every_epochs = logger, dict(figures or {}), every_epochs
 
-    def on_epoch_end(self, run: Run) -> None:
-        """Send the numbers of the epoch, and the figures if it is their turn.
-
-        Args:
-            run: The run.
-        """
+    def on_epoch_end(self, run: FitState) -> None:
+        """Send the numbers of the epoch, and the figures if it is their turn."""
         if run.rank != 0:
             return
         self.send(run.row, run.step)
@@ -78,7 +74,7 @@ class LogTo(Hook):
         """
         self.logger.log_metrics({name: float(value) for name, value in row.items() if isinstance(value, Real)}, step)
 
-    def _show(self, name: str, figure: Any, run: Run) -> None:
+    def _show(self, name: str, figure: Any, run: FitState) -> None:
         add = getattr(getattr(self.logger, "experiment", None), "add_figure", None)
         if callable(add):
             add(name, figure, run.step)
@@ -103,7 +99,7 @@ def line_figure(*, points: int = 21, extent: float = 1.0, samples: int = 500, se
         To be handed to `LogTo`.
     """
 
-    def draw(run: Run) -> Any:
+    def draw(run: FitState) -> Any:
         part = run.data.train
         resident = hasattr(part, "batches")
         batches = list(part.batches(samples)) if resident else part

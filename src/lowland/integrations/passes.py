@@ -83,15 +83,11 @@ def _check(ascent: Ascent, *, last: bool) -> None:
     if last:
         return
     if ascent.options.ascent == "step" and ascent.options.rng == "replay":
-        raise InputError(
-            "rng", '"replay" cannot hold over several micro-batches under ascent="step": loaders draw between them',
-            "replay", 'use ascent="micro-batch"',
-        )  # fmt: skip
+        rule = '"replay" cannot hold over several micro-batches under ascent="step": loaders draw between them'
+        raise InputError("rng", rule, "replay", 'use ascent="micro-batch"')
     if any(hasattr(p, "device_mesh") for group in ascent.param_groups for p in group["params"]):
-        raise InputError(
-            "accumulation", "must be off for sharded parameters: their gradients exist only after the last micro-batch",
-            advice="use larger batches, or DDP",
-        )  # fmt: skip
+        rule = "must be off for sharded parameters: their gradients exist only after the last micro-batch"
+        raise InputError("accumulation", rule, advice="use larger batches, or DDP")
 
 
 def _synchronize(ascent: Ascent, model: nn.Module | None) -> None:

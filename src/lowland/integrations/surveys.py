@@ -14,7 +14,7 @@ from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import as_batch
 from lowland.data import TensorData
-from lowland.training import Hook, Run
+from lowland.training import FitState, Hook
 from lowland.training.evaluation import plain_loss
 
 __all__ = ["SharpnessLog", "SurfaceAtEnd"]
@@ -67,12 +67,8 @@ class SharpnessLog(Hook):
         self.rho, self.samples, self.every_epochs, self.seed = rho, samples, every_epochs, seed
         self.batch_norm: BatchNormMode = batch_norm
 
-    def on_epoch_end(self, run: Run) -> None:
-        """Measure if it is this epoch's turn.
-
-        Args:
-            run: The run.
-        """
+    def on_epoch_end(self, run: FitState) -> None:
+        """Measure if it is this epoch's turn."""
         if run.rank != 0 or run.epoch % self.every_epochs:
             return
         risk = training_risk(run, samples=self.samples, seed=self.seed, batch_norm=self.batch_norm)
@@ -80,9 +76,11 @@ class SharpnessLog(Hook):
         measured = risk.evaluate()
         accuracy = measured["accuracy"].value if "accuracy" in measured else math.nan
         run.row.update(
-            sharpness=sharpness.value, sharpness_train_loss=sharpness.loss, sharpness_train_accuracy=accuracy,
+            sharpness=sharpness.value,
+            sharpness_train_loss=sharpness.loss,
+            sharpness_train_accuracy=accuracy,
             sharpness_weight_norm=ParameterSpace(risk.model).norm(),
-        )  # fmt: skip
+        )
 
 
 class SurfaceAtEnd(Hook):
@@ -136,24 +134,13 @@ class SurfaceAtEnd(Hook):
         self.samples, self.name, self.engine, self.seed = samples, name, engine, seed
         self.batch_norm: BatchNormMode = batch_norm
 
-    def on_fit_start(self, run: Run) -> None:
-        """Check that there is a folder to write to, before anything is trained.
-
-        Args:
-            run: The run.
-
-        Raises:
-            InputError: If there is none.
-        """
+    def on_fit_start(self, run: FitState) -> None:
+        """Check that there is a folder to write to, before anything is trained."""
         if run.folder is None:
             raise InputError("folder", "must be given for a surface at the end", None)
 
-    def on_fit_end(self, run: Run) -> None:
-        """Write the surface.
-
-        Args:
-            run: The run.
-        """
+    def on_fit_end(self, run: FitState) -> None:
+        """Write the surface."""
         if run.rank != 0 or run.folder is None:
             return
         risk = training_risk(run, samples=self.samples, seed=self.seed, batch_norm=self.batch_norm)
@@ -163,7 +150,7 @@ class SurfaceAtEnd(Hook):
         landscape.evaluate(risk, plane, self.grid, engine=self.engine, store=place)
 
 
-def training_risk(run: Run, *, samples: int, seed: int, batch_norm: BatchNormMode) -> EmpiricalRisk:
+def training_risk(run: FitState, *, samples: int, seed: int, batch_norm: BatchNormMode) -> EmpiricalRisk:
     """Return the risk of a run's plain criterion on a fixed subset of its training data."""
     train: Any = run.data.train
     if run.loss is None:

@@ -18,7 +18,7 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.data import DataSplits, Indexed
 from lowland.losses import MESA, TrainingLoss
 from lowland.optim import Wrapper
-from lowland.training import Hook, Run
+from lowland.training import FitState, Hook
 from lowland.training.evaluation import plain_loss
 
 __all__ = ["TrainerBridge", "evaluation_weights", "fixed_order", "foreign_data", "host", "made_folder", "steps_in"]
@@ -32,7 +32,7 @@ class TrainerBridge:
             if not isinstance(hook, Hook):
                 raise InputError("hooks", "must be instances of lowland.training.Hook", type(hook).__name__)
         self.losses, self.hooks = list(losses), list(hooks)
-        self.run: Run | None = None
+        self.run: FitState | None = None
         self.saved: dict[str, Any] | None = None
         """What the run goes on from; read by `start`."""
 
@@ -46,7 +46,7 @@ class TrainerBridge:
             nested = [loss.inner for loss in nested if loss is not None]
         return bool(self.hooks)
 
-    def start(self, run: Run) -> None:
+    def start(self, run: FitState) -> None:
         """Begin a run, or go on with it where ``run.step`` is above 0."""
         saved, self.saved = self.saved, None
         if run.step and saved is None:
@@ -149,10 +149,8 @@ def foreign_data(name: str, train: Any, validation: Any = None) -> DataSplits:
 def fixed_order(loader: Any) -> Iterable[Any]:
     """Return the batches of a loader in a fixed order, without touching its shuffling."""
     if not isinstance(loader, DataLoader):
-        raise InputError(
-            "train_dataloader", "must be a DataLoader over a map-style data set, to renew batch-norm statistics",
-            type(loader).__name__, "or train a model without running statistics",
-        )  # fmt: skip
+        rule = "must be a DataLoader over a map-style data set, to renew batch-norm statistics"
+        raise InputError("train_dataloader", rule, type(loader).__name__, "or train a model without running statistics")
     return fixed_batches(loader, None, 0)
 
 

@@ -29,7 +29,7 @@ from lowland.integrations.trainer_bridge import (
 from lowland.integrations.whole_batch import WholeBatch, without_index
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent
-from lowland.training import Hook, Run
+from lowland.training import FitState, Hook
 
 _transformers: Any = optional_import(
     "transformers", extra="hf", needed_for="the integration with the Hugging Face Trainer"
@@ -179,11 +179,19 @@ class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
         except TypeError:  # iterable data have no length
             self.per_epoch = 0
         folder = made_folder(args.output_dir if self.folder is None else self.folder) if self.life.hooks else None
-        run = Run(
-            self.trainer.model, innermost(self.trainer.optimizer), self.survey_loss,
-            foreign_data("transformers", loader), folder, math.ceil(state.num_train_epochs), self.per_epoch,
-            args.seed, args.process_index, _epoch(state), state.global_step,
-        )  # fmt: skip
+        run = FitState(
+            self.trainer.model,
+            innermost(self.trainer.optimizer),
+            self.survey_loss,
+            foreign_data("transformers", loader),
+            folder,
+            math.ceil(state.num_train_epochs),
+            self.per_epoch,
+            args.seed,
+            args.process_index,
+            _epoch(state),
+            state.global_step,
+        )
         self.life.start(run)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, Final, Literal, TypeAlias
@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from lowland.core.per_sample import all_moments
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
-from lowland.engine.base import Point, Row
 from lowland.landscape.grid import Grid, levels
 from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.refine import Tolerance, too_far
-from lowland.landscape.surface_task import ComputeSettings, SurfaceTask, computing
+from lowland.landscape.surface_task import ComputeSettings, Point, Row, SurfaceTask, computing
 
 __all__ = ["BatchSize", "Precision", "autotune"]
 
@@ -49,7 +48,7 @@ def autotune(
     precision: Precision,
     tolerance: Tolerance,
     workers: int = 1,
-) -> tuple[ComputeSettings, dict[str, Any], list[Row]]:
+) -> tuple[ComputeSettings, dict[str, Any], dict[int, Row]]:
     """Choose how the points of a survey are computed."""
     wanted: tuple[Any, ...] = ("float32", "bfloat16") if precision == "auto" else (precision,)
     candidates = [kernel for kind in wanted for kernel in _candidates(survey, batch_size, kind, workers)]
@@ -59,16 +58,16 @@ def autotune(
         best[kind] = min(((t, k) for k, t in times.items() if k.precision == kind), key=lambda pair: pair[0])
     report: dict[str, Any] = {f"seconds_per_sample_{kind}": seconds for kind, (seconds, _) in best.items() if seconds}
     if precision != "auto":
-        return best[precision][1], report, []
+        return best[precision][1], report, {}
     exact, fast = best["float32"], best["bfloat16"]
     if exact[0] < _GAIN * fast[0]:
-        return exact[1], {**report, "precision": "float32: bfloat16 is not faster here"}, []
+        return exact[1], {**report, "precision": "float32: bfloat16 is not faster here"}, {}
     truth = _spread(replace(survey, kernel=exact[1], probes=(), paired=False), grid)
     rows = _spread(replace(survey, kernel=fast[1], probes=()), grid)
     error = report["bfloat16_error"] = _error(_losses(truth), _losses(rows), tolerance)
     if error["in_units_of_tolerance"] <= 0.5:
-        return fast[1], {**report, "precision": "bfloat16: within half the tolerance"}, [] if survey.probes else rows
-    return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}, []
+        return fast[1], {**report, "precision": "bfloat16: within half the tolerance"}, {} if survey.probes else rows
+    return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}, {}
 
 
 def _candidates(survey: SurfaceTask, batch_size: BatchSize, precision: Any, workers: int) -> list[ComputeSettings]:
@@ -148,17 +147,17 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _spread(task: SurfaceTask, grid: Grid) -> list[Row]:
-    """Return the rows of points spread over the grid, the center among them."""
+def _spread(task: SurfaceTask, grid: Grid) -> dict[int, Row]:
+    """Return the rows, by flat number, of points spread over the grid, the center among them."""
     axes = [levels(n)[min(1, len(levels(n)) - 1)] for n in grid.shape]
     spread = np.ravel_multi_index(np.array(list(product(*axes))).T, grid.shape)
-    points = [Point(int(i), grid.coordinates(int(i))) for i in sorted({*spread.tolist(), grid.center()})]
-    with task.placed() as context:
-        return [row for point in points for row in task(context, [point], [None])]
+    indices = sorted({*spread.tolist(), grid.center()})
+    with task.setup() as place:
+        return {index: task.measure(place, [Point(grid.coordinates(index))])[0] for index in indices}
 
 
-def _losses(rows: Sequence[Row]) -> NDArray[np.float64]:
-    return np.array([np.atleast_1d(np.asarray(row.values["loss"], dtype=np.float64)) for row in rows])
+def _losses(rows: Mapping[int, Row]) -> NDArray[np.float64]:
+    return np.array([np.atleast_1d(np.asarray(row.values["loss"], dtype=np.float64)) for row in rows.values()])
 
 
 def _error(true: NDArray[np.float64], other: NDArray[np.float64], tolerance: Tolerance) -> dict[str, float]:
@@ -170,7 +169,9 @@ def _error(true: NDArray[np.float64], other: NDArray[np.float64], tolerance: Tol
     span = float(np.ptp(true[finite])) or 1.0
     error = np.abs(other - true)[finite]
     return {
-        "in_units_of_tolerance": float(too_far(error, true[finite], span, tolerance).max()),
+        "in_units_of_tolerance": float(
+            too_far(error, true[finite], span, tolerance.floor * np.abs(true[finite]).min(), tolerance).max()
+        ),
         "of_range": float(error.max() / span),
         "of_value": float((error / np.maximum(np.abs(true[finite]), 1e-3 * span)).max()),
         "points": len(true),

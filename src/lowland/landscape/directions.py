@@ -15,10 +15,10 @@ from lowland.core.params import ParameterSpace
 from lowland.core.seeds import normal
 from lowland.landscape.normalize import Normalization, normalize
 
-__all__ = ["Axis", "SeededAxis", "StoredAxis", "geometry"]
+__all__ = ["PlaneAxis", "SeededAxis", "StoredAxis", "geometry"]
 
 
-class Axis(ABC):
+class PlaneAxis(ABC):
     """One direction in the space of the parameters."""
 
     @abstractmethod
@@ -52,7 +52,7 @@ class Axis(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class StoredAxis(Axis):
+class StoredAxis(PlaneAxis):
     """A direction kept as tensors."""
 
     values: Mapping[str, Tensor] = field(repr=False)  # Tensors by parameter name
@@ -73,7 +73,7 @@ class StoredAxis(Axis):
 
 
 @dataclass(frozen=True, eq=False)
-class SeededAxis(Axis):
+class SeededAxis(PlaneAxis):
     """A normalized Gaussian direction that is drawn again, tensor by tensor, whenever it is needed."""
 
     seed: int  # Seed of the plane
@@ -98,7 +98,9 @@ class SeededAxis(Axis):
         return {"kind": "random", "seed": self.seed, "axis": self.number, "normalization": self.normalization}
 
 
-def geometry(space: ParameterSpace, base: Sequence[Tensor], axes: Sequence[Axis]) -> tuple[list[float], float | None]:
+def geometry(
+    space: ParameterSpace, base: Sequence[Tensor], axes: Sequence[PlaneAxis]
+) -> tuple[list[float], float | None]:
     """Return the norms of axes and the cosine between two, tensor by tensor in float64."""
     products = torch.zeros(len(axes), len(axes), dtype=torch.float64)
     for place, value in enumerate(base):

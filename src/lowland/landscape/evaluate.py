@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from lowland.core.pace import OnEvent
 from lowland.core.risk import EmpiricalRisk
-from lowland.engine.base import Engine, OnEvent
+from lowland.engine.base import Engine
 from lowland.engine.select import select
 from lowland.landscape.autotune import BatchSize, Precision, autotune
 from lowland.landscape.grid import Grid
@@ -93,8 +94,8 @@ def evaluate(
     template.attrs["threads"] = runner.worker_threads
     with writer(store, template) as keeper:
         survey = _decided(survey, grid, keeper, runner, batch_size, precision, refined or Tolerance())
-        run = SurveyRun(survey, grid, keeper, runner, on_event, seen.seconds)
-        with runner.session():
+        with runner.open(survey.setup, device=survey.device) as workers:
+            run = SurveyRun(survey, grid, keeper, workers, on_event, seen.seconds)
             if refined is None:
                 run.measure(np.arange(len(planes) * grid.size))
             else:
@@ -123,6 +124,6 @@ def _decided(
     )
     keeper.annotate({"kernel": kernel.describe(), "precision": kernel.precision, "trial": report})
     if threads == torch.get_num_threads():  # otherwise their last bits would differ from what the workers compute
-        for row in rows:
-            keeper.put(row.index, row.values)
+        for index, row in rows.items():
+            keeper.put(index, row.values)
     return replace(survey, kernel=kernel)

@@ -15,7 +15,7 @@ from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace, unwrap
 from lowland.core.provenance import fingerprint
 from lowland.core.units import clean_name
-from lowland.landscape.directions import Axis, SeededAxis, StoredAxis, geometry
+from lowland.landscape.directions import PlaneAxis, SeededAxis, StoredAxis, geometry
 from lowland.landscape.normalize import Normalization, check_normalization, normalize
 from lowland.results.hdf5 import read_directions
 
@@ -42,7 +42,7 @@ class Plane:
         buffers: Per axis, directions of the buffers (batch-norm statistics) by name; empty if buffers stay.
     """
 
-    axes: tuple[Axis, ...] = field(repr=False)
+    axes: tuple[PlaneAxis, ...] = field(repr=False)
     origin: str
     recipe: Mapping[str, Any]
     units: str
@@ -103,7 +103,7 @@ class Plane:
 
 def make_plane(
     space: ParameterSpace,
-    axes: Sequence[Axis],
+    axes: Sequence[PlaneAxis],
     *,
     recipe: Mapping[str, Any],
     units: str,
@@ -173,7 +173,7 @@ def random_plane(
     with effective_weights(model), torch.no_grad():
         space = ParameterSpace(model, modules=modules)
         seeded = [SeededAxis(seed, number, normalization, move_fixed) for number in range(axes)]
-        found: list[Axis] = list(seeded)
+        found: list[PlaneAxis] = list(seeded)
         if stored:
             base = [p.detach() for p in space.tensors]
             found = [StoredAxis(space.named(axis.tensors(space, base)), axis.describe()) for axis in seeded]

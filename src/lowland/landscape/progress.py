@@ -1,23 +1,25 @@
-"""A survey under way: hands points to the engine, keeps what comes back, and tells how far it is."""
+"""A survey under way: hands points to workers in waves, keeps what comes back, and tells how far it is."""
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lowland.core.pace import Pace
+from lowland.core.pace import Clock, EventKind, OnEvent
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED
-from lowland.engine.base import Engine, Event, OnEvent, Point, Row
+from lowland.engine.base import Result, Workers
 from lowland.landscape.grid import Grid, ordered
 from lowland.landscape.refine import Tolerance, interpolated, refine
-from lowland.landscape.surface_task import SurfaceTask
+from lowland.landscape.surface_task import Point, SurfaceTask, measure
 from lowland.results.dataset import SurfaceWriter
 
 __all__ = ["SurveyRun"]
+
+_Child: TypeAlias = tuple[int, int | None]
+"""Number of a point in the whole survey, and of the point whose arrays it starts from."""
 
 
 class SurveyRun:
@@ -28,38 +30,51 @@ class SurveyRun:
         survey: SurfaceTask,
         grid: Grid,
         keeper: SurfaceWriter,
-        engine: Engine,
+        workers: Workers,
         on_event: OnEvent | None,
         seconds: float,
     ) -> None:
-        self._survey, self._grid, self._keeper, self._engine = survey, grid, keeper, engine
-        self._receive, self._seconds = on_event or (lambda event: None), seconds
+        self._survey, self._grid, self._keeper, self._workers = survey, grid, keeper, workers
         self._warm = any(probe.warm_start for probe in survey.probes)
         self._order = ordered(grid, parents=self._warm)
         self._parents = {parent for _, parent in self._order}
         self._tried: set[int] = set()
         self._done = int(np.isin(keeper.status, [STATUS_MEASURED, STATUS_FAILED]).sum())
-        self._total, self._fresh = keeper.status.size, 0
-        self._before, self._elapsed, self._started = 0.0, 0.0, False
+        self._total, self._seconds, self._started = keeper.status.size, seconds / workers.size, False
+        self._clock = Clock(self._done, self._done, on_event)
 
     def measure(self, indices: NDArray[np.int64]) -> None:
         """Measure those points that are not yet measured, coarse to fine; failed ones once more per run."""
-        points, known = self._points({int(i) for i in indices} - self._tried)
-        if not points:
-            return
-        self._tried |= {point.index for point in points}
-        self._done -= int(sum(self._keeper.status[point.index] == STATUS_FAILED for point in points))
-        run = self._engine.run(
-            self._survey, points, chunk=self._survey.kernel.chunk, known=known, seconds_per_point=self._seconds,
-            on_event=self._tell,
-        )  # fmt: skip
-        with closing(run):
-            for rows in run:
-                for row in rows:
-                    wanted = self._warm and row.index % self._grid.size in self._parents
-                    self._keeper.put(row.index, row.values, error=row.error, carry=row.carry if wanted else None)
-                self._done, self._fresh = self._done + len(rows), self._fresh + len(rows)
-        self._before = self._elapsed
+        wanted = {int(i) for i in indices} - self._tried
+        todo = [child for child in self._children() if child[0] in wanted]
+        todo = [child for child in todo if self._keeper.status[child[0]] != STATUS_MEASURED]
+        again = int(sum(self._keeper.status[index] == STATUS_FAILED for index, _ in todo))
+        self._tried |= {index for index, _ in todo}
+        self._done -= again
+        self._clock.before -= again
+        self._clock.total = self._done + len(todo)
+        self._tell("started", guess=self._seconds * len(todo))
+        for wave in _waves(todo):
+            for result in self._workers.map(measure, _Points(self, wave), chunk=self._survey.kernel.chunk):
+                self._keep(wave[result.index][0], result)
+
+    def point(self, child: _Child) -> Point:
+        """Return a point as it goes out, with the arrays of its parent if that was measured."""
+        index, parent = child
+        group, place = divmod(index, self._grid.size)
+        warm = None
+        if parent is not None and self._keeper.status[parent] == STATUS_MEASURED:
+            warm = self._keeper.carried(parent)
+        return Point(self._grid.coordinates(place), group, warm)
+
+    def _keep(self, index: int, result: Result) -> None:
+        wanted = self._warm and index % self._grid.size in self._parents and not result.failed
+        values = {} if result.failed else result.value.values
+        self._keeper.put(index, values, error=result.error, carry=result.value.warm_start if wanted else None)
+        self._done += 1
+        if result.failed:
+            self._tell("failed", message=result.error, traceback=result.traceback)
+        self._tell("progress")
 
     def refine(self, tolerance: Tolerance) -> None:
         """Measure as many points of each plane as the tolerance asks for, and interpolate the others."""
@@ -78,35 +93,21 @@ class SurveyRun:
 
     def finish(self) -> None:
         """Tell that everything is done."""
-        rate = Pace.of(self._fresh, self._total, self._elapsed).rate
-        if not self._started:
-            self._receive(Event("started", self._total, self._total, 0.0, 0.0))
-        self._receive(Event("done", self._total, self._total, self._elapsed, 0.0, rate))
+        self._tell("started", guess=0.0)
+        self._clock.before += self._total - self._done  # interpolated points are done, and took no time
+        self._done = self._total
+        self._tell("done")
 
-    def _points(self, wanted: set[int]) -> tuple[list[Point], dict[int, Row]]:
-        """Return the points still to be measured, each after its parent, and the rows of parents measured before."""
-        status, points, known = self._keeper.status, list[Point](), dict[int, Row]()
-        todo = {index for index in wanted if status[index] != STATUS_MEASURED}
-        for group in range(len(self._survey.planes)):
-            start = group * self._grid.size
+    def _children(self) -> Iterator[_Child]:
+        """Yield all points of all planes, coarse to fine, each after its parent."""
+        for start in range(0, self._total, self._grid.size):
             for index, parent in self._order:
-                if start + index not in todo:
-                    continue
-                above = None if parent is None else start + parent
-                if above is not None and above not in todo:
-                    if status[above] == STATUS_MEASURED:
-                        known[above] = Row(above, {}, self._keeper.carried(above))
-                    else:
-                        above = None
-                points.append(Point(start + index, self._grid.coordinates(index), group, above))
-        return points, known
+                yield start + index, None if parent is None else start + parent
 
-    def _tell(self, event: Event) -> None:
-        """Pass an engine's event on as part of the whole survey."""
-        if event.kind == "done" or (event.kind == "started" and self._started):
-            return
-        self._started, self._elapsed = True, self._before + event.elapsed
-        self._receive(replace(event, done=self._done, total=self._total, elapsed=self._elapsed))
+    def _tell(self, kind: EventKind, **words: Any) -> None:
+        if kind != "started" or not self._started:
+            self._clock.tell(kind, self._done, total=self._total, **words)
+        self._started = True
 
     def _interpolate(
         self, start: int, measured: NDArray[np.int64], guessed: NDArray[np.int64], losses: NDArray[np.float64]
@@ -130,3 +131,31 @@ class SurveyRun:
         if "split" in variable.dims:
             values = np.moveaxis(variable.values, variable.dims.index("split"), -1)
         return np.asarray(values.reshape(self._total, -1)[indices], dtype=np.float64)
+
+
+class _Points(Sequence[Point]):
+    """The points of a wave, each made when it goes out, so that no arrays wait in memory."""
+
+    def __init__(self, run: SurveyRun, wave: Sequence[_Child]) -> None:
+        self._run, self._wave = run, wave
+
+    def __len__(self) -> int:
+        return len(self._wave)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._run.point(self._wave[place])
+
+
+def _waves(children: Sequence[_Child]) -> Iterator[list[_Child]]:
+    """Cut points into waves, in their order; a wave ends before a point whose parent is in it."""
+    # Parents lie on coarser levels, so that waves are the grid's levels, or all points where none has a parent.
+    wave: list[_Child] = []
+    inside: set[int] = set()
+    for index, parent in children:
+        if parent in inside:
+            yield wave
+            wave, inside = [], set()
+        wave.append((index, parent))
+        inside.add(index)
+    if wave:
+        yield wave

@@ -1,12 +1,17 @@
 """Pictures from fewer points: measure where two interpolants disagree, interpolate the rest, check it at random.
 
-The coarsest level of the full grid comes first (for 51 points a side: 9 of them). Then, in rounds, the cube root of the
-values measured so far is interpolated by two polyharmonic splines (radial basis functions r^3 and r^5, with the
-polynomials they need); where they disagree by more than a fraction of the tolerance, the worst places are measured, not
-too close to each other, since every new value changes the splines all around it. On rough ground, where most places are
-in doubt, rounds grow until all is measured. Random points are kept out of all this: how well they are predicted bounds
-the share of wrong pixels. Where one is missed, the procedure goes on more strictly and is checked on the same points;
-since nothing but when to stop depends on them, each try is as good a test as the first. In the end they join the rest.
+The coarsest level of the full grid comes first (for 51 points a side: 9 of them). Then, in rounds, the values measured
+so far are interpolated by two polyharmonic splines (radial basis functions r^3 and r^5, with their polynomials), in the
+scale (logarithm, cube root, or as they are) in which each measured value is best foretold by the others; where
+the splines disagree by more than a fraction of the tolerance, the worst places are measured, not too close to each
+other, since every new value changes the splines all around it. On rough ground, where most places are in doubt, rounds
+grow until all is measured.
+
+Once the picture is final, random points of it, spread evenly over the levels of the loss, are measured and compared
+with what it says there: how many are wrong bounds the share of wrong pixels. They are shown as measured and change no
+other pixel, so that what was checked is what is delivered. Where one is missed, the points join the rest, the
+procedure goes on more strictly, and what it gives is checked on new ones; the bound counts that up to three pictures
+are looked at.
 
 The promise is about the share of pixels, not about every one: a pit narrower than the distance between measured points
 that no random check hits is not seen. Only the loss decides; other metrics are interpolated at the same points.
@@ -15,7 +20,7 @@ that no random check hits is not seen. Only the loss decides; other metrics are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Final, Literal, TypeAlias
 
@@ -33,6 +38,7 @@ __all__ = ["Measure", "Refined", "Tolerance", "interpolated", "refine", "too_far
 Indices: TypeAlias = NDArray[np.int64]
 Values: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["cubic", "quintic"]
+Scale: TypeAlias = Literal["log", "root", "plain"]
 Measure: TypeAlias = Callable[[Indices], Values]
 """Measures points by flat number and returns their losses, one column per split: shape [points, splits]."""
 
@@ -54,22 +60,34 @@ _ROUGH: Final = 0.1
 _TRIES: Final = 3
 _STRICTER: Final = 1.6
 """Factor on the safety from one try to the next; between 1.4 and 2 pictures differ little."""
+_WORTH: Final = 1.2
+"""The scale is chosen again when so many times more points are measured."""
+_STRATA: Final = 4
+"""Levels of the loss among which the checks are shared equally, so that the low ones have theirs."""
+_SCALES: Final[dict[Scale, tuple[Callable[[Values], Values], Callable[[Values], Values]]]] = {
+    "log": (np.log, np.exp),
+    "root": (np.cbrt, lambda roots: roots**3),
+    "plain": (lambda values: values, lambda values: values),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
     """How exact a refined picture must be, and how that is checked.
 
+    An error is too large beyond either of two limits: the first is what a linear color scale shows, the second a
+    logarithmic one.
+
     Args:
         range: Largest error as a fraction of the range of the loss. Default 0.01.
-        value: Largest error as a fraction of the value itself; values below a thousandth of the range count as that.
-            Default 0.06. Both must hold.
+        value: Largest error as a fraction of the value itself. Default 0.06.
+        floor: Values below this fraction of the loss at the origin count as that for ``value``: no one reads a picture
+            more finely. Default 0.1. What it comes to is part of the statement.
         checks: Random points on which the picture is checked; 59 without a failure say "at most 6.7 % of the pixels
             are beyond the tolerance" with 95 % confidence. Default 59.
         seed: Seed of the checks.
         safety: How much smaller than the tolerance a disagreement of the interpolants must be at first; more where the
-            checks say so. Default 5, with which at least 99 % of the pixels were inside in all pictures of
-            ``benchmarks/landscape.py``; with 10 and more points nearly all pictures are inside at every pixel.
+            checks say so. Default 5; with 10 and more points nearly all pictures are inside at every pixel.
 
     Example:
         >>> Tolerance().checks
@@ -78,12 +96,13 @@ class Tolerance:
 
     range: float = 0.01
     value: float = 0.06
+    floor: float = 0.1
     checks: int = 59
     seed: int = 0
     safety: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("range", "value", "safety"):
+        for name in ("range", "value", "floor", "safety"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(name, "must be positive", getattr(self, name))
         if self.checks < 1:
@@ -94,9 +113,9 @@ class Tolerance:
         return asdict(self)
 
 
-def too_far(error: Values, values: Values, span: Values | float, tolerance: Tolerance) -> Values:
+def too_far(error: Values, values: Values, span: Values | float, floor: Values | float, tolerance: Tolerance) -> Values:
     """Return errors in units of the tolerance; above 1 is too far."""
-    allowed = np.minimum(tolerance.range * span, tolerance.value * np.maximum(np.abs(values), 1e-3 * span))
+    allowed = np.minimum(tolerance.range * span, tolerance.value * np.maximum(np.abs(values), floor))
     return np.asarray(np.abs(error) / np.maximum(allowed, np.finfo(np.float64).tiny))
 
 
@@ -105,7 +124,7 @@ class Refined:
     """A refined picture."""
 
     measured: Indices  # Flat numbers of the measured points, ascending
-    guessed: Indices  # Flat numbers of the others
+    guessed: Indices  # Flat numbers of the others, ascending
     values: Values  # Losses at ``guessed``, shape [points, splits]
     report: dict[str, Any]  # What was promised and found, as plain JSON values
 
@@ -114,39 +133,38 @@ def refine(grid: Grid, tolerance: Tolerance, measure: Measure) -> Refined:
     """Measure as few points of a grid as the tolerance allows."""
     # What is measured depends on the grid, the tolerance and the values alone, so that a run that goes on does
     # the same.
-    known = _Known(grid, measure)
-    known.add(_levels(grid)[0])
+    known = _Known(grid, tolerance, measure)
+    known.add(np.union1d(_levels(grid)[0], [grid.center()]))
     stream = generator(tolerance.seed, "probe", "refinement")
-    ratios: Values = np.zeros(0)
-    if len(known.open()) > tolerance.checks:
-        ratios = _improve(grid, tolerance, known, stream)
-    failures, checked, worst = int((ratios > 1).sum()), len(ratios), float(ratios.max(initial=0.0))
-    rest = known.open()
-    if checked == 0 or failures > _ROUGH * checked:  # few points left, or too rough to be guessed
-        known.add(rest)
-        rest = known.open()
-    guessed = known.predict(rest) if len(rest) else np.zeros((0, known.columns))
-    return Refined(known.measured(), rest, guessed, _report(tolerance, known, rest, failures, checked, worst))
-
-
-def _improve(grid: Grid, tolerance: Tolerance, known: _Known, stream: np.random.Generator) -> Values:
-    """Return how far the checks are off, in units of the tolerance, once what it needs has been measured."""
-    ratios: Values = np.zeros(0)
     for attempt in range(_TRIES):
-        if not len(known.checks):
-            known.hold(np.sort(stream.choice(known.open(), min(tolerance.checks, len(known.open())), replace=False)))
-        _descend(grid, replace(tolerance, safety=tolerance.safety * _STRICTER**attempt), known)
-        if not len(known.open()):  # nothing is left that the checks could speak of
+        _descend(grid, known, tolerance.safety * _STRICTER**attempt)
+        rest = known.open()
+        if len(rest) <= tolerance.checks:  # as many as would be checked
             break
-        guessed, found = known.predict(known.checks), known.found()
-        ratios = np.nanmax(too_far(guessed - found, found, known.span(), tolerance), axis=1, initial=0.0)
-        ratios = np.where(np.isfinite(found).all(1), ratios, np.inf)
-        if not (ratios > 1).any():
-            break
-        if not np.isfinite(found).all():  # what is broken must be known, for the ground around it to be measured
-            known.release()
-    known.release()
-    return ratios
+        guessed = known.predict(rest)
+        chosen = _spread(guessed[:, 0], tolerance.checks, stream)
+        found = measure(rest[chosen])
+        ratios = known.too_far(guessed[chosen] - found, found).max(axis=1)
+        ratios = np.where(np.isfinite(found).all(1) & np.isfinite(ratios), ratios, np.inf)
+        failures = int((ratios > 1).sum())
+        if failures == 0 or (attempt == _TRIES - 1 and failures <= _ROUGH * len(chosen)):
+            others = np.setdiff1d(np.arange(len(rest)), chosen)
+            measured = np.union1d(known.measured(), rest[chosen])
+            report = _report(known, len(others), failures, found[:, 0], ratios)
+            return Refined(measured, rest[others], guessed[others], report)
+        known.put(rest[chosen], found)
+    known.add(known.open())  # few points are left, or it is too rough to be guessed
+    return Refined(known.measured(), known.open(), np.zeros((0, known.columns)), _report(known))
+
+
+def _spread(guessed: Values, count: int, stream: np.random.Generator) -> Indices:
+    """Draw places among guessed values, equally from equal shares of them, from the lowest to the highest."""
+    # Shares of equal size and the same number from each (but for one): then the limit of Clopper and Pearson for
+    # draws from the whole is on the safe side (Hoeffding 1956).
+    shares = np.array_split(np.argsort(guessed, kind="stable"), _STRATA)
+    parts = [len(part) for part in np.array_split(np.arange(count), _STRATA)]
+    drawn = [stream.choice(share, part, replace=False) for share, part in zip(shares, parts, strict=True) if part]
+    return np.sort(np.concatenate(drawn))
 
 
 def interpolated(grid: Grid, measured: Indices, values: Values, wanted: Indices) -> Values:
@@ -165,12 +183,12 @@ def interpolated(grid: Grid, measured: Indices, values: Values, wanted: Indices)
 class _Known:
     """The points measured so far, and what they say about the others."""
 
-    def __init__(self, grid: Grid, measure: Measure) -> None:
-        self._places, self._measure = _places(grid), measure
+    def __init__(self, grid: Grid, tolerance: Tolerance, measure: Measure) -> None:
+        self.tolerance, self._places, self._measure, self._center = tolerance, _places(grid), measure, grid.center()
         self._mask = np.zeros(grid.size, dtype=np.bool_)
         self._values: Values = np.zeros((grid.size, 0))
-        self.checks: Indices = np.zeros(0, dtype=np.int64)
-        self._found: Values | None = None
+        self._scale: Scale = "root"
+        self._judged = 0  # measured points when the scale was chosen last
 
     @property
     def columns(self) -> int:
@@ -180,31 +198,16 @@ class _Known:
         return np.flatnonzero(self._mask)
 
     def open(self) -> Indices:
-        return np.setdiff1d(np.flatnonzero(~self._mask), self.checks)
+        return np.flatnonzero(~self._mask)
 
-    def hold(self, indices: Indices) -> None:
-        """Keep some points out of all that follows."""
-        self.checks, self._found = indices, None
-
-    def found(self) -> Values:
-        """Return the values of the points that are kept out."""
-        if self._found is None:
-            self._found = self._measure(self.checks)
-        return self._found
-
-    def release(self) -> None:
-        """Let the points that were kept out join the others."""
-        if self._found is not None:
-            self._mask[self.checks], self._values[self.checks] = True, self._found
-        self.checks = self.checks[:0]
-
-    def add(self, indices: Indices) -> Values:
+    def add(self, indices: Indices) -> None:
         if len(indices):
-            found = self._measure(indices)
-            if self._values.shape[1] == 0:
-                self._values = np.full((len(self._mask), found.shape[1]), np.nan)
-            self._values[indices], self._mask[indices] = found, True
-        return self._values[indices]
+            self.put(indices, self._measure(indices))
+
+    def put(self, indices: Indices, found: Values) -> None:
+        if self._values.shape[1] == 0:
+            self._values = np.full((len(self._mask), found.shape[1]), np.nan)
+        self._values[indices], self._mask[indices] = found, True
 
     def span(self) -> Values:
         finite = np.where(np.isfinite(self._values), self._values, np.nan)
@@ -213,17 +216,47 @@ class _Known:
         span = np.nanmax(finite, 0) - np.nanmin(finite, 0)
         return np.where(span > 0, span, 1.0)
 
+    def floor(self) -> Values:
+        """Return the value below which no one reads the picture more finely."""
+        center = np.abs(self._values[self._center])
+        return self.tolerance.floor * np.where(np.isfinite(center), center, 0.0)
+
+    def too_far(self, error: Values, values: Values) -> Values:
+        return too_far(error, values, self.span(), self.floor(), self.tolerance)
+
+    def _usable(self) -> NDArray[np.bool_]:
+        return np.asarray(self._mask & np.isfinite(self._values).all(1))
+
+    def choose_scale(self) -> None:
+        """Take the scale in which each measured value is best foretold by the others."""
+        usable = self._usable()
+        if not _WORTH * self._judged <= usable.sum() <= _ALL or usable.sum() < 10:
+            return
+        self._judged = int(usable.sum())
+        values, left_out = self._values[usable], _left_out(self._places[usable])
+        losses: dict[Scale, float] = {}
+        for scale, (there, back) in _SCALES.items():
+            if scale == "log" and not (values > 0).all():
+                continue
+            with np.errstate(over="ignore", invalid="ignore"):
+                ratios = self.too_far(back(there(values) - left_out @ there(values)) - values, values)
+            # the mean of logarithms: neither the few worst nor the many that are right anyway decide
+            losses[scale] = float(np.log(np.clip(np.nan_to_num(ratios, nan=1e6), 1e-3, 1e6)).mean())
+        self._scale = min(losses, key=lambda scale: losses[scale])
+
     def predict(self, indices: Indices, kernel: Kind = "quintic") -> Values:
-        usable = self._mask & np.isfinite(self._values).all(1)
+        usable = self._usable()
         if usable.sum() < 10:
             return np.full((len(indices), self.columns), np.nan)
-        roots = _spline(self._places[usable], np.cbrt(self._values[usable]), self._places[indices], kernel)
-        return np.asarray(roots**3)
+        there, back = _SCALES[self._scale]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return back(_spline(self._places[usable], there(self._values[usable]), self._places[indices], kernel))
 
-    def doubts(self, indices: Indices, tolerance: Tolerance) -> Values:
+    def doubts(self, indices: Indices, safety: float) -> Values:
         """Return how far two interpolants disagree; above 1 is a doubt, infinity where something near is not finite."""
         first, second = self.predict(indices, "cubic"), self.predict(indices)
-        ratios = too_far(first - second, second, self.span(), tolerance).max(1) * tolerance.safety
+        with np.errstate(over="ignore", invalid="ignore"):
+            ratios = self.too_far(first - second, second).max(1) * safety
         ratios = np.where(np.isnan(ratios), np.inf, ratios)
         broken = self._places[self._mask & ~np.isfinite(self._values).all(1)]
         if len(broken):
@@ -248,14 +281,15 @@ class _Known:
         return float(1 / max(1.0, share * len(self._mask) ** (1 / self._places.shape[1]) - 1))
 
 
-def _descend(grid: Grid, tolerance: Tolerance, known: _Known) -> None:
+def _descend(grid: Grid, known: _Known, safety: float) -> None:
     """Measure what is in doubt on each level finer than the first, the worst first."""
     first, *finer = _levels(grid)
     for level in finer:
         if len(level) < min(_NEXT * len(first), grid.size):
             continue
         while len(rest := np.intersect1d(level, known.open())):
-            doubts = known.doubts(rest, tolerance)
+            known.choose_scale()
+            doubts = known.doubts(rest, safety)
             share = float((doubts > 1).mean())
             if share == 0.0:
                 break
@@ -285,6 +319,16 @@ def _spline(places: Values, values: Values, wanted: Values, kernel: Kind) -> Val
     return np.asarray(RBFInterpolator(places, values, kernel=kernel, neighbors=near)(wanted))
 
 
+def _left_out(places: Values) -> Values:
+    """Return the matrix that gives how far each value is from the quintic spline through the others (Rippa 1999)."""
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2)
+    powers = [powers for powers in product(range(3), repeat=places.shape[1]) if sum(powers) <= 2]
+    terms = np.stack([np.prod(places ** np.array(power), axis=1) for power in powers], 1)
+    corner = np.zeros((len(powers), len(powers)))
+    inverse = np.linalg.inv(np.block([[-(apart**5), terms], [terms.T, corner]]))[: len(places), : len(places)]
+    return np.asarray(inverse / np.diag(inverse)[:, None])
+
+
 def _bound(failures: int, checked: int) -> float:
     """Return the upper 95 % limit of a share (Clopper and Pearson 1934), made wider since up to three are looked at."""
     confidence = 1 - 0.05 / _TRIES
@@ -292,22 +336,28 @@ def _bound(failures: int, checked: int) -> float:
 
 
 def _report(
-    tolerance: Tolerance, known: _Known, rest: Indices, failures: int, checked: int, worst: float
+    known: _Known, guessed: int = 0, failures: int = 0, found: Values | None = None, ratios: Values | None = None
 ) -> dict[str, Any]:
     """Return what the picture promises."""
-    total = len(rest) + len(known.measured())
-    if not len(rest):
-        return {"measured": total, "points": total, "statement": "every point was measured", **tolerance.describe()}
-    share = _bound(failures, checked)
+    tolerance, points = known.tolerance, len(known.measured()) + len(known.open())
+    if found is None or ratios is None:
+        return {"measured": points, "points": points, "statement": "every point was measured", **tolerance.describe()}
+    share, floor = _bound(failures, len(ratios)), known.floor()
     limits = f"{100 * tolerance.range:g} % of the range and {100 * tolerance.value:g} % of the value"
+    lowest = np.argsort(found, kind="stable")[: len(found) // _STRATA]
     return {
-        "measured": total - len(rest),
-        "points": total,
-        "checked": checked,
+        "measured": points - guessed,
+        "points": points,
+        "checked": len(ratios),
         "failures": failures,
-        "worst_check": worst,
+        "failures_where_lowest": int((ratios[lowest] > 1).sum()),
+        "checked_where_lowest": len(lowest),
+        "worst_check": float(ratios.max()),
         "share_bound": share,
-        "statement": f"at most {100 * share:.1f} % of the interpolated pixels are beyond {limits} (95 % confidence, "
-        f"{checked} random checks); a pit narrower than the distance between measured points may be missed",
+        "floor_value": [float(value) for value in floor],
+        "statement": f"at most {100 * share:.1f} % of the interpolated pixels are beyond {limits}, where values "
+        f"below {' and '.join(f'{value:.3g}' for value in floor)} count as that (95 % confidence, {len(ratios)} "
+        "random checks spread over the levels of the loss); a pit narrower than the distance between measured points "
+        "may be missed",
         **tolerance.describe(),
     }

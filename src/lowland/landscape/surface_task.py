@@ -21,14 +21,13 @@ from lowland.core.params import ParameterSpace
 from lowland.core.per_sample import Estimate, all_moments
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
-from lowland.engine.base import Point, Row
 from lowland.landscape.batchnorm import BufferLine
-from lowland.landscape.directions import Axis, StoredAxis
+from lowland.landscape.directions import PlaneAxis, StoredAxis
 from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
 
-__all__ = ["ComputeSettings", "SurfaceTask", "computing"]
+__all__ = ["ComputeSettings", "Point", "Row", "SurfaceTask", "computing", "measure"]
 
 _RESIDENT_BYTES = 1 << 30
 
@@ -48,13 +47,31 @@ class ComputeSettings:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where to measure."""
+
+    coordinates: tuple[float, ...]  # One number per axis
+    group: int = 0  # Which of several planes or lines
+    warm_start: Mapping[str, Any] | None = None  # What the parent's row hands on; None where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a point gave."""
+
+    values: Mapping[str, Any]  # Measured numbers by name, one per split where there are several
+    warm_start: Mapping[str, Any]  # Arrays by name that the point's children get
+
+
 @dataclass(slots=True)
 class _Place:
     """What a worker holds: the saved base, the axes, the data, the center's values."""
 
+    task: SurfaceTask
     space: ParameterSpace
     base: list[Tensor]
-    axes: list[list[Axis] | list[list[Tensor]]]
+    axes: list[list[PlaneAxis] | list[list[Tensor]]]
     data: dict[str, list[Batch] | None]
     buffers: list[BufferLine | None]
     center: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -62,7 +79,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class SurfaceTask:
-    """The task of a survey: points of lines or planes through one model, measured by risks on several splits."""
+    """What a survey measures: points of lines or planes through one model, by risks on several splits."""
 
     risks: Mapping[str, EmpiricalRisk]  # Risk of each split by name; all of the same model and batch-norm mode
     planes: tuple[Plane, ...]  # The lines or planes; a point's ``group`` says which
@@ -77,11 +94,11 @@ class SurfaceTask:
 
     @property
     def device(self) -> torch.device:
-        """Where points are computed; tells an engine what kind of workers it needs."""
+        """Where points are computed."""
         return self.first.device
 
     @contextmanager
-    def placed(self) -> Generator[_Place]:
+    def setup(self) -> Generator[_Place]:
         """Bring the model into the measured state, save its base, and restore it bit for bit at the end."""
         model = self.first.model
         with ExitStack() as stack:
@@ -92,6 +109,7 @@ class SurfaceTask:
                 plane.check_origin(space)
             base = stack.enter_context(weights_restored(space))
             place = _Place(
+                task=self,
                 space=space,
                 base=base,
                 axes=[_axes(plane, space, base) for plane in self.planes],
@@ -103,21 +121,21 @@ class SurfaceTask:
             yield place
 
     @torch.no_grad()
-    def __call__(self, context: _Place, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Return the rows of points; see `lowland.engine.base.Task`."""
+    def measure(self, place: _Place, points: Sequence[Point]) -> list[Row]:
+        """Return the rows of points."""
         sums: list[dict[str, dict[str, Tensor]]] = [{name: {} for name in self.risks} for _ in points]
         probed: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {}) for _ in points]
-        streams = any(held is None for held in context.data.values())
+        streams = any(held is None for held in place.data.values())
         together = streams and not self.probes and self.first.batch_norm != "recalibrated"
         groups = [list(range(len(points)))] if together else [[k] for k in range(len(points))]
         for group in groups:
             if len(group) == 1:
-                self._set(context, points[group[0]])
+                self._set(place, points[group[0]])
             for split in self.risks:
-                self._pass(context, split, [points[k] for k in group], [sums[k][split] for k in group])
+                self._pass(place, split, [points[k] for k in group], [sums[k][split] for k in group])
             for k in [] if together else group:
-                probed[k] = self._probe(parents[k])
-        return self._rows(points, sums, probed)
+                probed[k] = self._probe(points[k].warm_start)
+        return self._rows(sums, probed)
 
     def _set(self, place: _Place, point: Point) -> None:
         """Write the weights (and buffers) of a point, and recalibrate if the risk asks for it."""
@@ -134,7 +152,7 @@ class SurfaceTask:
     def _pass(self, place: _Place, split: str, points: list[Point], sums: list[dict[str, Tensor]]) -> None:
         """Run one pass over a split's data for all points, adding to their sums."""
         held = place.data[split]
-        for number, batch in enumerate(self._streamed(split) if held is None else held):
+        for number, batch in enumerate(self._streamed(self.risks[split]) if held is None else held):
             for point, total in zip(points, sums, strict=True):
                 if len(points) > 1:
                     self._set(place, point)
@@ -152,47 +170,45 @@ class SurfaceTask:
     @torch.no_grad()
     def _center(self, place: _Place) -> dict[str, list[Tensor]]:
         """Return the per-sample losses at the origin by split and batch; without a split whose loss has none."""
-        self._set(place, Point(-1, (0.0,) * len(self.planes[0].axes)))
+        self._set(place, Point((0.0,) * len(self.planes[0].axes)))
         center: dict[str, list[Tensor]] = {}
         for split, risk in self.risks.items():
             held = place.data[split]
             with computing(self.first.device, self.kernel.precision):
-                found = [risk.measure(b)["loss"][0] for b in (self._streamed(split) if held is None else held)]
+                found = [risk.measure(b)["loss"][0] for b in (self._streamed(risk) if held is None else held)]
             if all(values.ndim for values in found):
                 center[split] = found
         return center
 
-    def _probe(self, parent: Row | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _probe(self, parent: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what all probes give: numbers (one per split), and arrays for the point's children."""
         numbers: dict[str, Any] = {}
-        carry: dict[str, Any] = {}
+        handed_on: dict[str, Any] = {}
         for place, probe in enumerate(self.probes):
             for split, risk in self.risks.items():
                 prefix = f"{place}.{split}."
                 warm = None
                 if parent is not None and probe.warm_start:
-                    warm = {k.removeprefix(prefix): v for k, v in parent.carry.items() if k.startswith(prefix)}
+                    warm = {k.removeprefix(prefix): v for k, v in parent.items() if k.startswith(prefix)}
                 with torch.enable_grad():
                     found = probe(risk, warm or None)
                 for name in probe.names:
                     numbers.setdefault(name, []).append(float(found[name]))
-                carry |= {prefix + key: array for key, array in found.items() if key not in probe.names}
-        return numbers, carry
+                handed_on |= {prefix + key: array for key, array in found.items() if key not in probe.names}
+        return numbers, handed_on
 
-    def _rows(self, points: Sequence[Point], sums: Any, probed: Any) -> list[Row]:
+    def _rows(self, sums: Any, probed: Any) -> list[Row]:
         """Return values made of sums, with a single transfer from the device."""
         keys = [(k, s, name) for k, splits in enumerate(sums) for s, found in splits.items() for name in found]
         stacked = torch.stack([sums[k][s][name] for k, s, name in keys]).cpu()
-        values: list[dict[str, list[float]]] = [{} for _ in points]
+        values: list[dict[str, list[float]]] = [{} for _ in sums]
         for (k, _, name), part in zip(keys, stacked, strict=True):
             for label, number in _numbers(name, Estimate.of(part)).items():
                 values[k].setdefault(label, []).append(number)
         rows = []
-        for k, point in enumerate(points):
-            numbers, carry = probed[k]
-            merged = values[k] | numbers
-            flat = {name: v if len(self.risks) > 1 else v[0] for name, v in merged.items()}
-            rows.append(Row(point.index, flat, carry))
+        for found, (numbers, handed_on) in zip(values, probed, strict=True):
+            merged = found | numbers
+            rows.append(Row({n: v if len(self.risks) > 1 else v[0] for n, v in merged.items()}, handed_on))
         return rows
 
     def _batches(self, risk: EmpiricalRisk) -> list[Batch] | None:
@@ -200,18 +216,20 @@ class SurfaceTask:
         if risk.resident is False:
             return None
         found, size = [], 0
-        for batch in self._prepared_batches(risk):
+        for batch in self._streamed(risk):
             found.append(batch)
             size += batch_bytes(batch)
             if risk.resident == "auto" and size > _RESIDENT_BYTES:
                 return None
         return found
 
-    def _streamed(self, split: str) -> Iterator[Batch]:
-        yield from self._prepared_batches(self.risks[split])
+    def _streamed(self, risk: EmpiricalRisk) -> Iterator[Batch]:
+        return rebatched(risk.batches(), self.kernel.batch_size, self.kernel.memory_format)
 
-    def _prepared_batches(self, risk: EmpiricalRisk) -> Iterator[Batch]:
-        yield from rebatched(risk.batches(), self.kernel.batch_size, self.kernel.memory_format)
+
+def measure(place: _Place, points: Sequence[Point]) -> list[Row]:
+    """Return the rows of points where a task has been set up; a plain function, which travels by its name."""
+    return place.task.measure(place, points)
 
 
 def computing(device: torch.device, precision: str) -> AbstractContextManager[Any]:
@@ -219,14 +237,14 @@ def computing(device: torch.device, precision: str) -> AbstractContextManager[An
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _axes(plane: Plane, space: ParameterSpace, base: Sequence[Tensor]) -> list[Axis] | list[list[Tensor]]:
+def _axes(plane: Plane, space: ParameterSpace, base: Sequence[Tensor]) -> list[PlaneAxis] | list[list[Tensor]]:
     """Return tensors for axes that are stored, and the axes themselves where one is drawn again at each point."""
     if all(isinstance(axis, StoredAxis) for axis in plane.axes):
         return [axis.tensors(space, base) for axis in plane.axes]
     return list(plane.axes)
 
 
-def _move_regenerated(place: _Place, axes: Sequence[Axis], coordinates: Sequence[float]) -> None:
+def _move_regenerated(place: _Place, axes: Sequence[PlaneAxis], coordinates: Sequence[float]) -> None:
     """Set the weights tensor by tensor, holding one tensor of one direction at a time."""
     for number, (parameter, base) in enumerate(zip(place.space.tensors, place.base, strict=True)):
         parameter.copy_(base)

@@ -183,7 +183,7 @@ def project_trajectory(
         seed: Seed of the walks.
 
     Returns:
-        A trajectory of schema v1 with ``coordinate[snapshot, axis]``, ``distance`` to the plane and to the origin
+        A trajectory with ``coordinate[snapshot, axis]``, ``distance`` to the plane and to the origin
         (``distance_to_origin``), ``step_length``, ``cosine`` with the step before, ``rounding`` of the stored weights,
         per axis ``variance_share`` (what it adds to the axes before it), ``null_share`` and ``null_share_sd`` of random
         walks, ``share_above_null``, and with a risk ``loss`` and ``plane_loss``. Attributes say whether rounding is

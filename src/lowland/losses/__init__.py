@@ -7,6 +7,7 @@ from lowland.losses.llr import LLR, measure_initial_loss
 from lowland.losses.memory import OutputMemory, memory_bytes
 from lowland.losses.mesa import MESA
 from lowland.losses.multipliers import Multipliers, slope_over_losses
+from lowland.losses.registry import METHODS, RESHAPERS
 from lowland.losses.reshapers import (
     Arctangent,
     Cyclic,
@@ -20,6 +21,8 @@ from lowland.losses.saf import SAF
 from lowland.losses.schedule import ActiveEpochs
 
 __all__ = [
+    "METHODS",
+    "RESHAPERS",
     # the contract
     "TrainingLoss",
     "ActiveEpochs",

@@ -89,6 +89,11 @@ class TrainingLoss(ABC):
         return self.criterion if isinstance(self.criterion, TrainingLoss) else None
 
     @property
+    def plain_criterion(self) -> Criterion:
+        """The innermost criterion, that no loss of this room wraps."""
+        return self.criterion if self.inner is None else self.inner.plain_criterion
+
+    @property
     def epoch(self) -> int:
         """The epoch that runs, from 0; set it before each epoch (on every process at the same time)."""
         return self._epoch

@@ -6,21 +6,51 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-__all__ = ["outside_autocast", "tempered_divergence"]
+from lowland.core.errors import InputError
+
+__all__ = ["are_labels_binary", "outside_autocast", "tempered_divergence"]
+
+_OF_ONE_NUMBER = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 
 
-def tempered_divergence(target: Tensor, output: Tensor, temperature: float, *, class_axis: int = 1) -> Tensor:
-    """Return ``KL(softmax(target / T) || softmax(output / T))`` of every sample."""
+def are_labels_binary(criterion: Any, output: Tensor, class_axis: int) -> bool:
+    """Return whether every logit is a yes or no of its own (so that a softmax over them says nothing)."""
+    if criterion is F.binary_cross_entropy_with_logits or isinstance(criterion, nn.BCEWithLogitsLoss):
+        return True
+    alone = output.ndim <= class_axis or output.shape[class_axis] == 1
+    if alone and isinstance(criterion, _OF_ONE_NUMBER):
+        raise InputError(
+            "output",
+            "must be logits of classes: the divergence compares what they say of the classes",
+            f"one number per sample, and {type(criterion).__name__}",
+            "use the plain criterion for a regression",
+        )
+    return alone
+
+
+def tempered_divergence(
+    target: Tensor, output: Tensor, temperature: float, *, class_axis: int = 1, binary: bool = False
+) -> Tensor:
+    """Return ``KL(softmax(target / T) || softmax(output / T))`` of every sample, or that of its binary labels."""
     # Du et al. 2022, eq. 8 and 12: the target comes first and is detached. Computed in at least float32,
-    # outside autocast. Its gradient shrinks as 1/T^2.
+    # outside autocast. Its gradient shrinks as 1/T^2. One logit z stands for the two classes (z, 0).
     with outside_autocast(output.device):
         wide = torch.promote_types(torch.promote_types(output.dtype, target.dtype), torch.float32)
-        past = torch.log_softmax(target.detach().to(wide) / temperature, dim=class_axis)
-        now = torch.log_softmax(output.to(wide) / temperature, dim=class_axis)
-        terms = (past.exp() * (past - now)).sum(class_axis)
+        past, now = target.detach().to(wide) / temperature, output.to(wide) / temperature
+        if binary:
+            terms = sum(_relative(F.logsigmoid(s * past), F.logsigmoid(s * now)) for s in (1, -1))
+            assert isinstance(terms, Tensor)
+            terms = terms.sum(class_axis) if terms.ndim > class_axis else terms
+        else:
+            terms = _relative(torch.log_softmax(past, class_axis), torch.log_softmax(now, class_axis)).sum(class_axis)
         return terms.reshape(terms.shape[0], -1).mean(1)
+
+
+def _relative(past: Tensor, now: Tensor) -> Tensor:
+    return past.exp() * (past - now)
 
 
 def outside_autocast(device: torch.device) -> AbstractContextManager[Any]:

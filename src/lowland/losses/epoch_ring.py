@@ -91,9 +91,16 @@ class FileEpochRing:
     """Rows in one file, that all processes read and write."""
 
     def __init__(
-        self, path: Path, count: int, row_bytes: int, look_back: int, layout: Mapping[str, Any],
-        plan: Callable[[int], Tensor] | None, *, key: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        path: Path,
+        count: int,
+        row_bytes: int,
+        look_back: int,
+        layout: Mapping[str, Any],
+        plan: Callable[[int], Tensor] | None,
+        *,
+        key: str | None = None,
+    ) -> None:
         self.look_back, self.slots, self.count, self.plan = look_back, look_back + 1, count, plan
         self.rank, self.world = rank_and_world()
         self.epoch = 0

@@ -15,15 +15,16 @@ Deviations:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import CheckpointError, InputError, LowlandWarning
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, Totals, TrainingLoss
@@ -33,6 +34,10 @@ from lowland.losses.reshapers import Reshaper, Sech
 from lowland.losses.schedule import ActiveEpochs
 
 __all__ = ["LLR", "measure_initial_loss"]
+
+_NEAR_ZERO: Final = 0.03
+_STILL: Final = 5
+"""So many whole epochs with a mean multiplier below that, and a user is told."""
 
 
 class LLR(TrainingLoss):
@@ -93,6 +98,7 @@ class LLR(TrainingLoss):
         self._negative: Tensor | None = None
         self._epochs: int | None = None
         self.multipliers = Multipliers()
+        self._still = 0  # epochs on end with a multiplier near 0
 
     @property
     def initial_loss(self) -> float | None:
@@ -115,10 +121,7 @@ class LLR(TrainingLoss):
         Returns:
             The initial loss.
         """
-        plain: TrainingLoss = self
-        while plain.inner is not None:
-            plain = plain.inner
-        self.initial_loss = measure_initial_loss(plain.criterion, model, batches)
+        self.initial_loss = measure_initial_loss(self.plain_criterion, model, batches)
         assert self._initial is not None
         return self._initial
 
@@ -162,10 +165,8 @@ class LLR(TrainingLoss):
 
     def _require_initial(self) -> None:
         if self._initial is None and not self._from_first_epoch:
-            raise InputError(
-                "initial_loss", "must be known before the first loss is reshaped", None,
-                'pass a number, call measure_initial_loss(model, loader), or pass initial_loss="first_epoch"',
-            )  # fmt: skip
+            advice = 'pass a number, call measure_initial_loss(model, loader), or pass initial_loss="first_epoch"'
+            raise InputError("initial_loss", "must be known before the first loss is reshaped", None, advice)
 
     def _training(self, output: Any, batch: Batch) -> Tensor:
         self._require_initial()
@@ -209,10 +210,9 @@ class LLR(TrainingLoss):
 
     def _ascends(self, loss: float | None = None, slope: float | None = None) -> InputError:
         got = {"reshaper": self.reshaper} if loss is None else {"loss": loss, "slope": slope, "reshaper": self.reshaper}
-        return InputError(
-            "reshaper", "must have a slope of at least 0 at every loss met, or training would climb", got,
-            "use a criterion that is never negative and a function that never falls",
-        )  # fmt: skip
+        rule = "must have a slope of at least 0 at every loss met, or training would climb"
+        advice = "use a criterion that is never negative and a function that never falls"
+        return InputError("reshaper", rule, got, advice)
 
     def _check(self) -> None:
         noticed, self._negative = self._negative, None
@@ -221,16 +221,32 @@ class LLR(TrainingLoss):
 
     def _prepare(self, **run: Any) -> None:
         self._epochs = run["epochs"]
-        self._first, self._negative, self.multipliers = Totals(), None, Multipliers()
+        self._first, self._negative, self.multipliers, self._still = Totals(), None, Multipliers(), 0
         if self._from_first_epoch:
             self._initial = None
 
     def _end_epoch(self) -> None:
         super()._end_epoch()
+        self._notice_standstill()
         self.multipliers.settle()
         if self._initial is None and self._first.sums:
             self.initial_loss = _over_processes(self._first, "loss")
             self._first = Totals()
+
+    def _notice_standstill(self) -> None:
+        """Warn once of a multiplier that stays near 0: whole runs have trained nothing under it."""
+        mean = self._totals.means().get("llr_multiplier")
+        if mean is None or not self._reshapes():
+            return
+        self._still = self._still + 1 if mean < _NEAR_ZERO else 0
+        if self._still == _STILL:
+            warnings.warn(
+                f"LLR multiplied gradients by {mean:.2g} on average for {_STILL} epochs on end, so that little is "
+                "trained; begin later (start=5 of plain training), give the reshaper a base slope "
+                "(Sech(base=0.5)) or a larger b, or a larger learning rate",
+                LowlandWarning,
+                stacklevel=4,
+            )
 
     def _state(self) -> dict[str, Any]:
         return {

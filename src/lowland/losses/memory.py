@@ -35,7 +35,7 @@ def memory_bytes(
     """Return the size of an output memory of all processes together.
 
     Args:
-        samples: Number of samples.
+        samples: All that have an id, in every process together.
         outputs: Numbers in one sample's output, such as classes.
         precision: How they are kept. Default ``"float32"``.
         look_back: Epochs between an output and its use; one slot more is kept. Default 3.
@@ -110,7 +110,7 @@ class OutputMemory:
         """Begin an epoch, or go on with it after a resume; with several processes, on all of them together.
 
         Args:
-            epoch: The epoch.
+            epoch: Counted from 0; rows of earlier ones age by it.
             recording: Whether outputs will be recorded.
             reading: Whether past ones will be read.
         """
@@ -276,10 +276,9 @@ class OutputMemory:
 
     def _error(self, kind: str) -> InputError:
         if kind == "index":
-            return InputError(
-                "batch.index", f"must hold ids of the {self.rows.count} samples of the run", "an unknown id",
-                "pass samples=number of samples where ids are 0 to N-1, or all ids (samples=data.index)",
-            )  # fmt: skip
+            rule = f"must hold ids of the {self.rows.count} samples of the run"
+            advice = "pass samples=number of samples where ids are 0 to N-1, or all ids (samples=data.index)"
+            return InputError("batch.index", rule, "an unknown id", advice)
         if kind == "plan":
             return InputError("plan", "must name every id that this process meets in an epoch", "an id it lacks")
         return InputError("output", "must be finite", "NaN or infinity", "lower the learning rate, or clip gradients")

@@ -28,7 +28,7 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.core.params import unwrap
 from lowland.core.types import Batch, forward
 from lowland.losses.base import Criterion, TrainingLoss
-from lowland.losses.divergence import tempered_divergence
+from lowland.losses.divergence import are_labels_binary, tempered_divergence
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs
 
@@ -138,10 +138,9 @@ class MESA(TrainingLoss):
         if self.decay is not None:
             decay = self.decay
         elif self._steps is None:
-            raise InputError(
-                "half_life", "is counted in epochs, whose number of steps is unknown", self.half_life,
-                "call loss.prepare(model=..., steps_per_epoch=...), or pass decay=... per step",
-            )  # fmt: skip
+            rule = "is counted in epochs, whose number of steps is unknown"
+            advice = "call loss.prepare(model=..., steps_per_epoch=...), or pass decay=... per step"
+            raise InputError("half_life", rule, self.half_life, advice)
         else:
             decay = 0.5 ** (1 / (self.half_life * self._steps))
         return min(decay, (1 + update) / (10 + update)) if self.warm_up else decay
@@ -162,7 +161,8 @@ class MESA(TrainingLoss):
         past = self._teach(average, batch, clean=clean)
         if past.shape != output.shape:
             raise InputError("output", f"must have the shape of the teacher's, {list(past.shape)}", list(output.shape))
-        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis)
+        binary = are_labels_binary(self.plain_criterion, output, self.class_axis)
+        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis, binary=binary)
         mean = each.mean()
         added = mean * self.effective_weight
         if clean:
@@ -185,10 +185,8 @@ class MESA(TrainingLoss):
 
     def _ready(self) -> Average:
         if self.average is None:
-            raise InputError(
-                "model", "must be known before the first loss", None,
-                "call loss.prepare(model=model, steps_per_epoch=...) once its initial weights are set",
-            )  # fmt: skip
+            advice = "call loss.prepare(model=model, steps_per_epoch=...) once its initial weights are set"
+            raise InputError("model", "must be known before the first loss", None, advice)
         return self.average
 
     def _prepare(self, **run: Any) -> None:
@@ -211,10 +209,8 @@ class MESA(TrainingLoss):
         silent = self._passed and not self._stepped
         self._passed = self._stepped = False
         if silent:
-            raise InputError(
-                "after_step", "must be called after every optimizer step, or the teacher stays where it began",
-                "no call in an epoch",
-            )  # fmt: skip
+            rule = "must be called after every optimizer step, or the teacher stays where it began"
+            raise InputError("after_step", rule, "no call in an epoch")
 
     def _state(self) -> dict[str, Any]:
         average = None if self.average is None else self.average.state_dict()

@@ -43,7 +43,7 @@ class Multipliers:
         """Add one pass.
 
         Args:
-            epoch: Its epoch.
+            epoch: In which the loss was met, from 0.
             loss: The plain batch-mean loss, a detached scalar.
             multiplier: The factor of its gradient, a detached scalar.
         """

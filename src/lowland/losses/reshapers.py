@@ -81,7 +81,7 @@ class Reshaper(ABC):
         """Return the reshaper of an epoch; itself unless it changes with time.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: Counted from 0.
 
         Returns:
             A reshaper.

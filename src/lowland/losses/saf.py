@@ -14,24 +14,29 @@ counted from 0 (the paper's "from the sixth epoch"; the code waits one epoch mor
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import CheckpointError, InputError, LowlandWarning
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, TrainingLoss
-from lowland.losses.divergence import tempered_divergence
+from lowland.losses.divergence import are_labels_binary, tempered_divergence
 from lowland.losses.encoding import Precision
 from lowland.losses.memory import OutputMemory, Placement
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs, as_epochs
 
 __all__ = ["SAF"]
+
+_MANY: Final = 3
+_TOO_MANY: Final = 50
+"""How often the samples of an epoch may be met before a user is warned, and before it cannot be one epoch."""
 
 
 class SAF(TrainingLoss):
@@ -116,6 +121,7 @@ class SAF(TrainingLoss):
         self._samples: int | None = None
         self._begun = self._prepared = False
         self._met = 0  # samples of this epoch
+        self._pending: tuple[Tensor, int] | None = None  # ids and output that await their gradient
 
     @property
     def needs_index(self) -> bool:
@@ -144,6 +150,8 @@ class SAF(TrainingLoss):
         if not (recording or reading):
             return self._inner(output, batch)
         rows = self.memory.locate(batch.index, output)
+        if clean:
+            self._must_be_one_head(batch.index, output)
         partner, share, usable = self._pairs(batch, rows)
         loss = self._inner(output, batch)
         if reading:
@@ -156,18 +164,39 @@ class SAF(TrainingLoss):
     def _must_be_told(self, rows: int) -> None:
         # a loop that never sets the epoch would train with the plain criterion for ever, and not notice
         if not self._begun and not self._prepared:
-            raise InputError(
-                "epoch", "must be set before each epoch, and prepare(...) called before the first", None,
-                "see the loop in lowland.losses.base",
-            )  # fmt: skip
+            rule = "must be set before each epoch, and prepare(...) called before the first"
+            raise InputError("epoch", rule, None, "see the loop in lowland.losses.base")
         if not self._begun:
             self._begin_epoch()
-        self._met += rows
-        if self._samples is not None and self._met > 3 * self._samples:
-            raise InputError(
-                "epoch", "must be set before each epoch", f"{self._met} samples in epoch {self._epoch} of "
-                f"{self._samples}",
-            )  # fmt: skip
+        before, self._met = self._met, self._met + rows
+        if self._samples is None or self._met <= _MANY * self._samples:
+            return
+        met = f"{self._met} samples in epoch {self._epoch} of {self._samples}"
+        if self._met > _TOO_MANY * self._samples:
+            raise InputError("epoch", "must be set before each epoch", met)
+        if before <= _MANY * self._samples:
+            advice = "right where a sampler draws them so often; if epochs have passed, set loss.epoch before each"
+            warnings.warn(f"SAF met {met}: {advice}", LowlandWarning, stacklevel=4)
+
+    def _must_be_one_head(self, index: Tensor | None, output: Tensor) -> None:
+        # a second output of the same samples before the first has had its gradient is another head's, and would be
+        # compared with the first's past; a sample that is drawn again comes after the backward pass
+        if self._pending is not None and index is not None:
+            ids, first = self._pending
+            if first != id(output) and torch.equal(ids, index):
+                self._pending = None
+                raise InputError(
+                    "output",
+                    "must be one per sample and step: a memory holds the outputs of one head",
+                    "a second output of the same samples before the backward pass of the first",
+                    "give every head a SAF of its own, and add their losses",
+                )
+        if index is not None:
+            self._pending = index, id(output)
+            output.register_hook(self._answered)  # type: ignore[no-untyped-call]
+
+    def _answered(self, gradient: Tensor) -> None:
+        self._pending = None
 
     def _added(
         self, output: Tensor, rows: Tensor, partner: Tensor | None, share: Tensor | None, usable: Tensor, *, clean: bool
@@ -175,7 +204,8 @@ class SAF(TrainingLoss):
         past, hit = self.memory.recall(rows, output, partner, share)
         usable = usable.to(output.device)
         hit = hit & usable
-        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis)
+        binary = are_labels_binary(self.plain_criterion, output, self.class_axis)
+        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis, binary=binary)
         each = torch.where(hit, each, torch.zeros_like(each))
         total = each.sum()
         added = total * (self.effective_weight / len(each))
@@ -218,7 +248,7 @@ class SAF(TrainingLoss):
     def _begin_epoch(self) -> None:
         self._resolved()
         self.memory.begin(self._epoch, recording=self._recording(), reading=self._reading())
-        self._begun, self._met = True, 0
+        self._begun, self._met, self._pending = True, 0, None
 
     def _check(self) -> None:
         self.memory.raise_noticed()

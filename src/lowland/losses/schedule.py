@@ -73,7 +73,7 @@ class ActiveEpochs:
         """Tell whether the method is active in an epoch.
 
         Args:
-            epoch: The epoch, from 0.
+            epoch: Counted from 0.
             epochs: Length of the run; needed for fractions and for a calm end.
 
         Returns:
@@ -89,8 +89,6 @@ class ActiveEpochs:
         if not self.calm_down:
             return True
         if epochs is None:
-            raise InputError(
-                "calm_down", "counts from the end of the run, whose length is unknown", self.calm_down,
-                "call loss.prepare(epochs=...) first",
-            )  # fmt: skip
+            rule = "counts from the end of the run, whose length is unknown"
+            raise InputError("calm_down", rule, self.calm_down, "call loss.prepare(epochs=...) first")
         return epoch < epochs - as_epochs("calm_down", self.calm_down, epochs)

@@ -46,9 +46,15 @@ class Exchange:
     """The rows of one process: those it owns, those it needs in this epoch, and those it records."""
 
     def __init__(
-        self, count: int, row_bytes: int, look_back: int, plan: Callable[[int], Tensor] | None,
-        device: torch.device, *, pinned: bool,
-    ) -> None:  # fmt: skip
+        self,
+        count: int,
+        row_bytes: int,
+        look_back: int,
+        plan: Callable[[int], Tensor] | None,
+        device: torch.device,
+        *,
+        pinned: bool,
+    ) -> None:
         self.rank, self.world = rank_and_world()
         self.count, self.row_bytes, self.plan = count, row_bytes, plan
         self.look_back, self.slots = look_back, look_back + 1
@@ -112,9 +118,13 @@ class Exchange:
     def state_dict(self) -> dict[str, Any]:
         """Return what this process holds."""
         return {
-            "owned": self.owned.data, "rows": self.rows,
-            "recorded": self.recorded.data, "order": self.order, "passed": self.passed, "epoch": self.epoch,
-        }  # fmt: skip
+            "owned": self.owned.data,
+            "rows": self.rows,
+            "recorded": self.recorded.data,
+            "order": self.order,
+            "passed": self.passed,
+            "epoch": self.epoch,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned on this rank; `begin` must follow."""

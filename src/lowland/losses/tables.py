@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 
 from lowland.core.errors import CheckpointError, InputError
 
-__all__ = ["FileTable", "Table", "TensorTable", "available_bytes"]
+__all__ = ["FileTable", "RowTable", "TensorTable", "available_bytes"]
 
 _HEADER: Final = 4096
 _MAGIC: Final = "lowland output memory 1"
 
 
-class Table(Protocol):
+class RowTable(Protocol):
     """Rows of equal length by position."""
 
     def read(self, positions: Tensor) -> Tensor:
@@ -43,20 +44,20 @@ class TensorTable:
         self.data = torch.zeros((positions + 1, row_bytes), dtype=torch.uint8, device=device, pin_memory=pinned)
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return rows; see `Table`."""
+        """Return rows; see `RowTable`."""
         place = self._place(positions)
         rows = self.data.index_select(0, place.clamp(min=0))
         rows = torch.where((place >= 0)[:, None], rows, torch.zeros_like(rows))
         return rows.to(positions.device, non_blocking=True)
 
     def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows; see `Table`."""
+        """Write rows; see `RowTable`."""
         place = self._place(positions)
         last = self.data.shape[0] - 1
         self.data.index_copy_(0, torch.where(place >= 0, place, last), rows.to(self.data.device))
 
     def grow(self, positions: int) -> None:
-        """Make room; see `Table`."""
+        """Make room; see `RowTable`."""
         missing = positions + 1 - self.data.shape[0]
         if missing > 0:
             more = self.data.new_zeros((missing, self.data.shape[1]))
@@ -105,7 +106,7 @@ class FileTable:
         os.pwrite(self._file, text.encode().ljust(_HEADER), 0)
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return rows; see `Table`."""
+        """Return rows; see `RowTable`."""
         rows = np.zeros((len(positions), self.row_bytes), dtype=np.uint8)
         for row, position in zip(rows, positions.tolist(), strict=True):
             if position >= 0:
@@ -113,13 +114,13 @@ class FileTable:
         return torch.from_numpy(rows).to(positions.device)
 
     def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows; see `Table`."""
+        """Write rows; see `RowTable`."""
         for row, position in zip(rows.cpu().numpy(), positions.tolist(), strict=True):
             if position >= 0:
                 os.pwrite(self._file, row, _HEADER + position * self.row_bytes)
 
     def grow(self, positions: int) -> None:
-        """Make room; see `Table`."""
+        """Make room; see `RowTable`."""
         size = _HEADER + positions * self.row_bytes
         if os.fstat(self._file).st_size < size:
             os.ftruncate(self._file, size)
@@ -157,12 +158,7 @@ def available_bytes(device: torch.device, path: Path | None) -> int:
         return shutil.disk_usage(folder).free + taken
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(free, _group_room())
+    return min(int(psutil.virtual_memory().available), _group_room())
 
 
 def _group_room() -> int:

@@ -34,14 +34,22 @@ class Attention(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and a two-layer network, each behind a layer norm and beside a shortcut."""
 
-    def __init__(self, width: int, heads: int, *, causal: bool, expansion: int = 4, dropout: float = 0.0,
-                 epsilon: float = 1e-5, approximate: str = "none") -> None:  # fmt: skip
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        causal: bool,
+        dropout: float = 0.0,
+        epsilon: float = 1e-5,
+        approximate: str = "none",
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=epsilon)
         self.attention = Attention(width, heads, causal=causal)
         self.norm2 = nn.LayerNorm(width, eps=epsilon)
-        self.hidden = nn.Linear(width, expansion * width)
-        self.output = nn.Linear(expansion * width, width)
+        self.hidden = nn.Linear(width, 4 * width)
+        self.output = nn.Linear(4 * width, width)
         self.activation = nn.GELU(approximate)
         self.dropout = nn.Dropout(dropout)
 

@@ -5,12 +5,13 @@ The CIFAR residual network of depth 6n+2 with one-dimensional convolutions of wi
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
-from lowland.models.resnet import check_sizes, initialize_convolutions
+from lowland.models.blocks import check_depth, check_sizes, initialize_convolutions
 
 __all__ = ["SignalBlock", "SignalResNet", "resnet1d"]
 
@@ -40,7 +41,7 @@ class SignalResNet(nn.Module):
         skip: Whether shortcuts exist.
         width: Channels of the first stage.
         classes: Number of outputs.
-        channels: Channels of the signal.
+        channels: Values that the signal has at each time.
     """
 
     def __init__(self, blocks: int, *, skip: bool, width: int, classes: int, channels: int) -> None:
@@ -48,24 +49,14 @@ class SignalResNet(nn.Module):
         self.conv1 = nn.Conv1d(channels, width, 5, padding=2, bias=False)
         self.bn1 = nn.BatchNorm1d(width)
         sizes = [width] + [width * 2**stage for stage in range(3) for _ in range(blocks)]
-        self.layers = nn.Sequential(
-            *(
-                SignalBlock(sizes[k], sizes[k + 1], 2 if k in (blocks, 2 * blocks) else 1, skip=skip)
-                for k in range(3 * blocks)
-            )
-        )
+        strides = [2 if k in (blocks, 2 * blocks) else 1 for k in range(3 * blocks)]
+        pairs = zip(pairwise(sizes), strides, strict=True)
+        self.layers = nn.Sequential(*(SignalBlock(*widths, stride, skip=skip) for widths, stride in pairs))
         self.linear = nn.Linear(sizes[-1], classes)
         initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Signals, shape [n, channels, length].
-
-        Returns:
-            Logits, shape [n, classes].
-        """
+        """Return logits [n, classes] of signals [n, channels, length]."""
         out = self.layers(F.relu(self.bn1(self.conv1(x))))
         scores: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool1d(out, 1), 1))
         return scores
@@ -81,7 +72,7 @@ def resnet1d(
         skip: False removes every shortcut.
         width: Channels of the first stage.
         classes: Number of outputs.
-        channels: Channels of the signal.
+        channels: Values that the signal has at each time.
 
     Returns:
         The network, weights drawn from torch's global generator.
@@ -94,6 +85,5 @@ def resnet1d(
         torch.Size([2, 10])
     """
     check_sizes(depth=depth, width=width, classes=classes, channels=channels)
-    if depth < 8 or (depth - 2) % 6:
-        raise InputError("depth", "must be 6n+2 with n >= 1 (8, 14, 20, ...)", depth)
-    return SignalResNet((depth - 2) // 6, skip=skip, width=width, classes=classes, channels=channels)
+    blocks = check_depth(depth, 2, "8, 14, 20, ...")
+    return SignalResNet(blocks, skip=skip, width=width, classes=classes, channels=channels)

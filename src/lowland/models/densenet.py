@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowland.models.resnet import check_sizes, initialize_convolutions
+from lowland.models.blocks import check_sizes, initialize_convolutions, pooled
 
 __all__ = ["DenseLayer", "DenseNet", "densenet", "densenet121", "densenet_bc100"]
 
@@ -52,7 +52,7 @@ class DenseNet(nn.Module):
         blocks: Layers of each dense block.
         growth: Maps that each layer adds.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
     """
 
     def __init__(self, blocks: tuple[int, ...], *, growth: int, classes: int, channels: int) -> None:
@@ -72,20 +72,13 @@ class DenseNet(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Images, shape [n, channels, h, w].
-
-        Returns:
-            Logits, shape [n, classes].
-        """
+        """Return logits [n, classes] of images [n, channels, h, w]."""
         out: Tensor = self.conv1(x)
         for number in range(1, self.blocks + 1):
             out = getattr(self, f"dense{number}")(out)
             if number < self.blocks:
                 out = getattr(self, f"trans{number}")(out)
-        scores: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(F.relu(self.bn(out)), 1), 1))
+        scores: Tensor = self.linear(pooled(F.relu(self.bn(out))))
         return scores
 
 
@@ -98,7 +91,7 @@ def densenet(
         blocks: Layers of each dense block.
         growth: Maps that each layer adds (k).
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network, weights drawn from torch's global generator.
@@ -120,7 +113,7 @@ def densenet_bc100(*, growth: int = 12, classes: int = 10, channels: int = 3) ->
     Args:
         growth: Maps that each layer adds (k).
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network.
@@ -137,7 +130,7 @@ def densenet121(*, growth: int = 32, classes: int = 10, channels: int = 3) -> De
     Args:
         growth: Maps that each layer adds (k).
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network.

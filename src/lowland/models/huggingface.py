@@ -27,7 +27,7 @@ class HuggingFaceModel(nn.Module):
     """A model of transformers that returns its logits as a tensor with classes in axis 1.
 
     Args:
-        model: The model.
+        model: Of transformers, with an output that has `logits`.
         main_input: Name of the argument that a bare tensor becomes.
     """
 
@@ -53,9 +53,13 @@ class HuggingFaceModel(nn.Module):
 
 
 def huggingface(
-    *, task: Task = "sequence-classification", folder: str | Path | None = None, model_type: str | None = None,
-    config: Mapping[str, Any] | None = None, classes: int = 2,
-) -> HuggingFaceModel:  # fmt: skip
+    *,
+    task: Task = "sequence-classification",
+    folder: str | Path | None = None,
+    model_type: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    classes: int = 2,
+) -> HuggingFaceModel:
     """Build a model of transformers.
 
     Args:

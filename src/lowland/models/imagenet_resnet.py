@@ -10,14 +10,15 @@ batch norm; here every block ends in one.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.core.names import unknown
-from lowland.models.resnet import BasicBlock, check_sizes, initialize_convolutions, make_shortcut
+from lowland.models.blocks import check_sizes, initialize_convolutions, make_shortcut, pooled, stage
+from lowland.models.resnet import BasicBlock
 
 __all__ = ["Bottleneck", "ImageNetResNet", "imagenet_resnet"]
 
@@ -50,69 +51,66 @@ class ImageNetResNet(nn.Module):
     """A residual network of four stages; build it by `imagenet_resnet`.
 
     Args:
-        blocks: Blocks of each stage.
+        blocks: How many blocks each of the four stages has.
         bottleneck: Whether blocks are bottlenecks.
         skip: Whether shortcuts exist.
         stem: ``"cifar"`` or ``"imagenet"``.
         width: Channels of the first stage.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
     """
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
-
-    def __init__(self, blocks: tuple[int, ...], *, bottleneck: bool, skip: bool, stem: str, width: int, classes: int,
-                 channels: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        blocks: tuple[int, ...],
+        *,
+        bottleneck: bool,
+        skip: bool,
+        stem: str,
+        width: int,
+        classes: int,
+        channels: int,
+    ) -> None:
         super().__init__()
         large = stem == "imagenet"
         self.conv1 = nn.Conv2d(channels, width, 7 if large else 3, 2 if large else 1, 3 if large else 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
-        inputs = width
-        for number, count in enumerate(blocks):
-            stage: list[nn.Module] = []
-            for block in range(count):
-                outputs, stride = width * 2**number, 2 if number and not block else 1
-                if bottleneck:
-                    stage.append(Bottleneck(inputs, outputs, stride, skip=skip))
-                else:
-                    stage.append(BasicBlock(inputs, outputs, stride, skip=skip, shortcut="projection"))
-                inputs = outputs * (4 if bottleneck else 1)
-            setattr(self, f"layer{number + 1}", nn.Sequential(*stage))
-        self.linear = nn.Linear(inputs, classes)
+        wider = Bottleneck.expansion if bottleneck else 1
+        block = partial(Bottleneck, skip=skip) if bottleneck else partial(BasicBlock, skip=skip, shortcut="projection")
+        self.layer1 = stage(block, width, width, 1, blocks[0], wider)
+        self.layer2 = stage(block, width * wider, 2 * width, 2, blocks[1], wider)
+        self.layer3 = stage(block, 2 * width * wider, 4 * width, 2, blocks[2], wider)
+        self.layer4 = stage(block, 4 * width * wider, 8 * width, 2, blocks[3], wider)
+        self.linear = nn.Linear(8 * width * wider, classes)
         initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Images, shape [n, channels, h, w].
-
-        Returns:
-            Logits, shape [n, classes].
-        """
+        """Return logits [n, classes] of images [n, channels, h, w]."""
         out = self.pool(F.relu(self.bn1(self.conv1(x))))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        scores: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
+        scores: Tensor = self.linear(pooled(out))
         return scores
 
 
 def imagenet_resnet(
-    depth: int = 18, *, skip: bool = True, stem: Literal["cifar", "imagenet"] = "cifar", width: int = 64,
-    classes: int = 10, channels: int = 3,
-) -> ImageNetResNet:  # fmt: skip
+    depth: int = 18,
+    *,
+    skip: bool = True,
+    stem: Literal["cifar", "imagenet"] = "cifar",
+    width: int = 64,
+    classes: int = 10,
+    channels: int = 3,
+) -> ImageNetResNet:
     """Build ResNet-18, -34, -50, -101 or -152 (He et al. 2016, Table 1).
 
     Args:
-        depth: 18, 34, 50, 101 or 152.
+        depth: Layers with weights: 18, 34, 50, 101 or 152; bottleneck blocks from 50 on.
         skip: False removes every shortcut (Li et al. 2018).
         stem: ``"cifar"`` for small images, ``"imagenet"`` for 7x7 stride 2 and pooling.
         width: Channels of the first stage; 64 in the paper.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network, weights drawn from torch's global generator.

@@ -7,12 +7,10 @@ floor(16 + alpha k / N) channels; blocks are norm-conv-norm-ReLU-conv-norm with 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
-from lowland.models.resnet import check_sizes, initialize_convolutions
+from lowland.models.blocks import check_depth, check_sizes, initialize_convolutions, pooled
 
 __all__ = ["PyramidBlock", "PyramidNet", "pyramidnet"]
 
@@ -47,7 +45,7 @@ class PyramidNet(nn.Module):
         widening: What the width grows by in all (alpha).
         skip: Whether shortcuts exist.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
     """
 
     def __init__(self, blocks: int, widening: int, *, skip: bool, classes: int, channels: int) -> None:
@@ -65,16 +63,8 @@ class PyramidNet(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Images, shape [n, channels, h, w].
-
-        Returns:
-            Logits, shape [n, classes].
-        """
-        out = F.relu(self.bn_final(self.layers(self.bn1(self.conv1(x)))))
-        scores: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
+        """Return logits [n, classes] of images [n, channels, h, w]."""
+        scores: Tensor = self.linear(pooled(F.relu(self.bn_final(self.layers(self.bn1(self.conv1(x)))))))
         return scores
 
 
@@ -88,7 +78,7 @@ def pyramidnet(
         widening: What the width grows by from first to last block (alpha); 48, 84 or 270 in the paper.
         skip: False removes every shortcut.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network, weights drawn from torch's global generator.
@@ -101,6 +91,5 @@ def pyramidnet(
         64
     """
     check_sizes(depth=depth, widening=widening, classes=classes, channels=channels)
-    if depth < 8 or (depth - 2) % 6:
-        raise InputError("depth", "must be 6n+2 with n >= 1 (8, 14, 20, ..., 110)", depth)
-    return PyramidNet((depth - 2) // 6, widening, skip=skip, classes=classes, channels=channels)
+    blocks = check_depth(depth, 2, "8, 14, 20, ..., 110")
+    return PyramidNet(blocks, widening, skip=skip, classes=classes, channels=channels)

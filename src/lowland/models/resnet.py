@@ -9,40 +9,23 @@ projects where a stage begins (``shortcut="projection"``, option B), and its sta
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
 from lowland.core.names import unknown
+from lowland.models.blocks import (
+    Shortcut,
+    check_depth,
+    check_sizes,
+    initialize_convolutions,
+    make_shortcut,
+    pooled,
+    stage,
+)
 
-__all__ = ["BasicBlock", "CifarResNet", "Shortcut", "resnet"]
-
-Shortcut = Literal["padding", "projection"]
-
-
-class PaddedShortcut(nn.Module):
-    """Every `stride`-th pixel, and new channels that are zero (option A); it has no parameters."""
-
-    def __init__(self, extra: int, stride: int) -> None:
-        super().__init__()
-        self.extra, self.stride = extra, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the input at the block's output shape."""
-        x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
-
-
-def make_shortcut(inputs: int, outputs: int, stride: int, kind: Shortcut) -> nn.Module:
-    """Build a block's shortcut."""
-    if stride == 1 and inputs == outputs:
-        return nn.Sequential()
-    if kind == "padding":
-        return PaddedShortcut(outputs - inputs, stride)
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+__all__ = ["BasicBlock", "CifarResNet", "resnet"]
 
 
 class BasicBlock(nn.Module):
@@ -73,58 +56,36 @@ class CifarResNet(nn.Module):
         shortcut: Their kind where the shape changes.
         width: Channels of the first stage.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
     """
 
     def __init__(self, blocks: int, *, skip: bool, shortcut: Shortcut, width: int, classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-
-        def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-            first = BasicBlock(inputs, outputs, stride, skip=skip, shortcut=shortcut)
-            rest = [BasicBlock(outputs, outputs, 1, skip=skip, shortcut=shortcut) for _ in range(blocks - 1)]
-            return nn.Sequential(first, *rest)
-
-        self.layer1 = stage(width, width, 1)
-        self.layer2 = stage(width, 2 * width, 2)
-        self.layer3 = stage(2 * width, 4 * width, 2)
+        block = partial(BasicBlock, skip=skip, shortcut=shortcut)
+        self.layer1 = stage(block, width, width, 1, blocks)
+        self.layer2 = stage(block, width, 2 * width, 2, blocks)
+        self.layer3 = stage(block, 2 * width, 4 * width, 2, blocks)
         self.linear = nn.Linear(4 * width, classes)
         initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Images, shape [n, channels, h, w]; any size of at least 4 pixels.
-
-        Returns:
-            Logits, shape [n, classes].
-        """
+        """Return logits [n, classes] of images [n, channels, h, w] of any size of at least 4 pixels."""
         out = F.relu(self.bn1(self.conv1(x)))
-        out = self.layer3(self.layer2(self.layer1(out)))
-        scores: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(out, 1), 1))
+        scores: Tensor = self.linear(pooled(self.layer3(self.layer2(self.layer1(out)))))
         return scores
 
 
-def initialize_convolutions(model: nn.Module) -> None:
-    """Draw the weights of all convolutions from a normal of variance 2 / fan-out (He et al. 2015)."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-
-def check_sizes(**sizes: int) -> None:
-    """Check that sizes are positive integers."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(name, "must be a positive integer", value)
-
-
 def resnet(
-    depth: int = 20, *, skip: bool = True, shortcut: Shortcut = "padding", width: int = 16, classes: int = 10,
+    depth: int = 20,
+    *,
+    skip: bool = True,
+    shortcut: Shortcut = "padding",
+    width: int = 16,
+    classes: int = 10,
     channels: int = 3,
-) -> CifarResNet:  # fmt: skip
+) -> CifarResNet:
     """Build the CIFAR residual network of a depth 6n+2 (He et al. 2016, section 4.2).
 
     Args:
@@ -134,7 +95,7 @@ def resnet(
             Li et al.'s tool).
         width: Channels of the first stage; 16 in the paper, 16 k for Li et al.'s wide networks.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network, weights drawn from torch's global generator.
@@ -147,8 +108,7 @@ def resnet(
         269722
     """
     check_sizes(depth=depth, width=width, classes=classes, channels=channels)
-    if depth < 8 or (depth - 2) % 6:
-        raise InputError("depth", "must be 6n+2 with n >= 1 (8, 14, 20, 32, 56, ...)", depth)
+    blocks = check_depth(depth, 2, "8, 14, 20, 32, 56, ...")
     if shortcut not in ("padding", "projection"):
         raise unknown("shortcut", shortcut, ("padding", "projection"))
-    return CifarResNet((depth - 2) // 6, skip=skip, shortcut=shortcut, width=width, classes=classes, channels=channels)
+    return CifarResNet(blocks, skip=skip, shortcut=shortcut, width=width, classes=classes, channels=channels)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.models.attention import TransformerBlock, initialize_linear
-from lowland.models.resnet import check_sizes
+from lowland.models.blocks import check_sizes
 
 __all__ = ["LanguageModel", "TextClassifier", "text_transformer", "transformer"]
 
@@ -38,7 +38,6 @@ class LanguageModel(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.token.weight
-        self.context = context
         initialize_linear(self, std=0.02)
         for name, parameter in self.named_parameters():
             if name.endswith(("attention.out.weight", "output.weight")):  # one over the root of the residual branches
@@ -56,10 +55,7 @@ class LanguageModel(nn.Module):
         Raises:
             InputError: If the input is longer than the context.
         """
-        length = tokens.shape[1]
-        if length > self.context:
-            raise InputError("tokens", f"must be at most {self.context} long", length)
-        x = self.token(tokens) + self.position(torch.arange(length, device=tokens.device))
+        x = _placed(tokens, self.token, self.position)
         scores: Tensor = self.head(self.norm(self.blocks(self.dropout(x))))
         return scores.transpose(1, 2)
 
@@ -115,7 +111,6 @@ class TextClassifier(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width)
         self.linear = nn.Linear(width, classes)
-        self.context = context
         initialize_linear(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -130,18 +125,21 @@ class TextClassifier(nn.Module):
         Raises:
             InputError: If the input is longer than the context.
         """
-        length = tokens.shape[1]
-        if length > self.context:
-            raise InputError("tokens", f"must be at most {self.context} long", length)
-        x = self.token(tokens) + self.position(torch.arange(length, device=tokens.device))
+        x = _placed(tokens, self.token, self.position)
         scores: Tensor = self.linear(self.norm(self.blocks(self.dropout(x))).mean(1))
         return scores
 
 
 def text_transformer(
-    *, classes: int = 10, vocabulary: int = 256, context: int = 64, width: int = 64, depth: int = 2, heads: int = 4,
+    *,
+    classes: int = 10,
+    vocabulary: int = 256,
+    context: int = 64,
+    width: int = 64,
+    depth: int = 2,
+    heads: int = 4,
     dropout: float = 0.0,
-) -> TextClassifier:  # fmt: skip
+) -> TextClassifier:
     """Build a small transformer that classifies texts of a fixed length; our own design.
 
     Args:
@@ -167,3 +165,11 @@ def text_transformer(
     return TextClassifier(
         vocabulary=vocabulary, context=context, width=width, depth=depth, heads=heads, dropout=dropout, classes=classes
     )
+
+
+def _placed(tokens: Tensor, token: nn.Embedding, position: nn.Embedding) -> Tensor:
+    length = tokens.shape[1]
+    if length > position.num_embeddings:
+        raise InputError("tokens", f"must be at most {position.num_embeddings} long", length)
+    placed: Tensor = token(tokens) + position(torch.arange(length, device=tokens.device))
+    return placed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.models.resnet import check_sizes
+from lowland.models.blocks import check_sizes
 
 __all__ = ["VGG", "vgg"]
 
@@ -28,7 +28,7 @@ class VGG(nn.Module):
         groups: Width and number of convolutions of each group.
         size: Pixels of an image's side.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
     """
 
     def __init__(self, groups: tuple[tuple[int, int], ...], *, size: int, classes: int, channels: int) -> None:
@@ -46,14 +46,7 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Images, shape [n, channels, size, size].
-
-        Returns:
-            Logits, shape [n, classes].
-        """
+        """Return logits [n, classes] of images [n, channels, size, size]."""
         scores: Tensor = self.classifier(self.fc(torch.flatten(self.features(x), 1)))
         return scores
 
@@ -66,7 +59,7 @@ def vgg(depth: int = 9, *, narrow: int = 1, size: int = 32, classes: int = 10, c
         narrow: Divides every width; 1 is the published network.
         size: Pixels of an image's side.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network, weights drawn from torch's global generator.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.models.attention import TransformerBlock, initialize_linear
-from lowland.models.resnet import check_sizes
+from lowland.models.blocks import check_sizes
 
 __all__ = ["VisionTransformer", "vit"]
 
@@ -23,11 +23,21 @@ class VisionTransformer(nn.Module):
         heads: Heads per block.
         dropout: Probability on every branch.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
     """
 
-    def __init__(self, *, size: int, patch: int, width: int, depth: int, heads: int, dropout: float, classes: int,
-                 channels: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        size: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float,
+        classes: int,
+        channels: int,
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -41,14 +51,7 @@ class VisionTransformer(nn.Module):
         nn.init.normal_(self.position, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Images, shape [n, channels, size, size].
-
-        Returns:
-            Logits, shape [n, classes].
-        """
+        """Return logits [n, classes] of images [n, channels, size, size]."""
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1) + self.position
         scores: Tensor = self.linear(self.norm(self.blocks(tokens))[:, 0])
@@ -56,9 +59,16 @@ class VisionTransformer(nn.Module):
 
 
 def vit(
-    *, size: int = 32, patch: int = 4, width: int = 192, depth: int = 6, heads: int = 3, dropout: float = 0.0,
-    classes: int = 10, channels: int = 3,
-) -> VisionTransformer:  # fmt: skip
+    *,
+    size: int = 32,
+    patch: int = 4,
+    width: int = 192,
+    depth: int = 6,
+    heads: int = 3,
+    dropout: float = 0.0,
+    classes: int = 10,
+    channels: int = 3,
+) -> VisionTransformer:
     """Build a vision transformer.
 
     Args:
@@ -69,7 +79,7 @@ def vit(
         heads: Heads per block; 3 in ViT-Ti, 6 in ViT-S.
         dropout: Probability on every branch.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network, weights drawn from torch's global generator.
@@ -84,13 +94,5 @@ def vit(
     check_sizes(size=size, patch=patch, width=width, depth=depth, heads=heads, classes=classes, channels=channels)
     if size % patch:
         raise InputError("patch", f"must divide the image size {size}", patch)
-    return VisionTransformer(
-        size=size,
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=heads,
-        dropout=dropout,
-        classes=classes,
-        channels=channels,
-    )
+    sizes = {"size": size, "patch": patch, "width": width, "depth": depth, "heads": heads}
+    return VisionTransformer(**sizes, dropout=dropout, classes=classes, channels=channels)

@@ -88,7 +88,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor] | str | Path, *
     """Put weights into a model, all or none.
 
     Args:
-        model: The model.
+        model: Its parameters and buffers are written in place.
         weights: Tensors by name, or a file for `read_weights`. Missing counters of batch norm (files of torch before
             0.4.1 have none) are left at their values.
         prefix: Where the model stands in what was saved, such as ``"net."`` for the attribute ``net`` of a

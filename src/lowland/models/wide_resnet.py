@@ -7,12 +7,13 @@ k times the filters, `resnet(56, width=16 * k)`.)
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.models.resnet import check_sizes, initialize_convolutions
+from lowland.models.blocks import check_depth, check_sizes, initialize_convolutions, pooled, stage
 
 __all__ = ["WideBlock", "WideResNet", "wide_resnet"]
 
@@ -50,39 +51,24 @@ class WideResNet(nn.Module):
         dropout: Probability inside blocks.
         skip: Whether shortcuts exist.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
     """
-
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
 
     def __init__(self, blocks: int, factor: int, *, dropout: float, skip: bool, classes: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
-        widths = (16, 16 * factor, 32 * factor, 64 * factor)
-        for stage in (1, 2, 3):
-            sizes = [widths[stage - 1]] + [widths[stage]] * blocks
-            layers = [
-                WideBlock(sizes[i], sizes[i + 1], 2 if stage > 1 and not i else 1, dropout=dropout, skip=skip)
-                for i in range(blocks)
-            ]
-            setattr(self, f"layer{stage}", nn.Sequential(*layers))
-        self.bn = nn.BatchNorm2d(widths[3])
-        self.linear = nn.Linear(widths[3], classes)
+        block = partial(WideBlock, dropout=dropout, skip=skip)
+        self.layer1 = stage(block, 16, 16 * factor, 1, blocks)
+        self.layer2 = stage(block, 16 * factor, 32 * factor, 2, blocks)
+        self.layer3 = stage(block, 32 * factor, 64 * factor, 2, blocks)
+        self.bn = nn.BatchNorm2d(64 * factor)
+        self.linear = nn.Linear(64 * factor, classes)
         initialize_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return class scores.
-
-        Args:
-            x: Images, shape [n, channels, h, w].
-
-        Returns:
-            Logits, shape [n, classes].
-        """
+        """Return logits [n, classes] of images [n, channels, h, w]."""
         out = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        scores: Tensor = self.linear(torch.flatten(F.adaptive_avg_pool2d(F.relu(self.bn(out)), 1), 1))
+        scores: Tensor = self.linear(pooled(F.relu(self.bn(out))))
         return scores
 
 
@@ -97,7 +83,7 @@ def wide_resnet(
         dropout: Probability between a block's convolutions; 0 in most of the paper, 0.3 in its best runs.
         skip: False removes every shortcut.
         classes: Number of outputs.
-        channels: Channels of the images.
+        channels: 1 for gray images, 3 for color.
 
     Returns:
         The network, weights drawn from torch's global generator.
@@ -110,8 +96,7 @@ def wide_resnet(
         2748890
     """
     check_sizes(depth=depth, factor=factor, classes=classes, channels=channels)
-    if depth < 10 or (depth - 4) % 6:
-        raise InputError("depth", "must be 6n+4 with n >= 1 (10, 16, 22, 28, 40, ...)", depth)
+    blocks = check_depth(depth, 4, "10, 16, 22, 28, 40, ...")
     if not 0.0 <= dropout < 1.0:
         raise InputError("dropout", "must be a probability in [0, 1)", dropout)
-    return WideResNet((depth - 4) // 6, factor, dropout=dropout, skip=skip, classes=classes, channels=channels)
+    return WideResNet(blocks, factor, dropout=dropout, skip=skip, classes=classes, channels=channels)

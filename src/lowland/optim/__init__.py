@@ -10,11 +10,13 @@ from lowland.optim.norms import norm_parameters
 from lowland.optim.options import AscentOptions
 from lowland.optim.parts import Method, Part
 from lowland.optim.phases import Phase
+from lowland.optim.registry import METHODS
 from lowland.optim.sala import SALA
 from lowland.optim.sam import SAM
 from lowland.optim.wrapper import Ascent, Wrapper
 
 __all__ = [
+    "METHODS",
     "SAM",
     "ASAM",
     "GSAM",

@@ -1,13 +1,12 @@
 """The report: one HTML file about any number of runs, that opens offline.
 
-``write(build(read_runs(["runs/sgd", "runs/sam"])), "report.html")`` is the whole of ``lowland report``.
+``write(build(lowland.open("runs")), "report.html")`` is the whole of ``lowland report``.
 """
 
 from __future__ import annotations
 
 from lowland.report.build import build
 from lowland.report.html import render, write
-from lowland.report.runs import Run, read_run, read_runs
 from lowland.report.sections import (
     Box,
     Details,
@@ -19,6 +18,7 @@ from lowland.report.sections import (
     Section,
     Table,
 )
+from lowland.report.statistics import show, show_interval, t_interval
 
 __all__ = [
     "Box",
@@ -28,12 +28,12 @@ __all__ = [
     "Listing",
     "Paragraph",
     "Report",
-    "Run",
     "Section",
     "Table",
     "build",
-    "read_run",
-    "read_runs",
     "render",
+    "show",
+    "show_interval",
+    "t_interval",
     "write",
 ]

@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 
 import lowland
 from lowland.core.errors import InputError
-from lowland.core.matched import comparable
 from lowland.report.comparison import comparison_section
 from lowland.report.curvature import curvature_section, scalar
 from lowland.report.dynamics import training_section, trajectories_section
-from lowland.report.landscapes import landscapes_section
-from lowland.report.runs import Run, final_curvature, path_plane
+from lowland.report.landscapes import landscapes_section, path_plane
 from lowland.report.sections import Block, Details, Listing, Paragraph, Report, Section
+from lowland.results.matched import comparable
+from lowland.results.run import Run
 
-__all__ = ["build", "settings_section"]
+__all__ = ["build", "footer", "settings_section"]
 
 
 def build(
@@ -32,7 +32,7 @@ def build(
 
     Args:
         runs: The runs; the first one's method is the baseline unless another is named.
-        title: Title of the report.
+        title: Heading of the page, and its name in the browser's tab.
         lead: First paragraphs.
         baseline: Method that differences and ratios are against.
         extra: Further sections, put before the settings.
@@ -50,11 +50,11 @@ def build(
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise InputError("runs", "must have different names", names)
-    mixed = [what for what in ("data", "loss") if len({getattr(r, what) for r in runs if getattr(r, what)}) > 1]
+    mixed = [what for what in ("data", "loss") if len({key for r in runs if (key := r.spec.identity(what))}) > 1]
     if mixed and not allow_mixed:
-        kinds = sorted({str(getattr(run, what)) for what in mixed for run in runs})
-        raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds,
-                         "compare them all the same with --allow-mixed, which marks the report")  # fmt: skip
+        kinds = sorted({run.spec.identity(what) for what in mixed for run in runs})
+        advice = "compare them all the same with --allow-mixed, which marks the report"
+        raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds, advice)
     found = (
         comparison_section(runs, baseline=baseline),
         training_section(runs),
@@ -64,15 +64,19 @@ def build(
     )
     sections = [section for section in found if section is not None]
     sections += [*extra, _limits_section(runs, mixed), settings_section(runs)]
-    day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
-    footer = f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."
     surveyed = tuple(run.name for run in runs if run.surfaces or run.curvature or run.trajectory is not None)
-    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer)
+    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer(date))
+
+
+def footer(date: str | None) -> str:
+    """Return the last line of a report."""
+    day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
+    return f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."
 
 
 def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
     limits = [f"The runs differ in their {what}: no number here compares them fairly." for what in mixed]
-    measured = [result for run in runs if (result := final_curvature(run)) is not None]
+    measured = [result for run in runs if (result := run.final_curvature) is not None]
     for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
         values = {str(result.attrs[key]) for result in measured if key in result.attrs}
         if len(values) > 1:
@@ -101,12 +105,12 @@ def settings_section(runs: Sequence[Run]) -> Section:
     ]
     for run in runs:
         inner: list[Paragraph | Listing] = []
-        if run.folder:
-            inner.append(Paragraph(f"Folder: {run.folder}"))
+        if run.place != run.name:
+            inner.append(Paragraph(f"Folder: {run.place}"))
         if run.seed is not None:
             inner.append(Paragraph(f"Seed: {run.seed}"))
-        if run.spec:
-            inner.append(Listing(run.spec))
+        if run.spec.text:
+            inner.append(Listing(run.spec.text))
         for kind, results in (("Surface", run.surfaces), ("Curvature", run.curvature)):
             for name, result in results.items():
                 lines = [f"{key}: {value}" for key, value in sorted(result.attrs.items()) if "\n" not in str(value)]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lowland.core.matched import LOSS_RATIO, comparable
 from lowland.report.curvature import (
     highest_eigenvalue,
     lowest_eigenvalue,
     scalar,
     with_error,
 )
-from lowland.report.runs import Run, final_curvature
 from lowland.report.sections import Block, Figure, Section, Table
 from lowland.report.statistics import LEAST_SEEDS, Interval, paired_interval, show, show_interval, t_interval
+from lowland.results.matched import LOSS_RATIO, comparable
+from lowland.results.run import Run
 from lowland.viz.curves import build_cost
-from lowland.viz.spec import Estimate
+from lowland.viz.spec import ScatterPoint
 
 __all__ = ["comparison_section", "comparison_table", "methods_of"]
 
@@ -42,14 +42,13 @@ def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Tab
     columns += _curvature_columns(groups, base)
     columns += _cost_columns(groups, base)
     present = [(title, cells) for title, cells in columns if set(cells.values()) != {"–"}]
-    rows = tuple((name, *(cells[name] for _, cells in present)) for name in groups)
-    return Table(("method", *(title for title, _ in present)), rows, "Methods, at the weights that count",
-                 _notes(groups, base))  # fmt: skip
+    rows = [{"method": name} | {title: cells[name] for title, cells in present} for name in groups]
+    return Table.of(rows, "Methods, at the weights that count", _notes(groups, base))
 
 
 def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> Section | None:
     """Build the section that compares the methods."""
-    if not any(run.result or run.metrics for run in runs):
+    if not any(run.finished or run.metrics for run in runs):
         return None
     blocks: list[Block] = [comparison_table(runs, baseline=baseline)]
     estimates = [e for name, members in methods_of(runs).items() if (e := _estimate(name, members)) is not None]
@@ -59,32 +58,27 @@ def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> S
     return Section("Comparison", tuple(blocks))
 
 
-def _estimate(name: str, members: Sequence[Run]) -> Estimate | None:
-    pairs = [(_number(run, "passes"), _number(run, "test_accuracy")) for run in members]
+def _estimate(name: str, members: Sequence[Run]) -> ScatterPoint | None:
+    pairs = [(run.number("passes"), run.number("test_accuracy")) for run in members]
     seeds = [(passes, 100 * accuracy) for passes, accuracy in pairs if passes is not None and accuracy is not None]
     if not seeds:
         return None
     interval = t_interval([accuracy for _, accuracy in seeds])
     bounds = (interval.low, interval.high) if len(seeds) >= LEAST_SEEDS else None
-    return Estimate(name, sum(passes for passes, _ in seeds) / len(seeds), interval.mean, bounds, tuple(seeds))
+    return ScatterPoint(name, sum(passes for passes, _ in seeds) / len(seeds), interval.mean, bounds, tuple(seeds))
 
 
 def _each(groups: Mapping[str, list[Run]], cell: Callable[[list[Run]], str]) -> dict[str, str]:
     return {name: cell(members) for name, members in groups.items()}
 
 
-def _number(run: Run, name: str) -> float | None:
-    value: Any = run.result.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _over(members: Sequence[Run], name: str) -> Interval | None:
-    values = [value for run in members if (value := _number(run, name)) is not None]
+    values = [value for run in members if (value := run.number(name)) is not None]
     return t_interval(values) if values else None
 
 
 def _train_loss(run: Run) -> float | None:
-    chosen = _number(run, "train_loss")
+    chosen = run.number("train_loss")
     return run.last("train_loss") if chosen is None else chosen
 
 
@@ -95,7 +89,7 @@ def _mean(members: Sequence[Run], value: Callable[[Run], float | None]) -> str:
 
 def _differences(groups: Mapping[str, list[Run]], base: str) -> dict[str, str]:
     def by_seed(members: Sequence[Run]) -> dict[int, float]:
-        found = {run.seed: _number(run, "test_accuracy") for run in members if run.seed is not None}
+        found = {run.seed: run.number("test_accuracy") for run in members if run.seed is not None}
         return {seed: value for seed, value in found.items() if value is not None}
 
     reference = by_seed(groups[base])
@@ -108,7 +102,7 @@ def _differences(groups: Mapping[str, list[Run]], base: str) -> dict[str, str]:
 
 
 def _surveyed(members: Sequence[Run]) -> Run | None:
-    return next((run for run in members if final_curvature(run) is not None), None)
+    return next((run for run in members if run.final_curvature is not None), None)
 
 
 def _curvature_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str, dict[str, str]]]:
@@ -117,7 +111,7 @@ def _curvature_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple
         for name, members in groups.items():
             run = _surveyed(members)
             mark = "" if name == base or _comparable_to(groups, base, name) else " †"
-            text = "–" if run is None else cell(final_curvature(run))
+            text = "–" if run is None else cell(run.final_curvature)
             number, bracket, rest = text.partition(" (")
             cells[name] = text if text == "–" else number + mark + bracket + rest
         return cells
@@ -134,7 +128,7 @@ def _comparable_to(groups: Mapping[str, list[Run]], base: str, name: str) -> boo
     pair = [_surveyed(groups[method]) for method in (base, name)]
     if any(run is None for run in pair):
         return True
-    return comparable([scalar(final_curvature(run), "train_loss") for run in pair if run is not None])
+    return comparable([scalar(run.final_curvature, "train_loss") for run in pair if run is not None])
 
 
 def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str, dict[str, str]]]:
@@ -153,11 +147,11 @@ def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str,
         return cells
 
     def step_time(run: Run) -> float | None:
-        seconds, steps = _number(run, "seconds"), run.last("step") or _number(run, "steps")
+        seconds, steps = run.number("seconds"), run.last("step") or run.number("steps")
         return 1000 * seconds / steps if seconds is not None and steps else None
 
     return [
-        (f"passes (× {base})", ratio(lambda run: _number(run, "passes"))),
+        (f"passes (× {base})", ratio(lambda run: run.number("passes"))),
         (f"ms per step (× {base})", ratio(step_time)),
     ]
 

@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowland.core.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.report.measures import further_blocks
-from lowland.report.runs import Run, final_curvature
 from lowland.report.sections import Block, Paragraph, Section, Table
 from lowland.report.statistics import show
+from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
+from lowland.results.run import Run
 
 if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["curvature_section", "lowest_eigenvalue", "scalar", "with_error"]
 
-_HEADER = (
-    "run", "train loss", "train accuracy", "weight norm", "λ max", "η λ max / 2(1+β)", "λ min", "trace",
-    "filter-weighted trace", "SAM sharpness", "batch norm", "samples", "products",
-)  # fmt: skip
-
-_SHOWN = frozenset({"train_loss", "train_accuracy", "weight_norm", "lambda_max", "lambda_min", "trace", "filter_trace",
-                    "sam_sharpness"})  # fmt: skip
+_SHOWN = [
+    "train_loss",
+    "train_accuracy",
+    "weight_norm",
+    "lambda_max",
+    "lambda_min",
+    "trace",
+    "filter_trace",
+    "sam_sharpness",
+]
 _MINOR = ("_se", "_converged", "_bound", "_residual", "_spread", "_checked")
 
 
@@ -78,7 +81,7 @@ def lowest_eigenvalue(result: xr.Dataset) -> str:
 
 def curvature_section(runs: Sequence[Run]) -> Section | None:
     """Build the section on curvature."""
-    measured = [(run, result) for run in runs if (result := final_curvature(run)) is not None]
+    measured = [(run, result) for run in runs if (result := run.final_curvature) is not None]
     if not measured:
         return None
     losses = [scalar(result, "train_loss") for _, result in measured]
@@ -89,9 +92,8 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
         "η λ max / 2(1+β), with step size η of the chosen epoch and momentum β: plain SGD pushes it towards 1; the "
         "edge of SAM lies lower.",
     ]
-    blocks: list[Block] = [Table(_HEADER, tuple(_row(run, result) for run, result in measured),
-                                 "Curvature at the weights that count, on the data and in the mode stated",
-                                 tuple(notes))]  # fmt: skip
+    caption = "Curvature at the weights that count, on the data and in the mode stated"
+    blocks: list[Block] = [Table.of([_row(run, result) for run, result in measured], caption, tuple(notes))]
     further = _further(measured)
     blocks += [further] if further is not None else []
     modes = {str(result.attrs.get("batch_norm", "not stored")) for _, result in measured}
@@ -118,30 +120,29 @@ def _known(value: float | None) -> str:
 
 def _edge(run: Run, result: xr.Dataset) -> str:
     # where lambda_max lies against the edge of stability of SGD with momentum, 1 being the edge
-    values = [run.result.get("learning_rate"), run.result.get("momentum"), scalar(result, "lambda_max")]
-    if not all(isinstance(value, int | float) for value in values):
+    rate, momentum, top = run.number("learning_rate"), run.number("momentum"), scalar(result, "lambda_max")
+    if rate is None or momentum is None or top is None:
         return "–"
-    rate, momentum, top = (float(value) for value in values if value is not None)
     return show(rate * top / (2 * (1 + momentum)), 2)
 
 
-def _row(run: Run, result: xr.Dataset, *, end: bool = True) -> tuple[str, ...]:
+def _row(run: Run, result: xr.Dataset, *, end: bool = True) -> dict[str, str]:
     attrs = result.attrs
-    return (
-        run.name,
-        show(scalar(result, "train_loss")),
-        _known(scalar(result, "train_accuracy")),
-        show(scalar(result, "weight_norm")),
-        highest_eigenvalue(result),
-        _edge(run, result) if end else "–",  # the step size is that of the chosen epoch
-        lowest_eigenvalue(result),
-        with_error(result, "trace"),
-        with_error(result, "filter_trace"),
-        with_error(result, "sam_sharpness"),
-        str(attrs.get("batch_norm", "not stored")),
-        str(attrs.get("samples", "–")),
-        str(attrs.get("products", "–")),
-    )
+    return {
+        "run": run.name,
+        "train loss": show(scalar(result, "train_loss")),
+        "train accuracy": _known(scalar(result, "train_accuracy")),
+        "weight norm": show(scalar(result, "weight_norm")),
+        "λ max": highest_eigenvalue(result),
+        "η λ max / 2(1+β)": _edge(run, result) if end else "–",  # the step size is that of the chosen epoch
+        "λ min": lowest_eigenvalue(result),
+        "trace": with_error(result, "trace"),
+        "filter-weighted trace": with_error(result, "filter_trace"),
+        "SAM sharpness": with_error(result, "sam_sharpness"),
+        "batch norm": str(attrs.get("batch_norm", "not stored")),
+        "samples": str(attrs.get("samples", "–")),
+        "products": str(attrs.get("products", "–")),
+    }
 
 
 def _further(measured: Sequence[tuple[Run, xr.Dataset]]) -> Table | None:
@@ -149,7 +150,7 @@ def _further(measured: Sequence[tuple[Run, xr.Dataset]]) -> Table | None:
     names: list[str] = []
     for _, result in measured:
         scalars = [str(name) for name, values in result.data_vars.items() if values.ndim == 0]
-        names += [name for name in scalars if name not in names and name not in _SHOWN and not name.endswith(_MINOR)]
+        names += [name for name in scalars if name not in (*names, *_SHOWN) and not name.endswith(_MINOR)]
     if not names:
         return None
     rows = tuple((run.name, *(with_error(result, name) for name in names)) for run, result in measured)
@@ -170,19 +171,19 @@ def _matched(measured: Sequence[tuple[Run, xr.Dataset]]) -> Block:
         return Paragraph("No comparison at matched loss: a run does not store its train loss.")
     rows, missing = [], []
     for run, _ in measured:
-        losses = {name: loss for name, result in run.curvature.items()
-                  if (loss := scalar(result, "train_loss")) is not None and loss > 0
-                  and scalar(result, "lambda_max") is not None}  # fmt: skip
+        whole = {name: result for name, result in run.curvature.items() if scalar(result, "lambda_max") is not None}
+        known = {name: scalar(result, "train_loss") for name, result in whole.items()}
+        losses = {name: loss for name, loss in known.items() if loss is not None and loss > 0}
         name = nearest(losses, target)
         if not within(losses[name], target):
             missing.append(run.name)
             continue
         result = run.curvature[name]
-        at_end = result is final_curvature(run)
-        rows.append((run.name, name, *_row(run, result, end=at_end)[1:]))
+        at_end = result is run.final_curvature
+        rows.append({"run": run.name, "snapshot": name} | _row(run, result, end=at_end))
     if missing:
         return Paragraph(
             f"No comparison at matched loss: no curvature of {', '.join(missing)} was measured within a factor "
             f"{LOSS_RATIO} of train loss {show(target)}; survey a snapshot from earlier in training."
         )
-    return Table(("run", "snapshot", *_HEADER[1:]), tuple(rows), f"Curvature at matched train loss near {show(target)}")
+    return Table.of(rows, f"Curvature at matched train loss near {show(target)}")

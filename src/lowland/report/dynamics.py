@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowland.report.comparison import methods_of
-from lowland.report.runs import Run, path_plane
+from lowland.report.landscapes import path_plane
 from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
+from lowland.results.run import Run
 from lowland.viz.caption import axes_of
 from lowland.viz.paths import build_animation, build_path, is_walk, two_axes
 from lowland.viz.spec import Axis, Contour, Curve, Line
@@ -164,18 +165,13 @@ def _null_table(walked: Sequence[tuple[Run, xr.Dataset]]) -> Table:
         if is_walk(path):
             above += ", no more than a walk"
         anchored = path.attrs.get("anchored")
-        rows.append(
-            (
-                run.name,
-                str(path.sizes["snapshot"]),
-                "–" if share is None else f"{share:.1%}",
-                "not stored" if null is None else f"{null:.1%}{_spread(path)}",
-                above,
-                "–" if anchored is None else "end of the path" if anchored else "mean of the path",
-            )
-        )
-    header = ("run", "snapshots", "share on two axes", "random-walk null", "above the null", "anchored at")
-    return Table(header, tuple(rows), "How much of each path (squared distance) its plane shows")
+        row = {"run": run.name, "snapshots": str(path.sizes["snapshot"])}
+        row["share on two axes"] = "–" if share is None else f"{share:.1%}"
+        row["random-walk null"] = "not stored" if null is None else f"{null:.1%}{_spread(path)}"
+        row["above the null"] = above
+        row["anchored at"] = "–" if anchored is None else "end of the path" if anchored else "mean of the path"
+        rows.append(row)
+    return Table.of(rows, "How much of each path (squared distance) its plane shows")
 
 
 def _spread(path: xr.Dataset) -> str:

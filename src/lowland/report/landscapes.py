@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lowland.report.runs import Run, final_curvature, path_plane
 from lowland.report.sections import Block, Figure, Gallery, Paragraph, Section
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
+from lowland.results.run import Run
+from lowland.viz.caption import axes_of
 from lowland.viz.curves import build_line
 from lowland.viz.spec import Scale
 from lowland.viz.surfaces import build_contour, build_convexity_map, build_surface, field_of, shared_scale
@@ -18,7 +19,8 @@ from lowland.viz.surfaces import build_contour, build_convexity_map, build_surfa
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["landscapes_section"]
+__all__ = ["landscapes_section", "path_plane"]
+
 _MOST_SOLIDS = 8
 """Surfaces in three dimensions on one page: browsers keep 8 to 16 such canvases alive and blank the oldest."""
 
@@ -59,6 +61,18 @@ def landscapes_section(runs: Sequence[Run], metric: str = "loss") -> Section | N
     return Section("Landscapes", (*blocks, *lines))
 
 
+def path_plane(run: Run) -> str | None:
+    """Return the name of the surface over the plane of the run's path."""
+    planes = {name: surface for name, surface in run.surfaces.items() if "y" in surface.dims}
+    if run.trajectory is None:
+        return None
+    axes = axes_of(run.trajectory)
+    for name, surface in planes.items():
+        if axes and axes_of(surface) == axes:
+            return name
+    return next((name for name, s in planes.items() if "trajectory" in name and not (axes and axes_of(s))), None)
+
+
 def _lines(runs: Sequence[Run], metric: str) -> list[Block]:
     # the lines of all runs that have the same name, overlaid with their bands
     named: dict[str, dict[str, xr.Dataset]] = {}
@@ -94,7 +108,7 @@ def _galleries(drawable: Sequence[tuple[Run, str, Any]], metric: str, scale: Sca
         contours.append(Figure(build_contour(surface, metric, scale=scale, title=title), run.name, height=height))
         solid = build_surface(surface, metric, scale=scale, title=title, caption="")
         surfaces.append(Figure(solid, run.name, link="surfaces", height=height))
-        boxes.append(trust_box(surface, title, run=run.name, curvature=final_curvature(run)))
+        boxes.append(trust_box(surface, title, run=run.name, curvature=run.final_curvature))
     blocks: list[Block] = [Gallery(tuple(contours)), Gallery(tuple(surfaces[:_MOST_SOLIDS])), Gallery(tuple(boxes))]
     if len(surfaces) > _MOST_SOLIDS:
         blocks.insert(2, Paragraph(f"In three dimensions: the first {_MOST_SOLIDS} of {len(surfaces)}.", note=True))

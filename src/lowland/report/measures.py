@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lowland.report.runs import Run
 from lowland.report.sections import Block, Details, Figure, Table
 from lowland.report.statistics import show
+from lowland.results.run import Run
 from lowland.viz.curves import build_spectrum
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def further_blocks(runs: Sequence[Run]) -> list[Block]:
     return blocks
 
 
+_WORST = "± standard error; in brackets which of one step, eigenvectors and auto-PGD found the worst case."
 _TABLES = (
-    ("measure", "sharpness", "sharpness_se", "Sharpness measures",
-     "± standard error; in brackets which of one step, eigenvectors and auto-PGD found the worst case."),
+    ("measure", "sharpness", "sharpness_se", "Sharpness measures", _WORST),
     ("rank", "top_eigenvalue", "top_residual", "Largest eigenvalues", "In brackets the norm of the residual."),
     ("layer", "layer_trace", "layer_trace_se", "Trace of the Hessian by tensor", "± standard error over probes."),
-)  # fmt: skip
+)
 
 
 def _latest(runs: Sequence[Run], variable: str) -> dict[str, xr.Dataset]:

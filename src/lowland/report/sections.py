@@ -5,9 +5,11 @@ All text is plain text; `html` escapes it. Builders (`comparison`, `landscapes`,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from lowland.core.errors import InputError
 from lowland.viz.spec import Figure as FigureSpec
 
 __all__ = ["Block", "Box", "Details", "Figure", "Gallery", "Listing", "Paragraph", "Report", "Section", "Table"]
@@ -37,6 +39,17 @@ class Table:
     caption: str = ""
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, str]], caption: str = "", notes: tuple[str, ...] = ()) -> Table:
+        """Build a table from rows of column title -> cell."""
+        return cls(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), caption, notes)
+
+    def __post_init__(self) -> None:
+        """Check that no cell stands under another column's title."""
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise InputError("rows", f"must have {len(self.header)} cells each", len(row))
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:
@@ -46,7 +59,7 @@ class Figure:
         spec: What it shows.
         run: Name of the run it belongs to, "" for several; the reader can hide runs.
         link: Figures with the same link share their camera.
-        height: Height in pixels.
+        height: In pixels; the width follows the page.
     """
 
     spec: FigureSpec
@@ -60,7 +73,7 @@ class Box:
     """A box of named checks, such as "can I trust this figure?".
 
     Args:
-        title: Its title.
+        title: The question that the checks answer.
         checks: ``(name, value, meaning)``.
         run: Name of the run it belongs to.
     """
@@ -108,9 +121,9 @@ class Report:
     """A whole report.
 
     Args:
-        title: Its title.
+        title: Heading of the page, and its name in the browser's tab.
         lead: First paragraphs: what was compared, in which setting.
-        sections: The sections, in order.
+        sections: What stands below, numbered in the contents in this order.
         runs: Names of the runs, for the toggles that hide and show them.
         footer: Versions and date.
     """

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from lowland.report.sections import Block, Details, Figure, Listing, Paragraph, Section, Table
 from lowland.report.statistics import Interval, show, show_interval
 from lowland.viz.curves import front_line, pareto_front
-from lowland.viz.spec import Axis, Curve, Estimate, Line, Scatter
+from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
 
 __all__ = ["SharpnessRow", "StudyPage", "StudyRow", "study_sections", "study_table"]
 
@@ -104,37 +105,36 @@ def study_table(page: StudyPage, rows: Sequence[StudyRow]) -> Table:
     """Build the table of one comparison."""
     base = next((row for row in rows if row.method == page.baseline), rows[0])
     front = pareto_front([(row.passes, row.interval.mean if page.higher else -row.interval.mean) for row in rows])
-    unit = f" ({page.unit})" if page.unit else ""
-    header = (
-        "method", "seeds", "failed", f"{page.endpoint.replace('_', ' ')}{unit}",
-        f"difference to {page.baseline}{' (points)' if page.percent else ''}", "answer", "p (Holm)",
-        f"passes (× {page.baseline})", "epochs", "seconds", "Pareto front",
-    )  # fmt: skip
-    cells = []
-    for row, on_front in zip(rows, front, strict=True):
-        cells.append(
-            (
-                row.method,
-                str(len(row.values)),
-                str(len(row.failed)) if row.failed else "0",
-                show_interval(row.interval, factor=page.factor, decimals=_decimals(page)),
-                "baseline" if row.method == page.baseline else show_interval(
-                    row.difference, factor=page.factor, sign=True, decimals=_decimals(page)),
-                _answer(row),
-                "–" if math.isnan(row.adjusted) else show(row.adjusted, 2),
-                "–" if math.isnan(row.passes) else f"{show(row.passes)} ({row.passes / base.passes:.2f} ×)",
-                str(row.epochs),
-                "–" if math.isnan(row.seconds) else show(row.seconds),
-                "yes" if on_front else "no",
-            )
-        )  # fmt: skip
+    cells = [
+        _cells(page, row, base) | {"Pareto front": "yes" if best else "no"}
+        for row, best in zip(rows, front, strict=True)
+    ]
     notes = (
         "Brackets: 95 % t intervals over seeds; differences are paired by seed. Below four seeds the single values are "
         "listed, and nothing is decided.",
         "Passes: forward-backward passes over a batch; forward passes of validation and of a teacher count a third.",
         "Pareto front: no other method is both cheaper and better by its mean.",
     )
-    return Table(header, tuple(cells), f"{_BUDGETS[rows[0].budget].capitalize()}; one checkpoint rule for all", notes)
+    return Table.of(cells, f"{_BUDGETS[rows[0].budget].capitalize()}; one checkpoint rule for all", notes)
+
+
+def _cells(page: StudyPage, row: StudyRow, base: StudyRow) -> dict[str, str]:
+    shown = partial(show_interval, factor=page.factor, decimals=2 if page.percent else 4)
+    value = page.endpoint.replace("_", " ") + (f" ({page.unit})" if page.unit else "")
+    difference = f"difference to {page.baseline}" + (" (points)" if page.percent else "")
+    times = "–" if math.isnan(row.passes) else f"{show(row.passes)} ({row.passes / base.passes:.2f} ×)"
+    return {
+        "method": row.method,
+        "seeds": str(len(row.values)),
+        "failed": str(len(row.failed)),
+        value: shown(row.interval),
+        difference: "baseline" if row.method == page.baseline else shown(row.difference, sign=True),
+        "answer": _answer(row),
+        "p (Holm)": "–" if math.isnan(row.adjusted) else show(row.adjusted, 2),
+        f"passes (× {page.baseline})": times,
+        "epochs": str(row.epochs),
+        "seconds": "–" if math.isnan(row.seconds) else show(row.seconds),
+    }
 
 
 def _answer(row: StudyRow) -> str:
@@ -142,10 +142,6 @@ def _answer(row: StudyRow) -> str:
         return "–"
     more = f" ({row.seeds_needed} seeds would decide)" if row.verdict == "undecided" and row.seeds_needed else ""
     return f"{row.verdict}{more}: {row.reason}"
-
-
-def _decimals(page: StudyPage) -> int:
-    return 2 if page.percent else 4
 
 
 def _question(page: StudyPage) -> list[Block]:
@@ -167,34 +163,31 @@ def _paired(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
     label = f"difference to {page.baseline}"
     unit = "points" if page.percent else ""
     names = ", ".join(f"{place} {estimate.name}" for place, estimate in enumerate(estimates, start=1))
-    return Scatter(
-        tuple(estimates), Axis("method", limits=(0.5, len(estimates) + 0.5)), Axis(label, unit),
-        "Paired differences, one point per seed", f"Methods: {names}. Bars: 95 % t interval of the mean difference.",
-    )  # fmt: skip
+    axes = Axis("method", limits=(0.5, len(estimates) + 0.5)), Axis(label, unit)
+    caption = f"Methods: {names}. Bars: 95 % t interval of the mean difference."
+    return Scatter(tuple(estimates), *axes, "Paired differences, one point per seed", caption)
 
 
 def _cost(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
     known = [row for row in rows if not math.isnan(row.passes)]
-    estimates = [
-        _estimate(page, row.method, row.passes, row.interval,
-                  [(row.passes, page.factor * value) for value in row.values.values()])
-        for row in known
-    ]  # fmt: skip
+    estimates = []
+    for row in known:
+        points = [(row.passes, page.factor * value) for value in row.values.values()]
+        estimates.append(_estimate(page, row.method, row.passes, row.interval, points))
     front = pareto_front([(one.x, one.y if page.higher else -one.y) for one in estimates])
     best = ", ".join(one.name for one, on_front in zip(estimates, front, strict=True) if on_front)
-    return Scatter(
-        tuple(estimates), Axis("passes, every one counted"), Axis(page.endpoint.replace("_", " "), page.unit),
-        f"{page.endpoint.replace('_', ' ').capitalize()} against cost", f"On the Pareto front by their means: {best}.",
-        front_line(estimates, front),
-    )  # fmt: skip
+    name = page.endpoint.replace("_", " ")
+    axes = Axis("passes, every one counted"), Axis(name, page.unit)
+    caption, line = f"On the Pareto front by their means: {best}.", front_line(estimates, front)
+    return Scatter(tuple(estimates), *axes, f"{name.capitalize()} against cost", caption, line)
 
 
 def _estimate(
     page: StudyPage, name: str, x: float, interval: Interval, points: Sequence[tuple[float, float]]
-) -> Estimate:
+) -> ScatterPoint:
     few = len(interval.values) < 4
     ends = None if few else (page.factor * interval.low, page.factor * interval.high)
-    return Estimate(name, x, page.factor * interval.mean, ends, tuple(points))
+    return ScatterPoint(name, x, page.factor * interval.mean, ends, tuple(points))
 
 
 def _failures(page: StudyPage) -> Section | None:
@@ -226,23 +219,26 @@ def _search(page: StudyPage) -> Section | None:
 def _sharpness(page: StudyPage) -> Section | None:
     if not page.sharpness:
         return None
-    cells = tuple(
-        (
-            row.measure.replace("_", " "), row.strata, _tau(row),
-            "–" if math.isnan(row.partial) else show(row.partial, 2), str(row.pairs), row.worst or "–",
-        )
+    cells = [
+        {
+            "measure": row.measure.replace("_", " "),
+            "strata": row.strata,
+            "Kendall's tau": _tau(row),
+            "with train loss held": "–" if math.isnan(row.partial) else show(row.partial, 2),
+            "pairs": str(row.pairs),
+            "worst sign error": row.worst or "–",
+        }
         for row in page.sharpness
-    )  # fmt: skip
-    header = ("measure", "strata", "Kendall's tau", "with train loss held", "pairs", "worst sign error")
+    ]
     notes = (
         "tau: 1 where the sharper of two runs always has the larger gap, 0 for a coin, -1 always the smaller; only "
         "runs that differ in one factor are compared. Brackets: 95 % cluster bootstrap over seeds, from eight on.",
         "An agreement is no cause.",
     )
-    blocks: list[Block] = [Table(header, cells, "Does sharper mean worse?", notes)]
+    blocks: list[Block] = [Table.of(cells, "Does sharper mean worse?", notes)]
     if page.points:
         estimates = tuple(
-            Estimate(name, _mean(x for x, _ in points), _mean(y for _, y in points), None, tuple(points))
+            ScatterPoint(name, _mean(x for x, _ in points), _mean(y for _, y in points), None, tuple(points))
             for name, points in page.points.items()
         )
         measure = page.point_measure.replace("_", " ")

@@ -291,19 +291,21 @@ def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWr
 
 def _fill(surface: xr.Dataset, found: xr.Dataset, path: Path) -> None:
     """Copy what an earlier run stored into the template's own arrays, which have the width of texts to come."""
-    kind = str(found.attrs.get("schema", "")).partition("/")[0]
-    if kind == "lowland.surface" and migrated(found).attrs["schema"] != found.attrs["schema"]:
+    current = migrated(found)
+    check(current, "surface")
+    _same_recipe(path, current.attrs, surface.attrs)
+    if set(current.variables) != set(found.variables) or not all(current[n].equals(found[n]) for n in found.variables):
         raise StoreError(
             f"{path} was begun under the schema {found.attrs['schema']!r}: it can be opened, but a survey under "
             f"{identifier('surface')!r} cannot go on in it; choose another store"
         )
-    check(found, "surface")
-    _same_recipe(path, found.attrs, surface.attrs)
     for name in surface.data_vars:
-        if name not in found or found[name].shape != surface[name].shape:
+        if name not in current or current[name].shape != surface[name].shape:
             raise StoreError(f"{path} is damaged: the variable `{name}` is missing or of another shape")
-        surface[name].values[...] = found[name].values
-    surface.attrs.update(found.attrs)
+        surface[name].values[...] = current[name].values
+    surface.attrs.update(current.attrs)
+    if current.attrs["schema"] != found.attrs["schema"]:  # the older words only: the store takes the present ones
+        zarr.renew_attributes(path, current)
 
 
 def _same_recipe(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -23,9 +23,12 @@ from lowland.core.errors import InputError, LowlandError, StoreError, optional_i
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, new_surface
 from lowland.results.files import replacing
 
-__all__ = ["read_directions", "read_li_hdf5", "write_directions", "write_li_hdf5"]
+__all__ = ["LI_ENDINGS", "read_directions", "read_li_hdf5", "write_directions", "write_li_hdf5"]
 
 Array: TypeAlias = NDArray[Any]
+
+LI_ENDINGS: Final = (".h5", ".hdf5")
+"""How the tool's files end."""
 
 _SPLITS: Final = ("train", "test")
 _METRICS: Final[Mapping[str, tuple[str, float]]] = {"loss": ("loss", 1.0), "accuracy": ("acc", 100.0)}
@@ -39,7 +42,7 @@ def read_li_hdf5(path: str | Path) -> xr.Dataset:
         path: The file.
 
     Returns:
-        A surface of schema v1 with ``loss`` and ``accuracy`` (as a fraction); over ``split`` if the file has both train
+        A surface with ``loss`` and ``accuracy`` (as a fraction); over ``split`` if the file has both train
         and test values. Points that hold -1 are open.
 
     Raises:

@@ -25,7 +25,7 @@ from zarr.codecs import ZstdCodec
 from lowland.core.errors import StoreError
 from lowland.results.files import make_folder
 
-__all__ = ["ZarrArrays", "create", "exists", "read"]
+__all__ = ["ZarrArrays", "attributes", "create", "exists", "read", "renew_attributes"]
 
 _CHUNK: Final = 101
 """Points per side of a chunk; a usual 51 x 51 or 101 x 101 surface is one chunk, so that a flush is one file each."""
@@ -89,6 +89,26 @@ def read(path: Path) -> xr.Dataset:
     except Exception as error:  # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
         raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}); it was left as it is") from error
     return dataset
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    """Return the attributes of a store without reading it; empty where they cannot be read, as `read` will say."""
+    try:
+        content = json.loads((path / "zarr.json").read_bytes())
+        return dict(content["attributes"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return {}
+
+
+def renew_attributes(path: Path, dataset: xr.Dataset) -> None:
+    """Write the attributes of a Dataset over those of its store, the store's own last."""
+    try:
+        group = zarr.open_group(path, mode="r+", zarr_format=3)
+        for name, variable in dataset.variables.items():
+            group[str(name)].update_attributes(dict(variable.attrs))
+        group.update_attributes(dict(dataset.attrs))
+    except OSError as error:
+        raise StoreError(f"cannot write {path} ({error.strerror or error})") from error
 
 
 class ZarrArrays:

@@ -6,7 +6,7 @@ Jiang et al. 2020 ("Fantastic generalization measures", section 3) count agreeme
 worst, since an average hides a measure that fails for one factor. Uncertainty comes from resampling whole clusters
 (seeds), because runs of one seed share initial weights and order.
 
-NumPy only.
+SciPy's Kendall tau knows neither strata nor a third variable held, and its bootstrap resamples single values.
 """
 
 from __future__ import annotations
@@ -28,18 +28,26 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Association:
-    """Agreement of two measures within strata."""
+    """Agreement of two measures within strata.
 
-    # Concordant minus discordant pairs over pairs without ties, all inside strata (Goodman and Kruskal's gamma,
-    # which is Kendall's tau where nothing is tied); NaN without pairs.
+    Args:
+        tau: Concordant minus discordant pairs over pairs without ties, all inside strata (Goodman and Kruskal's gamma,
+            which is Kendall's tau where nothing is tied); NaN without pairs.
+        low: Lower end of the 95 % cluster-bootstrap interval; NaN below 8 clusters.
+        high: Upper end.
+        pairs: Pairs without ties.
+        strata: Strata with at least one such pair.
+        clusters: Clusters that were resampled.
+        partial: Kendall's partial tau-b with the covariate held, over all pairs inside strata, ties included, so that
+            it stays between -1 and 1; NaN without a covariate.
+    """
+
     tau: float
-    low: float  # Lower end of the 95 % cluster-bootstrap interval; NaN below `LEAST_CLUSTERS` clusters
-    high: float  # Upper end
-    pairs: int  # Pairs without ties
-    strata: int  # Strata with at least one such pair
-    clusters: int  # Clusters that were resampled
-    # Kendall's partial tau-b with the covariate held, over all pairs inside strata, ties included, so that it
-    # stays between -1 and 1; NaN without a covariate.
+    low: float
+    high: float
+    pairs: int
+    strata: int
+    clusters: int
     partial: float = math.nan
 
 
@@ -57,7 +65,27 @@ def association(
     draws: int = 2000,
     seed: int = 0,
 ) -> Association:
-    """Return Kendall's tau of two measures over pairs inside strata, with a cluster-bootstrap interval."""
+    """Return Kendall's tau of two measures over pairs inside strata, with a cluster-bootstrap interval.
+
+    Args:
+        measure: One number per run, such as a sharpness.
+        outcome: What it should rank, such as the gap between test and train loss.
+        stratum: Runs are compared inside a stratum only.
+        cluster: What is resampled as a whole (the seed, as runs of one seed share initial weights and order).
+        covariate: What is held in the partial tau, such as the train loss. Default None.
+        draws: Bootstrap draws. Default 2000.
+        seed: Seed of the draws. Default 0.
+
+    Returns:
+        Agreement, interval and counts.
+
+    Raises:
+        InputError: If lengths differ or a number is not finite.
+
+    Example:
+        >>> association([1, 2, 3, 4], [1, 2, 4, 3], stratum="aabb", cluster=[0, 1, 0, 1]).tau
+        0.0
+    """
     third = measure if covariate is None else covariate
     columns = [np.asarray(values, dtype=np.float64) for values in (measure, outcome, third)]
     if len({*map(len, columns), len(stratum), len(cluster)}) != 1:

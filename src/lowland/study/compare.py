@@ -11,13 +11,14 @@ from typing import Final
 
 from lowland import report, results
 from lowland.core.errors import InputError
+from lowland.report.build import footer
 from lowland.report.curvature import scalar
 from lowland.report.landscapes import landscapes_section
 from lowland.report.statistics import t_interval
 from lowland.report.study import SharpnessRow, StudyPage, StudyRow, study_sections
-from lowland.results.run_folder import RunPaths
+from lowland.results.run import Run
 from lowland.study.association import association, sign_errors
-from lowland.study.endpoints import cost_of, read_endpoint, read_result
+from lowland.study.endpoints import cost_of, read_endpoint
 from lowland.study.plan import Job, variants
 from lowland.study.run import Study
 from lowland.study.search import expected_best
@@ -53,7 +54,7 @@ def compare_methods(study: Study) -> list[StudyRow]:
 
 def check_same_data(folders: Sequence[str]) -> None:
     """Refuse to compare runs that were trained or tested on different data."""
-    kinds = {str(read_result(folder)["recipe"]["data"]): folder for folder in folders}
+    kinds = {str(Run(folder).result["recipe"]["data"]): folder for folder in folders}
     if len(kinds) > 1:
         raise InputError("runs", "must share their data", [*kinds.values()])
 
@@ -166,7 +167,7 @@ def _measured(study: Study) -> list[_Measured]:
     """Return the runs whose curvature was measured, all in one batch-norm mode and on as many samples."""
     found, modes = [], set()
     for job in study.jobs["epochs"]:
-        path = RunPaths(Path(job.spec.folder)).curvature("hessian")
+        path = Run(job.spec.folder).curvature_path("hessian")
         if study.failures[job.key] is not None or not path.exists():
             continue
         result = results.open(path)
@@ -222,8 +223,8 @@ def write_report(study: Study, *, date: str | None = None) -> Path:
     folder = Path(spec.folder)
     jobs = [job for job in study.jobs["epochs"] if job.seed == spec.first_seed and study.failures[job.key] is None]
     runs = [
-        report.read_run(job.spec.folder, name=" ".join(p for p in (job.method, job.variant, f"seed {job.seed}") if p),
-                        method=job.method, seed=job.seed)
+        Run(job.spec.folder, name=" ".join(p for p in (job.method, job.variant, f"seed {job.seed}") if p),
+            method=job.method, seed=job.seed)
         for job in jobs
     ]  # fmt: skip
     sections = study_sections(page_of(study))
@@ -231,16 +232,6 @@ def write_report(study: Study, *, date: str | None = None) -> Path:
     sections += [section for section in (gallery,) if section is not None]
     title = f"Study: {', '.join(spec.methods)}"
     names = tuple(run.name for run in runs) if gallery is not None else ()
-    page = report.Report(title, (spec.question,) if spec.question else (), tuple(sections), names, report_footer(date))
+    page = report.Report(title, (spec.question,) if spec.question else (), tuple(sections), names, footer(date))
     report.write(page, folder / "report.html")
     return folder / "report.html"
-
-
-def report_footer(date: str | None) -> str:
-    """Return the last line of a report."""
-    from datetime import UTC, datetime
-
-    import lowland
-
-    day = datetime.now(UTC).strftime("%Y-%m-%d") if date is None else date
-    return f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."

@@ -10,33 +10,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from lowland import report
 from lowland.core.errors import LowlandError
-from lowland.engine import Event, Point, Row, select
+from lowland.engine import OnEvent, select
 from lowland.report.comparison import comparison_table
-from lowland.study.matched import matched_steps
+from lowland.results.matched import matched_steps
+from lowland.results.run import Run
 from lowland.workflows import (
-    CurvatureSpec,
     DataSpec,
     DemoSpec,
     FitSpec,
     LossSpec,
     OptimizerSpec,
     RiskSpec,
-    SurfaceSpec,
-    TrajectorySpec,
+    curvature,
+    fit,
+    surface,
+    trajectory,
 )
-from lowland.workflows.folder import RunFolder
-from lowland.workflows.measure import curvature_run, fit_run, surface_run, threads, trajectory_run
+from lowland.workflows.measured import threads_of_torch
+from lowland.workflows.sources import open_run
 
 __all__ = ["DemoResult", "demo"]
 
-Progress = Callable[[str], Callable[[Event], None]]
+Progress = Callable[[str], OnEvent]
 """Label -> receiver of events."""
 
 METHODS: Final = {
@@ -81,17 +84,17 @@ def demo(spec: DemoSpec, progress: Progress) -> DemoResult:
     """
     runs = {(name, seed): fit_spec(spec, name, seed) for seed in range(spec.seeds) for name in spec.methods}
     surveyed = {name: runs[name, _SURVEYED].folder for name in spec.methods}
-    _do(spec, [(fit_run, run) for run in runs.values()], progress("training"))
+    _do(spec, [partial(fit, run) for run in runs.values()], progress("training"))
     _do(spec, [work for run in surveyed.values() for work in _surveys(spec, run)], progress("surveying"))
-    with threads(_THREADS):
-        steps = matched_steps([RunFolder(run) for run in surveyed.values()], RiskSpec())
+    with threads_of_torch(_THREADS):
+        steps = matched_steps([open_run(run) for run in surveyed.values()])
     matched = [
-        CurvatureSpec(run=run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
+        partial(curvature, run, name="matched", risk=RiskSpec(weights=str(step)), threads=_THREADS)
         for run, step in zip(surveyed.values(), steps, strict=True)
     ]
-    _do(spec, [(curvature_run, work) for work in matched], progress("curvature at matched loss"))
+    _do(spec, matched, progress("curvature at matched loss"))
     found = [
-        report.read_run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
+        Run(run.folder, name=f"{METHODS[name][0]}, seed {seed}", method=METHODS[name][0], seed=seed)
         for (name, seed), run in runs.items()
     ]
     page = Path(spec.folder) / "report.html"
@@ -110,47 +113,34 @@ def fit_spec(spec: DemoSpec, name: str, seed: int) -> FitSpec:
     )  # fmt: skip
 
 
-Work = tuple[Callable[..., Any], Any]
-"""One of the functions of `lowland.workflows.measure`, and its spec."""
+Work = partial[Any]
+"""One of the commands with its arguments, whose result is on disk."""
 
 
 def _surveys(spec: DemoSpec, run: str) -> list[Work]:
     points = (spec.points, spec.points)
     return [
-        (surface_run, SurfaceSpec(run=run, points=points, extent=spec.extent, threads=_THREADS)),
-        (trajectory_run, TrajectorySpec(run=run, threads=_THREADS)),
-        (curvature_run, CurvatureSpec(run=run, threads=_THREADS)),
+        partial(surface, run, points=points, extent=spec.extent, threads=_THREADS),
+        partial(trajectory, run, threads=_THREADS),
+        partial(curvature, run, threads=_THREADS),
     ]
 
 
-class _Works:
-    """The task of an engine: point i does work i, whose result is on disk."""
-
-    def __init__(self, works: Sequence[Work]) -> None:
-        self.works = list(works)
-
-    def placed(self) -> AbstractContextManager[Any]:
-        """Share nothing."""
-        return nullcontext()
-
-    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Do some works."""
-        for point in points:
-            run, work = self.works[point.index]
-            run(work)
-        return [Row(point.index, {}) for point in points]
+def _work(context: None, works: Sequence[Work]) -> list[None]:
+    """Do some works, whose results are on disk."""
+    for work in works:
+        work()
+    return [None] * len(works)
 
 
-def _do(spec: DemoSpec, works: Sequence[Work], on_event: Callable[[Event], None]) -> None:
+def _do(spec: DemoSpec, works: Sequence[Work], on_event: OnEvent) -> None:
     """Do all works on the engine of the spec."""
-    points = [Point(index, (float(index),)) for index in range(len(works))]
     engine = spec.engine
     if engine == "auto":
         engine = "processes:2" if len(os.sched_getaffinity(0)) > 1 else "serial"
-    for rows in select(engine).run(_Works(works), points, on_event=on_event):
-        for row in rows:
-            if row.failed:
-                raise LowlandError(f"{works[row.index][0].__name__} failed: {row.error}")
+    for result in select(engine).map(nullcontext, _work, works, on_event=on_event):
+        if result.failed:
+            raise LowlandError(f"{works[result.index].func.__name__} failed: {result.error}")
 
 
 def _lead(spec: DemoSpec) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from lowland.core.errors import InputError
 from lowland.core.names import unknown
-from lowland.results.run_folder import RunPaths, read_metrics, read_result
+from lowland.results.run import Run
 
-__all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "read_endpoint", "read_result"]
+__all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "equal_cost_epochs", "read_endpoint"]
 
 FORWARD: Final = 1 / 3
 """Cost of a forward pass over that of forward and backward; backward takes twice the products of forward."""
@@ -21,30 +21,89 @@ FORWARD: Final = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a run cost."""
+    """What a run cost.
 
-    passes: float  # Forward-backward passes over a batch; forward passes of validation and teachers count a third each
-    training: float  # The same without validation: what a step costs
-    seconds: float  # Time in training steps
-    epochs: int  # Length of the run
+    Args:
+        passes: Forward-backward passes over a batch; forward passes of validation and teachers count a third each.
+        training: The same without validation: what a step costs.
+        seconds: Time in training steps.
+        epochs: Length of the run.
+    """
+
+    passes: float
+    training: float
+    seconds: float
+    epochs: int
 
 
 def cost_of(path: str | Path) -> Cost:
-    """Read what a run cost, every pass counted."""
-    result, rows = read_result(path), read_metrics(RunPaths(Path(path)).metrics)
+    """Read what a run cost, every pass counted.
+
+    Args:
+        path: Folder of a finished run.
+
+    Returns:
+        The cost.
+    """
+    result, rows = _finished(path)
     steps = [row["step"] - before for row, before in zip(rows, [0.0, *(row["step"] for row in rows)], strict=False)]
     teacher = sum(count for row, count in zip(rows, steps, strict=True) if "loss_mesa_kl" in row)
     training = float(result["passes"]) + FORWARD * teacher
     return Cost(training + FORWARD * float(result["evaluation_passes"]), training, float(result["seconds"]), len(rows))
 
 
+def equal_cost_epochs(epochs: Mapping[str, int], passes: Mapping[str, float]) -> dict[str, int]:
+    """Return how long each method may train for the passes that the dearest one's epochs cost; never shorter than now.
+
+    Args:
+        epochs: Length of each method's run.
+        passes: Mean passes of an epoch of each method; NaN where none has finished, which leaves its length as it is.
+
+    Returns:
+        Epochs of each method.
+
+    Example:
+        >>> equal_cost_epochs({"SGD": 30, "SAM": 30}, {"SGD": 10.0, "SAM": 20.0})
+        {'SGD': 60, 'SAM': 30}
+    """
+    dearest = max((cost for cost in passes.values() if math.isfinite(cost)), default=math.nan)
+    return {
+        method: max(count, round(count * dearest / passes[method])) if math.isfinite(passes[method]) else count
+        for method, count in epochs.items()
+    }
+
+
 def read_endpoint(path: str | Path, name: str) -> float:
-    """Read one number of a finished run."""
+    """Read one number of a finished run; it was stored when training ended and is never measured again.
+
+    ``test_*`` is measured once, at the epoch that validation chose; ``train_*`` is the last epoch's; ``gap`` is test
+    minus train loss; ``steps_to_loss:L`` counts optimizer steps until an epoch's train loss is at most L,
+    ``passes_to_loss:L`` the passes, and a run that never gets there has none; ``restricted_steps_to_loss:L`` counts
+    such a run with all its steps (the mean is the restricted mean time, Royston and Parmar 2013), ``reached_loss:L`` is
+    1 or 0; ``loss_spikes:F`` counts epochs whose loss exceeds F times the one before; ``largest_drop`` and
+    ``mean_square_drop`` are of the train loss from one epoch to the next.
+
+    Args:
+        path: Folder of the run.
+        name: Name of the endpoint, as above.
+
+    Returns:
+        The number; NaN where the run has none.
+
+    Raises:
+        InputError: If the name is unknown or the run is not finished.
+    """
     check_endpoint(name)
     kind, _, threshold = name.partition(":")
-    rows = read_metrics(RunPaths(Path(path)).metrics)
-    value = ENDPOINTS[kind](read_result(path), rows, float(threshold or "nan"))
+    value = ENDPOINTS[kind](*_finished(path), float(threshold or "nan"))
     return value if isinstance(value, float) else float(value)
+
+
+def _finished(path: str | Path) -> tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]:
+    run = Run(path)
+    if not run.result or not run.metrics:
+        raise InputError("run", "must hold its result and its metrics", str(path), "train it anew")
+    return run.result, run.metrics
 
 
 def check_endpoint(name: str) -> None:
@@ -130,15 +189,7 @@ ENDPOINTS: Final[dict[str, Callable[[Mapping[str, Any], Rows, float], float]]] =
     "largest_drop": _drop,
     "mean_square_drop": _mean_square_drop,
 }
-"""Endpoint -> how to read it.
-
-``test_*`` is measured once, at the epoch that validation chose; ``train_*`` is the last epoch's; ``gap`` is test minus
-train loss; ``steps_to_loss:L`` counts optimizer steps until an epoch's train loss is at most L, ``passes_to_loss:L``
-the passes, and a run that never gets there has none; ``restricted_steps_to_loss:L`` counts such a run with all its
-steps (the mean is the restricted mean time, Royston and Parmar 2013), ``reached_loss:L`` is 1 or 0; ``loss_spikes:F``
-counts epochs whose loss exceeds F times the one before; ``largest_drop`` and ``mean_square_drop`` are of the train loss
-from one epoch to the next.
-"""
+"""Endpoint -> how to read it; `read_endpoint` says what each means."""
 
 _WITH_THRESHOLD: Final = (
     "steps_to_loss", "passes_to_loss", "restricted_steps_to_loss", "reached_loss", "loss_spikes",

@@ -14,7 +14,7 @@ from lowland.core.names import unknown
 from lowland.workflows import FitSpec, parse
 from lowland.workflows.study import Changes, StudySpec
 
-__all__ = ["Job", "Kind", "apply", "check_changes", "jobs", "variants"]
+__all__ = ["Job", "Kind", "apply_changes", "check_changes", "jobs", "variants"]
 
 Kind = Literal["trials", "epochs", "compute"]
 """What a run is for: the search, the comparison at equal epochs, or the one at equal compute."""
@@ -79,8 +79,10 @@ def placed(job: Job, spec: StudySpec) -> Job:
 
 def run_spec(spec: StudySpec, variant: str, method: str, settings: Changes) -> FitSpec:
     """Return the run of a method: the base, changed by the part, the method, and what the search has chosen."""
-    base = apply(spec.base, variants(spec)[variant], f"variants.{variant}", VARIANT_KEYS)
-    return apply(apply(base, spec.methods[method], f"methods.{method}", METHOD_KEYS), settings, "search", METHOD_KEYS)
+    base = apply_changes(spec.base, variants(spec)[variant], f"variants.{variant}", VARIANT_KEYS)
+    return apply_changes(
+        apply_changes(base, spec.methods[method], f"methods.{method}", METHOD_KEYS), settings, "search", METHOD_KEYS
+    )
 
 
 def check_changes(spec: StudySpec) -> None:
@@ -95,8 +97,26 @@ def check_changes(spec: StudySpec) -> None:
                     run_spec(spec, variant, method, {key: value})
 
 
-def apply(base: FitSpec, changes: Changes, where: str, allowed: tuple[str, ...] | None = None) -> FitSpec:
-    """Return a run with some values changed."""
+def apply_changes(base: FitSpec, changes: Changes, where: str, allowed: tuple[str, ...] | None = None) -> FitSpec:
+    """Return a run with some values changed.
+
+    Args:
+        base: The run.
+        changes: Dotted key -> value, such as ``{"optimizer.method": "sam", "optimizer.options.rho": 0.1}``.
+        where: What the changes are called in an error.
+        allowed: First words that may be changed. Default: all.
+
+    Returns:
+        Another run, checked like one from a file.
+
+    Raises:
+        InputError: If a key is unknown or not allowed, or a value has the wrong type.
+
+    Example:
+        >>> from lowland.workflows import FitSpec
+        >>> apply_changes(FitSpec(), {"optimizer.method": "sam"}, "methods.SAM").optimizer.method
+        'sam'
+    """
     if not changes:
         return base
     tree = dataclasses.asdict(base)
@@ -106,7 +126,7 @@ def apply(base: FitSpec, changes: Changes, where: str, allowed: tuple[str, ...] 
             advice = "data, model, length and the rule that chooses the epoch are the same for all methods"
             raise InputError(f"{where}.{key}", f"must be one of {', '.join(allowed)}", first, advice)
         _put(tree, key, value, where)
-    return parse(FitSpec, [word for name, value in _flags(tree) for word in (f"--{name}", value)])[0]
+    return parse(FitSpec, [word for name, value in _flags(tree) for word in (f"--{name}", value)])
 
 
 def _put(tree: dict[str, Any], key: str, value: Any, where: str) -> None:

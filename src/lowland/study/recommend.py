@@ -6,7 +6,7 @@ withheld, and what is said about the winner comes from runs with other seeds on 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,10 +16,9 @@ from lowland.report.statistics import show_interval
 from lowland.report.study import StudyRow
 from lowland.study.compare import compare_methods, write_report
 from lowland.study.run import Progress, Study, check_study, run_study
-from lowland.study.search import WITHOUT_TEST
+from lowland.study.search import withhold_test
 from lowland.study.work import OnRun
-from lowland.workflows import DataSpec, FitSpec
-from lowland.workflows.build import methods as known_methods
+from lowland.workflows import FitSpec
 from lowland.workflows.study import Changes, RecommendSpec, SearchSpec, StudySpec
 
 __all__ = ["Recommendation", "default_methods", "recommend", "screening"]
@@ -88,10 +87,7 @@ def recommend(spec: RecommendSpec, *, progress: Progress | None = None, on_run: 
 
 def default_methods(spec: RecommendSpec) -> tuple[dict[str, Changes], dict[str, dict[str, list[Any]]]]:
     """Return the methods that are tried where the spec names none, and what is searched for each."""
-    rooms = {
-        "optimizer": known_methods(optim, optim.Wrapper),
-        "loss": known_methods(losses, losses.TrainingLoss),
-    }
+    rooms: dict[str, Mapping[str, Any]] = {"optimizer": optim.METHODS, "loss": losses.METHODS}
     found: dict[str, Changes] = {BASELINE: {}}
     grids: dict[str, dict[str, list[Any]]] = {}
     for name, (room, method, needs, grid) in _METHODS.items():
@@ -104,13 +100,12 @@ def default_methods(spec: RecommendSpec) -> tuple[dict[str, Changes], dict[str, 
 def screening(spec: RecommendSpec) -> StudySpec:
     """Return the first look: every method, few seeds, validation data, the test part withheld."""
     methods, grids = (dict(spec.methods), {}) if spec.methods else default_methods(spec)
-    hidden = DataSpec(name=WITHOUT_TEST, options={"dataset": spec.data.name, "settings": spec.data.options})
     rate, decay = spec.base.optimizer.learning_rate, spec.base.optimizer.weight_decay
     grid = {"optimizer.learning_rate": [rate / 3, rate, 3 * rate], "optimizer.weight_decay": [decay, 4 * decay]}
     classifies = _classifies(spec.base)
     return StudySpec(
         folder=str(Path(spec.folder) / "screen"), question="A first look at every method, on validation data.",
-        base=replace(spec.base, model=spec.model, data=hidden), methods=methods, seeds=spec.seeds,
+        base=withhold_test(replace(spec.base, model=spec.model, data=spec.data)), methods=methods, seeds=spec.seeds,
         endpoint="validation_accuracy" if classifies else "validation_loss",
         direction="higher" if classifies else "lower", smallest_effect=spec.smallest_effect,
         search=SearchSpec(trials=spec.trials, grid=grid, grids=grids), engine=spec.engine,

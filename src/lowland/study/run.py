@@ -16,13 +16,12 @@ from lowland.data import DataSplits, TensorData
 from lowland.engine import OnEvent, select
 from lowland.losses import TrainingLoss
 from lowland.results.files import write_atomically
-from lowland.study.endpoints import check_endpoint, cost_of, read_endpoint
+from lowland.study.endpoints import check_endpoint, cost_of, equal_cost_epochs, read_endpoint
 from lowland.study.plan import Job, check_changes, jobs, run_spec, variants
-from lowland.study.search import Trial, best, settings_of, suggest, trial_jobs
+from lowland.study.search import Trial, best_trial, search, settings_of, trial_jobs
 from lowland.study.work import Failures, OnRun, train
-from lowland.workflows import CurvatureSpec, FitSpec, SurfaceSpec, to_yaml
+from lowland.workflows import FitSpec, curvature, surface, to_yaml
 from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer, build_schedule
-from lowland.workflows.measure import curvature_run, surface_run
 from lowland.workflows.parse import from_yaml
 from lowland.workflows.study import Changes, StudySpec
 
@@ -143,7 +142,7 @@ def _search(study: Study, label: Progress) -> None:
             text = "search: " + " on ".join(part for part in (method, variant) if part)
             tried = _trials(study, variant, method, label(text))
             study.trials[variant, method] = tried
-            study.settings[variant, method] = best(tried, _first_failure(study, variant, method)).settings
+            study.settings[variant, method] = best_trial(tried, _first_failure(study, variant, method)).settings
 
 
 def _first_failure(study: Study, variant: str, method: str) -> str:
@@ -160,11 +159,7 @@ def _trials(study: Study, variant: str, method: str, on_event: OnEvent) -> list[
         train(every, study.failures, engine=spec.engine, on_event=on_event)
         return {n: _validation(found, study.failures) for n, found in made.items()}
 
-    if spec.search.sampler == "optuna":
-        return list(suggest(spec, method, lambda number, settings: run({number: settings})[number]))
-    settings = dict(enumerate(settings_of(spec, method)))
-    scores = run(settings)
-    return [Trial(number, chosen, scores[number]) for number, chosen in settings.items()]
+    return search(spec, method, run)
 
 
 def _validation(found: list[Job], failures: Failures) -> float:
@@ -184,11 +179,10 @@ def _equal_compute(study: Study, label: Progress, on_run: OnRun | None) -> None:
     spec, lengths = study.spec, {}
     for variant in variants(spec):
         costs = {method: _cost_per_epoch(study, variant, method) for method in spec.methods}
-        dearest = max((cost for cost in costs.values() if math.isfinite(cost)), default=math.nan)
-        for method, cost in costs.items():
-            epochs = run_spec(spec, variant, method, {}).epochs
-            if math.isfinite(cost) and round(epochs * dearest / cost) > epochs:
-                lengths[variant, method] = round(epochs * dearest / cost)
+        now = {method: run_spec(spec, variant, method, {}).epochs for method in spec.methods}
+        for method, epochs in equal_cost_epochs(now, costs).items():
+            if epochs > now[method]:
+                lengths[variant, method] = epochs
     longer = list(jobs(spec, "compute", study.settings, epochs=lengths))
     train(longer, study.failures, engine=spec.engine, on_event=label("equal compute"), on_run=on_run)
     kept = [job for job in study.jobs["epochs"] if (job.variant, job.method) not in lengths]
@@ -208,11 +202,10 @@ def _survey(study: Study, label: Progress) -> None:
             continue
         name = " ".join(part for part in (job.variant, job.method, f"seed {job.seed}") if part)
         if job.seed in spec.survey_seeds():
-            measure = CurvatureSpec(run=job.spec.folder, risk=survey.risk, threads=job.spec.threads)
-            curvature_run(measure, on_event=label(f"curvature of {name}"))
+            told = label(f"curvature of {name}")
+            curvature(job.spec.folder, risk=survey.risk, threads=job.spec.threads, on_event=told)
         if survey.surface and job.seed == spec.first_seed:
-            points = (survey.points, survey.points)
-            plane = SurfaceSpec(
-                run=job.spec.folder, risk=survey.risk, points=points, extent=survey.extent, threads=job.spec.threads
-            )
-            surface_run(plane, on_event=label(f"surface of {name}"))
+            surface(
+                job.spec.folder, risk=survey.risk, points=(survey.points, survey.points), extent=survey.extent,
+                threads=job.spec.threads, on_event=label(f"surface of {name}"),
+            )  # fmt: skip

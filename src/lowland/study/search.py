@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,43 +18,100 @@ from lowland.core.errors import InputError, optional_import
 from lowland.core.seeds import generator
 from lowland.data import DataSplits, load
 from lowland.study.plan import Job, placed, run_spec
-from lowland.workflows import DataSpec
+from lowland.workflows import DataSpec, FitSpec
 from lowland.workflows.study import Changes, StudySpec
 
-__all__ = ["WITHOUT_TEST", "Trial", "best", "expected_best", "settings_of", "trial_jobs", "suggest", "without_test"]
-
-WITHOUT_TEST = "lowland.study.search:without_test"
+__all__ = [
+    "Trial",
+    "best_trial",
+    "expected_best",
+    "grid_settings",
+    "search",
+    "settings_of",
+    "suggest",
+    "trial_jobs",
+    "withhold_test",
+    "without_test",
+]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting that was tried."""
+    """One setting that was tried.
 
-    number: int  # Its number, from 0
-    settings: Changes  # What was set
-    validation: float  # Mean validation accuracy (or minus the loss) over the trial's seeds; NaN where a run failed
+    Args:
+        number: Its number, from 0.
+        settings: What was set.
+        validation: Mean validation accuracy (or minus the loss) over the trial's seeds; NaN where a run failed.
+    """
+
+    number: int
+    settings: Changes
+    validation: float
+
+
+def grid_settings(grid: Mapping[str, Sequence[Any]], count: int, *, seed: int) -> list[Changes]:
+    """Return a fixed random subset of a grid, in the grid's order.
+
+    Args:
+        grid: Dotted key of a run's spec -> values.
+        count: Size of the subset; the whole grid where it is smaller.
+        seed: Seed of the subset.
+
+    Returns:
+        The settings.
+
+    Example:
+        >>> grid_settings({"batch_size": [16, 32], "epochs": [10]}, 5, seed=0)
+        [{'batch_size': 16, 'epochs': 10}, {'batch_size': 32, 'epochs': 10}]
+    """
+    every = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    order = generator(seed, "subsample", "grid", len(every)).permutation(len(every))
+    return [every[place] for place in sorted(order[:count])]
 
 
 def settings_of(spec: StudySpec, method: str) -> list[Changes]:
     """Return the settings that are tried for a method: a fixed subset of its grid."""
     grid = {**spec.search.grid, **spec.search.grids.get(method, {})}
-    every = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if len(every) < spec.search.trials:
+    found = grid_settings(grid, spec.search.trials, seed=spec.search.first_seed)
+    if len(found) < spec.search.trials:
         rule = f"must offer at least {spec.search.trials} settings to every method"
-        raise InputError("search.grid", rule, f"{len(every)} for {method}", "add values, or lower search.trials")
-    order = generator(spec.search.first_seed, "subsample", "grid", len(every)).permutation(len(every))
-    return [every[place] for place in sorted(order[: spec.search.trials])]
+        raise InputError("search.grid", rule, f"{len(found)} for {method}", "add values, or lower search.trials")
+    return found
+
+
+def search(spec: StudySpec, method: str, score: Callable[[Mapping[int, Changes]], Mapping[int, float]]) -> list[Trial]:
+    """Choose settings and score them: all at once from the grid, or one after the other by Optuna."""
+    if spec.search.sampler == "optuna":
+        return list(suggest(spec, method, lambda number, settings: score({number: settings})[number]))
+    settings = dict(enumerate(settings_of(spec, method)))
+    scores = score(settings)
+    return [Trial(number, chosen, scores[number]) for number, chosen in settings.items()]
 
 
 def trial_jobs(spec: StudySpec, variant: str, method: str, number: int, settings: Changes) -> list[Job]:
     """Return the runs of one trial."""
-    found = run_spec(spec, variant, method, settings)
-    hidden = DataSpec(name=WITHOUT_TEST, options={"dataset": found.data.name, "settings": found.data.options})
+    found = withhold_test(run_spec(spec, variant, method, settings))
     seeds = range(spec.search.first_seed, spec.search.first_seed + spec.search.seeds)
-    return [
-        placed(Job("trials", variant, method, seed, replace(found, seed=seed, data=hidden), number), spec)
-        for seed in seeds
-    ]
+    return [placed(Job("trials", variant, method, seed, replace(found, seed=seed), number), spec) for seed in seeds]
+
+
+def withhold_test(run: FitSpec) -> FitSpec:
+    """Return a run whose data have no test part, so that nothing can be chosen by it.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The same run on data whose validation part stands in for the test part.
+
+    Example:
+        >>> from lowland.workflows import FitSpec
+        >>> withhold_test(FitSpec()).data.options["dataset"]
+        'digits'
+    """
+    options = {"dataset": run.data.name, "settings": run.data.options}
+    return replace(run, data=DataSpec(name=f"{__name__}:without_test", options=options))
 
 
 def without_test(*, dataset: str, settings: dict[str, Any]) -> DataSplits:
@@ -63,8 +120,23 @@ def without_test(*, dataset: str, settings: dict[str, Any]) -> DataSplits:
     return replace(splits, test=splits.validation, recipe={**splits.recipe, "test": "withheld"})
 
 
-def best(trials: Sequence[Trial], why: str = "") -> Trial:
-    """Return the trial with the highest validation score; ties go to the earlier one."""
+def best_trial(trials: Sequence[Trial], why: str = "") -> Trial:
+    """Return the trial with the highest validation score; ties go to the earlier one.
+
+    Args:
+        trials: The trials.
+        why: Why the first one failed, for the error. Default: nothing known.
+
+    Returns:
+        The best one.
+
+    Raises:
+        InputError: If all have failed.
+
+    Example:
+        >>> best_trial([Trial(0, {"epochs": 1}, 0.8), Trial(1, {"epochs": 2}, 0.9)]).settings
+        {'epochs': 2}
+    """
     alive = [trial for trial in trials if math.isfinite(trial.validation)]
     if not alive:
         raise InputError("search.grid", "must hold a setting that trains", f"{len(trials)} trials, all failed", why)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowland.core.pace import Clock
-from lowland.engine import Event, OnEvent, Point, Row, select
+from lowland.core.pace import Clock, Event, EventKind, OnEvent
+from lowland.engine import Result, select
 from lowland.results.files import write_atomically
-from lowland.results.run_folder import RunPaths
+from lowland.results.run import Run
 from lowland.study.plan import Job
-from lowland.workflows.folder import RunFolder
-from lowland.workflows.measure import fit_run
+from lowland.workflows.fitting import create_run, fit
 
 __all__ = ["Failure", "Failures", "OnRun", "train"]
 
@@ -58,33 +58,24 @@ class Failures:
         write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-class FitTask:
-    """The task of an engine: point i trains job i."""
+class _Fit:
+    """Trains jobs, numbered so that events can say whose they are; only in the driver's process are there receivers."""
 
-    def __init__(self, jobs: Sequence[Job], on_event: Callable[[int, Event], None] | None) -> None:
-        self.jobs, self._on_event = list(jobs), on_event
+    def __init__(self, on_event: Callable[[int, Event], None]) -> None:
+        self._on_event: Callable[[int, Event], None] | None = on_event
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"jobs": self.jobs, "_on_event": None}
+        return {"_on_event": None}
 
-    def placed(self) -> AbstractContextManager[Any]:
-        """Share nothing."""
-        return nullcontext()
-
-    def __call__(self, context: Any, points: Sequence[Point], parents: Sequence[Row | None], /) -> list[Row]:
-        """Train the runs of some points."""
-        return [self._one(point.index) for point in points]
-
-    def _one(self, index: int) -> Row:
-        tell = self._on_event
-        folder = fit_run(self.jobs[index].spec, on_event=None if tell is None else lambda event: tell(index, event))
-        return Row(index, {"passes": float(folder.result()["passes"])})
+    def __call__(self, context: None, jobs: Sequence[tuple[int, Job]]) -> list[None]:
+        for index, job in jobs:
+            fit(job.spec, on_event=None if self._on_event is None else partial(self._on_event, index))
+        return [None] * len(jobs)
 
 
 def finished(job: Job) -> bool:
     """Tell whether a run has its result."""
-    path = Path(job.spec.folder)
-    return RunPaths(path).spec.is_file() and RunFolder.create(job.spec).finished
+    return Run(job.spec.folder).spec_path.is_file() and create_run(job.spec).finished
 
 
 def train(
@@ -98,49 +89,42 @@ def train(
     """Train what is not yet trained; an interrupted run goes on from its last epoch, a failed one is tried again."""
     announce = on_run or (lambda job, failure: None)
     open_jobs = [job for job in jobs if not finished(job)]
-    clock = _Clock(jobs, open_jobs, on_event)
+    clock = _Progress(jobs, open_jobs, on_event)
     for job in jobs:
         if job not in open_jobs:
             failures.put(job.key, None)
             announce(job, None)
-    points = [Point(index, (float(job.seed),)) for index, job in enumerate(open_jobs)]
     clock.tell("started")
-    if points:  # an engine starts its workers even for no work
-        for rows in select(engine).run(FitTask(open_jobs, clock.inside), points):
-            for row in rows:
-                job, failure = open_jobs[row.index], Failure(row.error, row.traceback) if row.failed else None
-                failures.put(job.key, failure)
-                clock.finish(row)
-                announce(job, failure)
+    for result in select(engine).map(nullcontext, _Fit(clock.inside), list(enumerate(open_jobs))):
+        job, failure = open_jobs[result.index], Failure(result.error, result.traceback) if result.failed else None
+        failures.put(job.key, failure)
+        clock.finish(result)
+        announce(job, failure)
     clock.tell("done")
 
 
-class _Clock:
+class _Progress:
     """Counts epochs over all runs and turns them into events with the time left."""
 
     def __init__(self, jobs: Sequence[Job], open_jobs: Sequence[Job], on_event: OnEvent | None) -> None:
-        self._receive = on_event or (lambda event: None)
         self._epochs = [job.spec.epochs for job in open_jobs]
-        self._total = sum(job.spec.epochs for job in jobs)
-        self._before = self._total - sum(self._epochs)
+        total = sum(job.spec.epochs for job in jobs)
+        self._before = total - sum(self._epochs)
         self._done: dict[int, float] = {}
-        self._clock = Clock(sum(self._epochs))
+        self._clock = Clock(total, self._before, on_event)
 
     def inside(self, index: int, event: Event) -> None:
         share = event.done / event.total if event.total else 0.0
         if event.kind == "started":  # what an interrupted run had done before is no work of this session
             self._clock.before += share * self._epochs[index]
         self._done[index] = share * self._epochs[index]
-        self.tell("rows")
+        self.tell("progress")
 
-    def finish(self, row: Row) -> None:
-        self._done[row.index] = self._epochs[row.index]
-        if row.failed:
-            self.tell("failed", row)
-        self.tell("rows")
+    def finish(self, result: Result) -> None:
+        self._done[result.index] = self._epochs[result.index]
+        if result.failed:
+            self.tell("failed", message=result.error, traceback=result.traceback)
+        self.tell("progress")
 
-    def tell(self, kind: Any, row: Row | None = None) -> None:
-        done, pace = sum(self._done.values()), self._clock.at(sum(self._done.values()))
-        text = ("", "") if row is None else (row.error, row.traceback)
-        state = (round(self._before + done), self._total, pace.elapsed, pace.remaining, pace.rate)
-        self._receive(Event(kind, *state, *text))
+    def tell(self, kind: EventKind, **words: Any) -> None:
+        self._clock.tell(kind, self._before + sum(self._done.values()), **words)

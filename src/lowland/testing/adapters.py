@@ -74,7 +74,7 @@ class OptimizerAdapter(Adapter):
             model: The model that is trained.
             groups: Its parameters in groups.
             base: Class of the base optimizer.
-            options: Its options.
+            options: Keyword arguments of the base, such as ``lr``.
 
         Returns:
             The optimizer.
@@ -84,7 +84,7 @@ class OptimizerAdapter(Adapter):
         """Take one step as the tool documents it.
 
         Args:
-            model: The model.
+            model: Its weights are what the optimizer steps.
             optimizer: What `make` returned.
             closure: Clears the gradients, runs forward and backward, returns the loss.
 
@@ -97,7 +97,7 @@ class OptimizerAdapter(Adapter):
         """Return copies of the weights that are trained, where a method keeps the model elsewhere.
 
         Args:
-            model: The model.
+            model: Its weights are what the optimizer steps.
             optimizer: What `make` returned.
 
         Returns:
@@ -123,9 +123,9 @@ class OptimizerAdapter(Adapter):
         """Take one step under torch's GradScaler as the tool documents it, ``scaler.update()`` left out.
 
         Args:
-            model: The model.
+            model: Its weights are what the optimizer steps.
             optimizer: What `make` returned.
-            scaler: The scaler.
+            scaler: Its scale is a power of two.
             loss: Runs forward and returns the loss.
 
         Raises:
@@ -137,7 +137,7 @@ class OptimizerAdapter(Adapter):
         """Take one step on several micro-batches, with one ascent for all of them.
 
         Args:
-            model: The model.
+            model: Its weights are what the optimizer steps.
             optimizer: What `make` returned.
             losses: Run forward on a micro-batch each and return the loss to be added.
 
@@ -181,7 +181,7 @@ class LandscapeAdapter(Adapter):
         """Evaluate a random plane through the model's weights, normalized as the tool recommends.
 
         Args:
-            model: The model; its weights are the center.
+            model: Its weights are the center.
             loss: ``(output, target) -> Tensor``, a mean over samples.
             batches: Inputs and targets.
             shape: Points along each axis.
@@ -199,9 +199,9 @@ class LandscapeAdapter(Adapter):
         """Evaluate the line between two models.
 
         Args:
-            start: First model.
-            end: Second model.
-            loss: As in `plane`.
+            start: Its weights are where the line begins.
+            end: Its weights are where the line ends.
+            loss: A torch loss module, or a plain function.
             batches: Inputs and targets.
             points: How many losses to return.
 
@@ -214,7 +214,7 @@ class LandscapeAdapter(Adapter):
         """Evaluate `plane` with defaults, survive one interrupt, and go on from what is stored.
 
         Args:
-            model: The model.
+            model: Its weights are the center.
             loss: Raises KeyboardInterrupt in the middle of the first run, never again after ``stop()``.
             batches: Inputs and targets.
             stop: Ends the interrupts; call it before the second run.
@@ -238,7 +238,7 @@ class CurvatureAdapter(Adapter):
         """Multiply the Hessian of the loss over all batches with a vector.
 
         Args:
-            model: The model.
+            model: Differentiated at its weights, in evaluation mode.
             loss: A torch loss module, or a plain function.
             batches: Inputs and targets.
             vector: Shape [P].
@@ -254,8 +254,8 @@ class CurvatureAdapter(Adapter):
         """Return the smallest and the largest eigenvalue, with the tool's default settings; None for one not offered.
 
         Args:
-            model: The model.
-            loss: As in `product`.
+            model: Differentiated at its weights, in evaluation mode.
+            loss: A torch loss module, or a plain function.
             batches: Inputs and targets.
 
         Raises:
@@ -267,8 +267,8 @@ class CurvatureAdapter(Adapter):
         """Return the trace and its standard error (None where none is stated), with the tool's default settings.
 
         Args:
-            model: The model.
-            loss: As in `product`.
+            model: Differentiated at its weights, in evaluation mode.
+            loss: A torch loss module, or a plain function.
             batches: Inputs and targets.
             seed: Of the probes.
 
@@ -283,8 +283,8 @@ class CurvatureAdapter(Adapter):
         """Return nodes and weights of stochastic Lanczos quadrature, one pair per start vector.
 
         Args:
-            model: The model.
-            loss: As in `product`.
+            model: Differentiated at its weights, in evaluation mode.
+            loss: A torch loss module, or a plain function.
             batches: Inputs and targets.
             seed: Of the start vectors.
 

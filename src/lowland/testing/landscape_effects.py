@@ -192,9 +192,7 @@ def random_state_stays(adapter: LandscapeAdapter) -> None:
     """
     net, x, y = small()
     adapter.plane(net, nn.MSELoss(), [(x, y)])  # what is drawn once, on import or first use, is no matter
-    states: list[Callable[[], object]] = [
-        random.getstate, lambda: np.random.get_state()[1].tolist(), lambda: torch.get_rng_state().tolist()  # type: ignore[index]
-    ]  # fmt: skip
+    states: list[Callable[[], object]] = [random.getstate, _numpy_state, lambda: torch.get_rng_state().tolist()]
     before = [state() for state in states]
     adapter.plane(net, nn.MSELoss(), [(x, y)], seed=1)
     changed = [
@@ -225,3 +223,7 @@ def resumed_survey_is_the_same(adapter: LandscapeAdapter) -> None:
         raise NotOffered("the run was not interrupted")
     worst = float(np.abs(whole - resumed).max())
     demand(worst == 0, f"values differ by up to {worst:.2g}")
+
+
+def _numpy_state() -> object:
+    return np.random.get_state()[1].tolist()  # type: ignore[index]

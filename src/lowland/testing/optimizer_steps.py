@@ -373,9 +373,8 @@ def new_group_is_trained(adapter: OptimizerAdapter) -> None:
     """
     training = Training(adapter)
     head = list(training.model.parameters())[-2:]
-    training.optimizer = adapter.make(
-        training.model, groups_of(training.model[0], 1), torch.optim.SGD, {"lr": 0.1, "momentum": 0.9}  # type: ignore[index]
-    )  # fmt: skip
+    groups, options = groups_of(training.model[0], 1), {"lr": 0.1, "momentum": 0.9}  # type: ignore[index]
+    training.optimizer = adapter.make(training.model, groups, torch.optim.SGD, options)
     training.step(0)
     training.optimizer.add_param_group({"params": head})
     before = flat(head)

@@ -22,11 +22,7 @@ __all__ = ["Lattice", "Noting", "lattice", "plain_loss", "small", "surveyed"]
 
 
 class Noting(nn.Module):
-    """A network that notes its parameters at each call.
-
-    Args:
-        body: The network.
-    """
+    """A network that notes its parameters at each call."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -48,34 +44,18 @@ class Noting(nn.Module):
 
 @dataclass(frozen=True)
 class Lattice:
-    """The plane that a tool has evaluated, found from the values it returned and the weights it visited.
+    """The plane that a tool has evaluated, found from the values it returned and the weights it visited."""
 
-    Args:
-        u: Move of the weights per unit of the first stated coordinate, by parameter name.
-        v: The same for the second.
-        origin: Weights at the stated coordinates (0, 0), shape [P].
-        error: Largest distance of a place from the plane's regular grid, in steps of the grid.
-        center: The model's weights, shape [P].
-        found: Share of values that belong to a place visited.
-    """
-
-    u: dict[str, Tensor]
-    v: dict[str, Tensor]
-    origin: Tensor
-    error: float
-    center: Tensor
-    found: float
+    u: dict[str, Tensor]  # Move of the weights per unit of the first stated coordinate, by parameter name
+    v: dict[str, Tensor]  # The same for the second
+    origin: Tensor  # Weights at the stated coordinates (0, 0), shape [P]
+    error: float  # Largest distance of a place from the plane's regular grid, in steps of the grid
+    center: Tensor  # The model's weights, shape [P]
+    found: float  # Share of values that belong to a place visited
 
 
 def small(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a small regression network in evaluation mode, with data.
-
-    Args:
-        seed: Of the weights and data.
-
-    Returns:
-        Network, inputs, targets.
-    """
+    """Return a small regression network in evaluation mode, with data."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
@@ -91,17 +71,7 @@ def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
 def surveyed(
     adapter: LandscapeAdapter, body: nn.Module | None = None, data: tuple[Tensor, Tensor] | None = None, **options: Any
 ) -> tuple[Surface, Noting, Lattice]:
-    """Let a tool draw a plane around a noting network, and find out where it has been.
-
-    Args:
-        adapter: Drives the tool.
-        body: The network; default `small`.
-        data: Inputs and targets.
-        **options: For `LandscapeAdapter.plane`.
-
-    Returns:
-        What the tool found, the network, and the plane.
-    """
+    """Let a tool draw a plane around a noting network, and find out where it has been."""
     net, x, y = small()
     if body is not None and data is not None:
         net, (x, y) = body.eval(), data
@@ -112,17 +82,7 @@ def surveyed(
 
 
 def lattice(surface: Surface, model: Noting, data: tuple[Tensor, Tensor], center: Tensor) -> Lattice:
-    """Find the place of each value among those visited, and fit a regular grid through them.
-
-    Args:
-        surface: What the tool found.
-        model: The network after the survey.
-        data: Inputs and targets.
-        center: The weights before the survey, shape [P].
-
-    Returns:
-        The fit.
-    """
+    """Find the place of each value among those visited, and fit a regular grid through them."""
     demand(surface.values.shape == (len(surface.x), len(surface.y)), f"values have the shape {surface.values.shape}")
     places = list({tuple(place.tolist()): place for place in model.places}.values())
     losses = np.array([_loss_at(model.body, place, *data) for place in places])

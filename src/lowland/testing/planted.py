@@ -14,20 +14,10 @@ __all__ = ["Planted", "dense_hessian", "planted_data"]
 
 
 class Planted(nn.Module):
-    """A model of one weight vector at 0 whose mean squared error against -1/2 has a Hessian of given eigenvalues.
+    """A model of one weight vector at 0 whose mean squared error against -1/2 has a Hessian of given eigenvalues."""
 
-    With the output ``q(w) = w^T A w / 2`` the loss ``(q + 1/2)^2`` has the Hessian ``2 (q + 1/2) A + ...``, at w = 0
-    exactly A. The eigenvectors are those of a random rotation.
-
-    Args:
-        eigenvalues: Those of A.
-
-    Example:
-        >>> model = Planted([3.0, -1.0])
-        >>> values = torch.linalg.eigvalsh(dense_hessian(model, nn.MSELoss(), *planted_data()))
-        >>> [round(value, 6) for value in values.tolist()]
-        [-1.0, 3.0]
-    """
+    # With the output q(w) = w^T A w / 2 the loss (q + 1/2)^2 has the Hessian 2 (q + 1/2) A + ..., at w = 0 exactly A.
+    # The eigenvectors are those of a random rotation.
 
     matrix: Tensor
 
@@ -45,29 +35,12 @@ class Planted(nn.Module):
 
 
 def planted_data(samples: int = 6) -> tuple[Tensor, Tensor]:
-    """Return data for `Planted`.
-
-    Args:
-        samples: How many.
-
-    Returns:
-        Inputs and targets, shape [n, 1].
-    """
+    """Return data for `Planted`."""
     return torch.ones(samples, 1, dtype=torch.float64), torch.full((samples, 1), -0.5, dtype=torch.float64)
 
 
 def dense_hessian(model: nn.Module, loss: Any, x: Any, y: Tensor) -> Tensor:
-    """Return the Hessian of the loss on one batch in evaluation mode, the slow way.
-
-    Args:
-        model: The model.
-        loss: ``(output, target) -> Tensor``.
-        x: Inputs.
-        y: Targets.
-
-    Returns:
-        Shape [P, P], in the order of ``model.parameters()``; unused parameters have zeros.
-    """
+    """Return the Hessian of the loss on one batch in evaluation mode, the slow way."""
     named = dict(model.named_parameters())
     sizes = [p.numel() for p in named.values()]
 

@@ -25,28 +25,17 @@ _PATTERN = "conformance_*.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option ``--conformance``.
-
-    Args:
-        parser: Pytest's.
-    """
+    """Add the option ``--conformance``."""
     parser.getgroup("lowland").addoption(
-        "--conformance", action="store_true",
+        "--conformance",
+        action="store_true",
         help="check the adapters defined in the files named, and in those called conformance_*.py, "
         "against lowland.testing's rules",
-    )  # fmt: skip
+    )
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Collect the adapters of a file if asked to.
-
-    Args:
-        file_path: A file that pytest meets.
-        parent: Where it belongs.
-
-    Returns:
-        A collector, or None for a file that is not ours.
-    """
+    """Collect the adapters of a file if asked to."""
     if not parent.config.getoption("conformance") or file_path.suffix != ".py":
         return None
     if not (file_path.match(_PATTERN) or parent.session.isinitpath(file_path)):
@@ -59,11 +48,7 @@ class AdapterFile(pytest.File):
     """A file that defines adapters."""
 
     def collect(self) -> Iterator[pytest.Item]:
-        """Yield one test per adapter and rule.
-
-        Yields:
-            The tests, named ``ADAPTER::RULE``.
-        """
+        """Yield one test per adapter and rule."""
         from lowland.testing.rulebook import rules
 
         for adapter in _adapters(_loaded(self.path)):
@@ -74,13 +59,7 @@ class AdapterFile(pytest.File):
 
 
 class RuleItem(pytest.Item):
-    """One rule checked on one adapter.
-
-    Args:
-        adapter: How the tool is driven.
-        rule: What is asked of it.
-        **options: Pytest's.
-    """
+    """One rule checked on one adapter."""
 
     def __init__(self, *, adapter: Adapter, rule: Rule, **options: Any) -> None:
         super().__init__(**options)

@@ -22,11 +22,7 @@ class Still(torch.optim.SGD):
     """A base optimizer whose step does nothing, to see what a wrapper does by itself; its rate is 0 too."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Do nothing.
-
-        Args:
-            closure: Not called.
-        """
+        """Do nothing."""
         del closure
 
 
@@ -38,29 +34,14 @@ BASES: Final[dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
 
 
 def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Return a network of four layers of parameters.
-
-    Args:
-        dtype: Type of its parameters.
-
-    Returns:
-        A new network, always with the same weights.
-    """
+    """Return a network of four layers of parameters."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
 
 
 def normed(momentum: float | None = 0.1, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return a network with batch norm.
-
-    Args:
-        momentum: Of the running statistics; None averages cumulatively.
-        dtype: Type of its parameters.
-
-    Returns:
-        A new network, always with the same weights.
-    """
+    """Return a network with batch norm."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         norm = nn.BatchNorm1d(8, momentum=momentum)
@@ -68,16 +49,7 @@ def normed(momentum: float | None = 0.1, dtype: torch.dtype = torch.float32) -> 
 
 
 def batches(count: int, dtype: torch.dtype = torch.float64, size: int = 8) -> Pairs:
-    """Return batches of six features and three classes.
-
-    Args:
-        count: How many.
-        dtype: Type of the inputs.
-        size: Samples in each.
-
-    Returns:
-        The same batches each time.
-    """
+    """Return batches of six features and three classes."""
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(count, size, 6, generator=generator, dtype=torch.float64).to(dtype)
     y = torch.randint(0, 3, (count, size), generator=generator)
@@ -85,29 +57,12 @@ def batches(count: int, dtype: torch.dtype = torch.float64, size: int = 8) -> Pa
 
 
 def split(x: Tensor, y: Tensor, sizes: Sequence[int]) -> Pairs:
-    """Cut data into batches of given sizes.
-
-    Args:
-        x: Inputs.
-        y: Targets.
-        sizes: Samples in each batch.
-
-    Returns:
-        The batches.
-    """
+    """Cut data into batches of given sizes."""
     return list(zip(torch.split(x, list(sizes)), torch.split(y, list(sizes)), strict=True))
 
 
 def groups_of(model: nn.Module, count: int) -> list[dict[str, Any]]:
-    """Return the parameters in groups.
-
-    Args:
-        model: The model.
-        count: Number of groups, at most that of the parameters.
-
-    Returns:
-        The groups, in order.
-    """
+    """Return the parameters in groups."""
     parameters = list(model.parameters())
     bounds = [len(parameters) * k // count for k in range(count + 1)]
     return [{"params": parameters[a:b]} for a, b in pairwise(bounds)]
@@ -126,16 +81,7 @@ def bits(model: nn.Module) -> list[Tensor]:
 
 
 class Training:
-    """A network, the optimizer under test, and batches that never change.
-
-    Args:
-        adapter: Makes and drives the optimizer.
-        base: Name in `BASES`.
-        model: The network; default `mlp`.
-        groups: Number of parameter groups.
-        options: Options of the base that replace those of `BASES`.
-        scale: Factor on the loss.
-    """
+    """A network, the optimizer under test on a base of `BASES`, and batches that never change."""
 
     def __init__(
         self,
@@ -144,8 +90,8 @@ class Training:
         *,
         model: nn.Module | None = None,
         groups: int = 1,
-        options: dict[str, Any] | None = None,
-        scale: float = 1.0,
+        options: dict[str, Any] | None = None,  # of the base; they replace those of `BASES`
+        scale: float = 1.0,  # of the loss
     ) -> None:
         self.adapter, self.scale = adapter, scale
         self.model = mlp() if model is None else model
@@ -163,15 +109,7 @@ class Training:
         return self.scale * F.cross_entropy(self.model(x), y)
 
     def closure(self, index: int, after: Callable[[int], None] | None = None) -> Callable[[], Any]:
-        """Return a closure in torch's sense that also records the weights it is called at.
-
-        Args:
-            index: Of the batch.
-            after: Called with the number of the pass, from 1, when its gradients are there.
-
-        Returns:
-            The closure.
-        """
+        """Return a closure in torch's sense that also records the weights it is called at."""
 
         def run() -> Tensor:
             self.optimizer.zero_grad()
@@ -187,15 +125,7 @@ class Training:
         return run
 
     def step(self, index: int, after: Callable[[int], None] | None = None) -> Any:
-        """Take one step as the tool documents it.
-
-        Args:
-            index: Of the batch.
-            after: As in `closure`.
-
-        Returns:
-            What the tool returns.
-        """
+        """Take one step as the tool documents it."""
         self.seen, self.losses = [], []
         return self.adapter.step(self.model, self.optimizer, self.closure(index, after))
 
@@ -205,14 +135,7 @@ class Training:
             self.step(index)
 
     def moved(self, tries: int = 12) -> Tensor:
-        """Step until a step takes a second pass, and return how far that pass was from the first.
-
-        Args:
-            tries: Steps at most.
-
-        Returns:
-            The difference of the weights, shape [P]; empty if no step took a second pass.
-        """
+        """Step until a step takes a second pass, and return how far that pass was from the first."""
         for index in range(tries):
             self.step(index)
             if len(self.seen) > 1:

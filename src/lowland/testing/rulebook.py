@@ -73,7 +73,7 @@ class Outcome:
     """What checking one rule ended with.
 
     Args:
-        rule: The rule.
+        rule: What was asked of the tool.
         status: ``"holds"``, ``"broken"``, ``"not offered"``, or ``"other convention"`` where the tool breaks the rule
             and documents that it means to.
         detail: What was found, what is not offered, or what the tool documents; empty where the rule holds.

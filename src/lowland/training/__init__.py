@@ -1,27 +1,21 @@
-"""Training: the loop on Lightning Fabric, its hooks, checkpoints and numbers; robustness of what was trained."""
+"""Training: the loop on Lightning Fabric, its hooks, checkpoints and numbers."""
 
 from lowland.training.checkpoint import CheckpointFolder, read_weights
 from lowland.training.curvature_curve import CurvatureCurve
 from lowland.training.fit import FitResult, fit
-from lowland.training.hooks import Hook, Run, Snapshots
-from lowland.training.metrics import read_metrics
-from lowland.training.robustness import Robustness, adversarial, median_perturbation, noise, telling_epsilon
+from lowland.training.hooks import FitState, Hook, Snapshots
 from lowland.training.schedule import Schedule
+from lowland.training.setup import why_fixed
 
 __all__ = [
     "fit",
     "FitResult",
     "Schedule",
+    "why_fixed",
     "Hook",
-    "Run",
+    "FitState",
     "Snapshots",
     "CurvatureCurve",
     "CheckpointFolder",
     "read_weights",
-    "read_metrics",
-    "Robustness",
-    "adversarial",
-    "noise",
-    "telling_epsilon",
-    "median_perturbation",
 ]

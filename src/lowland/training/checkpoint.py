@@ -24,7 +24,7 @@ from lowland import models
 from lowland.core.errors import CheckpointError
 from lowland.models.weights import decode_pickle, decode_safetensors
 from lowland.results.files import write_atomically
-from lowland.results.run_folder import RunPaths
+from lowland.results.run import Run
 
 __all__ = [
     "CheckpointFolder",
@@ -46,10 +46,16 @@ class CheckpointFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.path = RunPaths(folder).checkpoints
+        self.path = Run(folder).checkpoints_path
 
-    def save(self, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], *,
-             best: tuple[int, Mapping[str, Tensor]] | None) -> None:  # fmt: skip
+    def save(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+        *,
+        best: tuple[int, Mapping[str, Tensor]] | None,
+    ) -> None:
         """Write a checkpoint and forget the one before.
 
         Args:
@@ -142,7 +148,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: If there are none, or they are truncated, foreign, or need code to load.
     """
     path = Path(path)
-    if not RunPaths(path).checkpoints.is_dir():
+    if not Run(path).checkpoints_path.is_dir():
         return models.read_weights(path)
     loaded = CheckpointFolder(path).load()
     if loaded is None:

@@ -19,7 +19,7 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, SpectrumEnds, measurement_interval, stability, warm_started_extremes
 from lowland.results.files import write_atomically
 from lowland.training.evaluation import plain_loss
-from lowland.training.hooks import Hook, Run
+from lowland.training.hooks import FitState, Hook
 
 __all__ = ["CURVATURE_COLUMNS", "CurvatureCurve"]
 
@@ -105,8 +105,8 @@ class CurvatureCurve(Hook):
 
         Args:
             optimizer: The optimizer of the run; an adaptive one takes a second Krylov run in its own metric.
-            samples: Training samples.
-            steps_per_epoch: Optimizer steps in an epoch.
+            samples: Size of the training part.
+            steps_per_epoch: 0 where the length of an epoch is not known.
             epochs: Length of the run.
 
         Returns:
@@ -122,19 +122,16 @@ class CurvatureCurve(Hook):
         group = optimizer.param_groups[0]
         runs = 2 if "betas" in group or "alpha" in group else 1
         return measurement_interval(
-            steps=epochs * steps_per_epoch, batch_size=math.ceil(samples / steps_per_epoch),
-            samples=min(self.samples, samples), products=runs * self.products, first=runs * _FIRST, share=self.share,
-        )  # fmt: skip
+            steps=epochs * steps_per_epoch,
+            batch_size=math.ceil(samples / steps_per_epoch),
+            samples=min(self.samples, samples),
+            products=runs * self.products,
+            first=runs * _FIRST,
+            share=self.share,
+        )
 
-    def on_fit_start(self, run: Run) -> None:
-        """Choose the subset and the interval, and measure the start unless the run goes on.
-
-        Args:
-            run: The run.
-
-        Raises:
-            InputError: If the run is too short for the share, or its data cannot be read again.
-        """
+    def on_fit_start(self, run: FitState) -> None:
+        """Choose the subset and the interval, and measure the start unless the run goes on."""
         train: Any = run.data.train
         count: int = len(getattr(train, "dataset", train))
         self._every = self.interval(run.optimizer, count, run.steps_per_epoch, run.epochs)
@@ -153,42 +150,26 @@ class CurvatureCurve(Hook):
             self.rows, self._starts = [], {}
             self._measure(run)
 
-    def on_step_end(self, run: Run) -> None:
-        """Measure if this step is one of those to measure at.
-
-        Args:
-            run: The run.
-        """
+    def on_step_end(self, run: FitState) -> None:
+        """Measure if this step is one of those to measure at."""
         if self._risk is not None and run.step % self._every == 0:
             self._measure(run)
 
-    def on_epoch_end(self, run: Run) -> None:
-        """Put the last measurement into the epoch's row.
-
-        Args:
-            run: The run.
-        """
+    def on_epoch_end(self, run: FitState) -> None:
+        """Put the last measurement into the epoch's row."""
         if self.rows:
             last = self.rows[-1]
             run.row.update({name: last[name] for name in _KNOWN_BY if not math.isnan(last[name])})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows so far and the eigenvectors that the next measurement starts from.
-
-        Returns:
-            The state.
-        """
+        """Return the rows so far and the eigenvectors that the next measurement starts from."""
         return {"rows": [dict(row) for row in self.rows], "starts": dict(self._starts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned.
-
-        Args:
-            state: The state.
-        """
+        """Take back what `state_dict` returned."""
         self.rows, self._starts = [dict(row) for row in state["rows"]], dict(state["starts"])
 
-    def _measure(self, run: Run) -> None:
+    def _measure(self, run: FitState) -> None:
         assert self._risk is not None
         started = time.perf_counter()
         with Hessian(self._risk, check=not self._starts) as operator:
@@ -200,9 +181,16 @@ class CurvatureCurve(Hook):
         # at the start the schedule has not set a rate yet
         rate = float(run.optimizer.param_groups[0]["lr"]) if run.step else math.nan
         values = (
-            run.step, ends.lambda_max, ends.residual_max, ends.lambda_min, ends.residual_min, ratio,
-            rate, operator.products, time.perf_counter() - started,
-        )  # fmt: skip
+            run.step,
+            ends.lambda_max,
+            ends.residual_max,
+            ends.lambda_min,
+            ends.residual_min,
+            ratio,
+            rate,
+            operator.products,
+            time.perf_counter() - started,
+        )
         self.rows.append(dict(zip(CURVATURE_COLUMNS, map(float, values), strict=True)))
         if run.folder is not None:
             _write(run.folder / "curvature.csv", self.rows)
@@ -211,9 +199,14 @@ class CurvatureCurve(Hook):
         start = self._starts.get("preconditioned")
         try:
             edge = stability(
-                operator, optimizer, ends=ends, start=None if start is None else start.to(operator.device),
-                max_products=_FIRST if start is None else self.products, min_products=3, seed=self.seed,
-            )  # fmt: skip
+                operator,
+                optimizer,
+                ends=ends,
+                start=None if start is None else start.to(operator.device),
+                max_products=_FIRST if start is None else self.products,
+                min_products=3,
+                seed=self.seed,
+            )
         except InputError:  # no metric is known of this optimizer, or not before its first step
             return math.nan
         if edge.ends is not ends:

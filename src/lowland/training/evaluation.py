@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from lowland.core.types import Batch, as_batch, forward
 from lowland.data import TensorData
 from lowland.losses import TrainingLoss
 
-__all__ = ["Evaluation", "plain_loss"]
+__all__ = ["Evaluation", "Terms", "plain_loss", "terms_of", "totals"]
+
+Terms: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None, int]"
+"""Of a batch: plain loss, hits, counted targets (None where there are no classes), samples."""
 
 
 def plain_loss(loss: Any) -> Callable[[Any, Any], Tensor]:
@@ -58,3 +61,22 @@ class Evaluation:
         if hits is not None:
             measured["accuracy"] = hits
         return all_moments(measured)
+
+
+@torch.no_grad()
+def terms_of(output: Any, value: Tensor, batch: Batch, ignored: int) -> Terms:
+    """Return what an epoch's sums need of a batch, left on the device: no synchronization, few operations."""
+    hits = accuracy(output, batch.target, ignore_index=ignored)
+    if hits is None:
+        return value.detach(), None, None, batch.size
+    return value.detach(), hits[0].sum(), hits[1].sum(), batch.size
+
+
+def totals(terms: list[Terms], device: torch.device) -> Tensor:
+    """Return sums over a running epoch: plain loss times samples, hits, counted targets, samples."""
+    sizes = torch.tensor([float(size) for *_, size in terms], dtype=torch.float64, device=device)
+    losses = torch.stack([value for value, *_ in terms]).double()
+    none = sizes.new_zeros(1)
+    hits = torch.stack([h for _, h, _, _ in terms if h is not None] or [none]).double()
+    counted = torch.stack([c for _, _, c, _ in terms if c is not None] or [none]).double()
+    return torch.stack([(losses * sizes).sum(), hits.sum(), counted.sum(), sizes.sum()])

@@ -12,9 +12,9 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from lowland.core.contexts import forked_rng
 from lowland.core.errors import CheckpointError
-from lowland.core.per_sample import accuracy
 from lowland.core.provenance import provenance
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, forward, move
@@ -30,7 +29,8 @@ from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
 from lowland.results.files import only_writer
-from lowland.results.run_folder import RunPaths, open_run_folder
+from lowland.results.folders import open_run_folder
+from lowland.results.run import Run
 from lowland.training.checkpoint import (
     CheckpointFolder,
     check_recipe,
@@ -38,17 +38,25 @@ from lowland.training.checkpoint import (
     restore_random_state,
     split_state,
 )
-from lowland.training.evaluation import Evaluation, plain_loss
-from lowland.training.hooks import Hook, Run
+from lowland.training.evaluation import Evaluation, Terms, plain_loss, terms_of, totals
+from lowland.training.hooks import FitState, Hook
 from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
 from lowland.training.processes import check_processes, own_part
 from lowland.training.schedule import ScheduleLike, as_schedule
-from lowland.training.setup import check_arguments, make_fabric, prepare_loss, recipe_of, split_batch, training_batches
+from lowland.training.setup import (
+    check_arguments,
+    make_fabric,
+    prepare_loss,
+    recipe_of,
+    split_batch,
+    training_batches,
+    why_fixed,
+)
 
 __all__ = ["FitResult", "fit"]
 
-Terms: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None, int]"
-"""Of a batch: plain loss, hits, counted targets (None where there are no classes), samples."""
+_PROGRESS = ("epoch", "step", "passes", "evaluation_passes", "seconds")
+"""What a run counts; it stands in every row and in every checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class FitResult:
         epoch: The chosen epoch, from 1.
         test: Loss and accuracy on the test part, with standard errors, measured once, at the chosen epoch.
         rows: One row of numbers per epoch; see `lowland.training.metrics.COLUMNS`.
-        steps: Optimizer steps.
+        steps: How often the optimizer was stepped, resumed parts included.
         passes: Forward-backward passes of training.
         seconds: Spent in training steps.
         folder: The run's folder, or None.
@@ -84,22 +92,25 @@ class FitResult:
 @dataclass
 class _Loop:  # everything that lives as long as one call
     fabric: Any
-    model: Any  # wrapped by Fabric: precision and device
-    optimizer: Any  # wrapped by Fabric: its step goes through the gradient scaler
-    run: Run
+    run: FitState
     batches: TensorBatches | LoaderBatches
-    evaluation: Evaluation
     schedule: Callable[[float, float, int], float]
-    rates: list[float]
     hooks: Sequence[Hook]
     clip: float | None
     micro_batches: int
-    ddp: Any  # the module under Fabric's wrapper: under several processes it can keep gradients to itself
     checkpoint_every_steps: int | None
     recipe: dict[str, Any]
-    checkpoints: CheckpointFolder | None
-    terms: list[Terms]  # of the running epoch
+    terms: list[Terms] = field(default_factory=list)  # of the running epoch
     best: tuple[int, dict[str, Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        run = self.run
+        # wrapped by Fabric: the model for precision and device, the optimizer's step for the gradient scaler
+        self.model, self.optimizer = self.fabric.setup(run.model, run.optimizer)
+        self.ddp = self.model._forward_module  # under several processes it can keep gradients to itself
+        self.evaluation = Evaluation(self.fabric, self.model, plain_loss(run.loss), self.recipe["batch_size"])
+        self.rates = [float(group["lr"]) for group in run.optimizer.param_groups]
+        self.checkpoints = None if run.folder is None else CheckpointFolder(run.folder)
 
 
 def fit(
@@ -174,22 +185,12 @@ def fit(
     place = None if folder is None else open_run_folder(Path(folder))
     lock = nullcontext() if place is None or not fabric.is_global_zero else only_writer(place / "checkpoints")
     with lock, forked_rng(noise):
-        random.seed(torch_seed(seed, "training", "python"))
-        np.random.seed(torch_seed(seed, "training", "numpy") % 2**32)
-        run = Run(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
-        if run.rank:  # every process has dropout masks of its own; the first has those of a run on one device
-            torch.manual_seed(torch_seed(seed, "training", run.rank))
+        run = FitState(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
+        _seed(run)
         prepare_loss(run, batches, fabric.device)
-        recipe = recipe_of(
-            run, batch_size, schedule, augment, (clip, micro_batches), select, precision, fabric.world_size
-        )
-        wrapped, stepper = fabric.setup(model, optimizer)
-        loop = _Loop(
-            fabric, wrapped, stepper, run, batches, Evaluation(fabric, wrapped, plain_loss(loss), batch_size),
-            multiple, [float(group["lr"]) for group in optimizer.param_groups], hooks, clip,
-            micro_batches, wrapped._forward_module, checkpoint_every_steps, recipe,
-            None if place is None else CheckpointFolder(place), [],
-        )  # fmt: skip
+        gradients, world = (clip, micro_batches), fabric.world_size
+        recipe = recipe_of(run, batch_size, schedule, augment, gradients, select, precision, world)
+        loop = _Loop(fabric, run, batches, multiple, hooks, clip, micro_batches, checkpoint_every_steps, recipe)
         _resume(loop)
         for hook in hooks:
             hook.on_fit_start(run)
@@ -197,6 +198,13 @@ def fit(
             _train_epoch(loop)
             _end_epoch(loop)
         return _finish(loop, select)
+
+
+def _seed(run: FitState) -> None:
+    random.seed(torch_seed(run.seed, "training", "python"))
+    np.random.seed(torch_seed(run.seed, "training", "numpy") % 2**32)
+    if run.rank:  # every process has dropout masks of its own; the first has those of a run on one device
+        torch.manual_seed(torch_seed(run.seed, "training", run.rank))
 
 
 def _train_epoch(loop: _Loop) -> None:
@@ -257,43 +265,25 @@ def _pass(loop: _Loop, batch: Batch, size: int) -> Terms:
     value: Tensor = loss(output, batch if isinstance(loss, TrainingLoss) else batch.target)
     loop.fabric.backward(value if batch.size == size else value * (batch.size / size))
     plain = loss.plain_value if isinstance(loss, TrainingLoss) else value
-    return _terms(output, value if plain is None else plain, batch, loop.evaluation.ignored)
-
-
-@torch.no_grad()
-def _terms(output: Any, value: Tensor, batch: Batch, ignored: int) -> Terms:
-    # left on the device and summed at the end of the epoch: no synchronization, few operations
-    hits = accuracy(output, batch.target, ignore_index=ignored)
-    if hits is None:
-        return value.detach(), None, None, batch.size
-    return value.detach(), hits[0].sum(), hits[1].sum(), batch.size
-
-
-def _totals(terms: list[Terms], device: torch.device) -> Tensor:
-    # sums over a running epoch: plain loss times samples, hits, counted targets, samples
-    sizes = torch.tensor([float(size) for *_, size in terms], dtype=torch.float64, device=device)
-    losses = torch.stack([value for value, *_ in terms]).double()
-    none = sizes.new_zeros(1)
-    hits = torch.stack([h for _, h, _, _ in terms if h is not None] or [none]).double()
-    counted = torch.stack([c for _, _, c, _ in terms if c is not None] or [none]).double()
-    return torch.stack([(losses * sizes).sum(), hits.sum(), counted.sum(), sizes.sum()])
+    return terms_of(output, value if plain is None else plain, batch, loop.evaluation.ignored)
 
 
 def _end_epoch(loop: _Loop) -> None:
     # evaluate, let hooks work, decide what is best, write the checkpoint and the row
     run = loop.run
-    total = loop.fabric.all_reduce(_totals(loop.terms, loop.fabric.device), reduce_op="sum")
+    total = loop.fabric.all_reduce(totals(loop.terms, loop.fabric.device), reduce_op="sum")
     loss, hits, counted, samples = total.tolist()
     loop.terms.clear()
     run.evaluation_passes += _mode(loop, training=False)
     validation, passes = loop.evaluation(run.data.validation)
     run.evaluation_passes += passes
     run.row = {
-        "epoch": run.epoch, "step": run.step, "seconds": run.seconds, "passes": run.passes,
-        "evaluation_passes": run.evaluation_passes, "train_loss": loss / samples,
-        "train_accuracy": hits / counted if counted else math.nan, "validation_loss": validation["loss"],
+        **{name: getattr(run, name) for name in _PROGRESS},
+        "train_loss": loss / samples,
+        "train_accuracy": hits / counted if counted else math.nan,
+        "validation_loss": validation["loss"],
         "learning_rate": float(run.optimizer.param_groups[0]["lr"]),
-    }  # fmt: skip
+    }
     if "accuracy" in validation:
         run.row["validation_accuracy"] = validation["accuracy"]
     if isinstance(run.loss, TrainingLoss):
@@ -306,7 +296,7 @@ def _end_epoch(loop: _Loop) -> None:
     _mode(loop, training=True)  # the checkpoint holds the weights that are trained
     _save(loop)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(RunPaths(run.folder).metrics, run.rows)
+        write_metrics(Run(run.folder).metrics_path, run.rows)
 
 
 def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
@@ -324,12 +314,12 @@ def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
         hook.on_fit_end(run)
     result = FitResult(run.model, int(row["epoch"]), test, run.rows, run.step, run.passes, run.seconds, run.folder)
     if run.folder is not None and loop.fabric.is_global_zero:
-        write_metrics(RunPaths(run.folder).metrics, run.rows)
+        write_metrics(Run(run.folder).metrics_path, run.rows)
         chosen: dict[str, Any] = {"epoch": result.epoch, "select": select, "test": test, "chosen": row}
         chosen |= {f"test_{name}": value for name, value in test.items()}
         costs = {name: getattr(run, name) for name in ("passes", "evaluation_passes", "seconds")}
         summary = {**chosen, "steps": run.step, **costs, "recipe": loop.recipe, **provenance()}
-        write_result(RunPaths(run.folder).result, summary)
+        write_result(Run(run.folder).result_path, summary)
     loop.fabric.barrier()  # whoever returns finds the folder complete
     return result
 
@@ -362,12 +352,15 @@ def _save(loop: _Loop) -> None:
         return
     weights, extra = split_state(run.model)
     state = {
-        "recipe": loop.recipe, "extra": extra, "optimizer": run.optimizer.state_dict(), "own": own,
-        "precision": loop.fabric.strategy.precision.state_dict(), "hooks": [hook.state_dict() for hook in loop.hooks],
-        "epoch": run.epoch, "step": run.step, "passes": run.passes, "stop": run.stop,
-        "evaluation_passes": run.evaluation_passes, "seconds": run.seconds, "rows": run.rows,
+        "recipe": loop.recipe,
+        "extra": extra,
+        "optimizer": run.optimizer.state_dict(),
+        "own": own,
+        "precision": loop.fabric.strategy.precision.state_dict(),
+        "hooks": [hook.state_dict() for hook in loop.hooks],
+        **{name: getattr(run, name) for name in (*_PROGRESS, "stop", "rows")},
         "best_step": None if loop.best is None else loop.best[0],
-    }  # fmt: skip
+    }
     loop.checkpoints.save(run.step, weights, state, best=loop.best)
 
 
@@ -379,7 +372,11 @@ def _resume(loop: _Loop) -> None:
     weights, state, best = found
     run = loop.run
     assert run.folder is not None
-    check_recipe(state["recipe"], loop.recipe, run.folder)
+    recipe = state["recipe"]
+    before = recipe.get("epochs", run.epochs)
+    if before < run.epochs and not why_fixed(loop.schedule, run.loss, before, run.epochs):
+        recipe = {**recipe, "epochs": run.epochs}
+    check_recipe(recipe, loop.recipe, run.folder)
     run.step = state["step"]
     check_processes(run, loop.batches, len(state["own"]), loop.fabric.world_size)
     if len(state["hooks"]) != len(loop.hooks):
@@ -394,7 +391,7 @@ def _resume(loop: _Loop) -> None:
         hook.load_state_dict(saved)
     if random_numbers is not None:
         restore_random_state(random_numbers)
-    for name in ("epoch", "passes", "stop", "evaluation_passes", "seconds", "rows"):
+    for name in (*_PROGRESS, "stop", "rows"):
         setattr(run, name, state[name])
     loop.terms = [move(entry, loop.fabric.device) for entry in terms]
     loop.best = None if best is None else (state["best_step"], best)

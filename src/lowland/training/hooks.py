@@ -12,27 +12,27 @@ from torch import nn
 from lowland.core.errors import InputError
 from lowland.data import DataSplits
 from lowland.results import SnapshotWriter
-from lowland.results.run_folder import RunPaths
+from lowland.results.run import Run
 from lowland.training.metrics import Row
 
-__all__ = ["Hook", "Run", "Snapshots"]
+__all__ = ["FitState", "Hook", "Snapshots"]
 
 
 @dataclass
-class Run:
+class FitState:
     """The state of a run that hooks see; they may read all of it, add to `row`, and set `stop`.
 
     Args:
         model: The model itself, without wrappers.
         optimizer: The optimizer that was handed to `fit`.
         loss: The loss that was handed to `fit`.
-        data: The data splits.
+        data: What `fit` trains on, chooses by and tests on.
         folder: The run's folder, or None.
         epochs: Length of the run in epochs.
-        steps_per_epoch: Optimizer steps in an epoch.
-        seed: The run's seed.
+        steps_per_epoch: Batches of the training part, at this batch size.
+        seed: As given to `fit`; hooks derive their own streams from it.
         rank: This process, from 0; hooks that write do so on rank 0 alone.
-        epoch: Epochs done.
+        epoch: How many are done; 0 in the first.
         step: Optimizer steps done.
         passes: Forward-backward passes of training done.
         evaluation_passes: Forward passes over evaluation batches done.
@@ -68,48 +68,24 @@ class Hook:
     after `load_state_dict`, and steps that were lost are run again, so that a hook must be able to do its work twice.
     """
 
-    def on_fit_start(self, run: Run) -> None:
-        """Do something before the first step, or after a resume.
+    def on_fit_start(self, run: FitState) -> None:
+        """Do something before the first step, or after a resume."""
 
-        Args:
-            run: The run.
-        """
+    def on_step_end(self, run: FitState) -> None:
+        """Do something after an optimizer step."""
 
-    def on_step_end(self, run: Run) -> None:
-        """Do something after an optimizer step.
+    def on_epoch_end(self, run: FitState) -> None:
+        """Do something after an epoch and its evaluation, before its checkpoint."""
 
-        Args:
-            run: The run.
-        """
-
-    def on_epoch_end(self, run: Run) -> None:
-        """Do something after an epoch and its evaluation, before its checkpoint.
-
-        Args:
-            run: The run.
-        """
-
-    def on_fit_end(self, run: Run) -> None:
-        """Do something after the last epoch; the model holds the chosen weights.
-
-        Args:
-            run: The run.
-        """
+    def on_fit_end(self, run: FitState) -> None:
+        """Do something after the last epoch; the model holds the chosen weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resume needs: tensors, numbers, strings and containers of them.
-
-        Returns:
-            The state.
-        """
+        """Return what a resume needs: tensors, numbers, strings and containers of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned.
-
-        Args:
-            state: The state.
-        """
+        """Take back what `state_dict` returned."""
 
 
 class Snapshots(Hook):
@@ -127,8 +103,13 @@ class Snapshots(Hook):
         InputError: If a number is not positive or the type is unknown.
     """
 
-    def __init__(self, *, every_epochs: int | None = 1, every_steps: int | None = None,
-                 dtype: Literal["float32", "float16"] = "float32") -> None:  # fmt: skip
+    def __init__(
+        self,
+        *,
+        every_epochs: int | None = 1,
+        every_steps: int | None = None,
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
         for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
             if value is not None and value < 1:
                 raise InputError(name, "must be at least 1 or None", value)
@@ -137,45 +118,30 @@ class Snapshots(Hook):
         self.every_epochs, self.every_steps, self.dtype = every_epochs, every_steps, dtype
         self._writer: SnapshotWriter | None = None
 
-    def on_fit_start(self, run: Run) -> None:
-        """Open the folder, and write the start of the trajectory unless the run goes on.
-
-        Args:
-            run: The run; it must have a folder.
-
-        Raises:
-            InputError: If the run has no folder.
-        """
+    def on_fit_start(self, run: FitState) -> None:
+        """Open the folder, and write the start of the trajectory unless the run goes on."""
         if run.folder is None:
             raise InputError("folder", "must be given for snapshots of the trajectory", None)
         if run.rank != 0:
             return
-        folder = RunPaths(run.folder).snapshots
+        folder = Run(run.folder).snapshots_path
         if run.step == 0:  # what an abandoned run left there is not this run's trajectory
             (folder / "index.json").unlink(missing_ok=True)
         self._writer = SnapshotWriter(folder, self.dtype)
         if run.step == 0:
             self._write(run)
 
-    def on_step_end(self, run: Run) -> None:
-        """Write a snapshot if this step is one of `every_steps`.
-
-        Args:
-            run: The run.
-        """
+    def on_step_end(self, run: FitState) -> None:
+        """Write a snapshot if this step is one of `every_steps`."""
         if self.every_steps is not None and run.step % self.every_steps == 0:
             self._write(run)
 
-    def on_epoch_end(self, run: Run) -> None:
-        """Write a snapshot if this epoch is one of `every_epochs`.
-
-        Args:
-            run: The run.
-        """
+    def on_epoch_end(self, run: FitState) -> None:
+        """Write a snapshot if this epoch is one of `every_epochs`."""
         if self.every_epochs is not None and run.epoch % self.every_epochs == 0:
             self._write(run)
 
-    def _write(self, run: Run) -> None:
+    def _write(self, run: FitState) -> None:
         if self._writer is None:
             return
         # running statistics too: the true loss of a snapshot needs those of its own time

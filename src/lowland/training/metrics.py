@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lowland.results.files import write_atomically
-from lowland.results.run_folder import read_metrics
 
-__all__ = ["COLUMNS", "Row", "better", "chosen_row", "read_metrics", "write_metrics", "write_result"]
+__all__ = ["COLUMNS", "Row", "better", "chosen_row", "write_metrics", "write_result"]
 
 Row = dict[str, float]
 

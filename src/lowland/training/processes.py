@@ -10,14 +10,14 @@ from lowland.core.errors import CheckpointError
 from lowland.data import LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent
-from lowland.training.hooks import Run
+from lowland.training.hooks import FitState
 
 __all__ = ["check_processes", "own_part"]
 
 _NORMS: Final = nn.modules.batchnorm._BatchNorm
 
 
-def check_processes(run: Run, batches: TensorBatches | LoaderBatches, then: int, now: int) -> None:
+def check_processes(run: FitState, batches: TensorBatches | LoaderBatches, then: int, now: int) -> None:
     """Refuse to go on with another number of processes where that would make another method of it."""
     # The batch over all processes stays the same, so that a step is the same function of it as long as no part
     # of the method looks at one process's share alone. Random masks (dropout) are other ones of the same kind.
@@ -28,7 +28,7 @@ def check_processes(run: Run, batches: TensorBatches | LoaderBatches, then: int,
     )
 
 
-def _reason(run: Run, batches: TensorBatches | LoaderBatches) -> str | None:
+def _reason(run: FitState, batches: TensorBatches | LoaderBatches) -> str | None:
     if isinstance(batches, LoaderBatches):
         return "a loader's batch belongs to each process, so that a step would take another number of samples"
     if run.step % run.steps_per_epoch:

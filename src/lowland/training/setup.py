@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -15,14 +15,14 @@ from lowland.core.errors import InputError
 from lowland.core.provenance import fingerprint
 from lowland.core.types import Batch
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches, TensorData
-from lowland.losses import TrainingLoss
+from lowland.losses import LLR, ActiveEpochs, TrainingLoss
 from lowland.optim import AscentOptions, Wrapper
 from lowland.training.checkpoint import split_state
 from lowland.training.evaluation import plain_loss
-from lowland.training.hooks import Run
+from lowland.training.hooks import FitState
 from lowland.training.schedule import ScheduleLike
 
-__all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "training_batches"]
+__all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "training_batches", "why_fixed"]
 
 
 def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
@@ -36,7 +36,7 @@ def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
     return fabric
 
 
-def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
+def prepare_loss(run: FitState, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
     """Tell the loss about the run and put its criterion's tensors on the device."""
     criterion = plain_loss(run.loss)
     if isinstance(criterion, nn.Module):
@@ -44,9 +44,12 @@ def prepare_loss(run: Run, batches: TensorBatches | LoaderBatches, device: torch
     if isinstance(run.loss, TrainingLoss):
         resident = batches if isinstance(batches, TensorBatches) else None
         run.loss.prepare(
-            model=run.model, epochs=run.epochs, steps_per_epoch=run.steps_per_epoch,
-            samples=None if resident is None else resident.data.index, plan=None if resident is None else resident.ids,
-        )  # fmt: skip
+            model=run.model,
+            epochs=run.epochs,
+            steps_per_epoch=run.steps_per_epoch,
+            samples=None if resident is None else resident.data.index,
+            plan=None if resident is None else resident.ids,
+        )
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -84,10 +87,15 @@ def training_batches(
 
 
 def recipe_of(
-    run: Run, batch_size: int, schedule: ScheduleLike, augment: Augment | None, gradients: tuple[float | None, int],
+    run: FitState,
+    batch_size: int,
+    schedule: ScheduleLike,
+    augment: Augment | None,
+    gradients: tuple[float | None, int],
     select: str,
-    precision: str, world: int,
-) -> dict[str, Any]:  # fmt: skip
+    precision: str,
+    world: int,
+) -> dict[str, Any]:
     """Return what must agree before a run may go on, one entry per thing a user can change."""
     plain = (int, float, str, bool, type(None))
     groups = [
@@ -100,12 +108,32 @@ def recipe_of(
         if isinstance(value, (*plain, AscentOptions))
     }
     return {
-        "epochs": run.epochs, "batch_size": batch_size, "seed": run.seed, "schedule": _named(schedule),
-        "augment": _named(augment), "clip": gradients[0], "micro_batches": gradients[1], "select": select,
-        "precision": precision, "devices": world,
-        "data": run.data.fingerprint, "initial weights": fingerprint(split_state(run.model)[0]),
-        "optimizer": type(run.optimizer).__qualname__, "optimizer settings": [*groups, own], "loss": _named(run.loss),
-    }  # fmt: skip
+        "epochs": run.epochs,
+        "batch_size": batch_size,
+        "seed": run.seed,
+        "schedule": _named(schedule),
+        "augment": _named(augment),
+        "clip": gradients[0],
+        "micro_batches": gradients[1],
+        "select": select,
+        "precision": precision,
+        "devices": world,
+        "data": run.data.fingerprint,
+        "initial weights": fingerprint(split_state(run.model)[0]),
+        "optimizer": type(run.optimizer).__qualname__,
+        "optimizer settings": [*groups, own],
+        "loss": _named(run.loss),
+    }
+
+
+def why_fixed(schedule: Callable[[float, float, int], float], loss: Any, before: int, after: int) -> str:
+    """Say why a run cannot become longer; "" where nothing that was done depends on the length of the run."""
+    parts = 100  # of an epoch
+    for part in range(parts * before):
+        if schedule(part / parts, 1 / parts, before) != schedule(part / parts, 1 / parts, after):
+            return "the schedule lays the learning rate over the whole length of the run"
+    plain = type(loss) is LLR and loss.active == ActiveEpochs() and not isinstance(loss.criterion, TrainingLoss)
+    return "" if plain or not isinstance(loss, TrainingLoss) else "the loss plans by the length of the run"
 
 
 def _named(part: Any) -> str:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from lowland.viz.backends import BACKENDS, draw, save
 from lowland.viz.export import FigureOptions, export
-from lowland.viz.spec import Estimate
+from lowland.viz.spec import ScatterPoint
 from lowland.viz.surfaces import shared_scale
 from lowland.viz.verbs import (
     animate,
@@ -34,7 +34,7 @@ from lowland.viz.verbs import (
 
 __all__ = [
     "BACKENDS",
-    "Estimate",
+    "ScatterPoint",
     "FigureOptions",
     "animate",
     "compare",

@@ -51,7 +51,7 @@ def draw(spec: Figure, backend: str = "matplotlib", *, size: str | tuple[float, 
 
     Args:
         spec: Any figure spec.
-        backend: One of `BACKENDS`.
+        backend: "matplotlib", "plotly" or "vtk".
         size: "column", "text", "slide", or width and height in inches; None for one that fits.
 
     Returns:
@@ -66,7 +66,7 @@ def save(spec: Figure, path: str | Path, *, size: str | tuple[float, float] | No
     Args:
         spec: Any figure spec.
         path: Ends in .pdf, .svg, .png, .html, .vts or .vtp.
-        size: As in `draw`.
+        size: "column", "text", "slide", or width and height in inches; None for one that fits.
 
     Returns:
         The path written.

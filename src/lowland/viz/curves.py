@@ -12,7 +12,7 @@ from lowland.core.errors import InputError
 from lowland.core.schema import STATUS_INTERPOLATED, STATUS_MEASURED, check
 from lowland.viz.caption import caption_of
 from lowland.viz.field import Field, FloatArray
-from lowland.viz.spec import Axis, Curve, Estimate, Line, Scatter
+from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
 from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, select
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def build_spectrum(results: xr.Dataset | Mapping[str, xr.Dataset], *, title: str
 
 
 def build_cost(
-    estimates: Sequence[Estimate],
+    estimates: Sequence[ScatterPoint],
     *,
     cost: str = "forward-backward passes",
     quality: str = "test accuracy",
@@ -142,7 +142,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not math.isnan(sum(point)) and not beaten(point) for point in points]
 
 
-def front_line(estimates: Sequence[Estimate], front: Sequence[bool]) -> tuple[tuple[float, float], ...]:
+def front_line(estimates: Sequence[ScatterPoint], front: Sequence[bool]) -> tuple[tuple[float, float], ...]:
     """Return the points of a Pareto front in the order in which a line joins them."""
     return tuple(sorted((one.x, one.y) for one, on_front in zip(estimates, front, strict=True) if on_front))
 
@@ -183,7 +183,7 @@ def _curve(name: str, line: xr.Dataset, metric: str) -> Curve:
 def _marks(x: FloatArray, values: FloatArray, status: FloatArray) -> dict[str, FloatArray]:
     rows = np.arange(values.shape[0], dtype=np.float64)
     field = Field(rows, x, values, status.astype(np.uint8))
-    return {kind: np.unique(places) for kind, (_, places) in field.marks().items()}
+    return {mark.kind: np.unique(mark.y) for mark in field.marks()}
 
 
 def _range_unit(line: xr.Dataset) -> str:

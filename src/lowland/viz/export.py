@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lowland.core.errors import InputError
+from lowland.core.figure_options import FigureOptions
 from lowland.viz.backends import backend_for, save
 from lowland.viz.curves import build_line, build_spectrum
 from lowland.viz.paths import build_animation, build_path
-from lowland.viz.scale import scale_of
 from lowland.viz.spec import Contour, Figure, Panels, Scale, Single
 from lowland.viz.style import COLOR_MAPS
 from lowland.viz.surfaces import (
+    View,
     build_contour,
     build_convexity_map,
     build_heat_map,
     build_surface,
-    field_of,
-    metric_axis,
+    shared_scale,
 )
 
 if TYPE_CHECKING:
@@ -30,43 +29,6 @@ __all__ = ["KINDS", "FigureOptions", "build_figure", "export"]
 
 KINDS = ("contour", "surface", "heat-map", "convexity", "line", "density", "path", "animation")
 """Kinds of figure that can be made from stored surfaces, lines, curvature and trajectories."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FigureOptions:
-    """Everything that can be chosen about a figure of stored results.
-
-    Args:
-        metric: Metric to draw.
-        split: Name along ``split``; None for the first (lines: all).
-        direction: Name along ``direction``; None for the first (lines: mean and range).
-        log: Logarithmic scale; None decides by the data.
-        minimum: Low end of the scale; None takes the data's.
-        maximum: High end of the scale; None takes the data's.
-        levels: Least number of contour levels; None for 9.
-        color_map: viridis, cividis, magma, inferno or plasma.
-        filled: Fill between contour lines.
-        points: Mark measured and interpolated points; None where both occur.
-        title: Title; with several results their names are the titles of the panels.
-        caption: Small print; None writes it from the results, "" leaves it out.
-        columns: Panels in a row.
-        size: column, text, slide, or width and height in inches.
-    """
-
-    metric: str = "loss"
-    split: str | int | None = None
-    direction: str | int | None = None
-    log: bool | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    levels: int | None = None
-    color_map: str = "viridis"
-    filled: bool = True
-    points: bool | None = None
-    title: str = ""
-    caption: str | None = None
-    columns: int = 3
-    size: str | tuple[float, float] | None = None
 
 
 def export(
@@ -82,7 +44,7 @@ def export(
     Args:
         results: Surfaces, lines or densities by name; several surfaces are drawn side by side on one scale.
         path: Ends in .pdf, .svg, .png, .html, .vts or .vtp.
-        kind: One of `KINDS`.
+        kind: contour, surface, heat-map, convexity, line, density, path or animation.
         trajectories: Training paths by name, for the kinds path and animation.
         options: Everything else.
 
@@ -130,11 +92,11 @@ def build_figure(
 
 
 def _scale(results: Mapping[str, xr.Dataset], chosen: FigureOptions) -> Scale:
-    listed = list(results.values())
-    fields = [field_of(r, chosen.metric, split=chosen.split, direction=chosen.direction) for r in listed]
-    return scale_of(
-        fields,
-        label=metric_axis(listed[0], chosen.metric).text,
+    return shared_scale(
+        results.values(),
+        chosen.metric,
+        split=chosen.split,
+        direction=chosen.direction,
         log=chosen.log,
         limits=(chosen.minimum, chosen.maximum),
         levels=chosen.levels,
@@ -143,27 +105,18 @@ def _scale(results: Mapping[str, xr.Dataset], chosen: FigureOptions) -> Scale:
 
 
 def _panels(results: Mapping[str, xr.Dataset], kind: str, chosen: FigureOptions) -> tuple[Single, ...]:
-    titles = {name: chosen.title or name if len(results) == 1 else name for name in results}
-    if kind == "convexity":
-        return tuple(
-            build_convexity_map(r, direction=chosen.direction, title=titles[n], caption=chosen.caption)
-            for n, r in results.items()
-        )
-    scale = _scale(results, chosen)
+    scale = _scale(results, chosen) if kind != "convexity" else None
     figures: list[Single] = []
     for name, result in results.items():
-        title, caption, metric = titles[name], chosen.caption, chosen.metric
-        split, direction = chosen.split, chosen.direction
-        if kind == "contour":
-            figures.append(
-                build_contour(result, metric, scale=scale, split=split, direction=direction, filled=chosen.filled,
-                              points=chosen.points, title=title, caption=caption)
-            )  # fmt: skip
+        title = chosen.title or name if len(results) == 1 else name
+        direction, caption = chosen.direction, chosen.caption
+        view: View = {"scale": scale, "split": chosen.split, "direction": direction, "title": title, "caption": caption}
+        if kind == "convexity":
+            figures.append(build_convexity_map(result, direction=direction, title=title, caption=caption))
+        elif kind == "contour":
+            figures.append(build_contour(result, chosen.metric, filled=chosen.filled, points=chosen.points, **view))
         else:
-            build = build_surface if kind == "surface" else build_heat_map
-            figures.append(
-                build(result, metric, scale=scale, split=split, direction=direction, title=title, caption=caption)
-            )
+            figures.append((build_surface if kind == "surface" else build_heat_map)(result, chosen.metric, **view))
     return tuple(figures)
 
 

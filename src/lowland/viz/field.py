@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowland.core.errors import InputError
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED, STATUS_OPEN
+from lowland.viz import style
 
-__all__ = ["MARK_KINDS", "Field", "FloatArray"]
+__all__ = ["MARK_KINDS", "Field", "FloatArray", "Mark"]
 
 FloatArray: TypeAlias = NDArray[np.float64]
 
 MARK_KINDS = ("open", "failed", "nan", "inf", "-inf", "measured", "interpolated")
 """Every way in which a grid point can be more (or less) than a finite number."""
+
+
+class Mark(NamedTuple):
+    """Points of one kind, their look and what the legend says."""
+
+    kind: str  # One of `MARK_KINDS`
+    x: FloatArray  # Shape [count]
+    y: FloatArray  # Shape [count]
+
+    @property
+    def look(self) -> style.MarkStyle:
+        """Color and symbol."""
+        return style.MARKS[self.kind]
+
+    @property
+    def label(self) -> str:
+        """Legend entry, with the number of points."""
+        return f"{self.look.label} ({self.x.size})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +80,12 @@ class Field:
         """Left, right, bottom and top coordinate."""
         return float(self.x[0]), float(self.x[-1]), float(self.y[0]), float(self.y[-1])
 
+    @property
+    def square(self) -> bool:
+        """Whether both axes can be drawn to one scale: otherwise the figure would be a stripe."""
+        left, right, bottom, top = self.extent
+        return right > left and top > bottom and 1 / 3 <= (right - left) / (top - bottom) <= 3
+
     def mask(self, kind: str) -> NDArray[np.bool_]:
         """Return which points are of one kind."""
         has_value = (self.status == STATUS_MEASURED) | (self.status == STATUS_INTERPOLATED)
@@ -80,10 +105,10 @@ class Field:
         i, j = np.nonzero(self.mask(kind))
         return self.x[i], self.y[j]
 
-    def marks(self, *, points: bool | None = None) -> dict[str, tuple[FloatArray, FloatArray]]:
+    def marks(self, points: bool | None = None) -> list[Mark]:
         """Return what has to be marked on a figure: everything that is not simply a measured number."""
         both = bool(self.mask("measured").any() and self.mask("interpolated").any())
         wanted = both if points is None else points
         kinds = MARK_KINDS if wanted else MARK_KINDS[:5]
-        found = {kind: self.points(kind) for kind in kinds}
-        return {kind: place for kind, place in found.items() if place[0].size}
+        found = [Mark(kind, *self.points(kind)) for kind in kinds]
+        return [mark for mark in found if mark.x.size]

@@ -22,7 +22,6 @@ from lowland.core.errors import InputError
 from lowland.viz import style
 from lowland.viz.matplotlib_curves import draw_line, draw_scatter
 from lowland.viz.matplotlib_fields import draw_contour, draw_heat_map, draw_surface
-from lowland.viz.scale import format_number
 from lowland.viz.spec import (
     Animation,
     Contour,
@@ -30,6 +29,7 @@ from lowland.viz.spec import (
     HeatMap,
     Line,
     Panels,
+    Scatter,
     Single,
     Surface3D,
 )
@@ -115,9 +115,9 @@ def _size(spec: Figure, size: str | tuple[float, float] | None) -> tuple[float, 
         return style.figure_size(size)
     if isinstance(spec, Panels):
         width = style.SIZES["text"][0]
-        columns = min(spec.columns, len(spec.panels))
+        rows, columns = spec.shape
         cell = min(width / columns, 3.2)
-        return cell * columns + 0.3, cell * 0.98 * spec.rows + 0.4
+        return cell * columns + 0.3, cell * 0.98 * rows + 0.4
     if isinstance(spec, Surface3D):
         return 4.6, 3.8
     return (4.2, 3.6) if isinstance(spec, Contour | HeatMap) else (4.2, 3.0)
@@ -131,12 +131,11 @@ def _add_axes(figure: MatplotlibFigure, spec: Single, position: tuple[int, int, 
 
 
 def _draw_panels(figure: MatplotlibFigure, spec: Panels) -> None:
-    columns = min(spec.columns, len(spec.panels))
-    drawn: list[tuple[Axes, Single, ScalarMappable | None]] = []
-    for number, panel in enumerate(spec.panels):
-        axes = _add_axes(figure, panel, (spec.rows, columns, number + 1))
-        drawn.append((axes, panel, _draw_one(axes, panel)))
-    colored = [(axes, panel, mappable) for axes, panel, mappable in drawn if mappable is not None]
+    colored: list[tuple[Axes, Single, ScalarMappable]] = []
+    for number, panel in enumerate(spec.panels, start=1):
+        axes = _add_axes(figure, panel, (*spec.shape, number))
+        if (mappable := _draw_one(axes, panel)) is not None:
+            colored.append((axes, panel, mappable))
     scales = {panel.scale for _, panel, _ in colored if isinstance(panel, Contour | Surface3D | HeatMap)}
     if len(scales) == 1:  # one scale: one bar for all
         _color_bar(figure, colored[0][2], colored[0][1], [axes for axes, _, _ in colored])
@@ -150,17 +149,17 @@ def _draw_one(axes: Axes, spec: Single) -> ScalarMappable | None:
         axes.set_title("\n".join(textwrap.wrap(spec.title, 46)))
     axes.set_xlabel(spec.x_axis.text)
     axes.set_ylabel(spec.y_axis.text)
-    if isinstance(spec, Contour):
-        return draw_contour(axes, spec)
-    if isinstance(spec, Surface3D):
-        return draw_surface(axes, spec)
-    if isinstance(spec, HeatMap):
-        return draw_heat_map(axes, spec)
-    if isinstance(spec, Line):
-        draw_line(axes, spec)
-    else:
-        draw_scatter(axes, spec)
-    return None
+    mappable: ScalarMappable | None = _DRAW[type(spec)](axes, spec)
+    return mappable
+
+
+_DRAW: dict[type, Any] = {
+    Contour: draw_contour,
+    Surface3D: draw_surface,
+    HeatMap: draw_heat_map,
+    Line: draw_line,
+    Scatter: draw_scatter,
+}
 
 
 def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single, axes: Axes | list[Axes]) -> None:
@@ -169,7 +168,7 @@ def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single,
     bar.set_label(spec.scale.label)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_locator(FixedLocator(spec.scale.ticks))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.format_number(value)))
 
 
 def _write_caption(figure: MatplotlibFigure, caption: str) -> None:

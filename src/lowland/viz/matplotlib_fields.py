@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from lowland.viz import style
-from lowland.viz.field import Field
-from lowland.viz.scale import format_number
+from lowland.viz.field import Field, Mark
+from lowland.viz.matplotlib_curves import draw_paths
 from lowland.viz.spec import Axis, Contour, HeatMap, Scale, Surface3D
 
 __all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
@@ -35,22 +35,21 @@ def draw_contour(axes: Axes, spec: Contour) -> ScalarMappable:
         # Lines need whole cells; the points that are there are shown one by one.
         axes.pcolormesh(field.x, field.y, shown, norm=norm, cmap=colors, shading="nearest", zorder=0.5)
     elif spec.filled and drawable:
-        filled = axes.contourf(
-            field.x, field.y, shown, levels=list(scale.levels), norm=norm, cmap=colors, extend="both", zorder=0.5
-        )
+        bands: dict[str, Any] = {"levels": list(scale.levels), "norm": norm, "cmap": colors, "extend": "both"}
+        filled = axes.contourf(field.x, field.y, shown, zorder=0.5, **bands)
         filled.set_edgecolor("face")  # no white hairlines between the bands in PDF viewers
         filled.set_linewidth(0.2)
     if drawable:
         ink: dict[str, Any] = {"colors": "white", "alpha": 0.75} if spec.filled else {"cmap": colors, "norm": norm}
         lines = axes.contour(field.x, field.y, shown, levels=list(scale.levels), linewidths=0.6, **ink)
         named = scale.levels[::2] if len(scale.levels) > 9 else scale.levels  # more would hide the lines
-        axes.clabel(lines, named, fmt=format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
+        axes.clabel(lines, named, fmt=style.format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
     _frame_plane(axes, field, spec.x_axis, spec.y_axis)
     _mark_points(axes, field, spec.points)
-    _draw_paths(axes, spec)
-    if spec.center and not spec.paths and field.x[0] <= 0 <= field.x[-1] and field.y[0] <= 0 <= field.y[-1]:
-        axes.plot([0], [0], "+", color="white", markersize=6, markeredgewidth=1.4, zorder=4)
-        axes.plot([0], [0], "+", color="black", markersize=6, markeredgewidth=0.7, zorder=4)
+    draw_paths(axes, spec)
+    if spec.cross:
+        for color, width in (("white", 1.4), ("black", 0.7)):
+            axes.plot([0], [0], "+", color=color, markersize=6, markeredgewidth=width, zorder=4)
     return ScalarMappable(norm, colors)
 
 
@@ -60,63 +59,46 @@ def _frame_plane(axes: Axes, field: Field, x_axis: Axis, y_axis: Axis) -> None:
     axes.set_ylim(*(y_axis.limits if y_axis.limits and bottom < top else (bottom - 0.5, top + 0.5)))
     for view in (axes.xaxis, axes.yaxis):
         view.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    width, height = right - left, top - bottom
-    if width > 0 and height > 0 and 1 / 3 <= width / height <= 3:
+    if field.square:
         axes.set_aspect("equal", adjustable="box")
 
 
 def _mark_points(axes: Axes, field: Field, points: bool | None) -> None:
-    marks = field.marks(points=points)
-    for kind, (x, y) in marks.items():
-        look = style.MARKS[kind]
-        axes.plot(
-            x, y, look.matplotlib_marker, color=look.color, markersize=look.size, markeredgewidth=0.6,
-            linestyle="none", label=f"{look.label} ({x.size})", zorder=3, clip_on=False,
-        )  # fmt: skip
+    marks = field.marks(points)
+    for mark in marks:
+        axes.plot(mark.x, mark.y, **_symbols(mark), markeredgewidth=0.6, zorder=3, clip_on=False)
     if marks:
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2, handletextpad=0.2)
 
 
-def _draw_paths(axes: Axes, spec: Contour) -> None:
-    for number, path in enumerate(spec.paths):
-        look = style.curve_style(number)
-        axes.plot(path.x, path.y, color="white", linewidth=2.2, zorder=3.5)
-        axes.plot(
-            path.x, path.y, look.matplotlib_dash, color=look.color, linewidth=1.1, marker=look.matplotlib_marker,
-            markersize=2.6, markevery=max(1, path.x.size // 15), zorder=3.6, label=path.name,
-        )  # fmt: skip
-        axes.plot(path.x[-1:], path.y[-1:], "*", color=look.color, markeredgecolor="white", markersize=8, zorder=3.7)
-    if spec.paths:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2)
+def _symbols(mark: Mark) -> dict[str, Any]:
+    look = {"marker": mark.look.matplotlib_marker, "color": mark.look.color, "markersize": mark.look.size}
+    return {"linestyle": "none", "label": mark.label, **look}
 
 
 def draw_surface(axes: Any, spec: Surface3D) -> ScalarMappable:
     """Draw a surface in three dimensions."""
     field, scale = spec.field, spec.scale
     heights = scale.transform(field.shown)
-    low, high = scale.transform(np.array([scale.minimum, scale.maximum]))
+    low, high = scale.ends
     norm = Normalize(low, high)
     colors = mpl.colormaps[scale.color_map]
     x, y = np.meshgrid(field.x, field.y, indexing="ij")
-    axes.plot_surface(
-        x, y, heights, facecolors=colors(norm(np.nan_to_num(heights, nan=low))), rcount=101, ccount=101,
-        linewidth=0, antialiased=False, shade=False, rasterized=field.values.size > 10_000,
-    )  # fmt: skip
+    flat = {"linewidth": 0, "antialiased": False, "shade": False, "rasterized": field.values.size > 10_000}
+    faces = colors(norm(np.nan_to_num(heights, nan=low)))
+    axes.plot_surface(x, y, heights, facecolors=faces, rcount=101, ccount=101, **flat)
     axes.set_xlim(*field.extent[:2])
     axes.set_ylim(*field.extent[2:])
     axes.set_zlim(low, high)
-    ticks = scale.transform(np.array(scale.ticks))
-    axes.set_zticks(ticks, labels=[format_number(tick) for tick in scale.ticks])
+    places, texts = scale.labels
+    axes.set_zticks(places, labels=texts)
     axes.set_zlabel(scale.label)
     for view in (axes.xaxis, axes.yaxis):
         view.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.view_init(elev=32, azim=-58)
-    marks = {kind: place for kind, place in field.marks(points=False).items() if kind != "open"}  # holes say that
-    for kind, (px, py) in marks.items():
-        look = style.MARKS[kind]
-        height = high if kind != "-inf" else low
-        axes.plot(px, py, np.full(px.size, height), look.matplotlib_marker, color=look.color, markersize=look.size,
-                  linestyle="none", label=f"{look.label} ({px.size})")  # fmt: skip
+    marks = list(spec.marks)
+    for mark, z in marks:
+        axes.plot(mark.x, mark.y, z, **_symbols(mark))
     if marks:
         axes.legend(loc="upper left")
     return ScalarMappable(norm_of(scale), scale.color_map)

@@ -17,9 +17,9 @@ from plotly.subplots import make_subplots
 from lowland.core.errors import InputError
 from lowland.viz import style
 from lowland.viz.field import FloatArray
+from lowland.viz.plotly_canvas import GRID, Canvas, escape
 from lowland.viz.plotly_curves import draw_line, draw_scatter
 from lowland.viz.plotly_fields import draw_contour, draw_heat_map, draw_surface
-from lowland.viz.plotly_text import GRID, Place, escape
 from lowland.viz.spec import (
     Animation,
     Axis,
@@ -29,12 +29,12 @@ from lowland.viz.spec import (
     Line,
     Panels,
     Path,
-    Scale,
+    Scatter,
     Single,
     Surface3D,
 )
 
-__all__ = ["draw", "draw_into", "save", "script"]
+__all__ = ["draw", "save", "script"]
 
 _BELOW = {"yref": "container", "yanchor": "bottom", "y": 0.0}  # where no axis title can be
 
@@ -67,7 +67,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
         figure = _draw_panels(spec)
     else:
         figure = go.Figure()
-        draw_into(figure, spec)
+        _draw_into(Canvas(figure), spec)
     figure.update_layout(
         template="none",  # plotly's default would add 7 kB to every figure, to say what is said here
         font={"family": f"{style.FONT}, Verdana, sans-serif", "size": 12},
@@ -103,40 +103,34 @@ def script() -> str:
     return text
 
 
-def draw_into(figure: go.Figure, spec: Single, place: Place | None = None, colors: str = "coloraxis") -> None:
-    """Draw one spec into a figure."""
-    where = place or {}
-    if isinstance(spec, Surface3D):
-        draw_surface(figure, spec, where, colors)
-        return
-    figure.update_xaxes(title_text=escape(spec.x_axis.text), **_axis(spec.x_axis), **where)
-    figure.update_yaxes(title_text=escape(spec.y_axis.text), **_axis(spec.y_axis), **where)
-    if isinstance(spec, Contour):
-        draw_contour(figure, spec, where, colors)
-    elif isinstance(spec, HeatMap):
-        draw_heat_map(figure, spec, where, colors)
-    elif isinstance(spec, Line):
-        draw_line(figure, spec, where)
-    else:
-        draw_scatter(figure, spec, where)
+def _draw_into(canvas: Canvas, spec: Single) -> None:
+    if not isinstance(spec, Surface3D):
+        canvas.axes(x=_axis(spec.x_axis), y=_axis(spec.y_axis))
+    _DRAW[type(spec)](canvas, spec)
+
+
+_DRAW: dict[type, Any] = {
+    Contour: draw_contour,
+    Surface3D: draw_surface,
+    HeatMap: draw_heat_map,
+    Line: draw_line,
+    Scatter: draw_scatter,
+}
 
 
 def _draw_animation(spec: Animation) -> go.Figure:
     contour = replace(spec.contour, title=spec.title or spec.contour.title)
     figure = go.Figure()
-    draw_into(figure, contour)
+    _draw_into(Canvas(figure), contour)
     # The casing stays in full, so that the way ahead is seen; only the colored trail grows.
     figure.update_traces(opacity=0.45, selector={"type": "scatter", "mode": "lines"})
     figure.update_traces(visible=False, selector={"type": "scatter", "mode": "lines+markers"})
     start = len(figure.data)
     for number, path in enumerate(contour.paths):
-        look = style.curve_style(number)
-        figure.add_trace(
-            go.Scatter(x=_single(path.x), y=_single(path.y), mode="lines+markers", name=escape(path.name),
-                       showlegend=len(contour.paths) > 1, line={"color": look.color, "width": 3},
-                       marker={"size": _head(path.x.size), "color": look.color,
-                               "line": {"width": 2, "color": "white"}}),
-        )  # fmt: skip
+        color = style.curve_style(number).color
+        head = {"size": _head(path.x.size), "color": color, "line": {"width": 2, "color": "white"}}
+        trail = {"mode": "lines+markers", "line": {"color": color, "width": 3}, "showlegend": len(contour.paths) > 1}
+        figure.add_trace(go.Scatter(x=_single(path.x), y=_single(path.y), name=escape(path.name), marker=head, **trail))
     moving = list(range(start, len(figure.data)))
     figure.frames = [
         go.Frame(name=str(step), traces=moving, data=[_grown(path, step) for path in contour.paths])
@@ -166,60 +160,45 @@ def _add_controls(figure: go.Figure, frames: tuple[int, ...]) -> None:
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
     play = {"mode": "immediate", "fromcurrent": True, "frame": {"duration": 80, "redraw": False}}
     quiet = {"bgcolor": "rgba(128,128,128,0.15)", "bordercolor": GRID}
+    active = {"active": len(frames) - 1, "activebgcolor": "rgba(128,128,128,0.6)"}
     steps = [{"method": "animate", "label": str(s), "args": [[str(s)], still]} for s in frames]
     buttons = [
         {"label": "play", "method": "animate", "args": [None, play]},
         {"label": "pause", "method": "animate", "args": [[None], still]},
     ]
-    slider = {
-        "steps": steps, "active": len(steps) - 1, "currentvalue": {"prefix": "step "}, "pad": {"t": 64}, "len": 0.8,
-        "x": 0.2, "activebgcolor": "rgba(128,128,128,0.6)", **quiet,
-    }  # fmt: skip
-    menu = {
-        "type": "buttons",
-        "buttons": buttons,
-        "x": 0.14,
-        "y": 0,
-        "pad": {"t": 72},
-        "yanchor": "top",
-        "showactive": False,
-        **quiet,
-    }
+    slider = {"steps": steps, "currentvalue": {"prefix": "step "}, "pad": {"t": 64}, "len": 0.8, "x": 0.2}
+    menu = {"type": "buttons", "buttons": buttons, "showactive": False}
+    below = {"x": 0.14, "y": 0, "pad": {"t": 72}, "yanchor": "top"}
     above = {"y": 1.0, "yanchor": "bottom"}
-    figure.update_layout(sliders=[slider], updatemenus=[menu], legend=above)
+    figure.update_layout(sliders=[slider | active | quiet], updatemenus=[menu | below | quiet], legend=above)
 
 
 def _draw_panels(spec: Panels) -> go.Figure:
-    columns = min(spec.columns, len(spec.panels))
-    cells: list[list[dict[str, str] | None]] = [[None] * columns for _ in range(spec.rows)]
+    rows, columns = spec.shape
+    cells: list[list[dict[str, str] | None]] = [[None] * columns for _ in range(rows)]
     for number, panel in enumerate(spec.panels):
         cells[number // columns][number % columns] = {"type": "scene" if isinstance(panel, Surface3D) else "xy"}
     figure = make_subplots(
-        rows=spec.rows,
+        rows=rows,
         cols=columns,
         specs=cells,
         subplot_titles=[escape(panel.title) for panel in spec.panels],
         horizontal_spacing=0.16 / columns,
-        vertical_spacing=0.24 / spec.rows,
+        vertical_spacing=0.24 / rows,
     )
-    scales: list[Scale] = []
     for number, panel in enumerate(spec.panels):
+        index = spec.scales.index(panel.scale) if isinstance(panel, Contour | Surface3D | HeatMap) else 0
         place = {"row": number // columns + 1, "col": number % columns + 1}
-        colors = "coloraxis"
-        if isinstance(panel, Contour | Surface3D | HeatMap):
-            if panel.scale not in scales:
-                scales.append(panel.scale)
-            index = scales.index(panel.scale)
-            colors = f"coloraxis{index + 1 if index else ''}"
-        draw_into(figure, panel, place, colors)
-    for index in range(1, len(scales)):  # each further scale puts its bar beside the one before
+        _draw_into(Canvas(figure, place, f"coloraxis{index + 1 if index else ''}"), panel)
+    for index in range(1, len(spec.scales)):  # each further scale puts its bar beside the one before
         figure.update_layout({f"coloraxis{index + 1}": {"colorbar": {"x": 1.02 + 0.12 * index}}})
-    figure.update_layout(height=80 + 380 * spec.rows)
+    figure.update_layout(height=80 + 380 * rows)
     return figure
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
     settings: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "ticks": "outside", "automargin": True}
+    settings["title_text"] = escape(axis.text)
     if axis.log:
         settings |= {"type": "log", "exponentformat": "power"}
     if axis.limits is not None:

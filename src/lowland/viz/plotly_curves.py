@@ -1,4 +1,4 @@
-"""Plotly traces of curves with bands, and of estimates with intervals."""
+"""Plotly traces of curves with bands, of training paths, and of estimates with intervals."""
 
 from __future__ import annotations
 
@@ -9,101 +9,97 @@ import plotly.graph_objects as go
 
 from lowland.viz import style
 from lowland.viz.field import FloatArray
-from lowland.viz.plotly_text import Place, anchor_of, escape
-from lowland.viz.scale import format_number, nice_ticks
-from lowland.viz.spec import Axis, Line, Scatter
+from lowland.viz.plotly_canvas import Canvas, escape
+from lowland.viz.scale import nice_ticks
+from lowland.viz.spec import Axis, Contour, Curve, Line, Scatter
 
-__all__ = ["draw_line", "draw_scatter"]
+__all__ = ["draw_line", "draw_paths", "draw_scatter"]
 
 
-def draw_line(figure: go.Figure, spec: Line, place: Place) -> None:
+def draw_line(canvas: Canvas, spec: Line) -> None:
     """Draw curves with their bands, marked points and rug."""
-    number = 0
     finite = np.concatenate([c.y[np.isfinite(c.y)] for c in spec.curves] or [np.zeros(0)])
     top = float(finite.max()) if finite.size else 1.0
-    for curve in spec.curves:
-        look = style.curve_style(number)
-        number += not curve.reference
-        line: dict[str, Any] = {"color": look.color, "dash": look.plotly_dash, "width": 2}
-        if curve.reference:
-            line = {"color": style.REFERENCE_COLOR, "dash": "dot", "width": 1.5}
-        name = escape(curve.name)
-        entry = f"{name}, {escape(curve.band)}" if curve.band else name
-        group = {"legendgroup": name}
-        if curve.low is not None and curve.high is not None:
-            edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", **group}
-            figure.add_trace(go.Scatter(x=curve.x, y=curve.low, showlegend=False, **edge), **place)
-            shade = go.Scatter(x=curve.x, y=curve.high, fill="tonexty", fillcolor=_transparent(line["color"]),
-                               showlegend=False, **edge)  # fmt: skip
-            figure.add_trace(shade, **place)
-        marker = {"symbol": look.plotly_marker, "size": 6}
+    for curve, look in spec.styled:
+        group = {"legendgroup": escape(curve.name)}
+        _draw_band(canvas, curve, look.color, group)
+        line = {"color": look.color, "dash": look.plotly_dash, "width": 1.5 if curve.reference else 2}
         mode = "lines+markers" if curve.markers else "lines"
-        figure.add_trace(
-            go.Scatter(
-                x=curve.x, y=curve.y, mode=mode, name=entry, line=line, marker=marker, connectgaps=False, **group
-            ),
-            **place,
-        )
-        for kind, x in curve.marks.items():
-            mark = style.MARKS[kind]
-            figure.add_trace(
-                go.Scatter(x=x, y=np.full(x.size, top), mode="markers", name=f"{name}: {mark.label} ({x.size})",
-                           marker={"symbol": mark.plotly_symbol, "color": mark.color, "size": 8}, **group),
-                **place,
-            )  # fmt: skip
+        some = {"mode": mode, "line": line, "marker": {"symbol": look.plotly_marker, "size": 6}}
+        canvas.add(go.Scatter(x=curve.x, y=curve.y, name=escape(curve.entry), connectgaps=False, **some, **group))
+        for x, mark, label in curve.gaps:
+            marker = {"symbol": mark.plotly_symbol, "color": mark.color, "size": 8}
+            canvas.points(x, np.full(x.size, top), marker, name=escape(label), **group)
     if spec.rug:
         floor = float(finite[finite > 0].min()) if spec.y_axis.log and (finite > 0).any() else 0.0
-        figure.add_trace(
-            go.Scatter(x=spec.rug, y=np.full(len(spec.rug), floor), mode="markers", name="eigenvalues",
-                       marker={"symbol": "line-ns-open", "size": 12, "color": style.REFERENCE_COLOR}),
-            **place,
-        )  # fmt: skip
-    _name_decades(figure, spec.x_axis, "update_xaxes", [c.x for c in spec.curves], place)
-    _name_decades(figure, spec.y_axis, "update_yaxes", [c.y for c in spec.curves], place)
+        marker = {"symbol": "line-ns-open", "size": 12, "color": style.REFERENCE_COLOR}
+        canvas.points(spec.rug, np.full(len(spec.rug), floor), marker, name="eigenvalues")
+    canvas.axes(
+        x=_decades(spec.x_axis, [c.x for c in spec.curves]), y=_decades(spec.y_axis, [c.y for c in spec.curves])
+    )
     if spec.equal:
-        figure.update_yaxes(scaleanchor=anchor_of(figure, place), **place)
+        canvas.axes(y={"scaleanchor": canvas.anchor})
 
 
-def _name_decades(figure: go.Figure, axis: Axis, update: str, values: list[FloatArray], place: Place) -> None:
-    """Label a logarithmic axis with whole numbers: plotly's own labels show a lone 2 or 5 between powers."""
+def _draw_band(canvas: Canvas, curve: Curve, color: str, group: dict[str, str]) -> None:
+    if curve.low is None or curve.high is None:
+        return
+    edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, **group}
+    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
+    shade = {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.2)"}
+    canvas.add(go.Scatter(x=curve.x, y=curve.low, **edge))
+    canvas.add(go.Scatter(x=curve.x, y=curve.high, **shade, **edge))
+
+
+def _decades(axis: Axis, values: list[FloatArray]) -> dict[str, Any]:
+    # whole numbers on a logarithmic axis: plotly's own labels show a lone 2 or 5 between powers
     known = np.concatenate([*values, np.zeros(0)])
     known = known[np.isfinite(known) & (known > 0)]
-    if axis.log and known.size:
-        low, high = (float(known.min()), float(known.max())) if axis.limits is None else axis.limits
-        if low == high:  # a run of one epoch: plotly names the one value by itself
-            return
-        ticks = nice_ticks(low, high, True)
-        getattr(figure, update)(tickvals=list(ticks), ticktext=[format_number(t) for t in ticks], **place)
+    if not (axis.log and known.size):
+        return {}
+    low, high = (float(known.min()), float(known.max())) if axis.limits is None else axis.limits
+    if low == high:  # a run of one epoch: plotly names the one value by itself
+        return {}
+    ticks = nice_ticks(low, high, True)
+    return {"tickvals": list(ticks), "ticktext": [style.format_number(t) for t in ticks]}
 
 
-def _transparent(color: str) -> str:
-    red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.2)"
+def draw_paths(canvas: Canvas, spec: Contour) -> None:
+    """Draw training paths, the last point large."""
+    for number, path in enumerate(spec.paths):
+        look = style.curve_style(number)
+        data = path.steps[:, None].astype(np.float64)
+        template = "step %{customdata[0]}"
+        if path.distance is not None:
+            data = np.column_stack([data, path.distance])
+            template += "<br>distance from the plane %{customdata[1]:.3g}"
+        casing = {"color": "white", "width": 5}  # tells a path from any color below it
+        canvas.add(go.Scatter(x=path.x, y=path.y, mode="lines", line=casing, showlegend=False, hoverinfo="skip"))
+        line = {"color": look.color, "width": 2, "dash": look.plotly_dash}
+        sizes = [5] * (path.x.size - 1) + [11]
+        marker = {"size": sizes, "symbol": look.plotly_marker, "line": {"width": 1, "color": "white"}}
+        hover = {"customdata": data, "hovertemplate": template + "<extra></extra>"}
+        some = {"mode": "lines+markers", "line": line, "marker": marker, "showlegend": len(spec.paths) > 1}
+        canvas.add(go.Scatter(x=path.x, y=path.y, name=escape(path.name), **some, **hover))
 
 
-def draw_scatter(figure: go.Figure, spec: Scatter, place: Place) -> None:
+def draw_scatter(canvas: Canvas, spec: Scatter) -> None:
     """Draw estimates with intervals and the single seeds behind them."""
     if spec.front:  # steps: between two methods nothing better is known than the cheaper one
         x, y = np.array(spec.front).T
         line = {"color": style.REFERENCE_COLOR, "dash": "dash", "width": 1, "shape": "hv"}
-        figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name="Pareto front", line=line), **place)
+        canvas.add(go.Scatter(x=x, y=y, mode="lines", name="Pareto front", line=line))
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
         name = escape(estimate.name)
+        marker = {"color": look.color, "symbol": look.plotly_marker}
         if estimate.seeds:
             x, y = np.array(estimate.seeds).T
-            figure.add_trace(
-                go.Scatter(x=x, y=y, mode="markers", showlegend=False, legendgroup=name, opacity=0.4,
-                           name=f"{name}, single seed",
-                           marker={"color": look.color, "symbol": look.plotly_marker, "size": 6}),
-                **place,
-            )  # fmt: skip
+            quiet = {"showlegend": False, "legendgroup": name, "opacity": 0.4}
+            canvas.points(x, y, marker | {"size": 6}, name=f"{name}, single seed", **quiet)
         bars = None
         if estimate.interval is not None:
             low, high = estimate.interval
             bars = {"type": "data", "array": [high - estimate.y], "arrayminus": [estimate.y - low]}
-        figure.add_trace(
-            go.Scatter(x=[estimate.x], y=[estimate.y], mode="markers", name=name, legendgroup=name, error_y=bars,
-                       marker={"color": look.color, "symbol": look.plotly_marker, "size": 11}),
-            **place,
-        )  # fmt: skip
+        options = {"name": name, "legendgroup": name, "error_y": bars}
+        canvas.points([estimate.x], [estimate.y], marker | {"size": 11}, **options)

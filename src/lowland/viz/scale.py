@@ -12,7 +12,7 @@ from lowland.viz.field import Field
 from lowland.viz.spec import Scale
 from lowland.viz.style import COLOR_MAPS
 
-__all__ = ["format_number", "linear_levels", "log_levels", "nice_ticks", "scale_of"]
+__all__ = ["linear_levels", "log_levels", "nice_ticks", "scale_of"]
 
 _LEAST_LEVELS = 9  # fewer leave the floor of a basin blank, more than twice as many merge in print
 _LOG_FROM = 1.5  # below this ratio a logarithm changes nothing but the roundness of the labels
@@ -86,11 +86,6 @@ def nice_ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
         if len(inside) >= 4:
             return inside[:: -(-len(inside) // 9)]
     return inside
-
-
-def format_number(value: float) -> str:
-    """Write a number for a label: three digits, no trailing zeros, a true minus sign."""
-    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
 def _checked(levels: tuple[float, ...], log: bool) -> tuple[float, ...]:

@@ -7,21 +7,23 @@ is which, limits, levels, labels, and how a point that was not measured is marke
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lowland.core.errors import InputError
-from lowland.viz.field import Field, FloatArray
+from lowland.viz import style
+from lowland.viz.field import Field, FloatArray, Mark
 
 __all__ = [
     "Animation",
     "Axis",
     "Contour",
     "Curve",
-    "Estimate",
+    "ScatterPoint",
     "Figure",
     "HeatMap",
     "Line",
@@ -68,6 +70,17 @@ class Scale:
             return finite
         return np.log10(np.where(finite > 0, finite, np.nan))
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Low and high end on that axis."""
+        low, high = self.transform(np.array([self.minimum, self.maximum]))
+        return float(low), float(high)
+
+    @property
+    def labels(self) -> tuple[list[float], list[str]]:
+        """Places of the ticks on that axis, and what stands at them."""
+        return self.transform(np.array(self.ticks)).tolist(), [style.format_number(tick) for tick in self.ticks]
+
 
 @dataclass(frozen=True, slots=True)
 class Path:
@@ -96,6 +109,12 @@ class Contour:
     points: bool | None = None
     center: bool = True
 
+    @property
+    def cross(self) -> bool:
+        """Whether a cross marks the model at (0, 0)."""
+        left, right, bottom, top = self.field.extent
+        return self.center and not self.paths and left <= 0 <= right and bottom <= 0 <= top
+
 
 @dataclass(frozen=True, slots=True)
 class Surface3D:
@@ -107,6 +126,14 @@ class Surface3D:
     y_axis: Axis
     title: str = ""
     caption: str = ""
+
+    @property
+    def marks(self) -> Iterator[tuple[Mark, FloatArray]]:
+        """Marked points with their heights; none where a point is open, since holes in the surface say that."""
+        low, high = self.scale.ends
+        for mark in self.field.marks(points=False):
+            if mark.kind != "open":
+                yield mark, np.full(mark.x.size, low if mark.kind == "-inf" else high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +167,17 @@ class Curve:
     # Points that carry no finite number, kind (`MARK_KINDS`) -> their x, each of shape [count].
     marks: dict[str, FloatArray] = field(default_factory=dict)
 
+    @property
+    def entry(self) -> str:
+        """Legend entry, with what the band is."""
+        return f"{self.name}, {self.band}" if self.band else self.name
+
+    @property
+    def gaps(self) -> Iterator[tuple[FloatArray, style.MarkStyle, str]]:
+        """Places of points without a number, their look and their legend entry."""
+        for kind, x in self.marks.items():
+            yield x, style.MARKS[kind], f"{self.name}: {style.MARKS[kind].label} ({x.size})"
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -153,15 +191,26 @@ class Line:
     rug: tuple[float, ...] = ()
     equal: bool = False
 
+    @property
+    def styled(self) -> Iterator[tuple[Curve, style.CurveStyle]]:
+        """Curves with their looks; references take no color from the others."""
+        number = 0
+        for curve in self.curves:
+            look = style.curve_style(number)
+            number += not curve.reference
+            if curve.reference:
+                look = replace(look, color=style.REFERENCE_COLOR, matplotlib_dash=":", plotly_dash="dot")
+            yield curve, look
+
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class ScatterPoint:
     """A point with its interval and the single runs behind it.
 
     Args:
         name: Legend entry.
-        x: Abscissa.
-        y: Ordinate (mean over seeds).
+        x: What it cost, or another abscissa.
+        y: Mean over seeds.
         interval: Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
         seeds: ``(x, y)`` of single runs.
     """
@@ -175,9 +224,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
-    """Estimates with intervals, such as accuracy against cost."""
+    """Points with intervals, such as accuracy against cost."""
 
-    estimates: tuple[Estimate, ...]  # The points
+    estimates: tuple[ScatterPoint, ...]  # The points
     x_axis: Axis  # Horizontal axis
     y_axis: Axis  # Vertical axis
     title: str = ""  # Title of the figure
@@ -214,9 +263,15 @@ class Panels:
             raise InputError("panels", "must hold at least one figure")
 
     @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return -(-len(self.panels) // max(1, self.columns))
+    def shape(self) -> tuple[int, int]:
+        """Number of rows and of columns that are used."""
+        return -(-len(self.panels) // max(1, self.columns)), min(self.columns, len(self.panels))
+
+    @property
+    def scales(self) -> list[Scale]:
+        """The different color scales, in the order in which the panels bring them."""
+        colored = [panel for panel in self.panels if isinstance(panel, Contour | Surface3D | HeatMap)]
+        return list(dict.fromkeys(panel.scale for panel in colored))
 
 
 Figure: TypeAlias = Single | Panels | Animation

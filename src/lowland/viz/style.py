@@ -24,6 +24,7 @@ __all__ = [
     "MarkStyle",
     "curve_style",
     "figure_size",
+    "format_number",
 ]
 
 COLOR_MAPS: dict[str, str] = {
@@ -93,6 +94,11 @@ MARKS: dict[str, MarkStyle] = {
     "measured": MarkStyle("measured", "#202020", ".", "circle", 2.0),
     "interpolated": MarkStyle("interpolated", "#f5f5f5", ".", "circle", 1.2),
 }
+
+
+def format_number(value: float) -> str:
+    """Write a number for a label: three digits, no trailing zeros, a true minus sign."""
+    return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e").replace("-", "−")
 
 
 def curve_style(index: int) -> CurveStyle:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, cast
 
 import numpy as np
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONVEXITY",
+    "View",
     "build_contour",
     "build_convexity_map",
     "build_heat_map",
@@ -80,14 +81,14 @@ def shared_scale(
     """Make the one color scale on which several surfaces can be compared.
 
     Args:
-        surfaces: The surfaces, each of schema v1 with two axes.
-        metric: Metric to color.
-        split: As in `select`.
-        direction: As in `select`.
-        log: As in `scale.scale_of`.
-        limits: As in `scale.scale_of`.
-        levels: As in `scale.scale_of`.
-        color_map: As in `scale.scale_of`.
+        surfaces: Of any number of runs, each with two axes.
+        metric: Variable of the surfaces that is colored: "loss", "accuracy" or another that was measured.
+        split: Name or position along ``split``; None for the first.
+        direction: Name or position along ``direction``; None for the first.
+        log: Logarithmic colors; None takes them for positive values whose largest is 1.5 times the smallest.
+        limits: Low and high end; None takes the smallest and largest finite value.
+        levels: Contour levels, evenly spaced on the scale, or the least number of them; None for 9.
+        color_map: viridis, cividis, magma, inferno or plasma.
 
     Returns:
         The scale, to be handed to every figure as ``scale=``.
@@ -98,50 +99,37 @@ def shared_scale(
     return scale_of(fields, label=label, log=log, limits=limits, levels=levels, color_map=color_map)
 
 
+class View(TypedDict, total=False):
+    """What every figure of a surface can be asked for."""
+
+    scale: Scale | None  # A `shared_scale`; None makes one from this surface
+    split: Choice  # Name or position along ``split``; None for the first
+    direction: Choice  # Name or position along ``direction``; None for the first
+    title: str
+    caption: str | None  # Small print; None writes it from the result
+
+
 def build_contour(
     surface: xr.Dataset,
     metric: str = "loss",
     *,
-    scale: Scale | None = None,
-    split: Choice = None,
-    direction: Choice = None,
     filled: bool = True,
     paths: Sequence[Path] = (),
     points: bool | None = None,
-    title: str = "",
-    caption: str | None = None,
+    **view: Unpack[View],
 ) -> Contour:
     """Make the spec of a contour figure."""
-    parts = _parts(surface, metric, scale, split, direction, title, caption)
-    return Contour(**parts, filled=filled, paths=tuple(paths), points=points)
+    return Contour(**_parts(surface, metric, **view), filled=filled, paths=tuple(paths), points=points)
 
 
-def build_surface(
-    surface: xr.Dataset,
-    metric: str = "loss",
-    *,
-    scale: Scale | None = None,
-    split: Choice = None,
-    direction: Choice = None,
-    title: str = "",
-    caption: str | None = None,
-) -> Surface3D:
-    """Make the spec of a 3-D surface; arguments as in `build_contour`."""
-    return Surface3D(**_parts(surface, metric, scale, split, direction, title, caption))
+def build_surface(surface: xr.Dataset, metric: str = "loss", **view: Unpack[View]) -> Surface3D:
+    """Make the spec of a 3-D surface."""
+    return Surface3D(**_parts(surface, metric, **view))
 
 
-def build_heat_map(
-    surface: xr.Dataset,
-    metric: str = "loss",
-    *,
-    scale: Scale | None = None,
-    split: Choice = None,
-    direction: Choice = None,
-    title: str = "",
-    caption: str | None = None,
-) -> HeatMap:
-    """Make the spec of a heat map, one cell per point; arguments as in `build_contour`."""
-    return HeatMap(**_parts(surface, metric, scale, split, direction, title, caption))
+def build_heat_map(surface: xr.Dataset, metric: str = "loss", **view: Unpack[View]) -> HeatMap:
+    """Make the spec of a heat map, one cell per point."""
+    return HeatMap(**_parts(surface, metric, **view))
 
 
 def build_convexity_map(
@@ -198,11 +186,12 @@ def plane_axes(surface: xr.Dataset) -> tuple[Axis, Axis]:
 def _parts(
     surface: xr.Dataset,
     metric: str,
-    scale: Scale | None,
-    split: Choice,
-    direction: Choice,
-    title: str,
-    caption: str | None,
+    *,
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    title: str = "",
+    caption: str | None = None,
 ) -> dict[str, Any]:
     field = field_of(surface, metric, split=split, direction=direction)
     one, note = select(surface, split=split, direction=direction)

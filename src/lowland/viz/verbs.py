@@ -9,7 +9,7 @@ from lowland.viz.backends import draw
 from lowland.viz.curves import build_cost, build_line, build_slope, build_spectrum
 from lowland.viz.export import FigureOptions, build_figure
 from lowland.viz.paths import build_animation, build_path
-from lowland.viz.spec import Contour, Estimate, Scale
+from lowland.viz.spec import Contour, Scale, ScatterPoint
 from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
 
 if TYPE_CHECKING:
@@ -46,15 +46,15 @@ def contour(
     """Draw the contours of a surface.
 
     Args:
-        result: A surface of schema v1 with two axes.
-        metric: Metric to draw.
-        backend: One of `BACKENDS`.
+        result: A surface with two axes.
+        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
         scale: A `shared_scale`; None makes one from this surface.
         split: Name or position along ``split``; None for the first.
         direction: Name or position along ``direction``; None for the first.
         filled: Fill between the lines.
         points: Mark measured and interpolated points; None where both occur.
-        title: Title of the figure.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -80,13 +80,13 @@ def surface(
     """Draw a surface in three dimensions.
 
     Args:
-        result: A surface of schema v1 with two axes.
-        metric: Metric to draw.
-        backend: One of `BACKENDS`; plotly's can be turned.
+        result: A surface with two axes.
+        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
+        backend: "plotly", to turn, "matplotlib", for paper, or "vtk".
         scale: A `shared_scale`; None makes one from this surface.
         split: Name or position along ``split``; None for the first.
         direction: Name or position along ``direction``; None for the first.
-        title: Title of the figure.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -110,13 +110,13 @@ def heat_map(
     """Draw a surface as one colored cell per point, without interpolation.
 
     Args:
-        result: A surface of schema v1 with two axes.
-        metric: Metric to draw.
-        backend: One of `BACKENDS`.
+        result: A surface with two axes.
+        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
         scale: A `shared_scale`; None makes one from this surface.
         split: Name or position along ``split``; None for the first.
         direction: Name or position along ``direction``; None for the first.
-        title: Title of the figure.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -141,10 +141,10 @@ def path(
     Args:
         trajectories: One trajectory, or several by name on the same plane.
         result: A surface over that plane; None draws the paths alone.
-        metric: Metric of the surface.
-        backend: One of `BACKENDS`.
-        scale: A `shared_scale`.
-        title: Title of the figure.
+        metric: Variable of the surface: "loss", "accuracy" or another that was measured.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
+        scale: A `shared_scale`; None makes one from the surface.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -168,10 +168,10 @@ def animate(
     Args:
         trajectories: One trajectory, or several by name on the same plane.
         result: A surface over that plane.
-        metric: Metric of the surface.
-        scale: A `shared_scale`.
+        metric: Variable of the surface: "loss", "accuracy" or another that was measured.
+        scale: A `shared_scale`; None makes one from the surface.
         frames: How many frames at most.
-        title: Title of the figure.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -196,11 +196,11 @@ def line(
 
     Args:
         results: One line (a surface with the axis x only), or several by name.
-        metric: Metric to draw.
-        backend: One of `BACKENDS`.
+        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
         split: Name or position along ``split``; None draws every split.
         log: Logarithmic axis; None decides by the data.
-        title: Title of the figure.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -220,8 +220,8 @@ def density(
 
     Args:
         results: Curvature results with a density, one or several by name.
-        backend: One of `BACKENDS`.
-        title: Title of the figure.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -242,9 +242,9 @@ def convexity_map(
 
     Args:
         result: A surface with ``negative_curvature``, as `curvature.Convexity` measures it.
-        backend: One of `BACKENDS`.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
         direction: Name or position along ``direction``; None for the first.
-        title: Title of the figure.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -254,7 +254,7 @@ def convexity_map(
 
 
 def cost(
-    estimates: Sequence[Estimate],
+    estimates: Sequence[ScatterPoint],
     *,
     backend: str = "matplotlib",
     title: str = "",
@@ -264,8 +264,8 @@ def cost(
 
     Args:
         estimates: One per method, with interval and single seeds.
-        backend: One of `BACKENDS`.
-        title: Title of the figure.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -288,11 +288,11 @@ def compare(
 
     Args:
         results: Surfaces by name.
-        metric: Metric to draw.
+        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
         kind: "contour", "surface", "heat-map" or "convexity".
-        backend: One of `BACKENDS`.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
         columns: Panels in a row.
-        title: Title over all panels.
+        title: Stands above all panels, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:
@@ -313,8 +313,8 @@ def slope(
 
     Args:
         result: What `lowland.losses.slope_over_losses` returns.
-        backend: One of `BACKENDS`.
-        title: Title of the figure.
+        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
+        title: Stands above the figure, as plain text.
         size: "column", "text", "slide", or width and height in inches.
 
     Returns:

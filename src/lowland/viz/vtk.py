@@ -45,7 +45,7 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> VtkF
     if not isinstance(spec, Contour | Surface3D | HeatMap):
         raise InputError("backend", "draws surfaces and paths on surfaces only", "vtk", "use matplotlib or plotly")
     field, scale = spec.field, spec.scale
-    low, high = scale.transform(np.array([scale.minimum, scale.maximum]))
+    low, high = scale.ends
     stretch = _HEIGHT * max(np.ptp(field.x), np.ptp(field.y), 1e-12) / (high - low)
     heights = (scale.transform(field.shown) - low) * stretch
     x, y = np.meshgrid(field.x, field.y, indexing="ij")

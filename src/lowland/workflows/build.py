@@ -1,18 +1,19 @@
-"""Where names become objects: models, data, augmentations, optimizers, losses and schedules from their specs."""
+"""Where names become objects: models, data, optimizers, losses, schedules, probes and metrics from plain values."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from lowland import data, losses, models, optim
+from lowland import curvature, data, landscape, losses, models, optim
 from lowland.core.contexts import evaluation_mode, forked_rng
 from lowland.core.errors import InputError, LowlandError
 from lowland.core.names import find, import_path, unknown
+from lowland.core.types import Metric
 from lowland.training import Schedule
 from lowland.workflows.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 
@@ -21,36 +22,28 @@ __all__ = [
     "build_criterion",
     "build_data",
     "build_loss",
+    "build_metrics",
     "build_model",
     "build_optimizer",
+    "build_probes",
     "build_schedule",
     "check_model",
-    "methods",
 ]
 
 
-def methods(room: Any, base: type[Any]) -> dict[str, type[Any]]:
-    """Return the methods that a room offers, by their name in a spec (lower case)."""
-    kinds = [kind for kind in (getattr(room, name) for name in room.__all__) if inspect.isclass(kind)]
-    found = [kind for kind in kinds if issubclass(kind, base)]
-    bases = {above for kind in found for above in kind.__mro__[1:]}  # what others are made from is no method itself
-    return {
-        kind.__name__.lower(): kind
-        for kind in found
-        if kind not in bases and not inspect.isabstract(kind) and _from_plain_values(kind)
-    }
-
-
-def _from_plain_values(kind: type[Any]) -> bool:
-    """Tell whether a method can be built from what it wraps and a spec's options; some need another run's record."""
-    needed = [
-        p for p in inspect.signature(kind).parameters.values() if p.default is p.empty and p.kind != p.VAR_KEYWORD
-    ]
-    return all(p.name in ("base", "criterion") or "int" in str(p.annotation) for p in needed)
-
-
 def build_data(spec: DataSpec) -> data.DataSplits:
-    """Load the data of a spec."""
+    """Load the data of a spec.
+
+    Args:
+        spec: Name and options.
+
+    Returns:
+        Its parts.
+
+    Example:
+        >>> len(build_data(DataSpec(name="digits", options={"train_size": 50})).train)
+        50
+    """
     return data.load(spec.name, **spec.options)
 
 
@@ -80,8 +73,19 @@ def build_augment(
 
 
 def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Module:
-    """Build the network of a spec; classes."""
-    # Channels and image size follow from the data where the network takes them.
+    """Build the network of a spec; classes, channels and image size follow from the data where the network takes them.
+
+    Args:
+        spec: Name and options.
+        splits: The data.
+        seed: Seed of the initial weights.
+
+    Returns:
+        The network.
+
+    Raises:
+        InputError: If the name is unknown or an option does not fit.
+    """
     shape = splits.shape
     side = shape[2] if len(shape) == 3 else None
     follows = {"classes": splits.classes, "channels": shape[0] if shape else None, "size": side}
@@ -113,27 +117,103 @@ def check_model(model: nn.Module, splits: data.DataSplits, criterion: Any) -> No
 
 
 def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a spec, with its method around it."""
+    """Build the optimizer of a spec, with its method around it.
+
+    Args:
+        spec: Base optimizer, method and options.
+        model: Its trainable parameters are optimized.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        InputError: If the method is unknown or an option does not fit.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    rate, decay = spec.learning_rate, spec.weight_decay
-    base: torch.optim.Optimizer
-    if spec.name == "sgd":
-        base = torch.optim.SGD(parameters, lr=rate, momentum=spec.momentum, nesterov=spec.nesterov, weight_decay=decay)
-    else:
-        kind = torch.optim.Adam if spec.name == "adam" else torch.optim.AdamW
-        base = kind(parameters, lr=rate, weight_decay=decay)
+    _check_fit(spec.name.lower())
+    kind = find("optimizer.name", spec.name if ":" in spec.name else spec.name.lower(), torch_optimizers())
+    given: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if kind is torch.optim.SGD:
+        given |= {"momentum": spec.momentum, "nesterov": spec.nesterov}
+    given = {name: value for name, value in given.items() if name in inspect.signature(kind).parameters}
+    options = {**given, **{name: _numbers(value) for name, value in spec.arguments.items()}}
+    base = _call("optimizer.arguments", kind, parameters, options=options)
+    if not isinstance(base, torch.optim.Optimizer):
+        raise InputError("optimizer.name", "must make a torch.optim.Optimizer", type(base).__name__)
     if spec.method == "none":
         _no_options("optimizer.options", spec.options)
         return base
-    known = methods(optim, torch.optim.Optimizer)
-    if spec.method not in known:
-        raise unknown("optimizer.method", spec.method, ["none", *known])
-    wrapped: torch.optim.Optimizer = _call("optimizer.options", known[spec.method], base, options=spec.options)
+    method = _method("optimizer.method", spec.method, optim.METHODS)
+    wrapped: torch.optim.Optimizer = _call("optimizer.options", method, base, options=spec.options)
     return wrapped
 
 
+_UNFIT: Final = {"lbfgs": "asks for a closure in every step", "sparseadam": "takes sparse gradients alone"}
+"""Optimizers of torch that the loop cannot drive, and why."""
+
+
+def _check_fit(name: str) -> None:
+    if name in _UNFIT:
+        raise InputError("optimizer.name", f"must fit the training loop, and this one {_UNFIT[name]}", name)
+
+
+def torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
+    """Return every optimizer of this torch by its name in lower case."""
+    kinds = {name.lower(): kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
+    return {
+        name: kind
+        for name, kind in kinds.items()
+        if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer and name not in _UNFIT
+    }
+
+
+def _numbers(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value  # YAML has no tuples, which betas are
+
+
+def _method(argument: str, name: str, known: Mapping[str, Any]) -> Any:
+    if name not in known and ":" not in name:
+        raise unknown(argument, name, ["none", *known])
+    return find(argument, name, known)
+
+
+PROBES: Final[dict[str, Callable[[], landscape.Probe]]] = {
+    "gradient": landscape.GradientNorm,
+    "convexity": curvature.Convexity,
+}
+"""Name -> what can be measured at a point of a surface beyond loss and metrics."""
+
+METRICS: Final[dict[str, Metric | None]] = {"accuracy": None}
+"""Name -> what can be measured beside the loss; accuracy is there by itself where the data have classes."""
+
+
+def build_probes(names: Sequence[str]) -> tuple[landscape.Probe, ...]:
+    """Build probes by name; a path names a probe, or what makes one."""
+    found = [find("probes", name, PROBES) for name in names]
+    return tuple(
+        one if isinstance(one, landscape.Probe) and not inspect.isclass(one) else _call("probes", one, options={})
+        for one in found
+    )
+
+
+def build_metrics(names: Sequence[str]) -> dict[str, Metric]:
+    """Find metrics by name; one of the user's goes by the name of its function."""
+    found = {name.rpartition(":")[2]: find("risk.metrics", name, METRICS) for name in names}
+    return {name: metric for name, metric in found.items() if metric is not None}
+
+
 def build_criterion(spec: LossSpec) -> Any:
-    """Build the plain loss of a spec, without the method around it."""
+    """Build the plain loss of a spec, without the method around it.
+
+    Args:
+        spec: Name, or ``module:callable``, and label smoothing.
+
+    Returns:
+        The criterion.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
     if spec.name == "cross_entropy":
         if not 0 <= spec.label_smoothing < 1:
             raise InputError("loss.label_smoothing", "must be in [0, 1)", spec.label_smoothing)
@@ -147,23 +227,34 @@ def build_criterion(spec: LossSpec) -> Any:
 
 
 def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any:
-    """Build the loss of a spec, with its method around it."""
-    # LLR needs an initial loss: ``initial_loss: measured`` (the default here, as in the paper's CIFAR
-    # experiments) is the mean loss of the training part at the initial weights.
+    """Build the loss of a spec, with its method around it.
+
+    LLR needs an initial loss: ``initial_loss: measured`` (the default here, as in the paper's CIFAR experiments) is the
+    mean loss of the training part at the initial weights.
+
+    Args:
+        spec: Criterion, method and options.
+        model: The network with its initial weights.
+        splits: The data.
+
+    Returns:
+        The loss.
+
+    Raises:
+        InputError: If the method is unknown or an option does not fit.
+    """
     criterion = build_criterion(spec)
     if spec.method == "none":
         _no_options("loss.options", spec.options)
         return criterion
-    known = methods(losses, losses.TrainingLoss)
-    if spec.method not in known:
-        raise unknown("loss.method", spec.method, ["none", *known])
+    method = _method("loss.method", spec.method, losses.METHODS)
     options = dict(spec.options)
     if "reshaper" in options:
         options["reshaper"] = _reshaper(options["reshaper"])
     measure = spec.method == "llr" and options.setdefault("initial_loss", "measured") == "measured"
     if measure:
         options["initial_loss"] = None
-    loss = _call("loss.options", known[spec.method], criterion, options=options)
+    loss = _call("loss.options", method, criterion, options=options)
     if measure:
         part = splits.train
         loss.measure_initial_loss(model, part.batches(500) if hasattr(part, "batches") else part)
@@ -172,16 +263,22 @@ def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any
 
 def _reshaper(given: Any) -> Any:
     """Return the reshaper of ``{name: sech, a: 2.5, ...}``."""
-    known = methods(losses, losses.Reshaper)
     name = given.get("name") if isinstance(given, dict) else given
-    if name not in known:
-        raise unknown("loss.options.reshaper", name, known)
+    if name not in losses.RESHAPERS:
+        raise unknown("loss.options.reshaper", name, losses.RESHAPERS)
     options = {key: value for key, value in given.items() if key != "name"} if isinstance(given, dict) else {}
-    return _call("loss.options.reshaper", known[name], options=options)
+    return _call("loss.options.reshaper", losses.RESHAPERS[name], options=options)
 
 
 def build_schedule(spec: ScheduleSpec) -> Schedule:
-    """Build the learning-rate schedule of a spec."""
+    """Build the learning-rate schedule of a spec.
+
+    Args:
+        spec: Kind, warm-up and milestones (epochs), factor and floor.
+
+    Returns:
+        The schedule.
+    """
     return Schedule(
         spec.kind, warmup=spec.warmup, milestones=tuple(spec.milestones), factor=spec.factor, floor=spec.floor
     )
@@ -192,11 +289,14 @@ def _no_options(argument: str, options: dict[str, Any]) -> None:
         raise InputError(argument, 'must be empty while the method is "none"', options)
 
 
-def _call(argument: str, kind: type[Any], *first: Any, options: dict[str, Any]) -> Any:
+def _call(argument: str, kind: Callable[..., Any], *first: Any, options: dict[str, Any]) -> Any:
+    name = getattr(kind, "__name__", repr(kind))
     signature = inspect.signature(kind)
     try:
         signature.bind(*first, **options)
-    except TypeError as error:
+        return kind(*first, **options)
+    except LowlandError:
+        raise
+    except (TypeError, ValueError) as error:  # torch's own optimizers complain with ValueError
         known = ", ".join(list(signature.parameters)[len(first) :])
-        raise InputError(argument, f"must fit {kind.__name__} ({error})", options, f"known: {known}") from error
-    return kind(*first, **options)
+        raise InputError(argument, f"must fit {name} ({error})", options, f"known: {known}") from error

@@ -1,4 +1,7 @@
-"""From flags and YAML to a spec, and from a spec to YAML; every wrong value becomes one clear line."""
+"""From flags and YAML to the arguments of a command, and back to YAML; every wrong value becomes one clear line.
+
+A command is a function: its arguments are its flags, their words stand in its docstring (`lowland.workflows.options`).
+"""
 
 from __future__ import annotations
 
@@ -6,131 +9,228 @@ import argparse
 import copy
 import dataclasses
 import functools
+import inspect
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lowland.core.errors import InputError
+from lowland.core.names import nearest_name
+from lowland.workflows.options import Command, example_of, flat_argument, options_of, outer_names, spec_of
+from lowland.workflows.words import named, tidy_values, tidy_words
 
-__all__ = ["from_text", "from_yaml", "parse", "parser_of", "to_yaml"]
+__all__ = ["Call", "call", "from_text", "from_yaml", "parse", "parser_of", "to_yaml"]
 
 Spec = TypeVar("Spec")
 
 
-def parser_of(spec: type[Any], program: str) -> ArgumentParser:
-    """Return the parser of a spec: one flag per field, nested fields with dots, and ``--config FILE``."""
+@dataclass(frozen=True)
+class Call:
+    """A command with its arguments, all checked."""
+
+    command: Command
+    spec: Any  # The dataclass whose fields are flags, where there is one
+    options: dict[str, Any]  # All others
+    flags: dict[str, Any]  # Values of the further flags
+
+    def __call__(self, **hooks: Any) -> Any:
+        """Call the command."""
+        flat = flat_argument(self.command)
+        return self.command(**({} if flat is None else {flat[0]: self.spec}), **self.options, **hooks)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Every option by name, as plain values."""
+        spec = {} if self.spec is None else dataclasses.asdict(self.spec)
+        nested = {n: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for n, v in self.options.items()}  # type: ignore[arg-type]
+        return {**spec, **nested}
+
+
+class _Help(DefaultHelpFormatter):
+    """Leaves the example in one line."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = super()._fill_text
+        return "\n".join(
+            line if line.startswith("Example") else filled(line, width, indent) for line in text.split("\n")
+        )
+
+
+def parser_of(command: Command, program: str, *, positional: str = "", example: str = "") -> ArgumentParser:
+    """Return the parser of a command: one flag per option, nested ones with dots, and ``--config FILE``."""
+    takes = f" [{positional.upper()}{' ...' if positional.endswith('s') else ''}]" if positional else ""
+    about = (inspect.getdoc(command) or "").split("\n")[0]
+    spec = spec_of(command)
+    if not about and spec is not None:
+        about = (inspect.getdoc(spec) or "").split("\n")[0]
+    said = f"{positional.upper()} is short for --{positional}.\n" if positional else ""
     parser = ArgumentParser(
-        prog=program, description=(spec.__doc__ or "").split("\n")[0], exit_on_error=False, add_help=True
-    )
-    parser.add_argument("--config", action="config", help="YAML file with values of this spec; flags after it win.")
-    parser.add_class_arguments(spec, as_group=False)
+        prog=program, usage=f"{program}{takes} [--config FILE] [--OPTION VALUE ...]", description=about,
+        epilog=said + (f"Example: {example}" if example else ""), exit_on_error=False, formatter_class=_Help,
+    )  # fmt: skip
+    parser.add_argument("--config", action="config", help="YAML file with values of these options; flags after it win.")
+    if spec is not None:
+        parser.add_class_arguments(spec, as_group=False)
+    if command is not spec:
+        parser.add_class_arguments(_arguments_of(command), as_group=False)
     return parser
 
 
-def parse(
-    spec: type[Spec], arguments: Sequence[str], program: str = "lowland", **flags: bool | tuple[str, ...]
-) -> tuple[Spec, dict[str, Any]]:
+def _arguments_of(command: Command) -> type[Any]:
+    """Return the arguments of a function that are flags by themselves, as a dataclass."""
+    # a function's other annotations name what only type checkers import, which the parser would import to read them
+    flat, fields = flat_argument(command), []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in options_of(command) and (flat is None or name != flat[0]):
+            kind = eval(parameter.annotation, vars(sys.modules[command.__module__]))
+            needed = parameter.default is parameter.empty
+            fields.append((name, kind, dataclasses.field() if needed else _default(parameter.default)))
+    made = dataclasses.make_dataclass("Arguments", fields, kw_only=True)
+    made.__doc__ = command.__doc__
+    return made
+
+
+def _default(value: Any) -> Any:
+    return dataclasses.field(default_factory=lambda: value)
+
+
+def parse(spec: type[Spec], arguments: Sequence[str]) -> Spec:
     """Turn flags and YAML into a spec.
 
     Args:
         spec: A spec class.
         arguments: What stood on the command line.
-        program: How the command is called, for the help.
-        **flags: Further flags of the command by name: False for a switch, words for a choice that begins at the first.
 
     Returns:
-        The spec, checked, and the flags' values.
+        The spec, checked.
 
     Raises:
         InputError: If a flag is unknown or a value breaks a rule.
 
     Example:
         >>> from lowland.workflows import FitSpec
-        >>> parse(FitSpec, ["--epochs", "3", "--optimizer.method", "sam"])[0].epochs
+        >>> parse(FitSpec, ["--epochs", "3", "--optimizer.method", "sam"]).epochs
         3
     """
-    parser = parser_of(spec, program)
-    for flag, words in flags.items():
-        if isinstance(words, tuple):
-            parser.add_argument(f"--{flag}", choices=words, default=words[0], help=_FLAGS[flag])
-        else:
-            parser.add_argument(f"--{flag}", action="store_true", help=_FLAGS[flag])
-    made, found = _made(spec, parser, lambda: parser.parse_args(list(arguments)))
-    return made, {flag: found[flag] for flag in flags}
+    made: Spec = call(spec, arguments).spec
+    return made
 
 
-def _made(spec: type[Spec], parser: ArgumentParser, read: Callable[[], Any]) -> tuple[Spec, Any]:
-    """Return the spec that a parser reads, and all it found."""
-    try:
-        found = read()
-        for field in dataclasses.fields(spec):  # type: ignore[arg-type]
-            if str(field.type).endswith("Spec") and isinstance(found[field.name], str | int | float | bool | list):
-                raise InputError(field.name, "must hold names with values", found[field.name])
-        made = parser.instantiate(found)
-    except InputError:
-        raise
-    except (argparse.ArgumentError, TypeError, ValueError, KeyError, yaml.YAMLError) as error:
-        raise _one_line(error) from error
-    result = spec(**{field.name: made[field.name] for field in dataclasses.fields(spec)})  # type: ignore[arg-type]
-    _no_holes(result, "")
-    return result, found
+def call(
+    command: Command, arguments: Sequence[str], program: str = "lowland", *, positional: str = "", example: str = "",
+    flags: Mapping[str, bool | tuple[str, ...]] | None = None,
+) -> Call:  # fmt: skip
+    """Turn flags and YAML into the call of a command."""
+    # flags are further ones, which the command does not see: False for a switch, words for a choice, its default first
+    parser = parser_of(command, program, positional=positional, example=example)
+    for flag, choice in (flags or {}).items():
+        kind: dict[str, Any] = {"action": "store_true"}
+        if isinstance(choice, tuple):
+            kind = {"choices": choice, "default": choice[0]}
+        parser.add_argument(f"--{flag}", help=_FLAGS[flag], **kind)
+    words = list(tidy_words(command, named(arguments, positional), set(flags or {}), program))
+    return _made(command, parser, lambda: parser.parse_args(words), flags or {})
 
 
-def _no_holes(made: Any, prefix: str) -> None:
-    """Refuse null where a value is needed; the parser reads it as "not given"."""
-    for field in dataclasses.fields(made):
-        value = getattr(made, field.name)
-        if value is None and "None" not in str(field.type):
-            raise InputError(prefix + field.name, f"must be of the type {field.type}", value)
-        if dataclasses.is_dataclass(value):
-            _no_holes(value, f"{prefix}{field.name}.")
-
-
-_FLAGS = {
+_FLAGS: Final = {
     "quiet": "Print nothing but errors.",
-    "json": "Print the result as one JSON document.",
+    "json": "Print the result as one JSON document; numbers that are not finite are null.",
     "scale": "small: the run of --config by a rule (lowland.workflows.recipe.small) for two CPU cores.",
 }
 
 
-def _one_line(error: Exception) -> InputError:
-    """Return the parser's complaint in our own form: argument, rule, value."""
+def _made(command: Command, parser: ArgumentParser, read: Callable[[], Any], flags: Mapping[str, Any]) -> Call:
+    """Return the call that a parser reads."""
+    known = options_of(command)
+    try:
+        found = read()
+        made = parser.instantiate(found)
+    except InputError:
+        raise
+    except (argparse.ArgumentError, TypeError, ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
+        raise _one_line(error, known) from error
+    top = {name: made[name] for name in outer_names(known)}
+    _no_holes(known, top)
+    spec = spec_of(command)
+    names = [] if spec is None else [field.name for field in dataclasses.fields(spec)]
+    made_spec = None if spec is None else spec(**{name: top.pop(name) for name in names})
+    return Call(command, made_spec, top, {flag: found[flag] for flag in flags})
+
+
+def _no_holes(known: Mapping[str, inspect.Parameter], values: Mapping[str, Any]) -> None:
+    """Refuse null where a value is needed; the parser reads it as "not given"."""
+    for name, option in known.items():
+        value: Any = values
+        for part in name.split("."):
+            value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+        if value is None and "None" not in str(option.annotation):
+            if option.default is inspect.Parameter.empty:
+                raise InputError(name, "must be given", advice=f"such as {example_of(name, option)}")
+            rule = f"must be of the type {option.annotation}"
+            raise InputError(name, rule, value, f"such as {example_of(name, option)}")
+
+
+def _one_line(error: Exception, known: Mapping[str, inspect.Parameter]) -> InputError:
+    """Return the parser's complaint in our own form: argument, rule, value, an example that works."""
     cause: BaseException | None = error
     while cause is not None:  # our own checks run inside the parser
         if isinstance(cause, InputError):
             return cause
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
-    found = re.search(r'[Pp]arser key "([^"]+)":? (.*)', text)
+    found = re.search(r'[Pp]arser key "([^"]+)":? (.*)', text) or re.search(r"argument --([\w.]+)(?:/\S+)?: (.*)", text)
     argument, rest = (found.group(1), found.group(2)) if found else ("arguments", text)
-    expected = re.search(r"Expected an? (.+?)\. Got value: (.+)$", rest)
-    if expected:
-        kind = re.sub(r"<class '([^']+)'>|typing\.", r"\1", expected.group(1))
-        return InputError(argument, f"must be of the type {kind}", expected.group(2))
     missing = re.search(r'(?:Key|Option) "([^"]+)" is required|required: (?:--)?([\w.]+)', text)
     if missing:
-        return InputError(missing.group(1) or missing.group(2), "must be given")
-    return InputError(argument, f"cannot be read: {rest.rstrip('.')}", advice="see --help")
+        name = missing.group(1) or missing.group(2)
+        return InputError(name, "must be given", advice=f"such as {example_of(name, known.get(name))}")
+    choice = re.fullmatch(r"invalid choice: '(.*)' \(choose from (.*)\)\.?", rest)
+    if choice:
+        return InputError(argument, f"must be one of {choice.group(2).replace(chr(39), '')}", choice.group(1))
+    option = known.get(argument)
+    advice = f"such as {example_of(argument, option)}" if option is not None else "see --help"
+    expected = re.search(r"Got value: (.+?)$", rest)
+    if option is not None and expected:
+        choices = (
+            re.findall(r"'([^']*)'|\"([^\"]*)\"", str(option.annotation)) if "Literal" in str(option.annotation) else []
+        )
+        words = [one or two for one, two in choices]
+        rule = f"must be one of {', '.join(words)}" if words else f"must be of the type {option.annotation}"
+        near = nearest_name(expected.group(1).strip("'\""), words)
+        return InputError(argument, rule, _value(expected.group(1)), f"did you mean {near}?" if near else advice)
+    return InputError(argument, f"cannot be read: {rest.rstrip('.')}", advice=advice)
+
+
+def _value(shown: str) -> Any:
+    if shown == "None":
+        return None
+    try:
+        return yaml.safe_load(shown) if not shown.startswith("'") else shown.strip("'")
+    except yaml.YAMLError:
+        return shown
 
 
 def to_yaml(spec: Any) -> str:
-    """Write a spec as YAML.
+    """Write a spec, or options by name, as YAML.
 
     Args:
-        spec: A spec.
+        spec: A spec, or a mapping.
 
     Returns:
         Text that `from_yaml` reads back to an equal spec.
     """
-    return yaml.safe_dump(_plain(dataclasses.asdict(spec)), sort_keys=False, allow_unicode=True)
+    values = spec if isinstance(spec, Mapping) else dataclasses.asdict(spec)
+    return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(entry) for entry in value]
@@ -142,20 +242,21 @@ def from_yaml(spec: type[Spec], path: Path) -> Spec:
     if not path.is_file():
         raise InputError("config", "must be a YAML file", str(path))
     try:
-        return from_text(spec, path.read_text(encoding="utf-8"))
+        made: Spec = from_text(spec, path.read_text(encoding="utf-8")).spec
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
-
-
-def from_text(spec: type[Spec], text: str) -> Spec:
-    """Read a spec from YAML."""
-    kind: Any = spec  # mypy takes no class with an equality of its own for hashable
-    made: Spec = copy.deepcopy(_read(kind, text))  # a spec can be changed; what is kept must not
     return made
 
 
+def from_text(command: Command, text: str) -> Call:
+    """Read the arguments of a command from YAML."""
+    kind: Any = command  # mypy takes no class with an equality of its own for hashable
+    return copy.deepcopy(_read(kind, text))  # a spec can be changed; what is kept must not
+
+
 @functools.lru_cache(maxsize=256)
-def _read(spec: type[Any], text: str) -> Any:
+def _read(command: Command, text: str) -> Call:
     # parsing takes a tenth of a second, and a study reads the specs of its runs again and again
-    parser = parser_of(spec, "lowland")
-    return _made(spec, parser, lambda: parser.parse_string(text))[0]
+    parser = parser_of(command, "lowland")
+    tidy = yaml.safe_dump(tidy_values(command, text), sort_keys=False)
+    return _made(command, parser, lambda: parser.parse_string(tidy), {})

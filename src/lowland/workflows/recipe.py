@@ -20,7 +20,7 @@ import yaml
 
 from lowland.core.errors import InputError
 from lowland.core.names import find, unknown
-from lowland.workflows.parse import parse
+from lowland.workflows.parse import from_text
 from lowland.workflows.specs import FitSpec
 
 __all__ = ["Recipe", "expand", "read_recipe", "recipe_names", "small"]
@@ -203,7 +203,8 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
 
 
 def _spec(run: Mapping[str, Any]) -> FitSpec:
-    return parse(FitSpec, ["--config", yaml.safe_dump(dict(run), sort_keys=False)])[0]
+    made: FitSpec = from_text(FitSpec, yaml.safe_dump(dict(run), sort_keys=False)).spec
+    return made
 
 
 def _folder() -> Any:

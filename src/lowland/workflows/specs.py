@@ -1,19 +1,30 @@
-"""The specs of training: plain dataclasses whose fields are the flags of the commands and the keys of the YAML files.
+"""What a file holds: plain dataclasses whose fields are the flags of the commands and the keys of the YAML files.
 
 The docstrings are what ``--help`` shows: each field says its unit; type and default are added. A spec holds only plain
 values, so that it can be written to ``spec.yaml`` and read back to the same run. ``version`` is 1; a file of a newer
-version is refused.
+version is refused. Options of a command that no run keeps are the keyword arguments of its function.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lowland.core.errors import InputError
 from lowland.workflows.checks import VERSION, check_positive, check_version
 
-__all__ = ["DataSpec", "DemoSpec", "FitSpec", "LossSpec", "ModelSpec", "OptimizerSpec", "ScheduleSpec"]
+__all__ = [
+    "DataSpec",
+    "DemoSpec",
+    "FitSpec",
+    "LossSpec",
+    "ModelSpec",
+    "OptimizerSpec",
+    "RiskSpec",
+    "ScheduleSpec",
+    "SubjectSpec",
+]
 
 Options = dict[str, Any]
 
@@ -49,20 +60,22 @@ class OptimizerSpec:
     """The optimizer, and the method wrapped around it.
 
     Args:
-        name: sgd, adam or adamw.
+        name: Any class of torch.optim in any case (sgd, adamw, rmsprop ...), or module:callable of parameters.
         learning_rate: Peak learning rate (weight units per gradient unit).
-        momentum: Momentum of sgd (fraction kept per step); without meaning for adam and adamw.
+        momentum: Momentum of sgd (fraction kept per step); the others have arguments.
         nesterov: Nesterov's form of the momentum of sgd.
-        weight_decay: Weight decay (per step, times the learning rate).
+        weight_decay: Weight decay (per step, times the learning rate), where the optimizer has one.
+        arguments: Further keyword arguments of that class (betas, eps ...).
         method: none, or the wrapper around it (sam ...).
         options: Keyword arguments of the wrapper (rho in weight units ...).
     """
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: str = "sgd"
     learning_rate: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
+    arguments: Options = field(default_factory=dict)
     method: str = "none"
     options: Options = field(default_factory=dict)
 
@@ -110,12 +123,88 @@ class ScheduleSpec:
     floor: float = 0.0
 
 
+@dataclass(kw_only=True, frozen=True)
+class RiskSpec:
+    """What is measured on the weights of a run, and on which data.
+
+    Args:
+        weights: Which weights of the run: best (chosen on validation), last, initial, or the step of a snapshot.
+        split: Which part of the data: train, validation or test.
+        samples: Size of a fixed random subset (samples); none takes all.
+        seed: Seed of the subset.
+        batch_size: Samples per forward pass (samples).
+        batch_norm: Statistics that normalize: running, batch (of the fixed partition) or recalibrated.
+        metrics: What is measured beside the loss: accuracy (always there where the data have classes), or
+            module:callable of an output and a batch, under the callable's name.
+    """
+
+    weights: str = "best"
+    split: Literal["train", "validation", "test"] = "train"
+    samples: int | None = None
+    seed: int = 0
+    batch_size: int = 500
+    batch_norm: Literal["running", "batch", "recalibrated"] = "running"
+    metrics: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_positive(samples=self.samples, batch_size=self.batch_size)
+        if self.weights not in ("best", "last", "initial") and not self.weights.isdigit():
+            raise InputError("risk.weights", "must be best, last, initial or the step of a snapshot", self.weights)
+
+
+@dataclass(kw_only=True)
+class SubjectSpec:
+    """Whose weights are measured: those of a run, or of any model.
+
+    Files are only read, never executed; module:callable is your own code, which is imported and called.
+
+    Args:
+        run: Folder of a run.
+        model: Instead of a run: a known name, or module:callable that returns a torch.nn.Module. A Hugging Face folder
+            as checkpoint needs none.
+        model_options: Keyword arguments of that callable.
+        checkpoint: Weights of the model: a state dict (.pt, .pth, .bin, .t7), safetensors, a Lightning checkpoint
+            (.ckpt), a Hugging Face folder, or a run's folder; none takes the weights that the callable returns.
+        prefix: Where the model stands in the checkpoint (such as net. in a LightningModule); none finds it out.
+        data: Instead of a run's: a known name, or module:callable that returns a data set, a loader, DataSplits, or
+            these by part.
+        data_options: Keyword arguments of that callable.
+        loss: Instead of a run's: cross_entropy, mse, or module:callable.
+        folder: Where results go that belong to no run.
+    """
+
+    run: str | None = None
+    model: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
+    checkpoint: str | None = None
+    prefix: str | None = None
+    data: str | None = None
+    data_options: dict[str, Any] = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    folder: str = "runs/survey"
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("model", "checkpoint", "data") if getattr(self, name) is not None]
+        if self.run is not None and given:
+            raise InputError("run", f"must not be given together with {', '.join(given)}", self.run)
+        if self.run is None and self.model is None and self.checkpoint is None:
+            advice = "or --model, --checkpoint and --data for a model of your own"
+            raise InputError("run", "must be given", advice=advice)
+        if self.run is None and self.data is None:
+            raise InputError("data", "must be given", advice="a known name, or module:callable that returns a data set")
+
+    @classmethod
+    def of(cls, subject: SubjectSpec | str | Path) -> SubjectSpec:
+        """Return a subject as it is, and a path as the subject of that run."""
+        return subject if isinstance(subject, SubjectSpec) else cls(run=str(subject))
+
+
 @dataclass(kw_only=True)
 class FitSpec:
     """Train one network, and write a run folder that every other command reads.
 
     Args:
-        folder: The run's folder; an interrupted run in it goes on.
+        folder: The run's folder; an interrupted run in it goes on, a finished one with more epochs too.
         model: The network.
         data: The data set.
         optimizer: The optimizer.

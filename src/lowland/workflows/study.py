@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 from lowland.core.errors import InputError
 from lowland.workflows.checks import VERSION, check_version
-from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec
-from lowland.workflows.surveys import RiskSpec
+from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec, RiskSpec
 
-__all__ = ["Changes", "ClaimsSpec", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
+__all__ = ["Changes", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
 
 Changes = dict[str, Any]
 """Dotted key of a run's spec -> value, such as ``{"optimizer.method": "sam", "optimizer.options.rho": 0.1}``."""
@@ -196,37 +195,3 @@ class RecommendSpec:
             raise InputError("trials", "must be at least 1", self.trials)
         if not self.smallest_effect > 0:
             raise InputError("smallest_effect", "must be positive", self.smallest_effect)
-
-
-@dataclass(kw_only=True)
-class ClaimsSpec:
-    """Run the claims ledger; rows that are done and whose code has not changed are left alone.
-
-    Args:
-        rows: Names of rows or groups; none takes all.
-        full: The larger size: more seeds, data and epochs, on an accelerator where there is one.
-        only: run (and write the page), table (write the page from what is stored) or budget (the same, and
-            print what it has cost and will cost).
-        seeds: Seeds of each row (runs); none takes each row's own number.
-        minutes: Begin no new seed after this time (minutes); none runs to the end.
-        engine: Who computes, row by row: serial, processes:N or ray.
-        folder: Where runs are kept.
-        store: Where numbers per seed are kept.
-        page: The page to write; the larger size has its own beside it.
-    """
-
-    rows: list[str] = field(default_factory=list)
-    full: bool = False
-    only: Literal["run", "table", "budget"] = "run"
-    seeds: int | None = None
-    minutes: float | None = None
-    engine: str = "serial"
-    folder: str = "runs/claims"
-    store: str = "docs/claims"
-    page: str = "docs/claims.md"
-
-    def __post_init__(self) -> None:
-        if self.seeds is not None and self.seeds < 2:
-            raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
-        if self.minutes is not None and not self.minutes > 0:
-            raise InputError("minutes", "must be positive", self.minutes)

@@ -1,144 +1,133 @@
-"""The specs of what is measured and drawn on trained weights; see `lowland.workflows.specs` for what a spec is."""
+"""The commands that measure trained weights: a function each, whose arguments are the flags and the keys of YAML files.
+
+Everything that needs no torch is checked first, and torch is imported only then.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from lowland.core.errors import InputError
-from lowland.workflows.checks import VERSION, check_name, check_positive, check_version
+from lowland.workflows.checks import check_engine, check_name, check_positive, check_run
+from lowland.workflows.measured import (
+    measured_risk,
+    model_of,
+    opened,
+    record_of,
+    risk_of,
+    stored_result,
+    threads_of_torch,
+)
+from lowland.workflows.specs import RiskSpec, SubjectSpec
 
-__all__ = [
-    "CurvatureSpec",
-    "FigureSpec",
-    "LineSpec",
-    "ReportSpec",
-    "RiskSpec",
-    "SubjectSpec",
-    "SurfaceSpec",
-    "TrajectorySpec",
-]
+if TYPE_CHECKING:
+    import xarray as xr
+    from torch import nn
 
+    from lowland.engine import Event
+    from lowland.landscape import Plane
+    from lowland.results import Run
 
-@dataclass(kw_only=True)
-class RiskSpec:
-    """What is measured on the weights of a run, and on which data.
+__all__ = ["curvature", "line", "surface", "trajectory"]
 
-    Args:
-        weights: Which weights of the run: best (chosen on validation), last, initial, or the step of a snapshot.
-        split: Which part of the data: train, validation or test.
-        samples: Size of a fixed random subset (samples); none takes all.
-        seed: Seed of the subset.
-        batch_size: Samples per forward pass (samples).
-        batch_norm: Statistics that normalize: running, batch (of the fixed partition) or recalibrated.
-    """
+OnEvent: TypeAlias = "Callable[[Event], None]"
 
-    weights: str = "best"
-    split: Literal["train", "validation", "test"] = "train"
-    samples: int | None = None
-    seed: int = 0
-    batch_size: int = 500
-    batch_norm: Literal["running", "batch", "recalibrated"] = "running"
-
-    def __post_init__(self) -> None:
-        check_positive(samples=self.samples, batch_size=self.batch_size)
-        if self.weights not in ("best", "last", "initial") and not self.weights.isdigit():
-            raise InputError("risk.weights", "must be best, last, initial or the step of a snapshot", self.weights)
+_AT_THE_END = RiskSpec(weights="last", batch_norm="recalibrated")
+"""The path ends at the last weights; snapshots keep no batch-norm statistics, so they are made anew at every point."""
 
 
-@dataclass(kw_only=True)
-class SubjectSpec:
-    """Whose weights are measured: those of a run, or of any model.
-
-    Files are only read, never executed; module:callable is your own code, which is imported and called.
-
-    Args:
-        run: Folder of a run.
-        model: Instead of a run: a known name, or module:callable that returns a torch.nn.Module. A Hugging Face folder
-            as checkpoint needs none.
-        model_options: Keyword arguments of that callable.
-        checkpoint: Weights of the model: a state dict (.pt, .pth, .bin, .t7), safetensors, a Lightning checkpoint
-            (.ckpt), a Hugging Face folder, or a run's folder; none takes the weights that the callable returns.
-        prefix: Where the model stands in the checkpoint (such as net. in a LightningModule); none finds it out.
-        data: Instead of a run's: a known name, or module:callable that returns a data set, a loader, DataSplits, or
-            these by part.
-        data_options: Keyword arguments of that callable.
-        loss: Instead of a run's: cross_entropy, mse, or module:callable.
-        folder: Where results go that belong to no run.
-    """
-
-    run: str | None = None
-    model: str | None = None
-    model_options: dict[str, Any] = field(default_factory=dict)
-    checkpoint: str | None = None
-    prefix: str | None = None
-    data: str | None = None
-    data_options: dict[str, Any] = field(default_factory=dict)
-    loss: str = "cross_entropy"
-    folder: str = "runs/survey"
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("model", "checkpoint", "data") if getattr(self, name) is not None]
-        if self.run is not None and given:
-            raise InputError("run", f"must not be given together with {', '.join(given)}", self.run)
-        if self.run is None and self.model is None and self.checkpoint is None:
-            advice = "or --model, --checkpoint and --data for a model of your own"
-            raise InputError("run", "must be given", advice=advice)
-        if self.run is None and self.data is None:
-            raise InputError("data", "must be given", advice="a known name, or module:callable that returns a data set")
-
-    @property
-    def label(self) -> str:
-        """What the subject is called."""
-        return str(self.run or self.checkpoint or self.model)
-
-
-@dataclass(kw_only=True)
-class SurfaceSpec(SubjectSpec):
+def surface(
+    subject: SubjectSpec | str | Path,
+    *,
+    name: str = "plane",
+    risk: RiskSpec = RiskSpec(),
+    points: tuple[int, int] = (51, 51),
+    extent: float = 1.0,
+    seed: int = 0,
+    normalization: Literal["filter", "layer", "weight", "none"] = "filter",
+    splits: list[str] | None = None,
+    probes: list[str] | None = None,
+    refine: bool = False,
+    precision: Literal["float32", "bfloat16", "auto"] = "float32",
+    engine: str = "serial",
+    threads: int | None = None,
+    on_event: OnEvent | None = None,
+) -> tuple[xr.Dataset, Path]:
     """Survey the loss on a random filter-normalized plane around the weights of a run, or of any model.
 
+    An interrupted survey goes on.
+
     Args:
+        subject: Whose weights; a path is the folder of a run.
         name: Name of the surface; it is written to FOLDER/surfaces/NAME.zarr, and an interrupted survey goes on.
         risk: What is measured.
-        points: Points along x and along y.
+        points: Points along x and along y, such as 51 or 51x31.
         extent: Half width of the plane (units of the normalized directions).
         seed: Seed of the directions.
         normalization: filter, layer, weight or none.
         splits: Parts of the data that are measured; none takes the risk's.
-        probe: What is measured beyond loss and accuracy: none, gradient (its norm) or convexity (both Hessian ends).
+        probes: What is measured beyond loss and accuracy: gradient (its norm), convexity (both Hessian ends), or
+            module:callable that makes a lowland.landscape.Probe.
         refine: Measure only as many points as the tolerance asks for, interpolate the rest and check it.
         precision: float32, bfloat16, or auto (bfloat16 where it is faster and exact enough).
         engine: Who computes: serial, processes:N, ray or ray://HOST:PORT.
         threads: Threads of torch (threads); none leaves torch's own number.
-        version: Version of this spec.
+        on_event: Receives the progress.
+
+    Returns:
+        The surface, and where it is stored.
+
+    Raises:
+        InputError: If an argument breaks a rule; nothing is written.
+
+    Example:
+        >>> surface("runs/none")
+        Traceback (most recent call last):
+        lowland.core.errors.InputError: `run` must be the folder of a run (got 'runs/none'); make one with `lowland fit`
     """
+    check_positive(points=min(points), extent=extent, threads=threads)
+    check_name(name)
+    check_engine(engine)
+    place = opened(subject)
+    from lowland import landscape
+    from lowland.workflows.build import build_probes
 
-    name: str = "plane"
-    risk: RiskSpec = field(default_factory=RiskSpec)
-    points: tuple[int, int] = (51, 51)
-    extent: float = 1.0
-    seed: int = 0
-    normalization: Literal["filter", "layer", "weight", "none"] = "filter"
-    splits: list[str] | None = None
-    probe: Literal["none", "gradient", "convexity"] = "none"
-    refine: bool = False
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    engine: str = "serial"
-    threads: int | None = None
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_version(self.version)
-        check_positive(points=min(self.points), extent=self.extent, threads=self.threads)
-        check_name(self.name)
+    path = place.surface_path(name)
+    with threads_of_torch(threads):
+        measured = measured_risk(place, risk, splits)
+        plane = landscape.random_plane(model_of(measured), seed, normalization=normalization)
+        found = landscape.evaluate(
+            measured, plane, landscape.grid(*points, extent=extent), engine=engine, store=path,
+            probes=build_probes(probes or ()), refined=landscape.Tolerance() if refine else None,
+            precision=precision, on_event=on_event,
+        )  # fmt: skip
+    return found, path
 
 
-@dataclass(kw_only=True)
-class LineSpec(SubjectSpec):
+def line(
+    subject: SubjectSpec | str | Path,
+    *,
+    other: str | None = None,
+    match: bool = False,
+    name: str = "line",
+    risk: RiskSpec = RiskSpec(),
+    splits: list[str] | None = None,
+    points: int = 51,
+    start: float = -0.5,
+    stop: float = 1.5,
+    directions: int = 1,
+    seed: int = 0,
+    normalization: Literal["filter", "layer", "weight", "none"] = "filter",
+    engine: str = "serial",
+    threads: int | None = None,
+    on_event: OnEvent | None = None,
+) -> tuple[xr.Dataset, Path]:
     """Survey the loss on a line: in random directions from the weights of a run or any model, or to other weights.
 
     Args:
+        subject: Whose weights; a path is the folder of a run.
         other: Folder of the run at 1, or the other checkpoint of the model; none takes random filter-normalized
             directions instead.
         match: Reorder the hidden units of the other one first, so that they resemble the first one's.
@@ -153,39 +142,67 @@ class LineSpec(SubjectSpec):
         normalization: filter, layer, weight or none.
         engine: Who computes: serial, processes:N, ray or ray://HOST:PORT.
         threads: Threads of torch (threads); none leaves torch's own number.
-        version: Version of this spec.
+        on_event: Receives the progress.
+
+    Returns:
+        The line, and where it is stored.
+
+    Raises:
+        InputError: If an argument breaks a rule; nothing is written.
+
+    Example:
+        >>> line("runs/sam", start=1.0, stop=0.0)
+        Traceback (most recent call last):
+        lowland.core.errors.InputError: `start, stop` must be in ascending order (got (1.0, 0.0))
     """
+    check_positive(points=points, directions=directions, threads=threads)
+    check_name(name)
+    check_engine(engine)
+    if not start < stop:
+        raise InputError("start, stop", "must be in ascending order", (start, stop))
+    if match and other is None:
+        raise InputError("match", "needs another run", match, "give --other")
+    if other is not None and directions != 1:
+        raise InputError("directions", "must be 1 between two runs", directions)
+    place = opened(subject)
+    if other is not None and SubjectSpec.of(subject).run is not None:
+        check_run(other)
+    from lowland import landscape
 
-    other: str | None = None
-    match: bool = False
-    name: str = "line"
-    risk: RiskSpec = field(default_factory=RiskSpec)
-    splits: list[str] | None = None
-    points: int = 51
-    start: float = -0.5
-    stop: float = 1.5
-    directions: int = 1
-    seed: int = 0
-    normalization: Literal["filter", "layer", "weight", "none"] = "filter"
-    engine: str = "serial"
-    threads: int | None = None
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_version(self.version)
-        check_positive(points=self.points, directions=self.directions, threads=self.threads)
-        check_name(self.name)
-        if not self.start < self.stop:
-            raise InputError("start, stop", "must be in ascending order", (self.start, self.stop))
-        if self.match and self.other is None:
-            raise InputError("match", "needs another run", self.match, "give --other")
-        if self.other is not None and self.directions != 1:
-            raise InputError("directions", "must be 1 between two runs", self.directions)
+    path = place.surface_path(name)
+    with threads_of_torch(threads):
+        measured = measured_risk(place, risk, splits)
+        if other is None:
+            seeds = range(seed, seed + directions)
+            lines = [landscape.random_line(model_of(measured), s, normalization=normalization) for s in seeds]
+        else:
+            lines = [_line_to(place, model_of(measured), other, match, seed, risk)]
+        grid = landscape.grid(points, extent=(start, stop))
+        found = landscape.evaluate(measured, lines, grid, engine=engine, store=path, on_event=on_event)
+    return found, path
 
 
-@dataclass(kw_only=True)
-class TrajectorySpec:
+def _line_to(place: Run, model: nn.Module, other: str, match: bool, seed: int, risk: RiskSpec) -> Plane:
+    from lowland import landscape
+
+    end = place.source.other(other, risk.weights)
+    if match:
+        example = next(iter(risk_of(place, risk).batches()))
+        end = landscape.match_weights(model, end, example, seed=seed).model
+    return landscape.line_between(model, end, move_statistics=risk.batch_norm == "running")
+
+
+def trajectory(
+    run: str,
+    *,
+    risk: RiskSpec = _AT_THE_END,
+    anchor: Literal["end", "mean"] = "end",
+    losses: bool = True,
+    plane: bool = True,
+    points: tuple[int, int] = (25, 25),
+    threads: int | None = None,
+    on_event: OnEvent | None = None,
+) -> tuple[xr.Dataset, Path]:
     """Project the training path of a run on its principal directions, beside a random walk's, into RUN/trajectory.zarr.
 
     Args:
@@ -194,31 +211,72 @@ class TrajectorySpec:
         anchor: Where the directions start: end (as in the paper) or mean.
         losses: Measure the true loss of every snapshot and the loss of its projection beside it.
         plane: Also survey the loss on the plane of the path.
-        points: Points along x and along y of that plane.
+        points: Points along x and along y of that plane, such as 25 or 25x15.
         threads: Threads of torch (threads); none leaves torch's own number.
-        version: Version of this spec.
+        on_event: Receives the progress.
+
+    Returns:
+        The path; a result of the same arguments is read back. And where it is stored.
+
+    Raises:
+        InputError: If an argument breaks a rule; nothing is written.
+
+    Example:
+        >>> trajectory("runs/none")
+        Traceback (most recent call last):
+        lowland.core.errors.InputError: `run` must be the folder of a run (got 'runs/none'); make one with `lowland fit`
     """
+    record = record_of(locals())
+    check_positive(points=min(points), threads=threads)
+    from lowland.results import Run
 
-    run: str
-    # the path ends at the last weights; snapshots keep no batch-norm statistics, so they are made anew at every point
-    risk: RiskSpec = field(default_factory=lambda: RiskSpec(weights="last", batch_norm="recalibrated"))
-    anchor: Literal["end", "mean"] = "end"
-    losses: bool = True
-    plane: bool = True
-    points: tuple[int, int] = (25, 25)
-    threads: int | None = None
-    version: int = VERSION
+    snapshots = Run(check_run(run)).snapshots
+    if snapshots is None:
+        raise InputError("run", "must hold snapshots", run, "train it with --snapshots_every_epochs 1")
+    place = opened(run)
+    path = place.trajectory_path
+    found = stored_result(path, trajectory, record)
+    from lowland import landscape, results
 
-    def __post_init__(self) -> None:
-        check_version(self.version)
-        check_positive(points=min(self.points), threads=self.threads)
+    with threads_of_torch(threads):
+        measured = risk_of(place, risk)
+        anchored = anchor == "end"
+        if found is not None and not plane:
+            return found, path
+        directions = landscape.pca_plane(measured.model, snapshots, anchored=anchored)
+        if found is None:
+            found = landscape.project_trajectory(
+                measured.model, snapshots, directions, anchored=anchored, risk=measured if losses else None
+            )
+            found.attrs["spec"] = record
+            results.save(found, path)
+        if plane:
+            grid = landscape.grid_around(found, *points)
+            landscape.evaluate(measured, directions, grid, store=place.surface_path("trajectory"), on_event=on_event)
+    return found, path
 
 
-@dataclass(kw_only=True)
-class CurvatureSpec(SubjectSpec):
+def curvature(
+    subject: SubjectSpec | str | Path,
+    *,
+    name: str = "hessian",
+    risk: RiskSpec = RiskSpec(),
+    max_products: int = 80,
+    trace_products: int = 30,
+    directions: int = 32,
+    rho: float = 0.05,
+    top: int = 0,
+    density_probes: int = 0,
+    layer_probes: int = 0,
+    sharpness: bool = False,
+    seed: int = 0,
+    threads: int | None = None,
+    on_event: OnEvent | None = None,
+) -> tuple[xr.Dataset, Path]:
     """Measure both ends of the Hessian's spectrum, traces and sharpness at the weights of a run, or of any model.
 
     Args:
+        subject: Whose weights; a path is the folder of a run.
         name: Name of the result; it is written to FOLDER/curvature/NAME.zarr.
         risk: What is measured.
         max_products: Most Hessian-vector products of the Krylov run (products).
@@ -231,89 +289,46 @@ class CurvatureSpec(SubjectSpec):
         sharpness: Also average-case and worst-case sharpness, plain and adaptive, by the standard protocol.
         seed: Seed of start vector and probes.
         threads: Threads of torch (threads); none leaves torch's own number.
-        version: Version of this spec.
+        on_event: Receives the progress.
+
+    Returns:
+        The result; one of the same arguments is read back. And where it is stored.
+
+    Raises:
+        InputError: If an argument breaks a rule; nothing is written.
+
+    Example:
+        >>> curvature("runs/sam", rho=-1.0)
+        Traceback (most recent call last):
+        lowland.core.errors.InputError: `rho` must be positive (got -1.0)
     """
+    record = record_of(locals())
+    check_positive(max_products=max_products, trace_products=trace_products, directions=directions)
+    check_positive(rho=rho, threads=threads)
+    for argument, value in {"top": top, "density_probes": density_probes, "layer_probes": layer_probes}.items():
+        if value < 0:
+            raise InputError(argument, "must not be negative", value)
+    check_name(name)
+    place = opened(subject)
+    path = place.curvature_path(name)
+    found = stored_result(path, curvature, record)
+    if found is not None:
+        return found, path
+    from lowland import results
+    from lowland.curvature import summarize
+    from lowland.workflows.events import Ticker
 
-    name: str = "hessian"
-    risk: RiskSpec = field(default_factory=RiskSpec)
-    max_products: int = 80
-    trace_products: int = 30
-    directions: int = 32
-    rho: float = 0.05
-    top: int = 0
-    density_probes: int = 0
-    layer_probes: int = 0
-    sharpness: bool = False
-    seed: int = 0
-    threads: int | None = None
-    version: int = VERSION
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_version(self.version)
-        check_positive(max_products=self.max_products, trace_products=self.trace_products, directions=self.directions)
-        check_positive(rho=self.rho, threads=self.threads)
-        for name in ("top", "density_probes", "layer_probes"):
-            if getattr(self, name) < 0:
-                raise InputError(name, "must not be negative", getattr(self, name))
-        check_name(self.name)
-
-
-@dataclass(kw_only=True)
-class ReportSpec:
-    """Write one self-contained page about finished runs.
-
-    Args:
-        runs: Folders of the runs.
-        output: File to write.
-        title: Heading of the page.
-        allow_mixed: Accept runs of different data or loss, and mark the page.
-    """
-
-    runs: list[str]
-    output: str = "report.html"
-    title: str = "Lowland report"
-    allow_mixed: bool = False
-
-
-@dataclass(kw_only=True)
-class FigureSpec:
-    """Draw stored results in any style, without computing anything again.
-
-    Args:
-        results: Stores of surfaces, lines or curvature; several are drawn on one scale.
-        output: File to write; its ending chooses the format: .pdf, .svg, .png, .html, .vts or .vtp.
-        kind: contour, surface, heat-map, convexity, line, density, path or animation.
-        trajectories: Stores of training paths, for path and animation.
-        metric: Metric to draw.
-        split: Part of the data; none takes the first.
-        log: Logarithmic scale; none decides by the data.
-        minimum: Low end of the scale (metric's unit); none takes the data's.
-        maximum: High end of the scale (metric's unit); none takes the data's.
-        levels: Least number of contour levels; none takes 9.
-        color_map: viridis, cividis, magma, inferno or plasma.
-        filled: Fill between contour lines.
-        points: Mark measured and interpolated points; none where both occur.
-        title: Title.
-        caption: Small print; none writes it from the results.
-        columns: Panels in a row.
-        size: column, text or slide; none takes the kind's own.
-    """
-
-    results: list[str]
-    output: str = "figure.pdf"
-    kind: str = "contour"
-    trajectories: list[str] = field(default_factory=list)
-    metric: str = "loss"
-    split: str | None = None
-    log: bool | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    levels: int | None = None
-    color_map: str = "viridis"
-    filled: bool = True
-    points: bool | None = None
-    title: str = ""
-    caption: str | None = None
-    columns: int = 3
-    size: str | None = None
+    # the ends rarely need all their products, so that the total is an upper bound
+    ticker = Ticker(on_event, max_products + trace_products + directions)
+    with threads_of_torch(threads):
+        result = summarize(
+            risk_of(place, risk), trace_products=trace_products, directions=directions, max_products=max_products,
+            rho=rho, top=top, density_probes=density_probes, layer_probes=layer_probes, sharpness=sharpness,
+            seed=seed, on_product=ticker,
+        )  # fmt: skip
+    result.attrs["spec"] = record
+    if risk.weights.isdigit():  # a place on the path; reports compare such results at matched loss
+        result.attrs["step"] = int(risk.weights)
+    results.save(result, path)
+    ticker.finish()
+    return result, path

@@ -1,0 +1,185 @@
+"""``lowland study``, ``recommend`` and ``demo``: methods x seeds, compared by a rule declared before."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lowland.cli.output import Output, Shown
+from lowland.workflows.parse import Call
+from lowland.workflows.specs import DemoSpec
+from lowland.workflows.study import RecommendSpec, StudySpec
+
+if TYPE_CHECKING:
+    from lowland.report.study import StudyRow
+    from lowland.study import DemoResult
+    from lowland.study.plan import Job
+    from lowland.study.recommend import Recommendation
+    from lowland.study.work import Failure
+
+__all__ = ["LiveOutput", "demo", "recommend", "show_demo", "show_recommend", "show_study", "study"]
+
+
+def study(spec: StudySpec, *, live: LiveOutput) -> tuple[list[StudyRow], Path]:
+    """Train methods x seeds alike, and answer one question that is fixed before anything runs."""
+    spec.reference()  # says before anything is loaded that methods are missing
+    live.note("loading torch")
+    from lowland.study.compare import compare_methods, write_report
+    from lowland.study.run import run_study
+
+    live.endpoint = spec.endpoint
+    done = run_study(spec, progress=live.progress, on_run=live.on_run)
+    return compare_methods(done), write_report(done)
+
+
+def show_study(found: tuple[list[StudyRow], Path], call: Call) -> Shown:
+    """Show the rule and one row per method."""
+    from lowland.study.compare import rule_of
+
+    (rows, page), rule = found, rule_of(call.spec)
+    result = {"report": str(page), "rule": rule, "rows": [row_values(row) for row in rows]}
+    return Shown(result, [f"Rule: {rule}", f"Report: {page}"], shown_rows(rows, call.spec.endpoint))
+
+
+def recommend(spec: RecommendSpec, *, live: LiveOutput) -> Recommendation:
+    """Find out on a model and data which methods help, and confirm the winner on fresh seeds."""
+    live.note("loading torch")
+    from lowland.study.recommend import recommend as run
+    from lowland.study.recommend import screening
+
+    live.endpoint = screening(spec).endpoint
+    return run(spec, progress=live.progress, on_run=live.on_run)
+
+
+def show_recommend(found: Recommendation, call: Call) -> Shown:
+    """Show the honest lines, and one row per method."""
+    from lowland.study.recommend import screening
+
+    parts = {name: [row_values(row) for row in getattr(found, name)] for name in ("screen", "confirm")}
+    reports = [str(page) for page in found.reports]
+    result = {"winner": found.winner, "lines": list(found.lines), "reports": reports, **parts}
+    lines = [*found.lines, *(f"Report: {page}" for page in reports)]
+    return Shown(result, lines, shown_rows([*found.screen, *found.confirm], screening(call.spec).endpoint))
+
+
+def demo(spec: DemoSpec, *, live: Output) -> tuple[DemoResult, float]:
+    """Train methods from the same initial weights on digits, survey them, and write a report."""
+    live.note("loading torch")
+    started = time.monotonic()
+    from lowland.study import demo as run
+
+    return run(spec, live.progress), time.monotonic() - started
+
+
+def show_demo(found: tuple[DemoResult, float], call: Call) -> Shown:
+    """Show the comparison of the report."""
+    made, seconds = found
+    table = made.table
+    rows = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    result = {"report": str(made.report), "methods": rows, "seconds": round(seconds, 1)}
+    return Shown(result, [*table.notes, f"Report: {made.report} ({seconds:.0f} s)"], [table.header, *table.rows])
+
+
+def row_values(row: StudyRow) -> dict[str, Any]:
+    """Return a row as plain values for JSON."""
+    difference = row.difference
+    interval = None if difference is None else [difference.mean, difference.low, difference.high]
+    return {
+        "part": row.variant, "budget": row.budget, "method": row.method, "values": dict(row.values),
+        "failed": dict(row.failed), "mean": row.interval.mean, "difference": interval, "answer": row.verdict,
+        "reason": row.reason, "seeds_needed": row.seeds_needed, "p_holm": row.adjusted,
+        "passes": row.passes, "seconds": row.seconds, "epochs": row.epochs, "settings": row.settings,
+    }  # fmt: skip
+
+
+def shown_rows(rows: Sequence[StudyRow], endpoint: str) -> list[list[str]]:
+    """Return a table for people."""
+    from lowland.report.statistics import show_interval
+
+    factor, decimals = (100.0, 2) if endpoint.endswith(("accuracy", "error")) else (1.0, 4)
+    head = [
+        "compared at equal",
+        "method",
+        "seeds",
+        "failed",
+        endpoint.replace("_", " "),
+        "difference",
+        "answer",
+        "passes",
+    ]
+    lines = [
+        [
+            " ".join(part for part in (row.budget, row.variant) if part), row.method, str(len(row.values)),
+            str(len(row.failed)), show_interval(row.interval, factor=factor, decimals=decimals),
+            show_interval(row.difference, factor=factor, sign=True, decimals=decimals), row.verdict or "baseline",
+            f"{row.passes:.0f}",
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return [head, *lines]
+
+
+class LiveOutput(Output):
+    """Output with a table that grows with every finished run, above the bars."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        super().__init__(quiet=quiet, as_json=as_json)
+        self.endpoint = "test_accuracy"
+        self._values: dict[str, list[float]] = {}
+        self._failed: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> LiveOutput:
+        if not self.quiet and self._console.is_terminal:
+            self._progress = _Bars(self._table, console=self._console)
+            self._progress.start()
+        return self
+
+    def on_run(self, job: Job, failure: Failure | None) -> None:
+        """Take note of a run that has ended."""
+        from lowland.study.endpoints import read_endpoint
+
+        name = " ".join(part for part in (job.kind, job.variant, job.method) if part)
+        value = math.nan if failure else read_endpoint(job.spec.folder, self.endpoint)
+        with self._lock:
+            self._values.setdefault(name, [])
+            self._failed.setdefault(name, 0)
+            if math.isfinite(value):
+                self._values[name].append(value)
+            else:
+                self._failed[name] += 1
+        if failure is not None:
+            self.note(f"{job.key} failed: {failure.error}")
+        elif self._progress is None:
+            self.note(f"{job.key}: {self.endpoint} {value:.4g}")
+
+    def _table(self) -> Table:
+        table = Table("compared at equal, method", "runs", "failed", f"mean {self.endpoint}", show_edge=False)
+        with self._lock:
+            for name, values in self._values.items():
+                mean = f"{sum(values) / len(values):.4f}" if values else "-"
+                table.add_row(name, str(len(values)), str(self._failed[name]), mean)
+        return table
+
+
+class _Bars(Progress):
+    """Bars below a table."""
+
+    def __init__(self, table: Callable[[], Table], **options: Any) -> None:
+        self._above = table
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                   TextColumn("{task.fields[left]}"))  # fmt: skip
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the table and the bars."""
+        yield self._above()
+        yield self.make_tasks_table(self.tasks)

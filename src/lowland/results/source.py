@@ -1,0 +1,52 @@
+"""What a run asks of whatever knows its weights; implemented by `lowland.workflows.sources`, which needs torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+__all__ = ["BatchNorm", "Source"]
+
+BatchNorm: TypeAlias = Literal["running", "batch", "recalibrated"]
+"""Which statistics normalize in a risk."""
+
+
+class Source(ABC):
+    """Where weights, data and loss of a run come from: the part that needs torch."""
+
+    @abstractmethod
+    def model(self, weights: str, data: Any = None) -> Any:
+        """Return a new network in evaluation mode; the data may be handed in where they are loaded already."""
+
+    @abstractmethod
+    def load(self, model: Any, weights: str) -> None:
+        """Put the weights of that name into a network of this kind."""
+
+    @abstractmethod
+    def other(self, path: str, weights: str) -> Any:
+        """Return a new network with the weights of another run, or of another checkpoint of this model."""
+
+    @abstractmethod
+    def data(self) -> Any:
+        """Return the data: `lowland.data.DataSplits`, or what there is by the names of their parts."""
+
+    @abstractmethod
+    def criterion(self) -> Any:
+        """Return the plain loss, without a method around it."""
+
+    @abstractmethod
+    def risks(
+        self,
+        splits: Sequence[str],
+        *,
+        model: Any,
+        weights: str,
+        split: str,
+        samples: int | None,
+        seed: int,
+        batch_size: int,
+        batch_norm: BatchNorm,
+        metrics: Sequence[str],
+    ) -> Mapping[str, Any]:
+        """Return the risks of parts of the data, all of one model, as `lowland.results.Run.risks` describes them."""

@@ -1,0 +1,58 @@
+"""Accuracy on test inputs with Gaussian noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from lowland.core.errors import InputError
+from lowland.core.seeds import normal
+from lowland.data import DataSplits
+from lowland.robustness.pixels import Robustness, constants, resting, row, scaled, test_part, to_pixels
+
+__all__ = ["noise"]
+
+
+def noise(
+    model: nn.Module,
+    data: DataSplits,
+    *,
+    deviations: Sequence[float] = (0.05, 0.1, 0.2),
+    samples: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[Robustness]:
+    """Measure accuracy on test inputs with Gaussian noise; all deviations and models share the same random numbers.
+
+    Args:
+        model: Takes normalized inputs, returns logits; it is restored bit for bit.
+        data: Resident splits with class labels.
+        deviations: Standard deviations of the noise before normalization; the result is clipped to [0, 1] where the
+            data were scaled from there.
+        samples: Use a fixed random subset of that many test samples; None uses all.
+        batch_size: Samples evaluated together; the numbers do not depend on it.
+        seed: Chooses the subset and draws the noise.
+
+    Returns:
+        One row per deviation.
+
+    Raises:
+        InputError: If an argument is out of range.
+    """
+    if not deviations or any(not (math.isfinite(d) and d >= 0) for d in deviations):
+        raise InputError("deviations", "must hold finite numbers, at least 0", list(deviations))
+    part = test_part(data, samples, seed, images=False)
+    drawn = normal(part.input, seed, "probe", "noise")
+    mean, std = constants(data, part.input)
+    hits = [0] * len(deviations)
+    with resting(model, seed) as device:
+        for start in range(0, len(part), batch_size):
+            rows = slice(start, start + batch_size)
+            x, y = to_pixels(part.input[rows], data), part.target[rows].to(device)
+            for number, deviation in enumerate(deviations):
+                noisy = x + deviation * drawn[rows]
+                noisy = noisy.clamp(0, 1) if scaled(data) else noisy
+                hits[number] += int((model(((noisy - mean) / std).to(device)).argmax(1) == y).sum())
+    return [row("noise", float(d), h, len(part)) for d, h in zip(deviations, hits, strict=True)]

@@ -1,0 +1,146 @@
+"""The command that trains: one network into a run folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lowland.core.errors import InputError
+from lowland.workflows.parse import from_yaml, to_yaml
+from lowland.workflows.specs import FitSpec
+
+if TYPE_CHECKING:
+    from lowland.engine import Event
+    from lowland.results import Run
+    from lowland.training import Hook
+
+__all__ = ["create_run", "fit", "leave_processes"]
+
+
+def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Run:
+    """Train one network, and write a run folder that every other command reads.
+
+    An interrupted run goes on, a finished one is left as it is. A finished one goes on when `epochs` has grown and
+    nothing that was done depends on the length of the run: with a constant or stepped learning rate, to the same bits
+    as if it had been as long from the beginning. A cosine is laid over the whole length, so that it is refused.
+
+    Args:
+        spec: The run.
+        on_event: Receives the progress.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: If something does not fit, or the folder holds another run; nothing is written.
+
+    Example:
+        >>> from lowland.workflows import DataSpec
+        >>> fit(FitSpec(folder="runs/none", data=DataSpec(name="digit")))
+        Traceback (most recent call last):
+        lowland.core.errors.InputError: `data` must be a known name (got 'digit'); did you mean 'digits'? Known: ...
+    """
+    grown = _check_folder(spec)
+    from lowland import training
+    from lowland.workflows import build
+    from lowland.workflows.events import Announce
+    from lowland.workflows.measured import threads_of_torch
+    from lowland.workflows.sources import open_run
+
+    splits = build.build_data(spec.data)  # everything is built before anything is written: bad input leaves no trace
+    augment = build.build_augment(spec.augment, splits, spec.loss)
+    model = build.build_model(spec.model, splits, seed=spec.seed)
+    build.check_model(model, splits, build.build_criterion(spec.loss))
+    optimizer = build.build_optimizer(spec.optimizer, model)
+    loss, schedule = build.build_loss(spec.loss, model, splits), build.build_schedule(spec.schedule)
+    if grown is not None:
+        _check_grown(spec, grown, training.why_fixed(schedule, loss, grown, spec.epochs))
+    hooks: list[Hook] = []
+    if spec.snapshots_every_epochs is not None:
+        hooks.append(training.Snapshots(every_epochs=spec.snapshots_every_epochs, dtype=spec.snapshot_dtype))
+    if spec.curvature_share is not None:
+        curve = training.CurvatureCurve(share=spec.curvature_share)
+        count: int = len(getattr(splits.train, "dataset", splits.train))
+        curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
+        hooks.append(curve)
+    hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
+    run = create_run(spec, longer=grown is not None)
+    with threads_of_torch(spec.threads):
+        training.fit(
+            model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
+            schedule=schedule, augment=augment, clip=spec.clip, select=spec.select, folder=run.folder, hooks=hooks,
+            checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision,
+            micro_batches=spec.micro_batches, accelerator=spec.accelerator, devices=spec.devices,
+        )  # fmt: skip
+    return open_run(run.folder)  # anew: it has its result now
+
+
+def create_run(spec: FitSpec, *, longer: bool = False) -> Run:
+    """Make the folder of a run, or open it if it holds the same run; a shorter one only if it may become longer."""
+    from lowland.results.files import write_atomically
+    from lowland.results.folders import open_run_folder
+    from lowland.workflows.sources import open_run
+
+    file = Path(spec.folder) / "spec.yaml"
+    there, text = file.is_file(), to_yaml(spec)
+    if there:
+        run = open_run(spec.folder)
+        # parsing takes a tenth of a second
+        before = None if file.read_text(encoding="utf-8") == text else _check_folder(spec)
+        if before is None:
+            return run
+        if not longer:
+            raise InputError("folder", f"holds a run of another spec: epochs is {before} there", spec.folder)
+        run.result_path.unlink(missing_ok=True)  # it is not finished any more
+    open_run_folder(file.parent, new=not there)
+    write_atomically(file, text.encode())  # torchrun starts several processes at once, which all come here
+    return open_run(spec.folder)
+
+
+def _check_folder(spec: FitSpec) -> int | None:
+    """Check that a run can have its folder; return the epochs that it had there where it has more now."""
+    path = Path(spec.folder)
+    if not (path / "spec.yaml").is_file():
+        if path.is_dir() and any("spec.yaml" not in entry.name for entry in path.iterdir()):
+            raise InputError("folder", "must be new, empty or the folder of this run", str(path))
+        return None
+    before = from_yaml(FitSpec, path / "spec.yaml")
+    differ = _differences(asdict(before), asdict(replace(spec, folder=before.folder)))
+    if not differ:  # a folder that was moved is still the same run
+        return None
+    if list(differ) == ["epochs"] and spec.epochs > before.epochs:
+        return before.epochs
+    shown = ", ".join(f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differ.items())
+    advice = "choose another --folder, or give the same values (of a run in its folder only --epochs may grow)"
+    raise InputError("folder", f"holds a run of another spec: {shown}", str(path), advice)
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the values that differ, by dotted name."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in dict.fromkeys([*there, *here]):
+        old, new = there.get(name), here.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found |= _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found[prefix + name] = (old, new)
+    return found
+
+
+def _check_grown(spec: FitSpec, before: int, why: str) -> None:
+    if spec.curvature_share is not None:
+        why = "the curve of the curvature is laid over the whole length of the run"
+    if why:
+        advice = "choose another --folder; runs with --schedule.kind constant or step and a plain loss can grow"
+        raise InputError("epochs", f"must stay {before} in this folder, since {why}", spec.epochs, advice)
+
+
+def leave_processes() -> None:
+    """End the communication between the processes of a run; else gloo's threads can abort Python when it exits."""
+    import torch
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

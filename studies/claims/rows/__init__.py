@@ -1,0 +1,1 @@
+"""The rows of the ledger, one file per paper; `studies.claims.rows.every` lists them all."""

@@ -1,0 +1,34 @@
+"""Numbers that version 0.1.0 gave: every optimizer, loss, surface and curvature measure still gives them.
+
+Refined surfaces are of the present version, whose promise is another. All in float64, so that they hold on any processor; bits on one machine are compared by ``tools/golden``.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.golden.flat import agree
+from tests.golden.make import GROUPS, NUMBERS, measured
+from tests.golden.names import respelled
+
+OLD = json.loads(respelled(NUMBERS.read_text()))
+CASES = [(group, name) for group, cases in GROUPS.items() for name in cases]
+
+TOLERANCE = 1e-10
+"""Held on AVX-512, AVX2 and plain SSE kernels alike."""
+
+
+def test_every_case_is_known():
+    assert {group: set(cases) for group, cases in OLD.items()} == {group: set(cases) for group, cases in GROUPS.items()}
+
+
+@pytest.mark.parametrize(("group", "name"), CASES, ids=["-".join(case) for case in CASES])
+def test_numbers_are_those_of_before(group, name):
+    old, new = (dict(numbers) for numbers in (OLD[group][name], measured(group, name)))
+    for numbers in (old, new):
+        numbers.pop("attrs/schema", None)  # its version grows
+    assert set(old) - set(new) == set(), "lost"
+    assert set(new) - set(old) == set(), "new"
+    wrong = {path: (value, new[path]) for path, value in old.items() if not agree(value, new[path], TOLERANCE)}
+    assert wrong == {}
