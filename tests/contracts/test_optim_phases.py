@@ -541,7 +541,8 @@ def test_what_migrators_type_first_is_answered_by_the_line_to_write():
 
 def test_only_some_parameters_are_moved():
     model = network()
-    norms = list(model[1].parameters())
+    norms = optim.norm_parameters(model)
+    assert [p.shape for p in norms] == [(8,), (8,)]
     for method in TWO_PASS:
         optimizer = METHODS[method](sgd(model), only=norms)
         while not optimizer.needs_perturbation():

@@ -69,6 +69,8 @@ class Passes:
             again, self._kept = self._kept, []
         else:
             _synchronize(ascent, model)
+        if not ascent.accumulated:  # the trainer left the batch out
+            return result
         with ascent.perturb():
             for early in again[:-1]:
                 with _unsynced(model):

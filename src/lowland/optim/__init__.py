@@ -6,6 +6,7 @@ from lowland.optim.gsam import GSAM
 from lowland.optim.lookahead import Lookahead
 from lowland.optim.looksam import LookSAM
 from lowland.optim.msam import MSAM
+from lowland.optim.norms import norm_parameters
 from lowland.optim.options import AscentOptions
 from lowland.optim.parts import Method, Part
 from lowland.optim.phases import Phase
@@ -31,4 +32,5 @@ __all__ = [
     "Part",
     "Phase",
     "Wrapper",
+    "norm_parameters",
 ]

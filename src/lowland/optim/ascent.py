@@ -12,8 +12,9 @@ Deviations from the papers:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,9 @@ from lowland.optim.parts import Method
 from lowland.optim.passes import Entry, entries_of, noise_state, owned, parts_of, replayed, unsynced, world_size
 from lowland.optim.phases import Phase
 
-__all__ = ["first_pass", "perturbed"]
+__all__ = ["first_pass", "perturbed", "run_closure"]
+
+_CLEAR = "clear gradients by optimizer.zero_grad()"
 
 
 @contextmanager
@@ -121,7 +124,7 @@ def _check_may_perturb(held: Holder) -> None:
                 "perturb()", 'must be entered after first_pass(model) under distributed="local"', "inside",
                 "the second pass would not be synced",
             )  # fmt: skip
-    if scratch.untouched(held.parameters()):
+    if not scratch.aside and scratch.untouched(held.parameters()):
         raise MissingPass(
             "`perturb()` found no gradient of a first pass, along which to move; nothing was changed: run the first "
             "forward and backward pass after zero_grad() and before `with optimizer.perturb():`"
@@ -187,7 +190,7 @@ def _come_back(held: Holder) -> None:
 @torch.no_grad()
 def _finish(held: Holder, method: Method) -> None:
     scratch = held.scratch
-    if scratch.untouched(held.parameters()):
+    if (scratch.norms or not scratch.aside) and scratch.untouched(held.parameters()):
         raise MissingPass(
             "no backward pass ran inside `with optimizer.perturb():`, so that the step has no gradient at the "
             "perturbed weights; weights are back, gradients are cleared: run the second forward and backward pass "
@@ -234,3 +237,34 @@ def _carry_overflow(held: Holder) -> None:
         target = min(gradients, key=Tensor.numel)
         norm = norms[0] if len(norms) == 1 else torch.stack([n.to(norms[0].device) for n in norms]).sum()
         target.add_(norm.to(target.device) * -0.0)
+
+
+@torch.enable_grad()
+def run_closure(held: Holder, closure: Callable[[], Any]) -> Any:
+    """Run a closure as often as the coming step wants, at the weights it wants; return the first loss."""
+    scratch = held.scratch
+    if scratch.driven or not held.wants_pass():
+        with scratch.buffers.meeting(scratch.model, list(held.parameters())):
+            return closure()
+    if scratch.phase is Phase.READY and scratch.writes() is not None:  # the passes were run by hand
+        scratch.watch(held.parameters())
+        loss = closure()
+        if scratch.phase is Phase.READY and scratch.untouched(held.parameters()):
+            return loss
+        raise InputError("step(closure)", "must do nothing after perturb(): the passes are done", advice=_CLEAR)
+    before = [(p, p.grad) for p in held.parameters() if p.grad is not None]
+    zeroings = scratch.zeroings
+    with first_pass(held, None):
+        set_aside = bool(scratch.aside)
+        loss = closure()
+    if scratch.phase is Phase.READY or not (scratch.aside or held.has_gradients()):
+        return loss  # the closure ran both passes, or none
+    if not set_aside and zeroings == scratch.zeroings and any(p.grad is gradient for p, gradient in before):
+        raise InputError(
+            "step(closure)",
+            "must not find gradients of earlier micro-batches: the second pass would lose them",
+            advice=f"{_CLEAR} in the closure, or run each micro-batch inside first_pass() and perturb()",
+        )
+    with perturbed(held):
+        closure()
+    return loss

@@ -13,7 +13,7 @@ from lowland.core.errors import InputError
 from lowland.optim.holder import PREFIX, Holder, JointState
 from lowland.optim.parts import Part
 
-__all__ = ["Base", "OptimizerViews", "check_parts", "checked_bases", "forget_old_marks"]
+__all__ = ["Base", "OptimizerViews", "check_parts", "checked_bases", "forget_old_marks", "refuse_ports"]
 
 Base: TypeAlias = Optimizer | Sequence[Optimizer]
 """An optimizer instance, several that share a step (say Muon for matrices and AdamW for the rest), or one of ours."""
@@ -199,3 +199,14 @@ def forget_old_marks(held: Holder) -> None:
                 del entry[key]
     for group in held.groups():
         group.pop(PREFIX, None)
+
+
+def refuse_ports(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Refuse the arguments of the common SAM port, and show the line to write."""
+    kind = arguments[1] if len(arguments) > 1 else None
+    if isinstance(kind, type) and issubclass(kind, Optimizer):
+        line = f"write {name}({kind.__name__}(model.parameters(), lr=...), rho=...)"
+        raise InputError("base", "must be an optimizer instance, and not parameters and a class", kind.__name__, line)
+    if "adaptive" in options:
+        line = 'write ASAM(base, rho=..., eta=0, scaled="all"), or SAM(base, rho=...) without it'
+        raise InputError("adaptive", "must be said by the method", options["adaptive"], line)

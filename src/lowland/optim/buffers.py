@@ -7,6 +7,7 @@ before the outermost module's own code runs, so that compiled models keep their 
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -90,7 +91,10 @@ class BufferKeeper:
 
         handle = register_module_forward_pre_hook(meet)
         try:
-            yield
+            with warnings.catch_warnings():
+                # a compiled module says that the hook fires twice for it: the second time it is known
+                warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global")
+                yield
         finally:
             handle.remove()
 

@@ -12,7 +12,7 @@ from lowland.core.errors import CheckpointError
 from lowland.optim.holder import PREFIX, Holder
 from lowland.optim.moves import empty_twin
 
-__all__ = ["check", "export", "own_tensors", "restore", "strip"]
+__all__ = ["export", "load", "own_tensors"]
 
 FORMAT = 1
 """Version of our part of a checkpoint."""
@@ -56,7 +56,7 @@ def export(held: Holder, method: str) -> dict[str, Any]:
     return {"state": state, "param_groups": groups, PREFIX: {**mark, "tensors": {n: dict(v) for n, v in own.items()}}}
 
 
-def strip(saved: Mapping[str, Any], sizes: list[int], method: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _strip(saved: Mapping[str, Any], sizes: list[int], method: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Part a checkpoint into the states of the bases and ours (numbers, and ``tensors``; empty for a bare one)."""
     groups = [{k: v for k, v in group.items() if k != PREFIX} for group in saved["param_groups"]]
     if len(groups) != sum(sizes):
@@ -102,7 +102,24 @@ def _split(state: dict[Any, Any], groups: list[dict[str, Any]], sizes: list[int]
     return parts
 
 
-def check(held: Holder, parts: list[dict[str, Any]], ours: Mapping[str, Any]) -> None:
+def load(held: Holder, saved: Mapping[str, Any], method: str) -> None:
+    """Take over a checkpoint, if all of it fits."""
+    parts, ours = _strip(saved, [len(base.param_groups) for base in held.bases], method)
+    _check(held, parts, ours)
+    evaluating = held.evaluating
+    held.switch(evaluating=False)
+    for base, part in zip(held.bases, parts, strict=True):
+        kept = [dict(group) for group in base.param_groups]
+        base.load_state_dict(part)
+        for group, old in zip(base.param_groups, kept, strict=True):
+            for key in set(old) - set(group):  # options of ours that a bare checkpoint lacks
+                group[key] = old[key]
+    held.scratch.forget()
+    _restore(held, ours)
+    held.switch(evaluating=evaluating)
+
+
+def _check(held: Holder, parts: list[dict[str, Any]], ours: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of other groups, parameters or shapes, for every base, before anything is changed."""
     for base, part in zip(held.bases, parts, strict=True):
         for position, (group, saved) in enumerate(zip(base.param_groups, part["param_groups"], strict=True)):
@@ -142,7 +159,7 @@ def _check_entry(parameter: Tensor, entry: Any, key: Any) -> None:
 
 
 @torch.no_grad()
-def restore(held: Holder, ours: dict[str, Any]) -> None:
+def _restore(held: Holder, ours: dict[str, Any]) -> None:
     """Take over own numbers and tensors; what is missing begins at the next step."""
     tensors = ours.pop("tensors", {})
     parameters = list(held.parameters())

@@ -13,7 +13,7 @@ from lowland.core.contexts import held_interrupts
 from lowland.core.errors import InputError
 from lowland.optim.moves import copy_all, empty_twin, swap
 from lowland.optim.options import AscentOptions
-from lowland.optim.parts import Method, Part
+from lowland.optim.parts import Method, Part, rate_of
 from lowland.optim.passes import average_over_ranks, world_size
 from lowland.optim.phases import REFUSED, Phase, Scratch
 
@@ -70,6 +70,10 @@ class Holder:
         for base in self.bases:
             for group in base.param_groups:
                 yield from group["params"]
+
+    def has_gradients(self) -> bool:
+        """Tell whether any parameter has a gradient."""
+        return any(p.grad is not None for p in self.parameters())
 
     def groups(self) -> list[dict[str, Any]]:
         """Return all groups in order."""
@@ -154,6 +158,13 @@ class Holder:
         if method is None or not self.options.covers(step):
             return False
         return any(method.radius(group, step) > 0 for group in self.groups()) and method.wants(self)
+
+    def is_initializing(self) -> bool:
+        """Recognize the step by which torch's distributed checkpoint makes a base create its state."""
+        # It has no state yet, every rate is 0 and every gradient is 0; it is not a step of the method.
+        if any(len(base.state) for base in self.bases) or any(rate_of(group, 1.0) != 0.0 for group in self.groups()):
+            return False
+        return not any(bool(p.grad.any()) for p in self.parameters() if p.grad is not None)
 
     def clear(self, set_to_none: bool = True) -> None:
         """Clear the gradients, and begin the step anew; inside ``first_pass()`` the pass stays marked."""

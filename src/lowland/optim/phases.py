@@ -42,7 +42,6 @@ REFUSED: dict[tuple[str, Phase], tuple[str, str]] = {
         'must come before perturb() under ascent="step"',
         'accumulate all first passes, then all second passes; or pass ascent="micro-batch"',
     ),
-    ("first_pass()", Phase.EVALUATING): (f"must not be entered {_NOT_EVALUATING[0]}", _NOT_EVALUATING[1]),
     ("perturb()", Phase.PERTURBED): ("must not be entered while it is open", "do not mix it with first_step()"),
     ("perturb()", Phase.READY): (
         "must not be entered twice in a step as it stands",
@@ -53,7 +52,6 @@ REFUSED: dict[tuple[str, Phase], tuple[str, str]] = {
     ("step()", Phase.PERTURBED): _NOT_INSIDE,
     ("step()", Phase.EVALUATING): (f"must not be called {_NOT_EVALUATING[0]}", _NOT_EVALUATING[1]),
     ("eval()", Phase.PERTURBED): _NOT_INSIDE,
-    ("train()", Phase.PERTURBED): _NOT_INSIDE,
     ("state_dict()", Phase.PERTURBED): _NOT_INSIDE,
     ("load_state_dict()", Phase.PERTURBED): _NOT_INSIDE,
     ("add_param_group()", Phase.PERTURBED): _NOT_INSIDE,

@@ -12,23 +12,20 @@ from typing import Any, Self, Unpack
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from lowland.core.contexts import recalibrate as renew_statistics
 from lowland.core.errors import InputError, MissingPass
 from lowland.core.params import unwrap
 from lowland.core.types import as_batch
 from lowland.optim import checkpoint
-from lowland.optim.ascent import first_pass, perturbed
-from lowland.optim.bases import Base, OptimizerViews, check_parts, checked_bases, forget_old_marks
+from lowland.optim.ascent import first_pass, perturbed, run_closure
+from lowland.optim.bases import Base, OptimizerViews, check_parts, checked_bases, forget_old_marks, refuse_ports
 from lowland.optim.holder import PREFIX, Holder
 from lowland.optim.options import AscentKeywords, AscentOptions
-from lowland.optim.parts import Method, Part, rate_of
+from lowland.optim.parts import Method, Part
 from lowland.optim.phases import Phase
 
 __all__ = ["Ascent", "Wrapper"]
-
-_CLEAR = "clear gradients by optimizer.zero_grad()"
 
 
 class Wrapper(OptimizerViews):
@@ -40,19 +37,19 @@ class Wrapper(OptimizerViews):
     ===================  =========  =======  =======  =========  =====  ==========
     call                 gathering  first    marked   perturbed  ready  evaluating
     ===================  =========  =======  =======  =========  =====  ==========
-    first_pass()         yes        yes      yes      no         aside  no
+    first_pass()         yes        yes      yes      no         aside  yes
     perturb()            yes        yes      yes      no         no     no
     step()               missing    missing  missing  no         yes    no
     zero_grad()          yes        yes      yes      yes        yes    yes
     eval()               yes        yes      yes      no         yes    yes
-    train()              yes        yes      yes      no         yes    yes
+    train()              yes        yes      yes      yes        yes    yes
     state_dict()         yes        yes      yes      no         yes    yes
     load_state_dict()    yes        yes      yes      no         yes    yes
     add_param_group()    yes        yes      yes      no         yes    yes
     ===================  =========  =======  =======  =========  =====  ==========
 
     ``first_pass()`` leads from gathering to first and marked, ``perturb()`` to perturbed and ready, ``step()`` back to
-    gathering; so do ``zero_grad()`` (it does nothing when perturbed) and every exception.
+    gathering; so do ``zero_grad()`` (it does nothing when perturbed; nor does ``train()``) and every exception.
 
     Args:
         base: An optimizer instance, several with disjoint parameters, or one of ours, around which the parts go.
@@ -74,19 +71,7 @@ class Wrapper(OptimizerViews):
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Answer what migrators type first by the line to write."""
-        name = cls.__name__
-        if len(args) > 1 and isinstance(args[1], type) and issubclass(args[1], Optimizer):
-            raise InputError(
-                "base",
-                "must be an optimizer instance, and not parameters and a class",
-                args[1].__name__,
-                f"write {name}({args[1].__name__}(model.parameters(), lr=...), rho=...)",
-            )
-        if "adaptive" in options:
-            raise InputError(
-                "adaptive", "must be said by the method", options["adaptive"],
-                'write ASAM(base, rho=..., eta=0, scaled="all"), or SAM(base, rho=...) without it',
-            )  # fmt: skip
+        refuse_ports(cls.__name__, args, options)
         return super().__new__(cls)
 
     def __init__(
@@ -146,6 +131,11 @@ class Wrapper(OptimizerViews):
         return self._held.steps
 
     @property
+    def accumulated(self) -> bool:
+        """Whether gradients of earlier micro-batches are held aside or ready."""
+        return bool(self._held.scratch.aside) or self._held.has_gradients()
+
+    @property
     def phase(self) -> Phase:
         """Where the step stands."""
         return self._held.phase
@@ -161,6 +151,8 @@ class Wrapper(OptimizerViews):
             for name, value in vars(part).items():
                 if not name.startswith("_"):
                     found[name if name not in found else f"{part.name}.{name}"] = value
+        if self.options.only is not None:
+            found["only"] = len(list(self.options.only))
         return found
 
     # The passes.
@@ -220,13 +212,14 @@ class Wrapper(OptimizerViews):
     def _step(self, closure: Callable[[], Any] | None) -> Any:
         held = self._held
         held.require("step()")
-        if closure is None and self._is_initializing():
+        if closure is None and held.is_initializing():
             with torch.no_grad():
                 held.begin()
             self._base_step()
             return None
-        loss = None if closure is None else self._run_closure(closure)
-        if held.phase is not Phase.READY and not held.options.allow_plain and held.wants_pass():
+        loss = None if closure is None else run_closure(held, closure)
+        skipped = closure is not None and not held.has_gradients()  # a trainer leaves a batch out
+        if not (held.phase is Phase.READY or skipped or held.options.allow_plain) and held.wants_pass():
             raise MissingPass(
                 f"step {self.steps} of {type(self).__name__} wanted a second pass and got none; nothing was changed: "
                 f"run the second forward and backward pass inside `with optimizer.perturb():` when "
@@ -255,7 +248,7 @@ class Wrapper(OptimizerViews):
         Returns:
             A closure that returns the loss of the first pass; ``step()`` has to follow.
         """
-        return lambda: self._run_closure(closure)
+        return lambda: run_closure(self._held, closure)
 
     def drive(self, whole: bool) -> None:
         """Say whether closures given to ``step()`` run every pass by themselves.
@@ -264,43 +257,6 @@ class Wrapper(OptimizerViews):
             whole: True: they are called once.
         """
         self._held.scratch.driven = whole
-
-    @torch.enable_grad()
-    def _run_closure(self, closure: Callable[[], Any]) -> Any:
-        held, scratch = self._held, self._held.scratch
-        if scratch.driven or not held.wants_pass():
-            with scratch.buffers.meeting(scratch.model, list(held.parameters())):
-                return closure()
-        if scratch.phase is Phase.READY and scratch.writes() is not None:  # the passes were run by hand
-            scratch.watch(held.parameters())
-            loss = closure()
-            if scratch.phase is Phase.READY and scratch.untouched(held.parameters()):
-                return loss
-            raise InputError("step(closure)", "must do nothing after perturb(): the passes are done", advice=_CLEAR)
-        before = [(p, p.grad) for p in held.parameters() if p.grad is not None]
-        zeroings = scratch.zeroings
-        with self.first_pass():
-            set_aside = bool(scratch.aside)
-            loss = closure()
-        if scratch.phase is Phase.READY:  # the closure ran both passes
-            return loss
-        kept = zeroings == scratch.zeroings and any(p.grad is gradient for p, gradient in before)
-        if kept and not set_aside:
-            raise InputError(
-                "step(closure)",
-                "must not find gradients of earlier micro-batches: the second pass would lose them",
-                advice=f"{_CLEAR} in the closure, or run each micro-batch inside first_pass() and perturb()",
-            )
-        with self.perturb():
-            closure()
-        return loss
-
-    def _is_initializing(self) -> bool:
-        """Recognize the step by which torch's distributed checkpoint makes a base create its state."""
-        # It has no state yet, every rate is 0 and every gradient is 0; it is not a step of the method.
-        if len(self.state) or any(rate_of(group, 1.0) != 0.0 for group in self.param_groups):
-            return False
-        return not any(bool(p.grad.any()) for p in self._held.parameters() if p.grad is not None)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; inside ``perturb()`` they are clear already and earlier micro-batches' are kept.
@@ -368,8 +324,10 @@ class Wrapper(OptimizerViews):
         Args:
             mode: False is the same as ``eval()``.
         """
-        self._held.require("train()")
-        self._held.switch(evaluating=not mode)
+        if not mode:
+            self.eval()
+        elif self._held.phase is not Phase.PERTURBED:  # trainers call it before every pass
+            self._held.switch(evaluating=False)
 
     @contextmanager
     def averaged(self) -> Generator[None, None, None]:
@@ -442,19 +400,7 @@ class Wrapper(OptimizerViews):
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        parts, ours = checkpoint.strip(state_dict, [len(base.param_groups) for base in held.bases], self.method)
-        checkpoint.check(held, parts, ours)
-        evaluating = held.evaluating
-        held.switch(evaluating=False)
-        for base, part in zip(held.bases, parts, strict=True):
-            kept = [dict(group) for group in base.param_groups]
-            base.load_state_dict(part)
-            for group, old in zip(base.param_groups, kept, strict=True):
-                for key in set(old) - set(group):  # options of ours that a bare checkpoint lacks
-                    group[key] = old[key]
-        held.scratch.forget()
-        checkpoint.restore(held, ours)
-        held.switch(evaluating=evaluating)
+        checkpoint.load(held, state_dict, self.method)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
