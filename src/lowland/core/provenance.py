@@ -52,6 +52,16 @@ def versions() -> dict[str, str]:
 
 
 @functools.cache
+def processor() -> str:
+    """Return the name of the processor, whose kernels decide the last bits."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+@functools.cache
 def revision() -> str:
     """Return the git commit of Lowland's source if it runs from a checkout."""
     root = Path(lowland.__file__).resolve().parents[2]
@@ -75,5 +85,6 @@ def provenance() -> dict[str, Any]:
         "versions": versions(),
         "revision": revision(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

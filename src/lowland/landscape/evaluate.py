@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ import xarray as xr
 
 from lowland.core.pace import OnEvent
 from lowland.core.risk import EmpiricalRisk
+from lowland.core.schema import STATUS_MEASURED
 from lowland.engine.base import Engine
 from lowland.engine.select import select
 from lowland.landscape.autotune import BatchSize, Precision, autotune
@@ -23,6 +25,7 @@ from lowland.landscape.probes import Probe
 from lowland.landscape.progress import SurveyRun
 from lowland.landscape.refine import Tolerance
 from lowland.landscape.surface_task import ComputeSettings, SurfaceTask
+from lowland.landscape.verify import check_stored
 from lowland.results.dataset import SurfaceWriter, writer
 
 __all__ = ["evaluate"]
@@ -41,6 +44,7 @@ def evaluate(
     batch_size: BatchSize = None,
     chunk: int = 1,
     paired: bool = True,
+    verify: bool = True,
     on_event: OnEvent | None = None,
 ) -> xr.Dataset:
     """Measure a risk at every point of a grid on a line or plane.
@@ -67,6 +71,9 @@ def evaluate(
         chunk: Points handed out together; with data that stream from a loader, one pass serves a chunk. Default 1.
         paired: Also store ``loss_difference_se``, the standard error of the difference to the loss at the origin: much
             smaller than that of the loss, since most of the error is common. Default True; costs one pass.
+        verify: Measure two stored points again before a store is continued or returned, and refuse it where they are
+            others: a changed loss, activation or data object cannot pass, whatever its name. Default True; False skips
+            it, and the attribute ``verified`` says so.
         on_event: Receives progress, see `lowland.engine.Event`; the first event has an estimate of the total time.
 
     Returns:
@@ -93,15 +100,26 @@ def evaluate(
     template = make_template(survey, grid, seen, make_recipe(survey, grid, request))
     template.attrs["threads"] = runner.worker_threads
     with writer(store, template) as keeper:
+        known = bool((keeper.status == STATUS_MEASURED).any())
+        exactly = all(keeper.dataset.attrs.get(name) == template.attrs[name] for name in _BITS)
         survey = _decided(survey, grid, keeper, runner, batch_size, precision, refined or Tolerance())
         with runner.open(survey.setup, device=survey.device) as workers:
             run = SurveyRun(survey, grid, keeper, workers, on_event, seen.seconds)
+            if known and verify:
+                names = [name for probe in probes for name in probe.names]
+                check_stored(run, keeper, grid, exactly=exactly, probes=names)
+            elif known:
+                keeper.annotate({"verified": False})
             if refined is None:
                 run.measure(np.arange(len(planes) * grid.size))
             else:
                 run.refine(refined)
         run.finish()
     return keeper.dataset
+
+
+_BITS: Final = ("threads", "processor", "versions")
+"""Attributes that must agree for the bits of a store to be expected again."""
 
 
 def _precision(survey: SurfaceTask, kernel: ComputeSettings) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def preflight(survey: SurfaceTask) -> Preflight:
 def make_recipe(survey: SurfaceTask, grid: Grid, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must agree for two runs to share a store, and what computes any point again."""
     model = survey.first.model
-    return {
+    recipe = {
         "planes": [plane.describe() for plane in survey.planes],
         "grid": grid.describe(),
         "risks": {split: risk.describe() for split, risk in survey.risks.items()},
@@ -117,6 +118,9 @@ def make_recipe(survey: SurfaceTask, grid: Grid, request: Mapping[str, Any]) -> 
         "paired": survey.paired,
         "request": dict(request),
     }
+    # where a function lay in memory tells nothing, and would be another place at the next start
+    kept: dict[str, Any] = json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(recipe)))
+    return kept
 
 
 def make_template(survey: SurfaceTask, grid: Grid, seen: Preflight, recipe: Mapping[str, Any]) -> xr.Dataset:

@@ -67,6 +67,12 @@ class SurveyRun:
             warm = self._keeper.carried(parent)
         return Point(self._grid.coordinates(place), group, warm)
 
+    def again(self, indices: Sequence[int]) -> list[Result]:
+        """Measure points once more, and keep nothing."""
+        parents = dict(self._children())
+        points = [self.point((index, parents[index])) for index in indices]
+        return sorted(self._workers.map(measure, points, chunk=1), key=lambda result: result.index)
+
     def _keep(self, index: int, result: Result) -> None:
         wanted = self._warm and index % self._grid.size in self._parents and not result.failed
         values = {} if result.failed else result.value.values
@@ -84,7 +90,7 @@ class SurveyRun:
 
             def losses(indices: NDArray[np.int64], start: int = start) -> NDArray[np.float64]:
                 self.measure(start + indices)
-                return self._values("loss", start + indices)
+                return self.values("loss", start + indices)
 
             found = refine(self._grid, tolerance, losses)
             reports.append(found.report)
@@ -118,13 +124,13 @@ class SurveyRun:
         for name in map(str, self._keeper.dataset.data_vars):
             # numbers of probes may be codes and counts, which have no values in between: they stay NaN there
             if name not in ("loss", "status", "error", *probed) and not name.endswith(("_se", "_skew")):
-                columns[name] = interpolated(self._grid, measured, self._values(name, start + measured), guessed)
+                columns[name] = interpolated(self._grid, measured, self.values(name, start + measured), guessed)
         several = len(self._survey.risks) > 1
         for place, index in enumerate(guessed):
             values = {name: column[place] if several else column[place, 0] for name, column in columns.items()}
             self._keeper.put(start + int(index), values, status=STATUS_INTERPOLATED)
 
-    def _values(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def values(self, name: str, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return stored values of points, shape [points, splits]; NaN where a point failed."""
         variable = self._keeper.dataset[name]
         values = variable.values[..., None]
