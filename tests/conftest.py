@@ -10,16 +10,16 @@ import signal
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
 # A store is hundreds of small files that are synchronized one by one: 5 ms each on a disk, nothing in memory. A small
 # /dev/shm (containers have 64 MB of it) is left alone.
 MEMORY = "/dev/shm"
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", MEMORY)
-
-import pytest
-import torch
-
-torch.set_num_threads(1)
 
 # A shell that starts the tests in the background makes them ignore SIGINT, and their children too: Ctrl-C is tested.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
