@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ class Travelling(Serial):
 
 def test_the_table_has_what_a_reader_needs_and_a_second_call_computes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(import_module("lowland.study.demo"), "select", lambda engine: Travelling())
+    module = import_module("lowland.study.demo")
+    monkeypatch.setattr(module, "select", lambda engine: Travelling())
+    monkeypatch.setattr(module, "trajectory", partial(module.trajectory, points=(3, 3)))
+    monkeypatch.setattr(module, "curvature", partial(module.curvature, trace_products=6, directions=3))
     assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
     whole = without_costs(capsys.readouterr().out)
     assert Path("demo/report.html").stat().st_size > 1_000_000

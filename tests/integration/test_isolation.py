@@ -59,7 +59,7 @@ from lowland.cli.main import main
 run = sys.argv[1]
 fit = ["--data.name", "tests.foreign_cases:splits", "--model.name", "tests.foreign_cases:net", "--epochs", "2"]
 assert main(["fit", run, *fit, "--optimizer.method", "sam", "--optimizer.options.rho", "0.1", "--quiet"]) == 0
-assert main(["surface", run, "--points", "[3, 3]", "--engine", "processes:2", "--quiet"]) == 0
+assert main(["surface", run, "--points", "[3, 3]", "--quiet"]) == 0
 assert main(["line", run, "--points", "3", "--quiet"]) == 0
 assert main(["trajectory", run, "--points", "[3, 3]", "--quiet"]) == 0
 assert main(["curvature", run, "--trace_products", "6", "--directions", "3", "--quiet"]) == 0
