@@ -42,7 +42,7 @@ socket.gethostbyname = lookup
 # What must be importable nowhere. Pillow stays: matplotlib needs it; fsspec stays: Fabric does.
 OPTIONAL = {
     "ray", "sklearn", "mlxtend", "mnist1d", "foolbox", "eagerpy", "transformers", "accelerate", "datasets", "kornia",
-    "lightning", "pytorch_lightning", "curvlinops", "optuna", "tensorboard", "h5py",
+    "lightning", "pytorch_lightning", "curvlinops", "optuna", "tensorboard", "h5py", "pyarrow",
 }  # fmt: skip
 
 
@@ -87,6 +87,7 @@ USES = {
     "augment": "from lowland.data.kornia import kornia_by_name; kornia_by_name('RandomErasing')",
     "lightning": "import lowland.integrations.lightning",
     "optuna": "from lowland.study.search import suggest; next(suggest(None, 'a', lambda n, c: 0.0))",
+    "parquet": "import lowland; lowland.results.to_parquet([], 'a.parquet')",
     "hdf5": "import lowland; lowland.results.read_li_hdf5('a.h5')",
 }
 """Extra -> a call that needs it."""
