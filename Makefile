@@ -17,7 +17,7 @@ demo: $(VENV)/.demo ## Train six methods, survey them and write runs/demo/report
 	$(BIN)/lowland demo
 
 test: $(VENV)/.dev ## Run the tests (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal # runs of neighbors stay together, and share what their module makes
 
 slow: $(VENV)/.dev ## Run the tests that take longer
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --durations=15

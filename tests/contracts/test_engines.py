@@ -1,7 +1,7 @@
 """What every engine must do; a new engine joins by one line. Workers of engines that have any share their computer."""
 
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +20,25 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_cluster():
-    yield
+@pytest.fixture(scope="module")
+def opened():
+    """Workers of each engine set up by `Square`, for the tests that need none of their own: they start once."""
+    with ExitStack() as stack:
+        found = {}
+
+        def workers(name):
+            if name not in found:
+                found[name] = stack.enter_context(ENGINES[name]().open(Square().setup))
+            return found[name]
+
+        yield workers
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
+
+
+@pytest.fixture
+def workers(name, opened):
+    return opened(name)
 
 
 @dataclass(frozen=True)
@@ -80,8 +94,8 @@ def run(name, task, items, **options):
     return ENGINES[name]().map(task.setup, task, items, **options)
 
 
-def collect(name, task, items, **options):
-    return {result.index: result for result in run(name, task, items, **options)}
+def collect(workers, function, items, **options):
+    return {result.index: result for result in workers.map(function, items, **options)}
 
 
 def balanced(log):
@@ -91,46 +105,46 @@ def balanced(log):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_every_item_once_with_its_own_value(name, chunk):
-    results = list(run(name, Square(), range(10), chunk=chunk))
+def test_every_item_once_with_its_own_value(workers, chunk):
+    results = list(workers.map(Square(), range(10), chunk=chunk))
     assert len(results) == 10
     assert {r.index: r.value for r in results} == {i: i * i + 1.0 for i in range(10)}
 
 
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_a_failing_item_costs_only_itself(name, chunk):
-    results = collect(name, Square(failing=(2, 5)), range(8), chunk=chunk)
+def test_a_failing_item_costs_only_itself(workers, chunk):
+    results = collect(workers, Square(failing=(2, 5)), range(8), chunk=chunk)
     assert sorted(i for i, result in results.items() if result.failed) == [2, 5]
     assert results[2].error == "ValueError: no value at 2" and results[2].value is None
     assert "second line" in results[2].traceback and "__call__" in results[2].traceback and results[3].traceback == ""
     assert results[3].value == 10.0
 
 
-def test_too_few_values_are_an_error_and_not_another_item_s_value(name):
+def test_too_few_values_are_an_error_and_not_another_item_s_value(workers):
     def short(context, items):
         return [item for item in items if item != 2]
 
-    results = {r.index: r for r in ENGINES[name]().map(nullcontext, short, range(4), chunk=4)}
+    results = collect(workers, short, range(4), chunk=4)
     assert [i for i, r in results.items() if r.failed] == [2] and "shorter" in results[2].error
     assert [results[i].value for i in (0, 1, 3)] == [0, 1, 3]
 
 
-def test_items_and_values_may_be_anything_that_can_be_pickled(name):
+def test_items_and_values_may_be_anything_that_can_be_pickled(workers):
     def renamed(context, items):
         return [Odd(item.number + 1, {"a": np.arange(3)}) for item in items]
 
     items = [Odd(1), Odd(5, lambda: 3)]
-    results = {r.index: r for r in ENGINES[name]().map(nullcontext, renamed, items)}
+    results = collect(workers, renamed, items)
     assert [results[i].value.number for i in (0, 1)] == [2, 6] and results[0].value.part["a"].sum() == 3
 
 
-def test_a_value_that_cannot_travel_fails_alone(name):
+def test_a_value_that_cannot_travel_fails_alone(name, workers):
     def locked(context, items):
         import threading
 
         return [threading.Lock() if item == 1 else item for item in items]
 
-    results = {r.index: r for r in ENGINES[name]().map(nullcontext, locked, range(3), chunk=3)}
+    results = collect(workers, locked, range(3), chunk=3)
     assert [results[i].value for i in (0, 2)] == [0, 2]
     assert name == "serial" or "lock" in results[1].error
 
@@ -155,7 +169,7 @@ def test_a_reader_that_stops_makes_the_task_put_things_back(name, tmp_path):
 
 def test_what_goes_wrong_before_the_first_item_is_raised_as_it_is(name):
     with pytest.raises(ZeroDivisionError) as caught:
-        collect(name, Broken(), range(3))
+        list(run(name, Broken(), range(3)))
     text = "".join([str(note) for note in getattr(caught.value, "__notes__", [])]) or str(caught.traceback[-1])
     assert "setup" in text or "Broken" in text
 
@@ -183,12 +197,11 @@ def test_open_workers_enter_the_setup_once_and_serve_several_functions(name, tmp
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
-def test_what_a_wave_gave_is_handed_to_the_next_whatever_the_chunk(name, chunk):
-    with ENGINES[name]().open(Square().setup) as workers:
-        values = [0.0, 1.0, 2.0]
-        for _ in range(3):
-            found = {r.index: r.value for r in workers.map(Square(), values, chunk=chunk)}
-            values = [found[i] for i in range(3)]
+def test_what_a_wave_gave_is_handed_to_the_next_whatever_the_chunk(workers, chunk):
+    values = [0.0, 1.0, 2.0]
+    for _ in range(3):
+        found = collect(workers, Square(), values, chunk=chunk)
+        values = [found[i].value for i in range(3)]
     assert values == [5.0, 26.0, 677.0]
 
 
@@ -210,9 +223,9 @@ def test_open_workers_serve_again_after_a_reader_that_stopped(name, tmp_path):
     assert balanced(tmp_path / "log")
 
 
-def test_events_count_and_estimate(name):
+def test_events_count_and_estimate(name, workers):
     events = []
-    collect(name, Square(failing=(1,)), range(4), seconds_per_item=2.0, on_event=events.append)
+    collect(workers, Square(failing=(1,)), range(4), seconds_per_item=2.0, on_event=events.append)
     assert events[0].kind == "started" and events[0].remaining == 8.0 / ENGINES[name]().workers
     assert (events[0].done, events[0].total) == (0, 4)
     assert events[-1].kind == "done" and (events[-1].done, events[-1].remaining) == (4, 0.0)
@@ -220,16 +233,22 @@ def test_events_count_and_estimate(name):
     assert [event.done for event in events if event.kind == "progress"] == [1, 2, 3, 4]
 
 
-def test_a_result_is_announced_after_the_reader_has_it(name):
+def test_a_result_is_announced_after_the_reader_has_it(workers):
     told, seen = [], []
-    for result in run(name, Square(), range(5), chunk=5, on_event=lambda e: told.append((e.kind, len(seen), e.done))):
+
+    def tell(event):
+        told.append((event.kind, len(seen), event.done))
+
+    for result in workers.map(Square(), range(5), chunk=5, on_event=tell):
         seen.append(result.index)
     assert [(had, done) for kind, had, done in told if kind == "progress"] == [(n, n) for n in range(1, 6)]
 
 
-def test_bad_input(name):
+def test_bad_input(name, workers):
     with pytest.raises(InputError, match="chunk"):
-        collect(name, Square(), range(2), chunk=0)
+        collect(workers, Square(), range(2), chunk=0)
+    with pytest.raises(InputError, match="chunk"):
+        list(run(name, Square(), range(2), chunk=0))
     with pytest.raises(InputError, match="serial"):
         select(name + "s")
     with pytest.raises(InputError, match="serial"):

@@ -1,6 +1,7 @@
 """What a survey must get right for every kind of model: the classes of bugs of existing tools, one test each.
 
-A new kind of model joins by one line in `MODELS`. The eigenvalue class belongs to the curvature suite.
+The rules of `lowland.testing` hold on one small network (`test_rules`); here the same and more holds for every kind. A
+new kind of model joins by one line in `MODELS`. The eigenvalue class belongs to the curvature suite.
 """
 
 import copy

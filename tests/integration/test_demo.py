@@ -9,9 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from lowland.cli.main import main
+from lowland.engine import Serial
+from lowland.engine.base import Workers
+from lowland.engine.packing import pack, unpack
 
 # What the installed command does. `python -m` would end by SIGINT instead of with 130 when the interrupt happens to arrive
 # inside exec of text, which imports do.
@@ -19,7 +27,54 @@ COMMAND = "import sys; from lowland.cli.main import main; sys.exit(main())"
 
 METHODS = ["--methods", '["sgd", "sam", "saf"]']
 SMALL = [*METHODS, "--seeds", "2", "--epochs", "3", "--train_size", "60", "--points", "5", "--json"]
+TINY = [*METHODS, "--seeds", "2", "--epochs", "2", "--train_size", "40", "--points", "3", "--json"]
 COSTS = ("ms per step", "seconds")
+
+
+def without_costs(shown: str) -> list[dict[str, str]]:
+    return [
+        {name: cell for name, cell in row.items() if not name.startswith(COSTS)} for row in json.loads(shown)["methods"]
+    ]
+
+
+class Travelling(Serial):
+    """One process, where all that is computed is packed and unpacked as on the way to another."""
+
+    def open(self, setup: Any, *, device: object = "cpu") -> Workers:
+        workers = super().open(unpack(pack(setup, "setup")), device=device)
+        plain = workers.results
+        workers.results = lambda function, items, chunk: plain(  # type: ignore[method-assign]
+            unpack(pack(function, "function")), [unpack(pack(item, "item")) for item in items], chunk
+        )
+        return workers
+
+
+def test_the_table_has_what_a_reader_needs_and_a_second_call_computes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = import_module("lowland.study.demo")
+    monkeypatch.setattr(module, "select", lambda engine: Travelling())
+    monkeypatch.setattr(module, "trajectory", partial(module.trajectory, points=(3, 3)))
+    monkeypatch.setattr(module, "curvature", partial(module.curvature, trace_products=6, directions=3))
+    assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
+    whole = without_costs(capsys.readouterr().out)
+    assert Path("demo/report.html").stat().st_size > 1_000_000
+    assert [row["method"] for row in whole] == ["SGD", "SAM", "SAF"]
+    for part in (
+        "test accuracy",
+        "difference to SGD",
+        "train loss",
+        "λ max",
+        "λ min",
+        "filter-weighted trace",
+        "SAM sharpness",
+        "passes",
+    ):
+        assert any(name.startswith(part) for name in whole[0]), part
+    assert "2.00 ×" in next(cell for name, cell in whole[1].items() if name.startswith("passes"))
+    written = {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")}
+    assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
+    assert without_costs(capsys.readouterr().out) == whole
+    assert written == {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")} != {}
 
 
 def start(folder: Path, engine: str = "serial") -> subprocess.Popen[str]:
@@ -35,8 +90,7 @@ def finish(folder: Path, engine: str = "serial") -> list[dict[str, str]]:
     shown, errors = child.communicate(timeout=280)
     assert child.returncode == 0, errors
     assert (folder / "demo" / "report.html").stat().st_size > 1_000_000
-    rows = json.loads(shown)["methods"]
-    return [{name: cell for name, cell in row.items() if not name.startswith(COSTS)} for row in rows]
+    return without_costs(shown)
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +98,7 @@ def whole(tmp_path_factory) -> list[dict[str, str]]:
     return finish(tmp_path_factory.mktemp("whole"))
 
 
-def test_the_table_has_what_a_reader_needs(whole):
-    assert [row["method"] for row in whole] == ["SGD", "SAM", "SAF"]
-    for part in (
-        "test accuracy",
-        "difference to SGD",
-        "train loss",
-        "λ max",
-        "λ min",
-        "filter-weighted trace",
-        "SAM sharpness",
-        "passes",
-    ):
-        assert any(name.startswith(part) for name in whole[0]), part
-    assert "2.00 ×" in next(cell for name, cell in whole[1].items() if name.startswith("passes"))
-
-
+@pytest.mark.slow
 def test_the_same_demo_gives_the_same_numbers_also_on_two_processes(whole, tmp_path):
     assert finish(tmp_path, "processes:2") == whole
 

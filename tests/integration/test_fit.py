@@ -312,7 +312,7 @@ def test_snapshots_follow_the_trajectory_and_survive_a_kill(tmp_path: Path) -> N
 def test_the_folder_holds_readable_numbers_and_one_checkpoint(tmp_path: Path) -> None:
     result = run(tmp_path / "run")
     rows = Run(tmp_path / "run").metrics
-    assert rows == [{k: float(v) for k, v in row.items()} for row in result.rows]
+    assert list(rows) == [{k: float(v) for k, v in row.items()} for row in result.rows]
     summary = json.loads((tmp_path / "run" / "result.json").read_text())
     assert summary["epoch"] == result.epoch and summary["test"] == result.test
     assert summary["recipe"]["seed"] == 3 and "torch" in summary["versions"]

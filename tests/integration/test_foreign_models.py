@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -260,15 +261,14 @@ def test_a_module_in_the_folder_where_the_command_is_called_is_found(tmp_path):
     code = "import sys; sys.path[:] = [p for p in sys.path if p]; from lowland.cli.main import main; sys.exit(main())"
     words = ["surface", "--model", "mine:net", "--data", "mine:data", "--points", "[2, 2]", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, "--engine", "processes:2"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", code, *words, "--engine", "processes:1"], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/survey/surfaces/plane.zarr").is_dir()
 
 
-def test_the_example_of_five_lines_runs(tmp_path):
-    script = Path(__file__).parents[2] / "examples" / "own_model.py"
-    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_the_example_of_five_lines_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "own_model.py"), run_name="__main__")
     assert (tmp_path / "own_model.pdf").stat().st_size > 1000

@@ -42,7 +42,7 @@ socket.gethostbyname = lookup
 # What must be importable nowhere. Pillow stays: matplotlib needs it; fsspec stays: Fabric does.
 OPTIONAL = {
     "ray", "sklearn", "mlxtend", "mnist1d", "foolbox", "eagerpy", "transformers", "accelerate", "datasets", "kornia",
-    "lightning", "pytorch_lightning", "curvlinops", "optuna", "tensorboard", "h5py",
+    "lightning", "pytorch_lightning", "curvlinops", "optuna", "tensorboard", "h5py", "pyarrow",
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ from lowland.cli.main import main
 run = sys.argv[1]
 fit = ["--data.name", "tests.foreign_cases:splits", "--model.name", "tests.foreign_cases:net", "--epochs", "2"]
 assert main(["fit", run, *fit, "--optimizer.method", "sam", "--optimizer.options.rho", "0.1", "--quiet"]) == 0
-assert main(["surface", run, "--points", "[3, 3]", "--engine", "processes:2", "--quiet"]) == 0
+assert main(["surface", run, "--points", "[3, 3]", "--quiet"]) == 0
 assert main(["line", run, "--points", "3", "--quiet"]) == 0
 assert main(["trajectory", run, "--points", "[3, 3]", "--quiet"]) == 0
 assert main(["curvature", run, "--trace_products", "6", "--directions", "3", "--quiet"]) == 0
@@ -87,6 +87,7 @@ USES = {
     "augment": "from lowland.data.kornia import kornia_by_name; kornia_by_name('RandomErasing')",
     "lightning": "import lowland.integrations.lightning",
     "optuna": "from lowland.study.search import suggest; next(suggest(None, 'a', lambda n, c: 0.0))",
+    "parquet": "import lowland; lowland.results.to_parquet([], 'a.parquet')",
     "hdf5": "import lowland; lowland.results.read_li_hdf5('a.h5')",
 }
 """Extra -> a call that needs it."""

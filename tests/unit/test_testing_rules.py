@@ -1,6 +1,7 @@
-"""The conformance suite: our tools hold every rule, and every rule can be broken."""
+"""The conformance suite: naive tools hold every rule, and every rule can be broken."""
 
 import json
+import os
 import random
 import re
 import subprocess
@@ -15,20 +16,12 @@ from tests.reference.naive_faults import FAULTS
 from tests.reference.naive_tools import NaiveCurvature, NaiveLandscape, NaiveOptimizer
 
 from lowland.core.errors import InputError
-from lowland.testing import Breach, LandscapeAdapter, NotOffered, check, demand, own_adapters, rules
+from lowland.testing import Breach, LandscapeAdapter, NotOffered, check, demand, rules
 from lowland.testing.planted import Planted, dense_hessian, planted_data
 from lowland.testing.rulebook import Rule
 
 ROOT = Path(__file__).parents[2]
 CASES = [(tool, rule) for tool in FAULTS for rule in rules(tool.family)]
-
-
-@pytest.mark.parametrize("adapter", own_adapters(), ids=lambda adapter: adapter.name)
-def test_our_tools_hold_every_rule(adapter):
-    found = check(adapter)
-    assert [(o.rule.name, o.detail) for o in found if o.status not in ("holds", "not offered")] == []
-    if adapter.family != "optimizer":  # of these each is about one method
-        assert all(o.status == "holds" for o in found)
 
 
 @pytest.mark.parametrize("tool", FAULTS, ids=lambda tool: tool.family)
@@ -127,20 +120,12 @@ CHOSEN = "loss_is_returned or one_norm or changes_nothing or test_of"
 
 
 def run_pytest(folder, *arguments):
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "no:lowland",
-        "-p",
-        "lowland.testing.plugin",
-        "-p",
-        "no:cacheprovider",
-    ]
+    command = [sys.executable, "-m", "pytest", "-p", "lowland.testing.plugin", "-p", "no:cacheprovider"]
+    alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others import for seconds
     return subprocess.run(
-        [*command, "--rootdir", str(folder), *arguments], cwd=folder, capture_output=True, text=True, timeout=240
-    )
+        [*command, "--rootdir", str(folder), *arguments],
+        cwd=folder, env=alone, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
 
 
 def test_plugin_checks_the_adapters_of_a_file(tmp_path):
