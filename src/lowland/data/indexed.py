@@ -67,15 +67,7 @@ class Indexed(Dataset[Any]):
 
     @staticmethod
     def stream(dataset: Iterable[Any], *, key: Callable[[Any], object]) -> IterableDataset[Any]:
-        """Give the items of a stream ids made from a key of each item.
-
-        Args:
-            dataset: Any iterable of items.
-            key: Names an item: a path, a URL, an id; the same in every run and worker.
-
-        Returns:
-            An iterable data set.
-        """
+        """Give the items of an iterable ids made from a key that names each item, the same in every run and worker."""
         return _Stream(dataset, key)
 
 
@@ -129,15 +121,7 @@ class LoaderBatches:
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Go over the batches of an epoch.
-
-        Args:
-            epoch: From 0; with `seed` it decides the order.
-            start: Batches to leave out at the front (they are loaded and dropped).
-
-        Yields:
-            The batches from number `start` on.
-        """
+        """Go over the batches of an epoch (from 0) from number `start` on; earlier ones are loaded and dropped."""
         sampler = getattr(self.loader, "sampler", None)
         set_epoch = getattr(sampler, "set_epoch", None)
         if set_epoch is not None:

@@ -181,11 +181,7 @@ class TrainingLoss(ABC):
         return {**log, **self._totals.means()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a bit-exact resume needs.
-
-        Returns:
-            A nested dict of tensors and plain values; the tensors are the loss's own, not copies.
-        """
+        """Return all that a bit-exact resume needs, nested; the tensors are the loss's own, not copies."""
         inner = None if self.inner is None else self.inner.state_dict()
         return {
             "kind": type(self).__name__,
@@ -196,14 +192,7 @@ class TrainingLoss(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; nothing is changed when it does not fit.
-
-        Args:
-            state: What `state_dict` returned for a loss of the same make.
-
-        Raises:
-            CheckpointError: If it belongs to another loss or does not fit this one.
-        """
+        """Take over a state; a CheckpointError where it does not fit, and then nothing is changed."""
         self._check_state(state)
         self._load_state(state)
 

@@ -112,31 +112,13 @@ class LLR(TrainingLoss):
         self._initial = float(value)
 
     def measure_initial_loss(self, model: nn.Module, batches: Iterable[Any]) -> float:
-        """Measure L0 as the exact mean of the plain criterion at the present weights, and keep it.
-
-        Args:
-            model: The model at its initial weights; it is restored bit for bit.
-            batches: Training data; give every process the same ones.
-
-        Returns:
-            The initial loss.
-        """
+        """Keep L0 as `measure_initial_loss` finds it at the present weights, over the same data on all processes."""
         self.initial_loss = measure_initial_loss(self.plain_criterion, model, batches)
         assert self._initial is not None
         return self._initial
 
     def multiplier(self, loss: Tensor) -> Tensor:
-        """Return the factor of the gradient at a batch-mean loss in the present epoch.
-
-        Args:
-            loss: Plain losses, any shape.
-
-        Returns:
-            f'(loss / L0), same shape, in at least float32; 1 where reshaping is off.
-
-        Raises:
-            InputError: If the initial loss is unknown.
-        """
+        """Return f'(loss / L0) for plain batch means of any shape, in at least float32; 1 where reshaping is off."""
         self._require_initial()
         loss = loss.detach()
         wide = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss

@@ -96,24 +96,13 @@ class OutputMemory:
         self._epoch, self._recording, self._reading = 0, False, False
 
     def configure(self, samples: int | Tensor | None, plan: Plan | None) -> None:
-        """Learn about the data, and forget what an earlier run left.
-
-        Args:
-            samples: Number of samples or their ids; what the constructor was given goes before it.
-            plan: The ids that this process will meet in an epoch.
-        """
+        """Learn of the run's data unless built with them, and of the ids to be met; forget what an earlier run left."""
         if not self._given:
             self.rows = SampleRows(samples)
         self._plan, self._format, self._shelf, self._room, self._noticed = plan, None, None, 0, {}
 
     def begin(self, epoch: int, *, recording: bool, reading: bool) -> None:
-        """Begin an epoch, or go on with it after a resume; with several processes, on all of them together.
-
-        Args:
-            epoch: Counted from 0; rows of earlier ones age by it.
-            recording: Whether outputs will be recorded.
-            reading: Whether past ones will be read.
-        """
+        """Begin an epoch, or go on with it after a resume; with several processes, on all of them together."""
         self._epoch, self._recording, self._reading = epoch, recording, reading
         if self._shelf is not None:
             self._shelf.begin(epoch, recording=recording, reading=reading)
@@ -180,34 +169,19 @@ class OutputMemory:
         return torch.where(hit.reshape(-1, *[1] * (values.ndim - 1)), values, torch.zeros_like(values)), hit
 
     def record(self, rows: Tensor, output: Tensor, partner: Tensor | None = None, share: Tensor | None = None) -> None:
-        """Keep the outputs of this epoch; of a sample met more than once, the last.
-
-        Args:
-            rows: From `locate`; -1 for those not to keep.
-            output: Shape [n, ...].
-            partner: Ids of mixed-in samples, -1 for none.
-            share: The samples' own shares.
-        """
+        """Keep outputs at the rows of `locate` (-1 drops them) with partners and shares; of equal rows, the last."""
         assert self._format is not None and self._shelf is not None
         self._shelf.write(last_of_each(rows), self._format.encode(output, self._epoch, partner, share))
 
     def raise_noticed(self) -> None:
-        """Raise what was noticed on an accelerator since the last call; reads from the device.
-
-        Raises:
-            InputError: If ids or outputs were wrong; nothing of them was kept.
-        """
+        """Raise what an accelerator noticed since the last call (it was not kept); reads from the device."""
         noticed, self._noticed = self._noticed, {}
         for kind, flag in noticed.items():
             if bool(flag):
                 raise self._error(kind)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the memory holds: tables as they are, of a file its key.
-
-        Returns:
-            Tensors and plain values; of several processes each has its own.
-        """
+        """Return what this process holds: tables as they are, of a file its key."""
         return {
             "layout": self._layout(self._format),
             "process": rank_and_world(),
@@ -216,14 +190,7 @@ class OutputMemory:
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise unless `load_state_dict` can take the state.
-
-        Args:
-            state: What `state_dict` returned.
-
-        Raises:
-            CheckpointError: If it is of another size, layout or number of processes.
-        """
+        """Raise CheckpointError where a state is of another size, layout or number of processes."""
         if {"layout", "process", "met", "shelf"} - set(state):
             raise CheckpointError("the state of an output memory lacks entries; nothing was loaded")
         layout, own = state["layout"], self._layout(self._format)
@@ -241,11 +208,7 @@ class OutputMemory:
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that `check_state` accepted.
-
-        Args:
-            state: What `state_dict` returned.
-        """
+        """Take over a state that `check_state` accepted."""
         shape, held = state["layout"]["shape"], state["shelf"]
         known = None if shape is None else RowFormat(self.precision, tuple(shape), self.pairs)
         if state["met"] is not None:

@@ -124,17 +124,7 @@ class MESA(TrainingLoss):
         return self._ready().model
 
     def decay_at(self, update: int) -> float:
-        """Return the decay of the average at an update.
-
-        Args:
-            update: Its number, from 0.
-
-        Returns:
-            The share of the old average that stays.
-
-        Raises:
-            InputError: If the half-life is used and the number of steps per epoch is unknown.
-        """
+        """Return the share of the old average that stays at an update (from 0)."""
         if self.decay is not None:
             decay = self.decay
         elif self._steps is None:

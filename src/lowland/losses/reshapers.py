@@ -45,47 +45,18 @@ class Reshaper(ABC):
 
     @abstractmethod
     def value(self, u: Tensor) -> Tensor:
-        """Return f(u), differentiable.
-
-        Args:
-            u: Normalized losses, not negative, at least float32, any shape.
-
-        Returns:
-            Same shape.
-        """
+        """Return f(u), differentiable, for normalized losses u >= 0 of any shape, in at least float32."""
 
     @abstractmethod
     def slope(self, u: Tensor) -> Tensor:
-        """Return f'(u) in closed form.
-
-        Args:
-            u: Normalized losses, not negative, at least float32, any shape.
-
-        Returns:
-            Same shape.
-        """
+        """Return f'(u) in closed form, for the same u."""
 
     def multiplier(self, loss: Tensor, initial_loss: float) -> Tensor:
-        """Return the factor by which the reshaped gradient differs from the plain one.
-
-        Args:
-            loss: Plain losses, any shape.
-            initial_loss: The normalizing constant L0 > 0, in units of the loss.
-
-        Returns:
-            f'(loss / initial_loss), in at least float32.
-        """
+        """Return f'(loss / initial_loss), the factor of the plain gradient, in at least float32."""
         return self.slope(_wide(loss) / initial_loss)
 
     def at(self, epoch: int) -> Reshaper:
-        """Return the reshaper of an epoch; itself unless it changes with time.
-
-        Args:
-            epoch: Counted from 0.
-
-        Returns:
-            A reshaper.
-        """
+        """Return the reshaper of an epoch (from 0); itself unless it changes with time."""
         del epoch
         return self
 

@@ -46,14 +46,7 @@ def write(report: Report, path: str | Path) -> Path:
 
 
 def render(report: Report) -> str:
-    """Return a report as HTML.
-
-    Args:
-        report: What `build` returns, or sections of your own.
-
-    Returns:
-        The whole page.
-    """
+    """Return the whole page of a report as HTML."""
     loader = PackageLoader("lowland", "report")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     pages.filters |= {"kind": lambda block: type(block).__name__, "two_lines": _two_lines}

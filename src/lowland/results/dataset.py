@@ -135,24 +135,13 @@ class SurfaceWriter(ABC):
         self._changed(point)
 
     def annotate(self, attributes: Mapping[str, Any]) -> None:
-        """Keep attributes, on disk at once.
-
-        Args:
-            attributes: Plain JSON values by name.
-        """
+        """Keep plain JSON values by name as attributes, on disk at once."""
         self.dataset.attrs.update(plain(attributes))
         self._annotated()
 
     @abstractmethod
     def carried(self, index: int) -> dict[str, Array]:
-        """Return the arrays that were put with a point.
-
-        Args:
-            index: Flat number of the point.
-
-        Returns:
-            Arrays by name; empty where none were put.
-        """
+        """Return the arrays by name that were put with a point; empty where none were."""
 
     @abstractmethod
     def _keep(self, index: int, carry: Mapping[str, Any]) -> None:

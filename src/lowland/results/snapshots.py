@@ -129,18 +129,7 @@ class SnapshotReader:
             yield step, self.read(step)
 
     def read(self, step: int) -> dict[str, Array]:
-        """Read one snapshot.
-
-        Args:
-            step: One of ``steps``.
-
-        Returns:
-            Arrays by name, in the order in which they were written and the type in which they are stored.
-
-        Raises:
-            InputError: If there is no such step.
-            StoreError: If its file is missing or damaged.
-        """
+        """Read the arrays of one of `steps` by name, in the order and type in which they are stored."""
         if step not in self._entries:
             raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
         path = self.folder / _file(step)
@@ -151,30 +140,13 @@ class SnapshotReader:
             raise StoreError(f"the snapshot {path} is missing or damaged ({error})") from error
 
     def info(self, step: int) -> dict[str, Any]:
-        """Return what was kept with a snapshot.
-
-        Args:
-            step: One of ``steps``.
-
-        Returns:
-            The values given to `SnapshotWriter.write`.
-
-        Raises:
-            InputError: If there is no such step.
-        """
+        """Return the values that were kept with a snapshot."""
         if step not in self._entries:
             raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
         return dict(self._entries[step]["info"])
 
     def rounding(self, step: int) -> float:
-        """Return how far the stored weights are from those of the run.
-
-        Args:
-            step: One of ``steps``.
-
-        Returns:
-            Euclidean distance, 0 for float32 weights stored as float32.
-        """
+        """Return the Euclidean distance of stored weights from the run's; 0 for float32 kept as float32."""
         return float(self._entries[step]["rounding"])
 
 
