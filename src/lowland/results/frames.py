@@ -70,9 +70,8 @@ def to_frame(result: Any) -> pd.DataFrame:
     """
     if isinstance(result, xr.Dataset):
         frame = result.to_dataframe().reset_index() if result.sizes else pd.DataFrame([_scalars(result)])
-        known = {str(name): str(variable.attrs["units"]) for name, variable in result.variables.items()
-                 if variable.attrs.get("units")}  # fmt: skip
-        return _with_units(frame, known)
+        units = {str(name): str(variable.attrs.get("units", "")) for name, variable in result.variables.items()}
+        return _with_units(frame, {name: unit for name, unit in units.items() if unit})
     made = getattr(result, "to_frame", None)
     if made is None:
         raise InputError("result", "must be a Dataset, a run or runs", type(result).__name__)

@@ -123,9 +123,8 @@ def at_matched_loss(
     }
     ends = {name: float(loss[-1]) for name, (loss, _) in curves.items()}
     if losses is None:
-        low, high = (
-            max(float(loss.min()) for loss, _ in curves.values()), min(float(loss.max()) for loss, _ in curves.values())
-        )  # fmt: skip
+        low = max(float(loss.min()) for loss, _ in curves.values())
+        high = min(float(loss.max()) for loss, _ in curves.values())
         losses = np.geomspace(high, low, 5).tolist() if 0 < low <= high else []
     return {
         "end": {name: float(values[-1]) for name, (_, values) in curves.items()},

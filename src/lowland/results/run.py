@@ -319,10 +319,18 @@ class Run:
         Returns:
             The `lowland.EmpiricalRisk`.
         """
-        return self.risks(
-            [split], split=split, weights=weights, samples=samples, seed=seed, batch_size=batch_size,
-            batch_norm=batch_norm, metrics=metrics, model=model,
-        )[split]  # fmt: skip
+        found = self.risks(
+            [split],
+            split=split,
+            weights=weights,
+            samples=samples,
+            seed=seed,
+            batch_size=batch_size,
+            batch_norm=batch_norm,
+            metrics=metrics,
+            model=model,
+        )
+        return found[split]
 
     def risks(
         self,
@@ -340,9 +348,16 @@ class Run:
         """Return the risks of several parts of the data by name, all of one model; the options are those of `risk`."""
         # `split`: the part on which batch-norm statistics are recalibrated
         return self.source.risks(
-            splits, model=model, weights=str(weights), split=split, samples=samples, seed=seed, batch_size=batch_size,
-            batch_norm=batch_norm, metrics=metrics,
-        )  # fmt: skip
+            splits,
+            model=model,
+            weights=str(weights),
+            split=split,
+            samples=samples,
+            seed=seed,
+            batch_size=batch_size,
+            batch_norm=batch_norm,
+            metrics=metrics,
+        )
 
     # how it shows itself
 

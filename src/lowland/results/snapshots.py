@@ -170,11 +170,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _is_entry(step: str, entry: Any) -> bool:
-    return (
-        step.isascii() and step.isdigit() and len(step) < 16 and isinstance(entry, dict)
-        and isinstance(entry.get("names"), list) and isinstance(entry.get("info"), dict)
-        and isinstance(entry.get("rounding"), int | float)
-    )  # fmt: skip
+    kinds = {"names": list, "info": dict, "rounding": int | float}
+    numbered = step.isascii() and step.isdigit() and len(step) < 16
+    return numbered and isinstance(entry, dict) and all(isinstance(entry.get(k), kind) for k, kind in kinds.items())
 
 
 def _distance(original: Mapping[str, Array], stored: Mapping[str, Array]) -> float:

@@ -46,10 +46,8 @@ def figure(
     from lowland import results as stored
     from lowland import viz
 
-    return viz.export(
-        {name: stored.open(path) for name, path in named.items()}, output, kind,
-        trajectories={name: stored.open(path) for name, path in paths.items()}, options=options,
-    )  # fmt: skip
+    drawn, walked = ({name: stored.open(path) for name, path in part.items()} for part in (named, paths))
+    return viz.export(drawn, output, kind, trajectories=walked, options=options)
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:

@@ -71,9 +71,13 @@ def parser_of(command: Command, program: str, *, positional: str = "", example: 
         about = (inspect.getdoc(spec) or "").split("\n")[0]
     said = f"{positional.upper()} is short for --{positional}.\n" if positional else ""
     parser = ArgumentParser(
-        prog=program, usage=f"{program}{takes} [--config FILE] [--OPTION VALUE ...]", description=about,
-        epilog=said + (f"Example: {example}" if example else ""), exit_on_error=False, formatter_class=_Help,
-    )  # fmt: skip
+        prog=program,
+        usage=f"{program}{takes} [--config FILE] [--OPTION VALUE ...]",
+        description=about,
+        epilog=said + (f"Example: {example}" if example else ""),
+        exit_on_error=False,
+        formatter_class=_Help,
+    )
     parser.add_argument("--config", action="config", help="YAML file with values of these options; flags after it win.")
     if spec is not None:
         parser.add_class_arguments(spec, as_group=False)
@@ -123,9 +127,14 @@ def parse(spec: type[Spec], arguments: Sequence[str]) -> Spec:
 
 
 def call(
-    command: Command, arguments: Sequence[str], program: str = "lowland", *, positional: str = "", example: str = "",
+    command: Command,
+    arguments: Sequence[str],
+    program: str = "lowland",
+    *,
+    positional: str = "",
+    example: str = "",
     flags: Mapping[str, bool | tuple[str, ...]] | None = None,
-) -> Call:  # fmt: skip
+) -> Call:
     """Turn flags and YAML into the call of a command."""
     # flags are further ones, which the command does not see: False for a switch, words for a choice, its default first
     parser = parser_of(command, program, positional=positional, example=example)

@@ -53,11 +53,7 @@ class Recipe:
     run: dict[str, Any]
 
     def spec(self) -> FitSpec:
-        """Return the run's spec.
-
-        Returns:
-            The spec, checked.
-        """
+        """Return the run's spec, checked."""
         return _spec(self.run)
 
 
