@@ -264,8 +264,9 @@ class TrainingLoss(ABC):
         return {}
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError if `_load` could not take the state."""
-        del state
+        """Raise CheckpointError if `_load` could not take the state: it must hold what `_state` returns."""
+        if set(self._state()) - set(state):
+            raise CheckpointError(f"the state of {type(self).__name__} lacks entries; nothing was loaded")
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Take over the method's own state."""

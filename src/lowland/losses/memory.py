@@ -62,9 +62,6 @@ class OutputMemory:
         path: The file, which all processes must reach under this path.
         samples: Number of samples, or all their ids; None learns it from `configure`, or numbers ids as they are met.
         pairs: Whether outputs of mixed samples are kept with their partner and share.
-
-    Raises:
-        InputError: If an argument breaks its rule.
     """
 
     def __init__(

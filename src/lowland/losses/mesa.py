@@ -58,9 +58,6 @@ class MESA(TrainingLoss):
             called. Default None.
         class_axis: Axis of the classes in the output. Default 1.
 
-    Raises:
-        InputError: If an argument breaks its rule.
-
     Example:
         >>> model = nn.Linear(3, 2)
         >>> loss = MESA(nn.CrossEntropyLoss(), start=0)
@@ -208,8 +205,7 @@ class MESA(TrainingLoss):
         return {"average": average, **flags}
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
-        if {"average", "passed", "stepped", "teacher_passes"} - set(state):
-            raise CheckpointError("the state of MESA lacks entries; nothing was loaded")
+        super()._check_own(state)
         if state["average"] is not None and self.average is None:
             raise CheckpointError("the state of MESA needs loss.prepare(model=...) first; nothing was loaded")
         if state["average"] is not None and self.average is not None:

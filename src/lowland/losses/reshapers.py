@@ -34,6 +34,7 @@ __all__ = [
     "Sech",
     "ShiftedBump",
     "check_number",
+    "wide",
 ]
 
 PEAK: Final = math.asinh(1.0)
@@ -53,7 +54,7 @@ class Reshaper(ABC):
 
     def multiplier(self, loss: Tensor, initial_loss: float) -> Tensor:
         """Return f'(loss / initial_loss), the factor of the plain gradient, in at least float32."""
-        return self.slope(_wide(loss) / initial_loss)
+        return self.slope(wide(loss) / initial_loss)
 
     def at(self, epoch: int) -> Reshaper:
         """Return the reshaper of an epoch (from 0); itself unless it changes with time."""
@@ -311,7 +312,8 @@ def _bell(x: Tensor) -> Tensor:
     return torch.tanh(x) / torch.cosh(x)  # sech(x) tanh(x); where cosh overflows to infinity, 0 is right
 
 
-def _wide(loss: Tensor) -> Tensor:
+def wide(loss: Tensor) -> Tensor:
+    """Return losses in at least float32."""
     return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
 
 

@@ -63,9 +63,6 @@ class SAF(TrainingLoss):
         samples: Number of samples or all their ids; None takes them from `prepare`, or numbers ids as they are met.
         class_axis: Axis of the classes in the output. Default 1.
 
-    Raises:
-        InputError: If an argument breaks its rule.
-
     Example:
         >>> loss = SAF(torch.nn.CrossEntropyLoss(), start=1, look_back=1)
         >>> logits = torch.zeros(2, 3, requires_grad=True)
@@ -102,12 +99,8 @@ class SAF(TrainingLoss):
         if as_epochs("look_back", look_back, 1) < 1:
             raise InputError("look_back", "must be at least one epoch", look_back)
         self.weight, self.temperature, self.temperature_squared = weight, temperature, temperature_squared
-        self.look_back, self.active, self.mixed, self.class_axis = (
-            look_back,
-            ActiveEpochs(start, stop),
-            mixed,
-            class_axis,
-        )
+        self.look_back, self.active = look_back, ActiveEpochs(start, stop)
+        self.mixed, self.class_axis = mixed, class_axis
         known = look_back if isinstance(look_back, int) else 1  # a fraction is resolved by `prepare`
         self.memory = OutputMemory(
             look_back=known,

@@ -130,24 +130,26 @@ class SnapshotReader:
 
     def read(self, step: int) -> dict[str, Array]:
         """Read the arrays of one of `steps` by name, in the order and type in which they are stored."""
-        if step not in self._entries:
-            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
+        names = self._entry(step)["names"]
         path = self.folder / _file(step)
         try:
             arrays: dict[str, Array] = load(path.read_bytes())
-            return {name: arrays[name] for name in self._entries[step]["names"]}
+            return {name: arrays[name] for name in names}
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"the snapshot {path} is missing or damaged ({error})") from error
 
     def info(self, step: int) -> dict[str, Any]:
         """Return the values that were kept with a snapshot."""
-        if step not in self._entries:
-            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
-        return dict(self._entries[step]["info"])
+        return dict(self._entry(step)["info"])
 
     def rounding(self, step: int) -> float:
         """Return the Euclidean distance of stored weights from the run's; 0 for float32 kept as float32."""
-        return float(self._entries[step]["rounding"])
+        return float(self._entry(step)["rounding"])
+
+    def _entry(self, step: int) -> dict[str, Any]:
+        if step not in self._entries:
+            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
+        return self._entries[step]
 
 
 def _file(step: int) -> str:

@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lowland.core.errors import InputError
 from lowland.core.names import nearest_name
 from lowland.workflows.options import Command, example_of, flat_argument, options_of, outer_names, spec_of
-from lowland.workflows.words import named, tidy_values, tidy_words
+from lowland.workflows.words import named, read_text, tidy_values, tidy_words
 
 __all__ = ["Call", "call", "from_text", "from_yaml", "parse", "parser_of", "to_yaml"]
 
@@ -248,12 +248,7 @@ def _plain(value: Any) -> Any:
 
 def from_yaml(spec: type[Spec], path: Path) -> Spec:
     """Read a spec from a YAML file."""
-    if not path.is_file():
-        raise InputError("config", "must be a YAML file", str(path))
-    try:
-        made: Spec = from_text(spec, path.read_text(encoding="utf-8")).spec
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
+    made: Spec = from_text(spec, read_text(path)).spec
     return made
 
 
