@@ -20,18 +20,7 @@ __all__ = ["Indexed", "LoaderBatches", "stable_id"]
 
 
 def stable_id(key: object) -> int:
-    """Turn a key that names a sample (a path, a URL, a string) into its id.
-
-    Args:
-        key: Anything whose ``str`` names the sample and is the same in every process and run.
-
-    Returns:
-        An integer in [0, 2**62), equal keys to equal ids.
-
-    Example:
-        >>> stable_id("n01440764/10026.JPEG") == stable_id("n01440764/10026.JPEG")
-        True
-    """
+    """Turn a key that names a sample (a path, a URL) into its id in [0, 2**62), the same in every process and run."""
     return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "little") % 2**62
 
 

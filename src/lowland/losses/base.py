@@ -62,15 +62,7 @@ class TrainingLoss(ABC):
         self._totals = Totals()
 
     def __call__(self, output: Any, batch: Batch | Any) -> Tensor:
-        """Return the loss of one batch.
-
-        Args:
-            output: What the model returned.
-            batch: The batch, or the target alone where the method needs nothing else.
-
-        Returns:
-            A scalar with graph; in training the method's loss, otherwise the plain criterion's.
-        """
+        """Return the loss of a batch, a scalar with graph; its target alone will do where the method needs no more."""
         batch = batch if isinstance(batch, Batch) else Batch(None, batch)
         if not _learning(output):
             return self._inner(output, batch)

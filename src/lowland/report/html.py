@@ -24,18 +24,7 @@ _ARRAY = re.compile(r'"bdata":"([A-Za-z0-9+/=]{256,})"')
 
 
 def write(report: Report, path: str | Path) -> Path:
-    """Write a report to one self-contained file, in whole or not at all.
-
-    Args:
-        report: What `build` returns, or sections of your own.
-        path: Ends in .html; its folder must exist.
-
-    Returns:
-        The path written.
-
-    Raises:
-        InputError: If the path has another suffix or its folder is missing.
-    """
+    """Write a report to one self-contained .html file in a folder that exists, in whole or not at all."""
     target = Path(path)
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError("path", "must end in .html", str(path))

@@ -55,17 +55,7 @@ def open(path: str | Path) -> xr.Dataset:
 
 
 def save(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a whole result, as a whole or not at all.
-
-    Args:
-        dataset: A surface, trajectory or curvature result.
-        path: The store's folder, or a URL.
-        overwrite: Replace a store that is there. Default False.
-
-    Raises:
-        StoreError: If the Dataset is none of ours, something is there already, another run writes it, or it cannot be
-            written.
-    """
+    """Write a whole result to a folder or URL, or nothing; a store that is there is kept unless `overwrite` is set."""
     check(dataset)
     if remote.is_url(path):
         with remote.held(str(path)) as mirror, _named(mirror.folder, mirror.url):

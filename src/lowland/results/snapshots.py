@@ -65,17 +65,7 @@ class SnapshotWriter:
         make_folder(self.folder)
 
     def write(self, step: int, arrays: Mapping[str, Array], info: Mapping[str, Any] | None = None) -> None:
-        """Write one snapshot.
-
-        Args:
-            step: Optimizer step, not negative; names the file.
-            arrays: Weights (and buffers) by name, on the host; integer arrays are kept as they are.
-            info: Plain JSON values to keep with it, such as epoch and train loss.
-
-        Raises:
-            InputError: If the step is negative, or a finite value does not fit into float16.
-            StoreError: If it cannot be written; earlier snapshots are kept.
-        """
+        """Write the weights (and buffers) of a step by name, with plain JSON values `info`; integers stay integers."""
         if step < 0:
             raise InputError("step", "must not be negative", step)
         stored = {name: self._cast(name, array) for name, array in arrays.items()}
@@ -103,14 +93,7 @@ class SnapshotWriter:
 
 
 class SnapshotReader:
-    """Reads the snapshots of a folder, one at a time.
-
-    Args:
-        folder: A folder written by `SnapshotWriter`.
-
-    Raises:
-        StoreError: If the folder holds no snapshots, or its index is damaged or newer than this version.
-    """
+    """Reads the snapshots of a folder of `SnapshotWriter`, one at a time; StoreError where there are none."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -205,21 +205,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class ScatterPoint:
-    """A point with its interval and the single runs behind it.
+    """A point with its interval and the single runs behind it."""
 
-    Args:
-        name: Legend entry.
-        x: What it cost, or another abscissa.
-        y: Mean over seeds.
-        interval: Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
-        seeds: ``(x, y)`` of single runs.
-    """
-
-    name: str
-    x: float
-    y: float
+    name: str  # Legend entry
+    x: float  # What it cost, or another abscissa
+    y: float  # Mean over seeds
+    # Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
     interval: tuple[float, float] | None = None
-    seeds: tuple[tuple[float, float], ...] = ()
+    seeds: tuple[tuple[float, float], ...] = ()  # ``(x, y)`` of single runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,18 +32,7 @@ __all__ = [
 
 
 def build_data(spec: DataSpec) -> data.DataSplits:
-    """Load the data of a spec.
-
-    Args:
-        spec: Name and options.
-
-    Returns:
-        Its parts.
-
-    Example:
-        >>> len(build_data(DataSpec(name="digits", options={"train_size": 50})).train)
-        50
-    """
+    """Load the data of a spec in their three parts."""
     return data.load(spec.name, **spec.options)
 
 
@@ -194,22 +183,9 @@ def build_criterion(spec: LossSpec) -> Any:
 
 
 def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any:
-    """Build the loss of a spec, with its method around it.
-
-    LLR needs an initial loss: ``initial_loss: measured`` (the default here, as in the paper's CIFAR experiments) is the
-    mean loss of the training part at the initial weights.
-
-    Args:
-        spec: Criterion, method and options.
-        model: The network with its initial weights.
-        splits: The data.
-
-    Returns:
-        The loss.
-
-    Raises:
-        InputError: If the method is unknown or an option does not fit.
-    """
+    """Build the loss of a spec around a network with its initial weights, with the spec's method around it."""
+    # LLR needs an initial loss: ``initial_loss: measured`` (the default here, as in the paper's CIFAR experiments) is
+    # the mean loss of the training part at the initial weights
     criterion = build_criterion(spec)
     if spec.method == "none":
         _no_options("loss.options", spec.options)

@@ -226,14 +226,7 @@ def _value(shown: str) -> Any:
 
 
 def to_yaml(spec: Any) -> str:
-    """Write a spec, or options by name, as YAML.
-
-    Args:
-        spec: A spec, or a mapping.
-
-    Returns:
-        Text that `from_yaml` reads back to an equal spec.
-    """
+    """Write a spec, or options by name, as YAML that `from_yaml` reads back to an equal spec."""
     values = spec if isinstance(spec, Mapping) else dataclasses.asdict(spec)
     return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
 

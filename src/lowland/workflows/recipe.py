@@ -33,25 +33,15 @@ _TRAIN, _SIDE, _PUBLISHED_SIDE = 896, 8, 32  # digits against the images of the 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a published run.
+    """Settings of a published run."""
 
-    Args:
-        name: The name it is called by.
-        about: What it trains.
-        source: Where the settings come from.
-        published: What the source reports.
-        unknown: What the source leaves open.
-        differs: Where a run of ours differs from the source's.
-        run: Values of `FitSpec`, as read from YAML.
-    """
-
-    name: str
-    about: str
-    source: str
-    published: str
-    unknown: list[str]
-    differs: list[str]
-    run: dict[str, Any]
+    name: str  # The name it is called by
+    about: str  # What it trains
+    source: str  # Where the settings come from
+    published: str  # What the source reports
+    unknown: list[str]  # What the source leaves open
+    differs: list[str]  # Where a run of ours differs from the source's
+    run: dict[str, Any]  # Values of `FitSpec`, as read from YAML
 
     def spec(self) -> FitSpec:
         """Return the run's spec, checked."""
@@ -59,15 +49,7 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """Return the names of Lowland's recipes.
-
-    Returns:
-        The names, sorted.
-
-    Example:
-        >>> "li-resnet56" in recipe_names()
-        True
-    """
+    """Return the names of Lowland's recipes, sorted."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
 
 
