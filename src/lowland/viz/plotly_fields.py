@@ -11,7 +11,7 @@ from lowland.viz import style
 from lowland.viz.field import Field, FloatArray
 from lowland.viz.plotly_canvas import Canvas, escape
 from lowland.viz.plotly_curves import draw_paths
-from lowland.viz.spec import Contour, HeatMap, Scale, Surface3D
+from lowland.viz.spec import Contour, HeatMap, OfField, Scale, Surface3D
 
 __all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
 
@@ -36,7 +36,7 @@ def _grid(values: FloatArray) -> Any:
     return np.ascontiguousarray(values.T, dtype=np.float32)
 
 
-def _shown(spec: Contour | Surface3D | HeatMap, canvas: Canvas, z: FloatArray) -> dict[str, Any]:
+def _shown(spec: OfField, canvas: Canvas, z: FloatArray) -> dict[str, Any]:
     """Return what every trace of a field has: places, colored values, and the true ones under the pointer."""
     field = spec.field
     text = f"x %{{x:.3g}}, y %{{y:.3g}}<br>{escape(spec.scale.label)} %{{customdata[0]:.4g}}"

@@ -27,6 +27,7 @@ __all__ = [
     "Figure",
     "HeatMap",
     "Line",
+    "OfField",
     "Panels",
     "Path",
     "Scale",
@@ -95,8 +96,8 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Contour:
-    """Contour lines of a field, filled or not, with paths on top."""
+class OfField:
+    """What every figure of a field has."""
 
     field: Field
     scale: Scale
@@ -104,28 +105,26 @@ class Contour:
     y_axis: Axis
     title: str = ""
     caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contour(OfField):
+    """Contour lines of a field, filled or not, with paths on top."""
+
     filled: bool = True
     paths: tuple[Path, ...] = ()
     points: bool | None = None
-    center: bool = True
 
     @property
     def cross(self) -> bool:
         """Whether a cross marks the model at (0, 0)."""
         left, right, bottom, top = self.field.extent
-        return self.center and not self.paths and left <= 0 <= right and bottom <= 0 <= top
+        return not self.paths and left <= 0 <= right and bottom <= 0 <= top
 
 
 @dataclass(frozen=True, slots=True)
-class Surface3D:
+class Surface3D(OfField):
     """A field as a surface over its plane; heights follow the scale, so a log scale gives log heights."""
-
-    field: Field
-    scale: Scale
-    x_axis: Axis
-    y_axis: Axis
-    title: str = ""
-    caption: str = ""
 
     @property
     def marks(self) -> Iterator[tuple[Mark, FloatArray]]:
@@ -137,18 +136,12 @@ class Surface3D:
 
 
 @dataclass(frozen=True, slots=True)
-class HeatMap:
+class HeatMap(OfField):
     """A field as one colored cell per point, without any interpolation."""
 
     # With ``categories`` the values are indices into them (a convexity map has three) and the scale only
     # labels.
 
-    field: Field
-    scale: Scale
-    x_axis: Axis
-    y_axis: Axis
-    title: str = ""
-    caption: str = ""
     categories: tuple[str, ...] = ()
 
 
@@ -263,7 +256,7 @@ class Panels:
     @property
     def scales(self) -> list[Scale]:
         """The different color scales, in the order in which the panels bring them."""
-        colored = [panel for panel in self.panels if isinstance(panel, Contour | Surface3D | HeatMap)]
+        colored = [panel for panel in self.panels if isinstance(panel, OfField)]
         return list(dict.fromkeys(panel.scale for panel in colored))
 
 

@@ -19,7 +19,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from lowland.core.errors import InputError
 from lowland.viz.field import FloatArray
-from lowland.viz.spec import Contour, Figure, HeatMap, Surface3D
+from lowland.viz.spec import Contour, Figure, OfField
 
 __all__ = ["VtkFigure", "draw", "save"]
 
@@ -42,7 +42,7 @@ class VtkFigure:
 
 def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> VtkFigure:
     """Turn a spec of a field into points with data."""
-    if not isinstance(spec, Contour | Surface3D | HeatMap):
+    if not isinstance(spec, OfField):
         raise InputError("backend", "draws surfaces and paths on surfaces only", "vtk", "use matplotlib or plotly")
     field, scale = spec.field, spec.scale
     low, high = scale.ends
