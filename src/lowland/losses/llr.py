@@ -88,7 +88,6 @@ class LLR(TrainingLoss):
         self.active = ActiveEpochs(start, stop, calm_down)
         self.distributed = distributed
         self._given = initial_loss
-        self._from_first_epoch = initial_loss == "first_epoch"
         self._initial: float | None = None
         if initial_loss is not None and not isinstance(initial_loss, str):
             self.initial_loss = initial_loss
@@ -143,7 +142,7 @@ class LLR(TrainingLoss):
         return self._initial is not None and self.active.contains(self._epoch, self._epochs)
 
     def _require_initial(self) -> None:
-        if self._initial is None and not self._from_first_epoch:
+        if self._initial is None and self._given != "first_epoch":
             advice = 'pass a number, call measure_initial_loss(model, loader), or pass initial_loss="first_epoch"'
             raise InputError("initial_loss", "must be known before the first loss is reshaped", None, advice)
 
@@ -201,7 +200,7 @@ class LLR(TrainingLoss):
     def _prepare(self, **run: Any) -> None:
         self._epochs = run["epochs"]
         self._first, self._negative, self.multipliers, self._still = Totals(), None, Multipliers(), 0
-        if self._from_first_epoch:
+        if self._given == "first_epoch":
             self._initial = None
 
     def _end_epoch(self) -> None:

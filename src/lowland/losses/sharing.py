@@ -55,7 +55,7 @@ class Exchange:
         *,
         pinned: bool,
     ) -> None:
-        self.rank, self.world = rank_and_world()
+        self.world = rank_and_world()[1]
         self.count, self.row_bytes, self.plan = count, row_bytes, plan
         self.look_back, self.slots = look_back, look_back + 1
         self.device, self.pinned = device, pinned
