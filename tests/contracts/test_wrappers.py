@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import lowland.optim as optim
 from lowland.core.contexts import current_pass, same_bits
 from lowland.core.errors import InputError, MissingPass
+from lowland.optim.checkpoint import own_tensors
 
 MEMBERS = {
     **METHODS,
@@ -239,7 +240,7 @@ def test_checkpoint_holds_no_scratch(member, base):
     model, optimizer = build(member, base)
     two_pass(model, optimizer, data(5))
     bare = len([v for v in flat(optimizer.base.state_dict()).values() if isinstance(v, torch.Tensor)])
-    own = sum(len(values) for values in optimizer._own_tensors().values())
+    own = sum(len(values) for values in own_tensors(optimizer._held).values())
     ours = [v for v in flat(optimizer.state_dict()).values() if isinstance(v, torch.Tensor)]
     assert len({v.data_ptr() for v in ours}) <= bare + own
     assert set(optimizer.state_dict()) == {"state", "param_groups", "lowland"}

@@ -223,12 +223,12 @@ def lightning_module(model, wrapper, kind):
             self.batch, self.index = batch, batch_idx
 
         def on_before_backward(self, loss):
-            if isinstance(wrapper, optim.Ascent) and not wrapper._held.scratch.inside:
+            if isinstance(wrapper, optim.Ascent) and wrapper.phase is not optim.Phase.PERTURBED:
                 self.mark = wrapper.first_pass()
                 self.mark.__enter__()
 
         def on_after_backward(self):
-            if not isinstance(wrapper, optim.Ascent) or wrapper._held.scratch.inside:
+            if not isinstance(wrapper, optim.Ascent) or wrapper.phase is optim.Phase.PERTURBED:
                 return
             self.mark.__exit__(None, None, None)
             if wrapper.needs_perturbation():

@@ -39,9 +39,9 @@ def test_names_and_tensors_under_wrappers(wrap):
 
 
 def test_prefixes_go_but_a_module_of_that_name_stays():
-    assert clean_name("module._orig_mod.net.0.weight") == "net.0.weight"
+    assert clean_name("_orig_mod.net.0.weight") == "net.0.weight"
     assert clean_name("net._orig_mod.weight") == "net.weight"
-    assert clean_name("_forward_module.module.a") == "a"
+    assert clean_name("module.a") == "module.a"  # a wrapper is known by its type: see `unwrap`
 
 
 def test_modules_choose_a_subspace():
@@ -202,11 +202,30 @@ def test_weight_norm_is_seen_as_its_effective_weight_and_comes_back():
     )
 
 
-def test_old_weight_norm_is_refused_and_nothing_changes():
-    with pytest.warns(FutureWarning):
-        layer = nn.utils.weight_norm(nn.Linear(3, 2))
-    with pytest.raises(InputError, match="parametrizations.weight_norm"), effective_weights(nn.Sequential(layer)):
-        pass
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", [
+    nn.utils.weight_norm, nn.utils.spectral_norm,
+    lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", amount=0.5),
+], ids=["weight_norm", "spectral_norm", "pruned"])  # fmt: skip
+def test_weights_made_by_hooks_are_plain_inside_and_back_afterwards(wrap):
+    layer = wrap(nn.Linear(3, 2))
+    model, x = nn.Sequential(layer, nn.Softplus()).eval(), torch.randn(5, 3)
+    state, hooks, expected = (
+        {n: t.clone() for n, t in model.state_dict().items()},
+        len(layer._forward_pre_hooks),
+        model(x),
+    )
+    with effective_weights(model):
+        assert set(dict(model.named_parameters())) == {"0.weight", "0.bias"}
+        assert torch.equal(model(x), expected)
+        with torch.no_grad():
+            layer.weight.add_(1.0)
+        assert not torch.allclose(model(x), expected)
+    assert len(layer._forward_pre_hooks) == hooks
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items()) and len(state) == len(
+        model.state_dict()
+    )
+    assert torch.equal(model(x), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

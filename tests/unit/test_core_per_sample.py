@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from lowland.core.errors import InputError
-from lowland.core.per_sample import Estimate, accuracy, moments, per_sample_loss
+from lowland.core.per_sample import Estimate, accuracy, merged, moments, per_sample_loss
 from lowland.core.risk import EmpiricalRisk
 
 N, C = 17, 5
@@ -160,7 +161,31 @@ def test_standard_error_of_a_mean_and_of_a_ratio():
 def test_moments_add_up_and_match_explicit_ones():
     values, ones = torch.rand(30, dtype=torch.float64), torch.ones(30, dtype=torch.float64)
     assert torch.allclose(moments(values), moments(values, ones), rtol=1e-14)
-    assert torch.allclose(moments(values[:7]) + moments(values[7:]), moments(values), rtol=1e-13)
+    parts = Estimate.of(merged(merged(None, moments(values[:7])), moments(values[7:])))
+    whole = Estimate.of(moments(values))
+    for name in ("value", "standard_error", "samples", "weight", "skewness"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-12)
+
+
+@pytest.mark.parametrize(("center", "spread"), [(1e4, 1e-2), (2.3, 1e-8), (-7e8, 1.0)])
+@pytest.mark.parametrize("sizes", [[1000], [1, 400, 599], [50] * 20])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_of_values_far_from_zero(center, spread, sizes, weighted):
+    """Against rational arithmetic: power sums about 0 lose all of it."""
+    generator = torch.Generator().manual_seed(3)
+    values = center + spread * torch.randn(1000, generator=generator).double()
+    weights = torch.rand(1000, generator=generator).double() + 0.5 if weighted else torch.ones(1000).double()
+    rows = None
+    for v, w in zip(values.split(sizes), weights.split(sizes), strict=True):
+        rows = merged(rows, moments(v * w, w if weighted else None))
+    found = Estimate.of(rows)
+    v, w = ([Fraction(x) for x in part.tolist()] for part in (values * weights, weights))
+    ratio = sum(v) / sum(w)
+    rest = [a - ratio * b for a, b in zip(v, w, strict=True)]
+    second, third = float(sum(r**2 for r in rest)), float(sum(r**3 for r in rest))
+    loose = 1e-4 if spread < 1e-6 or (weighted and spread / abs(center) < 1e-5) else 1e-6
+    assert found.standard_error == pytest.approx(math.sqrt(1000 / 999 * second) / float(sum(w)), rel=loose)
+    assert found.skewness == pytest.approx(third / 1000 / (second / 1000) ** 1.5, rel=100 * loose, abs=loose)
 
 
 def test_skewness_flags_few_samples_of_a_skewed_loss():

@@ -299,6 +299,7 @@ def test_weight_decay_may_be_part_of_the_ascent():
     with optimizer.perturb():
         for p, b, s in zip(model.parameters(), before, slopes, strict=True):
             assert torch.allclose(p, b + 0.05 * s / norm, atol=1e-14, rtol=0)
+        loss_of(model(x.double()), y).backward()
 
 
 def test_zero_gradients_move_nothing():
@@ -308,6 +309,8 @@ def test_zero_gradients_move_nothing():
         p.grad = torch.zeros_like(p)
     with optimizer.perturb():
         assert same_bits(before, list(model.parameters()))
+        backward(model, data(1)[0])
+    optimizer.step()
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 2.0**20])
@@ -320,6 +323,7 @@ def test_scale_of_the_loss_changes_no_bit_of_the_ascent(method, factor):
         backward(model, data(1)[0], scale)
         with optimizer.perturb():
             moved.append([p.clone() for p in model.parameters()])
+            backward(model, data(1)[0], scale)
     assert same_bits(*moved)
 
 
@@ -328,20 +332,25 @@ def test_bare_bfloat16_weights_are_warned_of_once():
     optimizer = optim.SAM(sgd(model), rho=1e-3)
     for p in model.parameters():
         p.grad = torch.ones_like(p)
+
+    def second_pass(of):
+        for p in of.param_groups[0]["params"]:
+            p.grad = torch.ones_like(p)
+
     with pytest.warns(LowlandWarning, match="rounding swallows"), optimizer.perturb():
-        pass
+        second_pass(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer.zero_grad()
         for p in model.parameters():
             p.grad = torch.ones_like(p)
         with optimizer.perturb():
-            pass
+            second_pass(optimizer)
         wide = optim.SAM(sgd(network(torch.bfloat16)), rho=2.0)
         for p in wide.param_groups[0]["params"]:
             p.grad = torch.ones_like(p)
         with wide.perturb():
-            pass
+            second_pass(wide)
 
 
 # Random numbers, buffers, compiled models.
@@ -462,11 +471,13 @@ def test_first_step_does_not_mix_with_perturb():
             optimizer.first_step()
         with pytest.raises(InputError, match="mix"):
             optimizer.second_step()
+        backward(model, batch)
     optimizer.zero_grad()
     backward(model, batch)
     optimizer.first_step()
     with pytest.raises(InputError, match="mix"), optimizer.perturb():
         pass
+    backward(model, batch)
     optimizer.second_step()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from types import FrameType
@@ -20,6 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace
@@ -37,8 +40,11 @@ __all__ = [
     "gradients_aside",
     "has_running_statistics",
     "held_interrupts",
+    "measuring",
+    "parameters_kept",
     "perturbed_pass",
     "recalibrate",
+    "running_buffers",
     "same_bits",
     "weights_restored",
 ]
@@ -96,37 +102,122 @@ def weights_restored(space: ParameterSpace) -> Generator[list[Tensor], None, Non
 
 
 @contextmanager
+def measuring() -> Generator[None, None, None]:
+    """Make ambient state no input: gradients on, inference mode and autocast off, no weights cached by autocast."""
+    # The cache would hand out weights as they were before a move. Precision is an argument of what is measured.
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise InputError(
+            "risk", "must be measured outside torch.func transforms (grad, vmap, jvp, ...)",
+            advice="call Lowland outside, or use lowland.curvature.Hessian for derivatives",
+        )  # fmt: skip
+    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.mps.is_available() else [])]
+    active = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+    cached = torch.is_autocast_cache_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        for kind in active:
+            torch.set_autocast_enabled(kind, False)
+        torch.set_autocast_cache_enabled(False)
+        try:
+            yield
+        finally:
+            torch.set_autocast_cache_enabled(cached)
+            for kind in active:
+                torch.set_autocast_enabled(kind, True)
+
+
+@contextmanager
+def parameters_kept(model: nn.Module) -> Generator[None, None, None]:
+    """Put back the bits of all parameters at the end, for a model whose forward pass may write to them."""
+    saved = [(p, p.data, p.detach().clone()) for p in model.parameters()]
+    try:
+        yield
+    finally:
+        with held_interrupts():
+            for parameter, data, value in saved:
+                if data.data_ptr() != parameter.data_ptr():
+                    parameter.data = data
+                if not torch.equal(_bits(parameter), _bits(value)):
+                    parameter.data.copy_(value)
+
+
+@contextmanager
 def buffers_restored(model: nn.Module) -> Generator[None, None, None]:
-    """Save all buffers of a model (batch-norm statistics and counters among them) and write them back at the end."""
-    saved = [(owner, name, buffer, buffer.clone()) for owner, name, buffer in _buffers(model)]
+    """Save what a model holds beside its parameters, and put it back at the end, also where forward rebound it."""
+    # Buffers, and plain tensors among a module's attributes (hand-written statistics). What cannot be written in
+    # place (expanded, sparse, made in inference mode) can only have been rebound: the object is put back.
+    kept = [(module, dict(module._buffers), _plain_tensors(module)) for module in model.modules()]
+    tensors = [t for _, buffers, plain in kept for t in (*buffers.values(), *plain.values()) if t is not None]
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if _writable(tensor)]
     try:
         yield
     finally:
         with held_interrupts(), torch.no_grad():
-            for owner, name, buffer, value in saved:
-                buffer.copy_(value)
-                owner._buffers[name] = buffer  # a forward that rebound the name is undone too
+            for tensor, value in saved:
+                tensor.data.copy_(value)
+            for module, buffers, plain in kept:
+                _put_back(module, buffers, plain)
 
 
-def _buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield module, name, buffer
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    }
+
+
+def _writable(tensor: Tensor) -> bool:
+    if (
+        nn.parameter.is_lazy(tensor)
+        or tensor.is_inference()
+        or tensor.layout != torch.strided
+        or tensor.is_meta
+        or tensor.is_nested
+    ):
+        return False
+    return all(step > 0 or size < 2 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
+def _put_back(module: nn.Module, buffers: dict[str, Any], plain: dict[str, Tensor]) -> None:
+    if isinstance(module, torch.jit.ScriptModule):  # its buffers live in C++ and are written in place alone
+        return
+    for name in [name for name in module._buffers if name not in buffers]:
+        del module._buffers[name]
+    module._buffers.update(buffers)
+    for name in _plain_tensors(module):
+        if name not in plain:
+            delattr(module, name)
+    module.__dict__.update(plain)
 
 
 @contextmanager
 def gradients_aside(model: nn.Module) -> Generator[None, None, None]:
-    """Put every ``.grad`` aside (None inside) and restore it, and ``requires_grad``, at the end."""
-    saved = [(p, p.grad, p.requires_grad) for p in model.parameters()]
-    for parameter, _, _ in saved:
+    """Put every ``.grad`` and all backward hooks aside and restore them, and ``requires_grad``, at the end."""
+    # A hook that scales or masks gradients belongs to training; the derivative of the risk knows none.
+    saved = [(p, p.grad, p.requires_grad, p._backward_hooks) for p in model.parameters()]
+    hooked: list[tuple[Any, dict[int, Any]]] = [
+        (hooks, dict(hooks))
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+        for hooks in (module._backward_hooks, module._backward_pre_hooks)
+        if hooks
+    ]
+    for parameter, _, _, hooks in saved:
         parameter.grad = None
+        if hooks:
+            parameter._backward_hooks = None
+    for hooks, _ in hooked:
+        hooks.clear()
     try:
         yield
     finally:
-        for parameter, gradient, requires in saved:
+        for hooks, entries in hooked:
+            hooks.update(entries)
+        for parameter, gradient, requires, hooks in saved:
             parameter.grad = gradient
             parameter.requires_grad_(requires)
+            if hooks:
+                parameter._backward_hooks = hooks
 
 
 @contextmanager
@@ -161,6 +252,27 @@ def _tracking(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
     return [m for m in model.modules() if isinstance(m, norm) and m.running_mean is not None]
 
 
+def running_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the running statistics of one layer by name, of torch's own or a hand-written one."""
+    own = isinstance(module, nn.modules.batchnorm._NormBase)
+    return {
+        name: buffer
+        for name, buffer in module.named_buffers(recurse=False)
+        if buffer.is_floating_point() and (own or "running" in name or "moving" in name)
+    }
+
+
+def _check_own_norms(model: nn.Module, mode: str) -> None:
+    """Refuse to change the mode of a layer whose statistics we do not know how to renew."""
+    for name, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if running_buffers(module) and (scripted or not isinstance(module, nn.modules.batchnorm._NormBase)):
+            raise InputError(
+                "batch_norm", f'must be "running" for a model with {"scripted" if scripted else "hand-written"} '
+                f"running statistics (at {name!r})", mode, "use torch's own norm layers for the other modes",
+            )  # fmt: skip
+
+
 @torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
     """Renew the running statistics of all batch norms as the cumulative average over given batches."""
@@ -193,6 +305,8 @@ def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Generator[None, No
     # moved.
     if mode not in ("running", "batch", "recalibrated"):
         raise InputError("batch_norm", 'must be "running", "batch" or "recalibrated"', mode)
+    if mode != "running":
+        _check_own_norms(model, mode)
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(model))
         stack.enter_context(buffers_restored(model))
@@ -204,41 +318,101 @@ def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Generator[None, No
 
 @contextmanager
 def effective_weights(model: nn.Module) -> Generator[None, None, None]:
-    """Replace parametrized weights (weight norm and the like) by plain ones that hold the effective value."""
+    """Replace weights that are made of others (parametrizations, pruning, old norm hooks) by the ones that are used."""
     # Inside, moves and derivatives act on the weight that the layer really uses; at the end the parametrization
-    # is back with its own tensors, bit for bit.
-    undo: list[tuple[nn.Module, type[nn.Module], nn.Module, list[str]]] = []
-    for name, module in model.named_modules():
-        if any(type(hook).__name__ == "WeightNorm" for hook in module._forward_pre_hooks.values()):
-            raise InputError(
-                "model", f"must not use the deprecated torch.nn.utils.weight_norm (at {name!r})",
-                type(module).__name__, "use torch.nn.utils.parametrizations.weight_norm",
-            )  # fmt: skip
-    try:
-        for module in list(model.modules()):
-            if parametrize.is_parametrized(module):
-                undo.append(_materialize(module))
-        yield
-    finally:
-        for module, kind, parametrizations, names in reversed(undo):
-            for name in names:
-                del module._parameters[name]
-            module.__class__ = kind
-            module._modules["parametrizations"] = parametrizations
+    # is back with its own tensors, bit for bit. Rows that `max_norm` would shorten in forward are shorter, and
+    # embeddings give dense gradients. Compiled parts run eagerly: compiled backward passes have no derivative.
+    undo: list[Callable[[], None]] = []
+    with ExitStack() as stack:
+        stack.enter_context(measuring())
+        if any(_is_compiled(module) for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            with evaluation_mode(model), torch.no_grad():
+                for module in list(model.modules()):
+                    if parametrize.is_parametrized(module):
+                        undo.append(_materialize(module))
+                    if not isinstance(module, torch.jit.ScriptModule):
+                        undo += [_unhooked(module, key, hook) for key, hook in _weight_hooks(module)]
+                    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                        undo.append(_plain_embedding(module))
+            yield
+        finally:
+            with held_interrupts():
+                for step in reversed(undo):
+                    step()
 
 
-def _materialize(module: nn.Module) -> tuple[nn.Module, type[nn.Module], nn.Module, list[str]]:
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _materialize(module: nn.Module) -> Callable[[], None]:
     kind = type(module)
     lists: Any = module.parametrizations
     values: dict[str, nn.Parameter] = {}
-    for name in lists:
-        trainable = any(p.requires_grad for p in lists[name].parameters())
-        values[name] = nn.Parameter(getattr(module, name).detach().clone(), requires_grad=trainable)
+    with buffers_restored(lists):
+        for name in lists:
+            trainable = any(p.requires_grad for p in lists[name].parameters())
+            values[name] = nn.Parameter(getattr(module, name).detach().clone(), requires_grad=trainable)
     del module._modules["parametrizations"]
     module.__class__ = kind.__mro__[1]  # parametrize made a subclass that holds only the properties
     for name, value in values.items():
         module._parameters[name] = value
-    return module, kind, lists, list(values)
+
+    def undo() -> None:
+        for name in values:
+            del module._parameters[name]
+        module.__class__ = kind
+        module._modules["parametrizations"] = lists
+
+    return undo
+
+
+def _weight_hooks(module: nn.Module) -> list[tuple[int, Any]]:
+    """Return the hooks of torch that make a weight before each forward pass: old norms and pruning."""
+    kinds = (WeightNorm, SpectralNorm, BasePruningMethod)
+    return [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kinds)]
+
+
+def _unhooked(module: nn.Module, key: int, hook: Any) -> Callable[[], None]:
+    name = getattr(hook, "_tensor_name", None) or hook.name
+    parameters, hooks, made = dict(module._parameters), dict(module._forward_pre_hooks), vars(module).get(name)
+    hook(module, None)
+    value: Tensor = getattr(module, name)
+    sources = [part for part in parameters if part.startswith(f"{name}_")]
+    trainable = any(made_of.requires_grad for part in sources if (made_of := parameters[part]) is not None)
+    del module._forward_pre_hooks[key]
+    vars(module).pop(name, None)
+    for part in sources:
+        del module._parameters[part]
+    setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=trainable))
+
+    def undo() -> None:
+        module._forward_pre_hooks.clear()
+        module._forward_pre_hooks.update(hooks)
+        module._parameters.clear()
+        module._parameters.update(parameters)
+        if made is not None:
+            setattr(module, name, made)
+
+    return undo
+
+
+def _plain_embedding(module: nn.Embedding | nn.EmbeddingBag) -> Callable[[], None]:
+    limit, sparse, data = module.max_norm, module.sparse, module.weight.data
+    module.max_norm, module.sparse = None, False
+    if limit is not None:
+        module.weight.data = data.clone()
+        rows = torch.arange(data.shape[0], device=data.device)
+        torch.embedding_renorm_(module.weight.data, rows, limit, module.norm_type)
+
+    def undo() -> None:
+        module.max_norm, module.sparse = limit, sparse
+        if limit is not None:
+            module.weight.data = data
+
+    return undo
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +12,69 @@ from torch import Tensor, nn
 from lowland.core.errors import InputError
 from lowland.core.units import UnitRule, clean_name, unit_rules
 
-__all__ = ["ParameterSpace", "global_norm", "normalized_scale", "unwrap"]
+__all__ = ["ParameterSpace", "check_parameters", "global_norm", "normalized_scale", "unwrap"]
+
+
+_INNER: Final = {
+    "OptimizedModule": "_orig_mod",
+    "_FabricModule": "_forward_module",
+    "DistributedDataParallel": "module",
+    "DataParallel": "module",
+}
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the user's own module under DDP, Fabric and `torch.compile` wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "_forward_module", None)
-        if inner is None and type(model).__name__ in {"DistributedDataParallel", "DataParallel"}:
-            inner = model.module
+    """Return the user's own module under DDP, Fabric and `torch.compile` wrappers; known by their types."""
+    while type(model).__name__ in _INNER:
+        inner = getattr(model, _INNER[type(model).__name__], None)
         if not isinstance(inner, nn.Module):
-            return model
+            break
         model = inner
+    return model
+
+
+def check_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse parameters that cannot be moved in place, each by its name."""
+    spans: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
+    for name, tensor in tensors.items():
+        problem = _problem(tensor)
+        if problem:
+            raise InputError("model", f"must not have {problem[0]} parameters (at {name!r})", type(model).__name__,
+                             problem[1])  # fmt: skip
+        storage = getattr(tensor, "untyped_storage", None)
+        if storage is None or type(tensor) is not nn.Parameter or tensor.layout != torch.strided:
+            continue
+        begin = tensor.storage_offset()
+        reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel():
+            key = (storage().data_ptr(), tensor.element_size())
+            spans.setdefault(key, []).append((int(begin), int(begin + reach), name))
+    for found in spans.values():
+        found.sort()
+        for (_, stop, name), (start, _, other) in itertools.pairwise(found):
+            if start <= stop:
+                raise InputError(
+                    "model", f"must not have two parameters in the same memory ({name!r} and {other!r})",
+                    type(model).__name__, "tie them by assigning the parameter itself: a.weight = b.weight",
+                )  # fmt: skip
+
+
+def _problem(tensor: Tensor) -> tuple[str, str] | None:
+    if nn.parameter.is_lazy(tensor):
+        return "lazy", "run the model on one batch first, so that they get their shapes"
+    if tensor.is_meta:
+        return "meta", "load the weights first: model.to_empty(device=...) and load_state_dict"
+    if tensor.is_complex():
+        return "complex", "store real and imaginary part as a real parameter and use torch.view_as_complex in forward"
+    if tensor.is_inference():
+        return "inference-mode", "build or load the model outside torch.inference_mode()"
+    if tensor.layout != torch.strided:
+        return "sparse", "make them dense"
+    if tensor.is_quantized or not tensor.is_floating_point():
+        return "quantized", "measure the model before it is quantized"
+    if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return "expanded", "make them of their own memory: nn.Parameter(p.clone())"
+    return None
 
 
 class ParameterSpace:
@@ -37,6 +90,7 @@ class ParameterSpace:
     ) -> None:
         model = unwrap(model)
         named = {clean_name(name): p for name, p in model.named_parameters() if p.requires_grad or not trainable}
+        check_parameters(model, named)
         if modules is not None:
             known = {clean_name(name) for name, _ in model.named_modules()}
             for module in modules:
@@ -48,7 +102,9 @@ class ParameterSpace:
                 "model",
                 "must have trainable parameters",
                 type(model).__name__,
-                "unfreeze some, or pass trainable=False",
+                "measure the model before it is quantized"
+                if any("quantized" in type(module).__module__ for module in model.modules())
+                else "unfreeze some, or pass trainable=False",
             )
         found = unit_rules(model)
         unknown = set(rules or {}) - set(found)

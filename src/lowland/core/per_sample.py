@@ -13,40 +13,61 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lowland.core.batches import Batch
 from lowland.core.errors import InputError
 from lowland.core.provenance import fingerprint
 
-__all__ = ["Estimate", "Loss", "accuracy", "all_moments", "loss_settings", "moments", "per_sample_loss"]
+__all__ = [
+    "Estimate",
+    "Loss",
+    "accuracy",
+    "all_moments",
+    "loss_settings",
+    "measured_pair",
+    "merged",
+    "moments",
+    "per_sample_loss",
+]
 
 Loss: TypeAlias = "nn.Module | Callable[[Any, Any], Tensor]"
 """A torch loss module, a function with a ``reduction`` argument, or any callable ``(output, target) -> Tensor``."""
 
 _CLASSIFIERS: Final = (nn.CrossEntropyLoss, nn.NLLLoss)
 _PER_SAMPLE_MEAN: Final = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
+_SAME_SHAPE: Final = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.SoftMarginLoss,
+                      nn.KLDivLoss)  # fmt: skip
+_SAME_SHAPE_FUNCTIONS: Final = (
+    functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss,
+    functional.poisson_nll_loss, functional.soft_margin_loss, functional.kl_div,
+)  # fmt: skip
 _N_MOMENTS: Final = 10
 _LANES: Final = 16
 """Numbers of 32 bits in the widest vector register of common processors."""
 
 
-def per_sample_loss(loss: Loss, output: Any, target: Any) -> tuple[Tensor, Tensor | None]:
+def per_sample_loss(
+    loss: Loss, output: Any, target: Any, *, batch: Batch | None = None
+) -> tuple[Tensor, Tensor | float | None]:
     """Return per-sample numerators and denominators of a loss, with graph."""
     # The loss of any set of samples, as ``reduction="mean"`` defines it, is the total of the numerators over
     # the total of the denominators, whatever the module's own reduction. Class weights and ``ignore_index``
-    # enter the denominators as in torch. A callable without a ``reduction`` may return per-sample values; a
-    # scalar is taken as the mean over the samples of the batch (no per-sample values are known then: both
-    # results have shape []).
+    # enter the denominators as in torch. A callable without a ``reduction`` may return per-sample values, or
+    # (values, weights); a scalar is taken as the mean over the samples of the batch (no per-sample values are
+    # known then: both results have shape []).
     elements, known = _elementwise(loss, output, target)
-    if not known and elements.ndim == 0:
-        size = _batch_size(output, target)
-        return elements * size, torch.as_tensor(float(size), device=elements.device)
+    if isinstance(elements, tuple):
+        return measured_pair("loss", elements, batch)
+    if not known:
+        return measured_pair("loss", elements, Batch(output, target) if batch is None else batch)
     size = _batch_size(output, target)
-    if known and elements.ndim == 0 and size != 1:
+    if elements.ndim == 0 and size != 1:
         raise InputError("loss", 'must give one entry per sample under reduction="none"', "a scalar",
                          "pass a callable without a `reduction`: its scalar is taken as the mean")  # fmt: skip
     if elements.ndim == 0 or elements.shape[0] != size:
@@ -55,20 +76,82 @@ def per_sample_loss(loss: Loss, output: Any, target: Any) -> tuple[Tensor, Tenso
     return values, _denominators(loss, output, target, elements)
 
 
-def _elementwise(loss: Loss, output: Any, target: Any) -> tuple[Tensor, bool]:
+def measured_pair(name: str, value: Any, batch: Batch | None = None) -> tuple[Tensor, Tensor | float | None]:
+    """Return what was measured as numerators and denominators, one of each per sample, or two totals."""
+    if isinstance(value, tuple) and len(value) == 2:
+        first, weights = _tensor(name, value[0]), value[1]
+        if first.ndim == 0 and isinstance(weights, Tensor) and weights.ndim:
+            raise InputError(name, "must have per-sample values with per-sample weights", tuple(weights.shape))
+        if isinstance(weights, Tensor) and weights.ndim > 1:
+            weights = weights.reshape(weights.shape[0], -1).sum(1)
+        if isinstance(weights, Tensor) and weights.ndim and weights.shape[0] != first.shape[0]:
+            got = (tuple(first.shape), tuple(weights.shape))
+            raise InputError(name, "must have one weight per sample", got)
+        if first.ndim > 1:
+            if not (isinstance(weights, Tensor) and weights.ndim):
+                weights = (1.0 if weights is None else weights) * (first.numel() / first.shape[0])
+            first = first.reshape(first.shape[0], -1).sum(1)
+        return first, weights
+    values = _tensor(name, value)
+    if values.ndim == 0:
+        if batch is None:
+            raise InputError(name, "must be measured as per-sample values or (sum, weight)", "a scalar")
+        return values * batch.size, float(batch.size)
+    size = None if batch is None else batch.known_size
+    if size is not None and values.shape[0] != size:
+        raise InputError(
+            name, f"must have one entry per sample (the batch holds {size}), or be their mean",
+            tuple(values.shape), "sum over what belongs to a sample, return (sum, weight), or give samples_of=",
+        )  # fmt: skip
+    return (values, None) if values.ndim == 1 else (values.reshape(values.shape[0], -1).sum(1), _entries(values))
+
+
+def _entries(values: Tensor) -> Tensor | None:
+    each = values.numel() // max(values.shape[0], 1)
+    return None if each == 1 else torch.full((values.shape[0],), float(each), dtype=_wide(values.device),
+                                             device=values.device)  # fmt: skip
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise InputError(name, "must be real", str(value.dtype), "take .abs() or .real in the loss")
+        return value
+    if isinstance(value, int | float | np.number | np.ndarray):
+        return torch.as_tensor(value, dtype=torch.float64)
+    rule = "must be measured as per-sample values, a mean, (values, weights) or (sum, weight)"
+    raise InputError(name, rule, type(value).__name__)
+
+
+def _elementwise(loss: Loss, output: Any, target: Any) -> tuple[Any, bool]:
     """Return the unreduced loss and whether it is known to be unreduced."""
     if _few_classes(loss, output, target):
         return _by_class(loss, output, target), True
-    if isinstance(loss, nn.Module) and hasattr(loss, "reduction"):
-        unreduced: Any = copy.copy(loss)
-        unreduced.reduction = "none"
-        return unreduced(output, target), True
-    if not isinstance(loss, nn.Module) and _takes_reduction(loss):
-        return loss(output, target, reduction="none"), True  # type: ignore[call-arg]
+    module = isinstance(loss, nn.Module) and hasattr(loss, "reduction")
+    if module or (not isinstance(loss, nn.Module) and _takes_reduction(loss)):
+        if not isinstance(output, Tensor):
+            raise InputError(
+                "model", "must return one tensor for a loss of torch", type(output).__name__,
+                "give loss=lambda output, target: ..., which takes what the model returns",
+            )  # fmt: skip
+        if module:
+            unreduced: Any = copy.copy(loss)
+            unreduced.reduction = "none"
+            return _unbroadcast(unreduced, loss, output, target), True
+        return _unbroadcast(functools.partial(cast("Any", loss), reduction="none"), loss, output, target), True
     result = loss(output, target)
-    if not isinstance(result, Tensor):
+    if not isinstance(result, Tensor | tuple):
         raise InputError("loss", "must return a tensor", type(result).__name__)
     return result, False
+
+
+def _unbroadcast(call: Callable[[Any, Any], Tensor], loss: Loss, output: Tensor, target: Any) -> Tensor:
+    # [n, 1] against [n] would be compared all with all
+    same = isinstance(loss, _SAME_SHAPE) or _function(loss) in _SAME_SHAPE_FUNCTIONS
+    if same and isinstance(target, Tensor) and target.shape != output.shape:
+        got = (tuple(output.shape), tuple(target.shape))
+        raise InputError("loss", "must compare an output and a target of one shape", got, "squeeze one of the two")
+    return call(output, target)
 
 
 def _few_classes(loss: Loss, output: Any, target: Any) -> bool:
@@ -123,7 +206,7 @@ def _denominators(loss: Loss, output: Tensor, target: Any, elements: Tensor) -> 
     if per_sample or elements.ndim == 1:
         return None
     entries = elements.numel() // elements.shape[0]
-    return torch.full((elements.shape[0],), float(entries), device=elements.device)
+    return torch.full((elements.shape[0],), float(entries), dtype=_wide(elements.device), device=elements.device)
 
 
 def _function(loss: Loss) -> Any:
@@ -140,10 +223,10 @@ def _class_weights(loss: Loss, output: Tensor, target: Tensor, elements: Tensor)
     """Return what torch divides a classification loss by, per sample."""
     if target.is_floating_point():  # class probabilities: torch divides by the number of positions
         positions = elements.numel() // elements.shape[0]
-        return None if positions == 1 else torch.full((elements.shape[0],), float(positions), device=elements.device)
+        return None if positions == 1 else _entries(elements)
     weight, ignored = _option(loss, "weight", None), _option(loss, "ignore_index", -100)
     kept = target != ignored
-    counts = kept.to(elements.dtype if elements.is_floating_point() else torch.float32)
+    counts = kept.to(torch.promote_types(elements.dtype, torch.float32))  # half types cannot count beyond 256
     if weight is not None:
         counts = counts * weight.to(counts)[target.clamp(min=0) * kept]
     result: Tensor = counts.reshape(counts.shape[0], -1).sum(1)
@@ -191,11 +274,18 @@ def _probabilities(target: Tensor) -> bool:
 
 
 def moments(values: Tensor, weights: Tensor | float | None = None) -> Tensor:
-    """Return the power sums of per-sample numerators v and denominators w, in float64."""
-    # The ten sums ``n, v, w, vv, vw, ww, vvv, vvw, vww, www`` add up over batches and carry everything that a
-    # ratio estimate needs: its value, its standard error and the skewness of its residuals. When only totals
-    # are known (scalars), n is 0 and the sums above the first order are NaN.
+    """Return totals and moments of per-sample numerators v and denominators w of a batch, in float64."""
+    # The ten numbers ``n, sum v, sum w`` and the sums of ``uu, uw, ww, uuu, uuw, uww, www`` with the residuals
+    # ``u = v - (sum v / sum w) w`` of the batch carry everything that a ratio estimate needs: its value, its
+    # standard error and the skewness of its residuals. Residuals, since sums of powers of v cancel where its
+    # values lie far from 0. When only totals are known (scalars), n is 0 and all beyond the first order is NaN.
+    # Rows of several batches are collected by `merged`; `Estimate.of` joins them.
     return all_moments({"": (values, weights)})[""]
+
+
+def merged(total: Tensor | None, part: Tensor) -> Tensor:
+    """Return the rows of moments with those of one more batch, shape [batches, 10]."""
+    return part[None] if total is None else torch.cat([total, part[None]])
 
 
 def all_moments(measured: Mapping[str, tuple[Tensor, Tensor | float | None]]) -> dict[str, Tensor]:
@@ -208,7 +298,7 @@ def all_moments(measured: Mapping[str, tuple[Tensor, Tensor | float | None]]) ->
         else:
             found[name] = _totals(values, weights)
     for names in together.values():
-        rows = _power_sums([measured[name] for name in names])
+        rows = _residual_sums([measured[name] for name in names])
         found |= dict(zip(names, rows.unbind(), strict=True))
     return {name: found[name] for name in measured}
 
@@ -224,25 +314,29 @@ def _totals(value: Tensor, weights: Tensor | float | None) -> Tensor:
     return result
 
 
-def _power_sums(pairs: Sequence[tuple[Tensor, Tensor | float | None]]) -> Tensor:
-    """Return the ten sums of quantities of equally many samples, shape [quantities, 10]."""
+def _residual_sums(pairs: Sequence[tuple[Tensor, Tensor | float | None]]) -> Tensor:
+    """Return the ten numbers of quantities of equally many samples, shape [quantities, 10]."""
     kind, size = _wide(pairs[0][0].device), pairs[0][0].numel()
     v = torch.stack([values.detach().reshape(-1) for values, _ in pairs]).to(kind)
-    n = v.new_full((len(pairs),), float(size))
-    vv = v * v
+    n, first = v.new_full((len(pairs),), float(size)), v.sum(1)
     if all(weights is None for _, weights in pairs):
-        first, second, third = v.sum(1), vv.sum(1), (vv * v).sum(1)
-        return torch.stack([n, first, n, second, first, n, third, second, first, n], 1)
+        u = v - first[:, None] / size
+        uu = u * u
+        second, none = uu.sum(1), torch.zeros_like(n)
+        return torch.stack([n, first, n, second, none, n, (uu * u).sum(1), second, none, n], 1)
     w = torch.stack([_row(weights, v[0]) for _, weights in pairs])
-    ww = w * w
-    parts = [v, w, vv, v * w, ww, vv * v, vv * w, v * ww, ww * w]
-    return torch.stack([n, *(part.sum(1) for part in parts)], 1)
+    total = w.sum(1)
+    ratio = torch.nan_to_num(first / total, nan=0.0, posinf=0.0, neginf=0.0)
+    u = torch.addcmul(v, w, ratio[:, None], value=-1)
+    uu, uw, ww = u * u, u * w, w * w
+    rest = torch.stack([uu, uw, ww, uu * u, uu * w, uw * w, ww * w]).sum(2)
+    return torch.cat([torch.stack([n, first, total]), rest]).t()
 
 
 def _row(weights: Tensor | float | None, like: Tensor) -> Tensor:
     if weights is None:
         return torch.ones_like(like)
-    return torch.as_tensor(weights, device=like.device).detach().to(like.dtype).expand_as(like)
+    return torch.as_tensor(weights, dtype=like.dtype, device=like.device).detach().expand_as(like)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,19 +355,25 @@ class Estimate:
 
     @classmethod
     def of(cls, sums: Tensor) -> Estimate:
-        """Return the estimate that belongs to the sums of `moments`."""
-        n, v, w, vv, vw, ww, vvv, vvw, vww, www = sums.tolist()
+        """Return the estimate that belongs to `moments`, of one batch or in rows."""
+        rows = np.atleast_2d(sums.detach().cpu().numpy()).astype(np.float64)
+        n, v, w = (float(np.add.accumulate(rows[:, k])[-1]) for k in range(3))  # in the order of the batches
         if w == 0.0 or math.isnan(w):
             return cls(math.nan, math.nan, int(n), w, math.nan)
         ratio = v / w
-        if n < 2 or math.isnan(vv) or not math.isfinite(ratio):
+        if n < 2 or np.isnan(rows[:, 3]).any() or not math.isfinite(ratio):
             return cls(ratio, math.nan, int(n), w, math.nan)
-        square = max(0.0, vv - 2 * ratio * vw + ratio**2 * ww)
-        cube = vvv - 3 * ratio * vvw + 3 * ratio**2 * vww - ratio**3 * www
+        uu, uw, ww, uuu, uuw, uww, www = rows[:, 3:].T
+        # a residual of all data is that of the batch, moved by the difference of the ratios: v - R w = u + d w
+        own = np.divide(rows[:, 1], rows[:, 2], out=np.zeros(len(rows)), where=rows[:, 2] != 0)
+        d = np.where(rows[:, 2] != 0, own - ratio, -ratio) if len(rows) > 1 else np.zeros(1)
+        square = max(0.0, float((uu + 2 * d * uw + d**2 * ww).sum()))
+        cube = float((uuu + 3 * d * uuw + 3 * d**2 * uww + d**3 * www).sum())
         skewness = (cube / n) / (square / n) ** 1.5 if square > 0 else 0.0
         return cls(ratio, math.sqrt(n / (n - 1) * square) / abs(w), int(n), w, skewness)
 
     @property
     def reliable(self) -> bool:
-        """Whether a plain interval of two standard errors may be trusted: n >= 25 skewness^2."""
+        """Whether nothing in the sample speaks against a plain interval of two standard errors: n >= 25 skewness^2."""
+        # It is no proof: a rare large loss that the sample does not hold shows in no moment of it.
         return self.samples >= 25 * self.skewness**2

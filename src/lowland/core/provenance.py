@@ -33,7 +33,8 @@ def _raw(tensor: Any) -> bytes:
     if hasattr(tensor, "detach"):  # a torch tensor, told apart without importing torch
         import torch
 
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        dense = tensor.detach() if tensor.layout == torch.strided else tensor.detach().to_dense()
+        flat = dense.cpu().contiguous().reshape(-1)
         return bytes(flat.view(torch.uint8).numpy().tobytes())
     return bytes(tensor.tobytes())
 

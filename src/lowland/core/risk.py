@@ -7,30 +7,46 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any, Final, Literal
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lowland.core.batches import batch_bytes, batch_tensors, fixed_batches
+from lowland.core.batches import Batch, as_batch, batch_bytes, batch_tensors
 from lowland.core.contexts import (
     BatchNormMode,
     batch_norm_mode,
     effective_weights,
     forked_rng,
     gradients_aside,
+    measuring,
+    parameters_kept,
     recalibrate,
     same_bits,
 )
 from lowland.core.errors import InputError, NotDeterministic
-from lowland.core.params import ParameterSpace, unwrap
-from lowland.core.per_sample import Estimate, Loss, accuracy, all_moments, loss_settings, per_sample_loss
+from lowland.core.loaders import fixed_batches
+from lowland.core.params import ParameterSpace, check_parameters, unwrap
+from lowland.core.per_sample import (
+    Estimate,
+    Loss,
+    accuracy,
+    all_moments,
+    loss_settings,
+    measured_pair,
+    merged,
+    per_sample_loss,
+)
 from lowland.core.provenance import fingerprint
-from lowland.core.types import Batch, Evaluate, Metric, as_batch, forward
+from lowland.core.seeds import torch_seed
+from lowland.core.types import Evaluate, Metric, forward
 
 __all__ = ["EmpiricalRisk"]
+
+_Pairs: TypeAlias = dict[str, tuple[Tensor, "Tensor | float | None"]]
 
 _RESIDENT_BYTES: Final = 1 << 30
 """Data up to this size are kept on the device when ``resident="auto"``."""
@@ -46,7 +62,8 @@ class EmpiricalRisk:
         model: The model; DDP, Fabric and compile wrappers are looked through.
         loss: A torch loss, a function with a ``reduction`` argument, or a callable ``(output, target) -> Tensor``;
             whatever its reduction, the risk is the mean. None if ``evaluate`` is given.
-        batches: A DataLoader, a list of batches, or any iterable that yields the same batches each time.
+        batches: A DataLoader, a list of batches, or any iterable that yields the same batches each time. What a batch
+            may be stands in `lowland.core.batches`, what becomes of samplers in `lowland.core.loaders`.
         evaluate: Measures a batch by itself: ``(model, batch) -> {name: values}``, see `lowland.core.types.Measured`;
             must give ``"loss"`` for gradients and curvature. Replaces ``loss`` and ``metrics``.
         metrics: Further quantities by name, ``(output, batch) -> values``. Default: ``accuracy`` where the target is a
@@ -59,9 +76,13 @@ class EmpiricalRisk:
         seed: Seed of the subset. Default 0.
         device: Where data go; default the device of the model's first parameter.
         resident: Keep the batches on the device: True, False, or ``"auto"`` (up to 1 GiB). Default ``"auto"``.
+        adapt: Turns what ``batches`` yields into a kind that is known, such as a `Batch`.
+        samples_of: Number of samples in a `Batch`, where it cannot be read off.
+        seeded: Measure a loss that draws random numbers (dropout, VAE, diffusion) at fixed noise: every batch has its
+            own, of ``seed``, the same at all weights. Default False: such a loss is `NotDeterministic`.
 
     Raises:
-        InputError: If arguments contradict each other or the data are empty.
+        InputError: If arguments contradict each other, the data are empty, or something is of no known kind.
 
     Example:
         >>> x, y = torch.eye(4), torch.tensor([0, 1, 2, 3])
@@ -84,6 +105,9 @@ class EmpiricalRisk:
         seed: int = 0,
         device: torch.device | str | None = None,
         resident: bool | Literal["auto"] = "auto",
+        adapt: Callable[[Any], Any] | None = None,
+        samples_of: Callable[[Batch], int] | None = None,
+        seeded: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise InputError("model", "must be a torch.nn.Module", type(model).__name__)
@@ -99,10 +123,13 @@ class EmpiricalRisk:
         self.samples, self.seed, self.resident = samples, seed, resident
         first = next(self.model.parameters(), None)
         self.device = torch.device(device if device is not None else first.device if first is not None else "cpu")
-        self._source = fixed_batches(batches, samples, seed)
+        self.adapt, self.samples_of, self.seeded = adapt, samples_of, seeded
+        check_parameters(self.model, dict(self.model.named_parameters()))
+        self._source = fixed_batches(batches, samples, seed, adapt=adapt)
         self._cache: list[Batch] | None = None
-        self._recalibration = None if recalibration is None else fixed_batches(recalibration, None, seed)
+        self._recalibration = None if recalibration is None else fixed_batches(recalibration, None, seed, adapt=adapt)
         self._fingerprint: str | None = None
+        self._with_graph, self._checked, self._writes = False, False, True
 
     def replaced(self, *, batches: Iterable[Any] | None = None, evaluate: Evaluate | None = None) -> EmpiricalRisk:
         """Return a risk of the same model, mode and recalibration data on other batches or by another measure.
@@ -115,11 +142,12 @@ class EmpiricalRisk:
             A new risk; this one is not changed.
         """
         other = copy.copy(self)
-        other._fingerprint = None
+        other._fingerprint, other._checked = None, False
         if batches is not None:
             if self.batch_norm == "recalibrated" and self._recalibration is None:
                 other._recalibration = self._source
-            other._source, other._cache, other.samples = fixed_batches(batches, None, self.seed), None, None
+            source = fixed_batches(batches, None, self.seed, adapt=self.adapt)
+            other._source, other._cache, other.samples = source, None, None
         if evaluate is not None:
             other.custom = evaluate
         return other
@@ -139,7 +167,7 @@ class EmpiricalRisk:
         kept: list[Batch] | None = [] if self.resident else None
         size, count = 0, 0
         for raw in self._source:
-            batch = as_batch(raw).to(self.device)
+            batch = self._read(raw, count)
             count += 1
             if kept is not None:
                 size += batch_bytes(batch)
@@ -150,6 +178,15 @@ class EmpiricalRisk:
         if count == 0:
             raise InputError("batches", "must hold at least one batch", 0)
         self._cache = kept
+
+    def _read(self, raw: Any, number: int) -> Batch:
+        batch = as_batch(raw, self.adapt).to(self.device)
+        count = batch.count
+        if self.samples_of is not None and count is None:
+            count = int(self.samples_of(batch))
+            if count < 1:
+                raise InputError("samples_of", "must give at least 1", count)
+        return replace(batch, count=count, number=number) if (count, number) != (batch.count, batch.number) else batch
 
     @contextmanager
     def prepared(self) -> Generator[None, None, None]:
@@ -162,10 +199,17 @@ class EmpiricalRisk:
             Nothing.
         """
         with ExitStack() as stack:
+            stack.enter_context(measuring())
             stack.enter_context(forked_rng())
             stack.enter_context(gradients_aside(self.model))
             stack.enter_context(effective_weights(self.model))
             stack.enter_context(batch_norm_mode(self.model, self.batch_norm))
+            yield
+
+    @contextmanager
+    def _kept(self) -> Generator[None, None, None]:
+        """Prepare, and keep the weights too until a forward pass has been seen to leave them alone."""
+        with self.prepared(), parameters_kept(self.model) if self._writes else nullcontext():
             yield
 
     def recalibrate(self) -> None:
@@ -177,7 +221,7 @@ class EmpiricalRisk:
     def _recalibration_batches(self) -> Iterator[Batch]:
         assert self._recalibration is not None
         for raw in self._recalibration:
-            yield as_batch(raw).to(self.device)
+            yield as_batch(raw, self.adapt).to(self.device)
 
     def measure(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float | None]]:
         """Measure one batch at the present weights: per-sample numerators and denominators by name, with graph.
@@ -188,20 +232,45 @@ class EmpiricalRisk:
         Returns:
             Name -> (values, weights), see `lowland.core.types.Measured`; weights None means ones.
         """
+        return self._run(batch, self._measured)
+
+    def _run(self, batch: Batch, measure: Callable[[Batch], _Pairs]) -> _Pairs:
+        """Measure at the noise of the batch where the risk is seeded, and with a graph where forward needs one."""
+        with forked_rng(torch_seed(self.seed, "probe", "noise", batch.number)) if self.seeded else nullcontext():
+            if torch.is_grad_enabled():
+                return measure(batch)
+            if not self._with_graph:
+                try:
+                    return measure(batch)
+                except RuntimeError as error:  # a model that differentiates by its input (PINN, forces)
+                    if "does not require grad" not in str(error):
+                        raise
+                    self._with_graph = True
+            with torch.enable_grad():
+                found = measure(batch)
+            return {name: (values.detach(), weights) for name, (values, weights) in found.items()}
+
+    def _measured(self, batch: Batch) -> _Pairs:
         if self.custom is not None:
-            return {name: _pair(name, value) for name, value in self.custom(self.model, batch).items()}
-        assert self.loss is not None
+            found: Any = self.custom(self.model, batch)
+            if not isinstance(found, Mapping):
+                raise InputError(
+                    "evaluate", 'must return a mapping from names to values, {"loss": ...}', type(found).__name__
+                )
+            return {name: measured_pair(name, value, batch) for name, value in found.items()}
         output = forward(self.model, batch)
-        result: dict[str, tuple[Tensor, Tensor | float | None]] = {
-            "loss": per_sample_loss(self.loss, output, batch.target)
-        }
+        result = self._loss(output, batch)
         ignored = getattr(self.loss, "ignore_index", -100)
         hits = accuracy(output, batch.target, ignore_index=ignored) if "accuracy" not in self.metrics else None
         if hits is not None:
             result["accuracy"] = hits
         for name, metric in self.metrics.items():
-            result[name] = _pair(name, metric(output, batch))
+            result[name] = measured_pair(name, metric(output, batch), batch)
         return result
+
+    def _loss(self, output: Any, batch: Batch) -> _Pairs:
+        assert self.loss is not None
+        return {"loss": per_sample_loss(self.loss, output, batch.target, batch=batch)}
 
     def loss_terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss of one batch as a sum with graph and its weight; only inside `prepared`.
@@ -215,18 +284,21 @@ class EmpiricalRisk:
         Raises:
             InputError: If ``evaluate`` gives no ``"loss"``.
         """
-        if self.custom is None:  # the loss alone: metrics have no part in a graph
-            assert self.loss is not None
-            values, weights = _pair("loss", per_sample_loss(self.loss, forward(self.model, batch), batch.target))
+        # of a loss, that alone: metrics have no part in a graph
+        alone = self.custom is None
+        measured = self._run(batch, lambda b: self._loss(forward(self.model, b), b) if alone else self._measured(b))
+        if "loss" not in measured:
+            raise InputError("evaluate", 'must give "loss" for gradients and curvature', sorted(measured))
+        values, weights = measured["loss"]
+        many, weights = values.ndim > 0, 1.0 if weights is None else weights
+        if isinstance(weights, Tensor):
+            total = (
+                weights.detach().expand(values.shape).sum() if weights.ndim < values.ndim else weights.detach().sum()
+            )
         else:
-            measured = self.measure(batch)
-            if "loss" not in measured:
-                raise InputError("evaluate", 'must give "loss" for gradients and curvature', sorted(measured))
-            values, weights = measured["loss"]
-        if weights is None:
-            weights = float(values.numel())
-        total = weights.sum() if isinstance(weights, Tensor) else torch.as_tensor(float(weights), device=values.device)
-        return values.sum(), total.detach()
+            each = float(weights) * (values.numel() if many else 1)
+            total = torch.as_tensor(each, dtype=torch.promote_types(values.dtype, torch.float32), device=values.device)
+        return values.sum(), total
 
     def evaluate(self) -> dict[str, Estimate]:
         """Measure every quantity on all data at the present weights.
@@ -239,7 +311,7 @@ class EmpiricalRisk:
             >>> sorted(risk.evaluate())
             ['loss']
         """
-        with self.prepared():
+        with self._kept():
             self.recalibrate()
             return {name: Estimate.of(sums) for name, sums in self.sums().items()}
 
@@ -248,12 +320,12 @@ class EmpiricalRisk:
         """Return the moments of every quantity at the present weights; only inside `prepared`.
 
         Returns:
-            Name -> sums of `lowland.core.per_sample.moments`, on the device.
+            Name -> rows of `lowland.core.per_sample.moments`, one per batch, on the device.
         """
         totals: dict[str, Tensor] = {}
         for batch in self.batches():
             for name, part in all_moments(self.measure(batch)).items():
-                totals[name] = totals[name] + part if name in totals else part
+                totals[name] = merged(totals.get(name), part)
         return totals
 
     def gradient(self, *, modules: list[str] | None = None) -> dict[str, Tensor]:
@@ -265,46 +337,75 @@ class EmpiricalRisk:
         Returns:
             Name -> gradient, of the parameters' shape and type.
         """
-        with self.prepared():
+        with self._kept():
             self.recalibrate()
             space = ParameterSpace(self.model, modules=modules)
             total, weight = space.zeros(), 0.0
             for batch in self.batches():
                 loss, part = self.loss_terms(batch)
                 weight += float(part)
+                if not loss.requires_grad:
+                    raise InputError("risk", "must depend on the parameters by differentiable operations")
                 grads = torch.autograd.grad(loss, space.tensors, allow_unused=True, materialize_grads=True)
-                torch._foreach_add_(total, list(grads))
+                torch._foreach_add_(total, [grad.to_dense() if grad.is_sparse else grad for grad in grads])
             torch._foreach_div_(total, weight)
             return space.named(total)
 
-    def check_deterministic(self) -> None:
+    def check_deterministic(self, *, once: bool = False) -> None:
         """Measure the first batch twice, read it twice, and demand the same bits.
 
+        Args:
+            once: Leave it out if it has been done for this risk. Default False.
+
         Raises:
-            NotDeterministic: If the data or the outputs differ between two passes.
+            NotDeterministic: If the data, the model's outputs or the loss differ between two passes; says which.
+            InputError: If forward writes to its parameters.
         """
+        if once and self._checked:
+            return
         first, again = self._read_twice()
         if not same_bits(batch_tensors(first), batch_tensors(again)):
             raise NotDeterministic(
                 "`batches` changes between two passes over it (random augmentation or a shuffling iterable?); "
                 "pass data without augmentation in a fixed order, or a list of batches"
             )
-        with self.prepared(), torch.no_grad():
+        with self._kept(), torch.no_grad():
             self.recalibrate()
-            batch = first.to(self.device)
-            results = [self.measure(batch) for _ in range(2)]
-        for name in results[0]:
-            if not same_bits([results[0][name][0]], [results[1][name][0]]):
-                raise NotDeterministic(
-                    f"`model` gives another {name} each time although it is in evaluation mode (dropout that ignores "
-                    "the mode, or random numbers in forward?); make forward deterministic in evaluation mode"
-                )
+            before = [p.detach().clone() for p in self.model.parameters()] if self._writes else []
+            results = [self.measure(first) for _ in range(2)]
+            if before and not same_bits(before, list(self.model.parameters())):
+                raise InputError(
+                    "model", "must not write to its parameters in forward", self._written(before),
+                    "keep the change out of forward (torch.nn.Embedding's own max_norm is understood)",
+                )  # fmt: skip
+            for name in results[0]:
+                pair = [[part for part in found[name] if isinstance(part, Tensor)] for found in results]
+                if not same_bits(*pair):
+                    raise NotDeterministic(self._changing(name, first))
+        self._checked, self._writes = True, False
+
+    def _written(self, before: list[Tensor]) -> str:
+        named = zip(self.model.named_parameters(), before, strict=True)
+        return next(name for (name, p), old in named if not same_bits([old], [p]))
+
+    def _changing(self, name: str, batch: Batch) -> str:
+        """Say whether the model or the loss gives something else each time."""
+        advice = "; make it deterministic in evaluation mode, or measure at fixed noise by seeded=True"
+        if self.custom is not None:
+            return f"`evaluate` gives another {name} each time (random numbers in the model or in `evaluate`?)" + advice
+        outputs = [batch_tensors(forward(self.model, batch)) for _ in range(2)]
+        if same_bits(*outputs):
+            return f"`{name}` gives another value each time on the same output of the model" + advice
+        return (
+            f"`model` gives another output, and {name}, each time although it is in evaluation mode (dropout that "
+            "ignores the mode, or random numbers in forward?)" + advice
+        )
 
     def _read_twice(self) -> tuple[Batch, Batch]:
         found = [next(iter(self._source), None) for _ in range(2)]
         if found[0] is None or found[1] is None:
             raise InputError("batches", "must hold at least one batch", 0)
-        return as_batch(found[0]), as_batch(found[1])
+        return self._read(found[0], 0), self._read(found[1], 0)
 
     def data_fingerprint(self) -> str:
         """Return a fingerprint of all data in their order (one pass over them, kept).
@@ -335,13 +436,5 @@ class EmpiricalRisk:
             "samples": self.samples,
             "subset_seed": self.seed if self.samples is not None else None,
             "data": self.data_fingerprint(),
+            **({"noise_seed": self.seed} if self.seeded else {}),
         }
-
-
-def _pair(name: str, value: Any) -> tuple[Tensor, Tensor | float | None]:
-    if isinstance(value, Tensor):
-        return value, None if value.ndim else 1.0
-    if isinstance(value, tuple) and len(value) == 2:
-        first = value[0] if isinstance(value[0], Tensor) else torch.as_tensor(float(value[0]))
-        return first, value[1]
-    raise InputError(name, "must be measured as per-sample values or (sum, weight)", type(value).__name__)

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+import inspect
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.nn.utils.rnn import PackedSequence
 
-from lowland.core.errors import InputError
+from lowland.core.batches import Batch, RawBatch, as_batch, is_sample_list, move
 
 __all__ = ["Batch", "Evaluate", "Measured", "Metric", "RawBatch", "as_batch", "forward", "move"]
 
-RawBatch: TypeAlias = Any
-"""What a loader yields: a `Batch`, a tuple ``(input, target)`` or ``(input, target, index)``, or a dict."""
+Measured: TypeAlias = Mapping[str, "Tensor | float | tuple[Tensor, Tensor | float]"]
+"""What an `Evaluate` returns, by name, in one of four forms:
 
-Measured: TypeAlias = Mapping[str, "Tensor | tuple[Tensor, Tensor | float]"]
-"""What an `Evaluate` returns, by name, in one of three forms:
-
-``values``             per-sample values, shape [n], each of weight 1;
-``(values, weights)``  per-sample numerators and denominators, both of shape [n];
+``values``             per-sample values, shape [n] or [n, ...]: each entry counts alike, and n samples are counted;
+``(values, weights)``  per-sample numerators and denominators, both of shape [n]: the way for sample weights, (w v, w);
+``mean``               a scalar: the mean over the samples of the batch (no standard error then);
 ``(sum, weight)``      two scalars, when only totals are known (no standard error then).
 
 The measured number of a data set is the total of numerators over the total of denominators.
 """
-
-_TARGET_KEYS = ("target", "targets", "label", "labels")
-_INDEX_KEYS = ("index", "sample_id", "idx")
 
 
 class Evaluate(Protocol):
@@ -44,114 +40,33 @@ class Metric(Protocol):
         """Return per-sample values, or numerators and denominators."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One batch of data.
-
-    Args:
-        input: What the model takes: a tensor, or a dict of keyword arguments (Hugging Face).
-        target: What the loss takes, or None.
-        index: Sample ids, int64, shape [n]; None where the data set gives none.
-        partner: Ids of the samples mixed in by mixup or cutmix, int64, shape [n]; None where nothing is mixed.
-        share: Share of the sample itself in each mixture, shape [n], in [0, 1].
-
-    Example:
-        >>> Batch(torch.zeros(2, 3), torch.tensor([0, 1])).size
-        2
-    """
-
-    input: Any
-    target: Any = None
-    index: Tensor | None = None
-    partner: Tensor | None = None
-    share: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Number of samples: length of the first axis of the first tensor found."""
-        for part in (self.target, self.index, self.input):
-            tensor = _first_tensor(part)
-            if tensor is not None and tensor.ndim > 0:
-                return int(tensor.shape[0])
-        return 1
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on a device.
-
-        Args:
-            device: Where to.
-            non_blocking: As in `torch.Tensor.to`.
-
-        Returns:
-            A new batch (tensors already there are shared).
-        """
-        return replace(
-            self,
-            input=move(self.input, device, non_blocking=non_blocking),
-            target=move(self.target, device, non_blocking=non_blocking),
-            index=move(self.index, device, non_blocking=non_blocking),
-            partner=move(self.partner, device, non_blocking=non_blocking),
-            share=move(self.share, device, non_blocking=non_blocking),
-        )
-
-
-def as_batch(raw: RawBatch) -> Batch:
-    """Turn what a loader yields into a `Batch`."""
-    # A dict keeps all its entries as ``input`` (the model takes them as keyword arguments) except a sample id
-    # (``index``, ``sample_id`` or ``idx``); the target is looked up under ``target(s)`` or ``label(s)``. Keys
-    # named ``label(s)`` stay in the input too, since Hugging Face models compute their loss from them.
-    if isinstance(raw, Batch):
-        return raw
-    if isinstance(raw, Tensor):
-        return Batch(raw)
-    if isinstance(raw, Mapping):
-        rest = dict(raw)
-        index = next((rest.pop(key) for key in _INDEX_KEYS if key in rest), None)
-        target_key = next((key for key in _TARGET_KEYS if key in rest), None)
-        target = rest.get(target_key) if target_key else None
-        if target_key is not None and target_key.startswith("target"):
-            rest.pop(target_key)
-        return Batch(rest, target, index)
-    if isinstance(raw, tuple | list) and 1 <= len(raw) <= 3:
-        return Batch(*raw)
-    raise InputError(
-        "batches",
-        "must yield Batch, (input, target), (input, target, index) or a dict",
-        type(raw).__name__ if not isinstance(raw, tuple | list) else f"{type(raw).__name__} of {len(raw)}",
-    )
-
-
 def forward(model: nn.Module, batch: Batch) -> Any:
-    """Call the model on a batch: a dict becomes keyword arguments, a tuple positional ones."""
-    if isinstance(batch.input, Mapping):
-        output = model(**batch.input)
-    elif isinstance(batch.input, tuple | list):
-        output = model(*batch.input)
+    """Call the model on a batch: a dict becomes keyword arguments, a tuple positional ones, samples stay a list."""
+    value = batch.input
+    if isinstance(value, Mapping):
+        output = model(**value)
+    elif isinstance(value, PackedSequence):
+        output = model(value)
+    elif isinstance(value, tuple | list) and not _is_one_argument(model, value, batch):
+        output = model(*value)
     else:
-        output = model(batch.input)
-    logits = getattr(output, "logits", None)
-    if logits is None and isinstance(output, Mapping):
-        logits = output.get("logits")
+        output = model(value)
+    # What Hugging Face models return, and dicts like it; a distribution has `logits` too, and is the output itself.
+    if isinstance(output, Distribution):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else _field(output)
     return output if logits is None else logits
 
 
-def move(value: Any, device: torch.device | str, *, non_blocking: bool = False) -> Any:
-    """Move every tensor in a nested structure to a device."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
-    if isinstance(value, Mapping):
-        return {key: move(entry, device, non_blocking=non_blocking) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(move(entry, device, non_blocking=non_blocking) for entry in value)
-    return value
+def _is_one_argument(model: nn.Module, value: Any, batch: Batch) -> bool:
+    samples = is_sample_list(value, batch.known_size, beside=batch.target)
+    if samples is None:  # three images of three channels, or three inputs of three rows: as many as the model takes
+        try:
+            inspect.signature(model.forward).bind(*value)
+        except (TypeError, ValueError):
+            return True
+    return bool(samples)
 
 
-def _first_tensor(value: Any) -> Tensor | None:
-    if isinstance(value, Tensor):
-        return value
-    entries: Iterable[Any] = ()
-    if isinstance(value, Mapping):
-        entries = value.values()
-    elif isinstance(value, tuple | list):
-        entries = value
-    return next((found for entry in entries if (found := _first_tensor(entry)) is not None), None)
+def _field(output: Any) -> Any:
+    return getattr(output, "logits", None) if not isinstance(output, Tensor) else None

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 __all__ = ["UnitRule", "clean_name", "unit_rules"]
 
-_WRAPPERS = ("module.", "_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.")
+_WRAPPERS = ("_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+"""What torch and Fabric call the module inside a wrapper; a user's own attribute ``module`` is none."""
 _WHOLE = re.compile(
     r"(^|[._])(pos(ition)?s?|wpe|relative|layer_?scale|cls|class_token|dist_token)([._]|$|\d|emb)",
     re.IGNORECASE,
@@ -25,11 +26,9 @@ _BIAS = re.compile(r"(^|\.)bias(_\w+)?$")
 
 
 def clean_name(name: str) -> str:
-    """Return a parameter's name without the prefixes of DDP, FSDP, Fabric and `torch.compile`."""
+    """Return a parameter's name without what FSDP, Fabric and `torch.compile` put into it."""
     for prefix in _WRAPPERS:
-        name = name.replace("." + prefix, ".")
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
+        name = name.replace("." + prefix, ".").removeprefix(prefix)
     return name
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import xarray as xr
@@ -23,6 +23,9 @@ from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.lanczos import Lanczos, Ritz
 
 __all__ = ["SpectralDensity", "spectral_density"]
+
+_FOUND: Final = 1e-6
+"""Residual, as a share of the scale, below which a node is an eigenvalue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,19 @@ class SpectralDensity:
             function: f, applied to an array of eigenvalues.
 
         Returns:
-            Value and standard error over start vectors.
+            Value and standard error over start vectors, at least what a single eigenvalue far from the others makes:
+            few start vectors that all hardly hold it agree by chance.
         """
         values = np.array([float(run.weights @ function(run.values)) for run in self.runs])
-        error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        return float(values.mean()), error
+        mean, count = float(values.mean()), len(values)
+        if count < 2:
+            return mean, math.nan
+        # For v uniform on the sphere, Var v^T F v = 2 / (n + 2) * (tr F^2 / n - (tr F / n)^2), and an eigenvalue
+        # that was found (its pair has converged) has the weight 1/n or more in tr F^2 / n, whatever v holds of it.
+        found = [function(run.values[run.residuals <= _FOUND * run.scale]) for run in self.runs]
+        apart = max((float(((part - mean) ** 2).max()) for part in found if part.size), default=0.0)
+        least = math.sqrt(2 / (self.size + 2) * apart / self.size / count)
+        return mean, max(float(values.std(ddof=1)) / math.sqrt(count), least if self.size > 1 else 0.0)
 
     def dataset(self) -> xr.Dataset:
         """Return the density as a curvature result.

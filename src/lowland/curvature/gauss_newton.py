@@ -50,8 +50,10 @@ class GaussNewton(AbstractRiskOperator):
         if not isinstance(output, Tensor) or not output.is_floating_point():
             raise InputError("model", "must return one tensor for the Gauss-Newton matrix", type(output).__name__)
         inner = output.detach().requires_grad_()
-        values, weights = per_sample_loss(self.risk.loss, inner, batch.target)
-        weight = torch.as_tensor(float(values.numel()) if weights is None else weights, device=output.device)
+        values, weights = per_sample_loss(self.risk.loss, inner, batch.target, batch=batch)
+        if weights is None or (values.ndim and not isinstance(weights, Tensor)):
+            weights = float(values.numel()) * (1.0 if weights is None else weights)
+        weight = torch.as_tensor(weights, device=output.device)
         if not values.requires_grad or not output.requires_grad:
             return _GaussNewtonGraph(space.tensors, output, inner, [], [], [], output, weight.sum().detach())
         if not self.built:

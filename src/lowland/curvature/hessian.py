@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace
 from lowland.core.types import Batch
 from lowland.curvature.graph import check_finite, check_twice_differentiable
@@ -45,6 +46,9 @@ class Hessian(AbstractRiskOperator):
             check_twice_differentiable(loss)
         gradients = torch.autograd.grad(loss, active, create_graph=True, allow_unused=True)
         used = [(p, g) for p, g in zip(active, gradients, strict=True) if g is not None]
+        if any(g.is_sparse for _, g in used):
+            raise InputError("model", "must give dense gradients for curvature", "sparse",
+                             "call functional.embedding with sparse=False")  # fmt: skip
         check_finite([g for _, g in used])
         curved = [(p, g) for p, g in used if g.requires_grad]
         return _HessianGraph(space.tensors, [p for p, _ in curved], [g for _, g in curved], weight)

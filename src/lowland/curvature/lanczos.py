@@ -206,9 +206,19 @@ class Lanczos:
             raise InputError("steps", "must be at least 1 before Ritz pairs exist", 0)
         diagonal, beside = np.asarray(self._diagonal), np.asarray(self._off_diagonal)
         values, vectors = (np.asarray(part, dtype=np.float64) for part in eigh_tridiagonal(diagonal, beside[:-1]))
-        floor = max(self.epsilon * float(np.abs(values).max()), self._noise)
-        residuals = np.hypot(np.abs(beside[-1] * vectors[-1]), floor)
+        residuals = np.hypot(np.abs(beside[-1] * vectors[-1]), self.rounding(values))
         return Ritz(values, residuals, vectors[0] ** 2, vectors)
+
+    def rounding(self, values: NDArray[np.float64]) -> float:
+        """Return the operator's own error: the arithmetic's, or what was measured where a symmetric one has nothing.
+
+        Args:
+            values: Ritz values.
+
+        Returns:
+            The larger of the two.
+        """
+        return max(self.epsilon * float(np.abs(values).max()), self._noise)
 
     def vectors(self, ritz: Ritz, which: list[int]) -> Tensor:
         """Return Ritz vectors.

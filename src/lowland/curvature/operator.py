@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lowland.core.contexts import measuring
 from lowland.core.errors import InputError
 
 __all__ = ["AbstractOperator", "MatrixOperator", "ScaledOperator"]
@@ -111,7 +112,7 @@ class AbstractOperator(ABC):
         Returns:
             One new tensor of shape [n] for each.
         """
-        with self:
+        with measuring(), self:
             results = self.multiply(vectors)
         for _ in vectors:
             self.products += 1

@@ -50,7 +50,7 @@ class PerturbedRisk:
             if not loss.requires_grad:
                 raise InputError("risk", "must depend on the parameters by differentiable operations")
             parts = torch.autograd.grad(loss, self.space.tensors, allow_unused=True, materialize_grads=True)
-            torch._foreach_add_(sums, list(parts))
+            torch._foreach_add_(sums, [part.to_dense() if part.is_sparse else part for part in parts])
             total, weight = total + float(loss.detach().double()), weight + float(share.double())
         torch._foreach_div_(sums, weight)
         return total / weight, sums
@@ -61,6 +61,7 @@ def perturbed_risk(
     risk: EmpiricalRisk, *, modules: Sequence[str] | None = None
 ) -> Generator[PerturbedRisk, None, None]:
     """Prepare a risk for walking around its present weights; everything is restored bit for bit at the end."""
+    risk.check_deterministic(once=True)
     with risk.prepared():
         space = ParameterSpace(risk.model, modules=modules)
         with weights_restored(space) as base:

@@ -7,12 +7,14 @@ adaptive (c = |w|); outputs as they are or normalized (centered, length one), si
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lowland.core.batches import joined, take
 from lowland.core.errors import InputError
 from lowland.core.per_sample import per_sample_loss
 from lowland.core.risk import EmpiricalRisk
@@ -60,27 +62,10 @@ def protocol_risk(
     total = sum(part.size for part in parts)
     count = total if samples is None else min(samples, total)
     chosen = torch.as_tensor(generator(seed, "subsample").choice(total, count, replace=False)).sort()[0]
-    joined = {name: _picked([getattr(part, name) for part in parts], chosen) for name in Batch.__dataclass_fields__}
+    picked = take(joined(parts), chosen)
     step = batch_size or count
-    batches = [
-        Batch(
-            **{name: _picked([value], torch.arange(start, min(start + step, count))) for name, value in joined.items()}
-        )
-        for start in range(0, count, step)
-    ]
-    return risk.replaced(batches=batches)
-
-
-def _picked(parts: Sequence[Any], index: Tensor) -> Any:
-    """Return chosen samples of a field of batches joined in order."""
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return torch.cat(list(parts))[index.to(first.device)]
-    if isinstance(first, Mapping):
-        return {key: _picked([part[key] for part in parts], index) for key in first}
-    if isinstance(first, tuple | list):
-        return type(first)(_picked([part[k] for part in parts], index) for k in range(len(first)))
-    return first
+    batches = [take(picked, range(start, min(start + step, count))) for start in range(0, count, step)]
+    return risk.replaced(batches=[replace(batch, number=number) for number, batch in enumerate(batches)])
 
 
 def logits_normalized(risk: EmpiricalRisk) -> EmpiricalRisk:
@@ -103,9 +88,14 @@ def logits_normalized(risk: EmpiricalRisk) -> EmpiricalRisk:
         output = forward(model, batch)
         if not isinstance(output, Tensor) or output.ndim < 2:
             raise InputError("model", "must return scores of shape [n, classes]", type(output).__name__)
+        if output.shape[1] < 2:
+            raise InputError(
+                "risk", "must have at least two scores per sample to be normalized", tuple(output.shape),
+                "leave out the measures with normalized=True",
+            )  # fmt: skip
         centered = output - output.mean(1, keepdim=True)
         length = torch.linalg.vector_norm(centered, dim=1, keepdim=True)
-        values, weights = per_sample_loss(loss, centered / length.clamp(min=1e-12), batch.target)
+        values, weights = per_sample_loss(loss, centered / length.clamp(min=1e-12), batch.target, batch=batch)
         return {"loss": values if weights is None else (values, weights)}
 
     return risk.replaced(evaluate=evaluate)

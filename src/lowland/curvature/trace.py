@@ -177,7 +177,10 @@ def _forms(operator: AbstractOperator, known: Tensor | None, count: int, chunk: 
 def filter_weighted_trace(
     source: EmpiricalRisk | AbstractRiskOperator, *, directions: int = 48, chunk: int = 8, seed: int = 0
 ) -> ProbeEstimate:
-    """Return the mean curvature at the center over all filter-normalized directions: the number behind the picture.
+    """Return the mean of the Hessian's curvature at the center over all filter-normalized directions.
+
+    For smooth networks that is the mean curvature of the pictures. With kinks (ReLU, max pooling) it is not: second
+    differences along lines also hold the jumps of the slope, the more the finer the grid, which no Hessian sees.
 
     ``sum_j (||w_j||^2 / n_j) tr(H_jj)`` over the filters j with n_j entries. Each sample is ``d^T H d`` for a random
     direction d whose filters have the norms of the weights' (Li et al. 2018, section 4; biases and norm parameters

@@ -42,7 +42,7 @@ class Passes:
     def drive(self, whole: bool) -> None:
         """Say whether closures given to the optimizer's step run every pass by themselves."""
         if isinstance(self.optimizer, Ascent):
-            self.optimizer._held.scratch.driven = whole
+            self.optimizer.drive(whole)
 
     def run(self, work: Callable[[], T], *, last: bool, model: nn.Module | None = None) -> T:
         """Run a micro-batch."""
@@ -69,6 +69,8 @@ class Passes:
             again, self._kept = self._kept, []
         else:
             _synchronize(ascent, model)
+        if not ascent.accumulated:  # the trainer left the batch out
+            return result
         with ascent.perturb():
             for early in again[:-1]:
                 with _unsynced(model):

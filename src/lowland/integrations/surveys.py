@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from lowland import curvature, landscape
 from lowland.core.contexts import BatchNormMode
 from lowland.core.errors import InputError
+from lowland.core.loaders import fixed_batches
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import as_batch
@@ -158,9 +159,12 @@ def training_risk(run: FitState, *, samples: int, seed: int, batch_norm: BatchNo
             "loss", "must be known to survey the model", None, "pass the criterion on (output, target) as loss=..."
         )
     batches: Any = train
-    if not isinstance(train, DataLoader):
+    if isinstance(train, DataLoader):
+        batches = fixed_batches(train, None, seed, whole=True)  # whatever part of it this process trains on
+    else:
         batches = list(train.batches(_BATCH) if isinstance(train, TensorData) else train)
-    count = len(train.dataset) if batches is train else sum(as_batch(raw).size for raw in batches)
+    data: Any = train.dataset if isinstance(train, DataLoader) else None
+    count = sum(as_batch(raw).size for raw in batches) if data is None else len(data)
     return EmpiricalRisk(
         run.model, plain_loss(run.loss), batches, samples=min(samples, count), seed=seed, batch_norm=batch_norm
     )

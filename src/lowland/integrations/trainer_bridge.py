@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lowland.core.batches import fixed_batches
 from lowland.core.contexts import forked_rng, has_running_statistics
 from lowland.core.errors import CheckpointError, InputError
+from lowland.core.loaders import fixed_batches
 from lowland.data import DataSplits, Indexed
 from lowland.losses import MESA, TrainingLoss
 from lowland.optim import Wrapper
@@ -151,7 +151,7 @@ def fixed_order(loader: Any) -> Iterable[Any]:
     if not isinstance(loader, DataLoader):
         rule = "must be a DataLoader over a map-style data set, to renew batch-norm statistics"
         raise InputError("train_dataloader", rule, type(loader).__name__, "or train a model without running statistics")
-    return fixed_batches(loader, None, 0)
+    return fixed_batches(loader, None, 0, whole=True)
 
 
 def made_folder(folder: str | Path | None) -> Path | None:

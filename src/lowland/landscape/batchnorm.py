@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lowland.core.contexts import has_running_statistics
+from lowland.core.contexts import running_buffers
 from lowland.core.errors import InputError
 from lowland.core.units import clean_name
 
@@ -20,19 +20,15 @@ __all__ = ["BufferLine", "buffer_difference", "running_statistics"]
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
     """Return the floating-point running statistics of all normalization layers by name."""
-    kind = nn.modules.batchnorm._NormBase
-    owners = {clean_name(name) for name, module in model.named_modules() if isinstance(module, kind)}
     return {
-        clean_name(name): buffer
-        for name, buffer in model.named_buffers()
-        if clean_name(name).rpartition(".")[0] in owners and buffer.is_floating_point()
+        clean_name(f"{prefix}.{name}" if prefix else name): buffer
+        for prefix, module in model.named_modules()
+        for name, buffer in running_buffers(module).items()
     }
 
 
 def buffer_difference(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
     """Return how the running statistics of two models differ."""
-    if not has_running_statistics(first) and not has_running_statistics(second):
-        return {}
     ours, theirs = running_statistics(first), running_statistics(second)
     if {n: b.shape for n, b in ours.items()} != {n: b.shape for n, b in theirs.items()}:
         raise InputError("other", "must keep the same batch-norm statistics", sorted(set(ours) ^ set(theirs))[:3])
@@ -58,5 +54,5 @@ class BufferLine:
             for part, coordinate in zip(self._directions, coordinates, strict=True):
                 if coordinate != 0.0 and name in part:
                     buffer.add_(part[name].to(buffer), alpha=float(coordinate))
-            if name.endswith("running_var"):
+            if name.endswith("var"):
                 buffer.clamp_(min=0)

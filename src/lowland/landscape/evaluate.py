@@ -104,6 +104,12 @@ def evaluate(
     return keeper.dataset
 
 
+def _precision(survey: SurfaceTask, kernel: ComputeSettings) -> str:
+    """Return the type in which forward passes run: the model's own, unless the kernel lowers it."""
+    own = {str(p.dtype).removeprefix("torch.") for p in survey.first.model.parameters()}
+    return kernel.precision if kernel.precision != "float32" or not own else ", ".join(sorted(own))
+
+
 def _decided(
     survey: SurfaceTask,
     grid: Grid,
@@ -122,7 +128,7 @@ def _decided(
     kernel, report, rows = autotune(
         survey, grid, batch_size=batch_size, precision=precision, tolerance=tolerance, workers=runner.workers
     )
-    keeper.annotate({"kernel": kernel.describe(), "precision": kernel.precision, "trial": report})
+    keeper.annotate({"kernel": kernel.describe(), "precision": _precision(survey, kernel), "trial": report})
     if threads == torch.get_num_threads():  # otherwise their last bits would differ from what the workers compute
         for index, row in rows.items():
             keeper.put(index, row.values)

@@ -60,7 +60,8 @@ class _Groups:
     def __init__(self) -> None:
         self._parent = [0]
         self._size: dict[int, int] = {}
-        self.members: list[tuple[int, Member]] = []
+        self._axes: dict[tuple[int, int], int] = {}
+        self._members: list[tuple[int, Member]] = []
 
     def new(self, size: int) -> int:
         self._parent.append(len(self._parent))
@@ -77,9 +78,27 @@ class _Groups:
         self._parent[b] = a
         return a
 
+    def own(self, group: int, member: Member, tensor: Tensor) -> None:
+        """Let a group order an axis of a tensor; where another has it already (tied or shared), the two are one."""
+        place = (id(tensor), member.axis)
+        if place in self._axes:
+            self.join(self._axes[place], group)
+        else:
+            self._axes[place] = group
+            self._members.append((group, member))
+
+    def pin(self, tensor: Tensor) -> None:
+        """Keep a tensor as it is: something uses it that is not known here."""
+        for axis in range(tensor.ndim):
+            self._axes[id(tensor), axis] = self.join(0, self._axes.get((id(tensor), axis), 0))
+
+    def size(self, group: int) -> int | None:
+        """Return how many units a group has; None where it stays in order."""
+        return self._size.get(self.find(group))
+
     def result(self) -> list[tuple[int, list[Member]]]:
         found: dict[int, list[Member]] = {}
-        for group, member in self.members:
+        for group, member in self._members:
             root = self.find(group)
             if root != 0:
                 found.setdefault(root, []).append(member)
@@ -106,8 +125,13 @@ def unit_groups(model: nn.Module, batch: Batch) -> list[tuple[int, list[Member]]
         raise InputError("model", f"must be traceable to be matched ({error})", type(model).__name__, advice) from error
     groups = _Groups()
     flows: dict[fx.Node, _Flow] = {}
-    modules = dict(traced.named_modules())
+    modules = dict(traced.named_modules(remove_duplicate=False))
     for node in traced.graph.nodes:
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            held = getattr(modules[owner], name, None)
+            if isinstance(held, Tensor):
+                groups.pin(held)
         flows[node] = _flow(node, flows, modules, groups)
     found = groups.result()
     if not found:
@@ -131,8 +155,15 @@ def _flow(node: fx.Node, flows: dict[fx.Node, _Flow], modules: dict[str, nn.Modu
     if node.op == "call_function" and len(inputs) >= 1:
         if node.target in _KEEPING_FUNCTIONS:
             return inputs[0]
-        if node.target in _ADDING and len(inputs) == 2 and inputs[0].repeat == inputs[1].repeat:
-            return _Flow(groups.join(inputs[0].group, inputs[1].group), inputs[0].repeat)
+        if node.target in _ADDING and len(inputs) == 2:
+            sizes = [_shape(n) for n in node.all_input_nodes]
+            if len(sizes[0]) == len(sizes[1]) > 1:
+                for one, other in ((0, 1), (1, 0)):  # one channel is added to all alike, in whatever order they are
+                    if sizes[one][1] == 1 and sizes[other][1] > 1:
+                        groups.join(0, inputs[one].group)
+                        return inputs[other]
+                if sizes[0][1] == sizes[1][1] and inputs[0].repeat == inputs[1].repeat:
+                    return _Flow(groups.join(inputs[0].group, inputs[1].group), inputs[0].repeat)
         if node.target is torch.flatten:
             return _flattened(node, inputs[0])
     if node.op == "call_method" and inputs:
@@ -148,18 +179,18 @@ def _flow(node: fx.Node, flows: dict[fx.Node, _Flow], modules: dict[str, nn.Modu
 
 
 def _layer(name: str, module: Any, source: _Flow, groups: _Groups) -> _Flow:
-    groups.members.append((source.group, Member(f"{name}.weight", 1, source.repeat)))
+    groups.own(source.group, Member(f"{name}.weight", 1, source.repeat), module.weight)
     made = groups.new(module.weight.shape[0])
-    groups.members.append((made, Member(f"{name}.weight", 0)))
+    groups.own(made, Member(f"{name}.weight", 0), module.weight)
     if module.bias is not None:
-        groups.members.append((made, Member(f"{name}.bias", 0)))
+        groups.own(made, Member(f"{name}.bias", 0), module.bias)
     return _Flow(made)
 
 
 def _norm(name: str, module: Any, source: _Flow, groups: _Groups) -> _Flow:
     for part in ("weight", "bias", "running_mean", "running_var"):
         if getattr(module, part, None) is not None:
-            groups.members.append((source.group, Member(f"{name}.{part}", 0, source.repeat)))
+            groups.own(source.group, Member(f"{name}.{part}", 0, source.repeat), getattr(module, part))
     return source
 
 

@@ -21,7 +21,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from lowland.core.contexts import evaluation_mode
+from lowland.core.contexts import evaluation_mode, measuring
 from lowland.core.errors import InputError
 from lowland.core.params import unwrap
 from lowland.core.seeds import generator
@@ -50,7 +50,6 @@ class Matching:
     sweeps: int
 
 
-@torch.no_grad()
 def match_weights(
     model: nn.Module, other: nn.Module, example: RawBatch, *, seed: int = 0, max_sweeps: int = 100
 ) -> Matching:
@@ -69,10 +68,14 @@ def match_weights(
     Raises:
         InputError: If the architectures differ, the model cannot be traced, or no group of units can be permuted.
     """
-    model, matched = unwrap(model), copy.deepcopy(unwrap(other))
+    with measuring(), torch.no_grad():
+        return _matched(unwrap(model), copy.deepcopy(unwrap(other)), example, seed, max_sweeps)
+
+
+def _matched(model: nn.Module, matched: nn.Module, example: RawBatch, seed: int, max_sweeps: int) -> Matching:
     ours, theirs = _state(model), _state(matched)
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in theirs.items()}:
-        raise InputError("other", "must have the architecture of the first model", type(other).__name__)
+        raise InputError("other", "must have the architecture of the first model", type(matched).__name__)
     batch = as_batch(example)
     groups = unit_groups(model, batch)
     before = _similarity(ours, theirs)
@@ -96,13 +99,18 @@ def match_weights(
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by name, tied ones once; the tensors themselves."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    """Return parameters and buffers by name, tied ones under each of theirs; the tensors themselves."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _similarity(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    first = torch.cat([t.double().reshape(-1) for t in ours.values() if isinstance(t, nn.Parameter)])
-    second = torch.cat([t.double().reshape(-1) for t in theirs.values() if isinstance(t, nn.Parameter)])
+    once = {id(t): name for name, t in reversed(list(ours.items())) if isinstance(t, nn.Parameter)}.values()
+    names = [name for name in ours if name in set(once)]
+    first = torch.cat([ours[name].double().reshape(-1) for name in names])
+    second = torch.cat([theirs[name].double().reshape(-1) for name in names])
     return float(first @ second / (first.norm() * second.norm()))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from lowland.core.batches import batch_bytes
 from lowland.core.contexts import weights_restored
 from lowland.core.params import ParameterSpace
-from lowland.core.per_sample import Estimate, all_moments
+from lowland.core.per_sample import Estimate, all_moments, merged
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.landscape.batchnorm import BufferLine
@@ -165,7 +165,7 @@ class SurfaceTask:
             values, weights = measured["loss"]
             measured["loss_difference"] = (values - place.center[split][number], weights)
         for name, part in all_moments(measured).items():
-            total[name] = total[name] + part if name in total else part
+            total[name] = merged(total.get(name), part)
 
     @torch.no_grad()
     def _center(self, place: _Place) -> dict[str, list[Tensor]]:
@@ -200,15 +200,16 @@ class SurfaceTask:
     def _rows(self, sums: Any, probed: Any) -> list[Row]:
         """Return values made of sums, with a single transfer from the device."""
         keys = [(k, s, name) for k, splits in enumerate(sums) for s, found in splits.items() for name in found]
-        stacked = torch.stack([sums[k][s][name] for k, s, name in keys]).cpu()
+        parts = [sums[k][s][name] for k, s, name in keys]
+        stacked = torch.split(torch.cat(parts).cpu(), [len(part) for part in parts])
         values: list[dict[str, list[float]]] = [{} for _ in sums]
         for (k, _, name), part in zip(keys, stacked, strict=True):
             for label, number in _numbers(name, Estimate.of(part)).items():
                 values[k].setdefault(label, []).append(number)
         rows = []
         for found, (numbers, handed_on) in zip(values, probed, strict=True):
-            merged = found | numbers
-            rows.append(Row({n: v if len(self.risks) > 1 else v[0] for n, v in merged.items()}, handed_on))
+            both = found | numbers
+            rows.append(Row({n: v if len(self.risks) > 1 else v[0] for n, v in both.items()}, handed_on))
         return rows
 
     def _batches(self, risk: EmpiricalRisk) -> list[Batch] | None:

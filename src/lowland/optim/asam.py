@@ -8,21 +8,48 @@ Deviations from the official code (SamsungLabs/ASAM):
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.optim.ascent import Ascent
 from lowland.optim.bases import Base
 from lowland.optim.moves import joint_norm, shards
 from lowland.optim.options import AscentKeywords
+from lowland.optim.parts import Method
+from lowland.optim.wrapper import Wrapper
 
 __all__ = ["ASAM"]
 
 
-class ASAM(Ascent):
+class _ASAM(Method):
+    name: ClassVar[str] = "ASAM"
+
+    def __init__(self, rho: float, eta: float, scaled: Literal["matrices", "all"]) -> None:
+        if not eta >= 0:
+            raise InputError("eta", "must not be negative", eta)
+        if scaled not in ("matrices", "all"):
+            raise InputError("scaled", 'must be "matrices" or "all"', scaled)
+        self.eta, self.scaled = eta, scaled
+        super().__init__(rho)
+
+    def direction(self, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        chosen = [i for i, p in enumerate(parameters) if self.scaled == "all" or p.ndim > 1]
+        if not chosen:
+            return gradients, joint_norm(gradients)
+        weights, slopes = shards([parameters[i] for i in chosen]), shards([gradients[i] for i in chosen])
+        scales = torch._foreach_abs(weights)
+        if self.eta:
+            torch._foreach_add_(scales, self.eta)
+        torch._foreach_mul_(slopes, scales)
+        norm = joint_norm(gradients)
+        torch._foreach_mul_(slopes, scales)
+        return gradients, norm
+
+
+@final
+class ASAM(Wrapper):
     r"""SAM in a neighborhood that scales with the weights, and so does not change when layers are rescaled.
 
     .. math:: \epsilon = \rho\, T_w^2 g / \lVert T_w g \rVert_2, \qquad T_w = |w| + \eta
@@ -36,7 +63,7 @@ class ASAM(Ascent):
         eta: Added to |w|. Default 0.01 (paper).
         scaled: ``"matrices"``: tensors with more than one dimension. ``"all"``: every tensor (davda54/sam and
             pytorch_optimizer with ``adaptive=True``, which also have eta = 0).
-        model: The model whose buffers are protected; None finds it by its parameters.
+        model: The model whose buffers are protected; None meets it in the perturbed pass.
         **options: How the step behaves, see `AscentOptions`.
 
     Raises:
@@ -48,8 +75,6 @@ class ASAM(Ascent):
         0.5
     """
 
-    method: ClassVar[str] = "ASAM"
-
     def __init__(
         self,
         base: Base,
@@ -60,22 +85,4 @@ class ASAM(Ascent):
         model: nn.Module | None = None,
         **options: Unpack[AscentKeywords],
     ) -> None:
-        if not eta >= 0:
-            raise InputError("eta", "must not be negative", eta)
-        if scaled not in ("matrices", "all"):
-            raise InputError("scaled", 'must be "matrices" or "all"', scaled)
-        self.eta, self.scaled = eta, scaled
-        super().__init__(base, rho, model=model, **options)
-
-    def _direction(self, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        chosen = [i for i, p in enumerate(parameters) if self.scaled == "all" or p.ndim > 1]
-        if not chosen:
-            return gradients, joint_norm(gradients)
-        weights, slopes = shards([parameters[i] for i in chosen]), shards([gradients[i] for i in chosen])
-        scales = torch._foreach_abs(weights)
-        if self.eta:
-            torch._foreach_add_(scales, self.eta)
-        torch._foreach_mul_(slopes, scales)
-        norm = joint_norm(gradients)
-        torch._foreach_mul_(slopes, scales)
-        return gradients, norm
+        super().__init__(base, _ASAM(rho, eta, scaled), model=model, **options)

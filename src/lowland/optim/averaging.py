@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -16,55 +16,85 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from lowland.core.errors import InputError
 from lowland.optim.bases import Base
+from lowland.optim.holder import Holder
 from lowland.optim.moves import copy_all, shards
+from lowland.optim.parts import Part
 from lowland.optim.wrapper import Wrapper
 
 __all__ = ["EMA", "SWA"]
 
 
-class _Averaging(Wrapper):
-    evaluation: ClassVar[str] = "average"
-    own: ClassVar[tuple[str, ...]] = ("average",)
+_Rule = Callable[[list[Tensor], list[Tensor], int], None]
 
-    def __init__(self, base: Base, *, start: int, interval: int, model: nn.Module | None) -> None:
+
+class _Averaging(Part):
+    own: ClassVar[tuple[str, ...]] = ("average",)
+    evaluation: ClassVar[str | None] = "average"
+    steps_aside: ClassVar[bool] = True
+
+    def __init__(self, start: int, interval: int) -> None:
         if start < 0:
             raise InputError("start", "must not be negative", start)
         if interval < 1:
             raise InputError("interval", "must be at least 1", interval)
         self.start, self.interval = start, interval
-        super().__init__(base, model=model)
 
+    def numbers(self) -> dict[str, int | float | bool]:
+        return {"averaged": 0}
+
+    @abstractmethod
+    def rule(self) -> _Rule:
+        """Return torch's function that moves an average towards the weights."""
+
+    def commit(self, held: Holder) -> None:
+        inside = dict(zip(*held.below(self), strict=True))
+        parameters, average = held.own("average")
+        weights = [inside[parameter] for parameter in parameters]
+        done, count = held.steps, int(held.numbers["averaged"])
+        if done < self.start:
+            copy_all(average, weights)
+        elif (done - self.start) % self.interval == 0:
+            if count == 0:
+                copy_all(average, weights)
+            else:
+                buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+                into, values = shards(average), shards(weights)
+                for i, tensor in enumerate(into):
+                    buckets.setdefault((tensor.device, tensor.dtype), []).append(i)
+                for chosen in buckets.values():
+                    self.rule()([into[i] for i in chosen], [values[i] for i in chosen], count)
+            held.numbers["averaged"] += 1
+
+
+class _EMA(_Averaging):
+    name: ClassVar[str] = "EMA"
+
+    def __init__(self, decay: float, start: int, interval: int) -> None:
+        if not 0 <= decay <= 1:
+            raise InputError("decay", "must lie in [0, 1]", decay)
+        self.decay = decay
+        super().__init__(start, interval)
+
+    def rule(self) -> _Rule:
+        return cast(_Rule, get_ema_multi_avg_fn(self.decay))  # type: ignore[no-untyped-call]
+
+
+class _SWA(_Averaging):
+    name: ClassVar[str] = "SWA"
+
+    def rule(self) -> _Rule:
+        return cast(_Rule, get_swa_multi_avg_fn())  # type: ignore[no-untyped-call]
+
+
+class _Averaged(Wrapper):
     @property
     def averaged_steps(self) -> int:
         """Number of weights in the average."""
         return int(self._held.numbers["averaged"])
 
-    def _fresh_numbers(self) -> dict[str, int | float | bool]:
-        return {"steps": 0, "averaged": 0}
 
-    @abstractmethod
-    def _average(self) -> Callable[[list[Tensor], list[Tensor], int], None]:
-        """Return torch's function that moves an average towards the weights."""
-
-    def _after_base(self) -> None:
-        trained, average = self._own("average")
-        done, numbers = self.steps + 1, self._held.numbers
-        if done < self.start:
-            copy_all(average, trained)
-        elif (done - self.start) % self.interval == 0:
-            if numbers["averaged"] == 0:
-                copy_all(average, trained)
-            else:
-                buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-                into, values = shards(average), shards(trained)
-                for i, part in enumerate(into):
-                    buckets.setdefault((part.device, part.dtype), []).append(i)
-                for chosen in buckets.values():
-                    self._average()([into[i] for i in chosen], [values[i] for i in chosen], int(numbers["averaged"]))
-            numbers["averaged"] += 1
-
-
-class EMA(_Averaging):
+@final
+class EMA(_Averaged):
     r"""Evaluate an exponential moving average of the weights.
 
     .. math:: \bar w \leftarrow \beta \bar w + (1 - \beta) w
@@ -74,7 +104,7 @@ class EMA(_Averaging):
         decay: beta. Default 0.999 (torch's ``get_ema_multi_avg_fn``).
         start: Step after which averaging begins; before it the average is the trained weights. Default 0.
         interval: Steps between updates. Default 1.
-        model: The model, for ``recalibrate``; None finds it by its parameters.
+        model: The model, for ``recalibrate``; None meets it in a perturbed pass or a closure.
 
     Raises:
         InputError: If an argument breaks a rule.
@@ -85,8 +115,6 @@ class EMA(_Averaging):
         0.999
     """
 
-    method: ClassVar[str] = "EMA"
-
     def __init__(
         self,
         base: Base,
@@ -96,17 +124,11 @@ class EMA(_Averaging):
         interval: int = 1,
         model: nn.Module | None = None,
     ) -> None:
-        if not 0 <= decay <= 1:
-            raise InputError("decay", "must lie in [0, 1]", decay)
-        self.decay = decay
-        super().__init__(base, start=start, interval=interval, model=model)
-
-    def _average(self) -> Callable[[list[Tensor], list[Tensor], int], None]:
-        chosen: Callable[[list[Tensor], list[Tensor], int], None] = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
-        return chosen
+        super().__init__(base, _EMA(decay, start, interval), model=model)
 
 
-class SWA(_Averaging):
+@final
+class SWA(_Averaged):
     r"""Evaluate the plain average of the weights since a given step.
 
     .. math:: \bar w \leftarrow \bar w + (w - \bar w) / (n + 1)
@@ -118,7 +140,7 @@ class SWA(_Averaging):
         base: An optimizer instance, or several.
         start: Step after which averaging begins, normally three quarters of the run (paper, section 4).
         interval: Steps between updates, normally an epoch (paper, section 3).
-        model: The model, for ``recalibrate``; None finds it by its parameters.
+        model: The model, for ``recalibrate``; None meets it in a perturbed pass or a closure.
 
     Raises:
         InputError: If an argument breaks a rule.
@@ -129,11 +151,5 @@ class SWA(_Averaging):
         0
     """
 
-    method: ClassVar[str] = "SWA"
-
     def __init__(self, base: Base, *, start: int, interval: int, model: nn.Module | None = None) -> None:
-        super().__init__(base, start=start, interval=interval, model=model)
-
-    def _average(self) -> Callable[[list[Tensor], list[Tensor], int], None]:
-        chosen: Callable[[list[Tensor], list[Tensor], int], None] = get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
-        return chosen
+        super().__init__(base, _SWA(start, interval), model=model)

@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, ClassVar, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim import optimizer as torch_optimizer
 
 from lowland.core.errors import InputError
 from lowland.optim.holder import PREFIX, Holder, JointState
+from lowland.optim.parts import Part
 
-__all__ = ["Base", "OptimizerViews"]
+__all__ = ["Base", "OptimizerViews", "check_parts", "checked_bases", "forget_old_marks", "refuse_ports"]
 
 Base: TypeAlias = Optimizer | Sequence[Optimizer]
-"""One optimizer instance, or several that share one step (say Muon for matrices and AdamW for the rest)."""
+"""An optimizer instance, several that share a step (say Muon for matrices and AdamW for the rest), or one of ours."""
 
 
 class OptimizerViews(Optimizer):
-    """What torch keeps as attributes, read through to the bases: sharing them would end at a base's first load.
+    """What torch keeps as attributes, read through to the bases: sharing them would end at a base's first load."""
 
-    Args:
-        base: An optimizer instance, or several with disjoint parameters.
-
-    Raises:
-        InputError: If a base is a class, wraps already, needs a closure, or holds complex parameters.
-    """
-
-    evaluation: ClassVar[str | None] = None
-    """Name of the own tensors that are the weights to evaluate and deploy; None: the trained ones."""
-
-    def __init__(self, base: Base) -> None:
-        bases = _checked_bases(base)
-        for one in bases:
-            for group in one.param_groups:
-                self._check_group(group)
-        super().__init__([{"params": []}], {})
-        self._held = Holder(bases, self.evaluation)
-        for parameter in self._held.parameters():
-            entry: dict[Any, Any] = next((base.state[parameter] for base in bases if parameter in base.state), {})
-            for key in [key for key in entry if str(key).startswith(PREFIX + ".")]:
-                del entry[key]
-        for group in self.param_groups:
-            group.pop(PREFIX, None)
-            self._adopt_group(group)
-        self.param_groups[0][PREFIX] = self._held.numbers
+    _held: Holder
 
     @property
     def base(self) -> Optimizer | tuple[Optimizer, ...]:
@@ -58,7 +33,7 @@ class OptimizerViews(Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of the base; of several bases, all groups in order."""
-        held = getattr(self, "_held", None)
+        held = vars(self).get("_held")
         if held is None:
             return []
         if len(held.bases) == 1:
@@ -68,7 +43,7 @@ class OptimizerViews(Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        held = getattr(self, "_held", None)
+        held = vars(self).get("_held")
         if held is None:
             return
         start = 0
@@ -80,14 +55,14 @@ class OptimizerViews(Optimizer):
     @property
     def state(self) -> Any:
         """The per-parameter state of the base; a view where there are several, or own tensors beside it."""
-        held = getattr(self, "_held", None)
+        held = vars(self).get("_held")
         if held is None:
             return {}
         return held.bases[0].state if len(held.bases) == 1 and not held.tensors else JointState(held)
 
     @state.setter
     def state(self, state: Any) -> None:
-        held = getattr(self, "_held", None)
+        held = vars(self).get("_held")
         if held is None:
             return
         for base in held.bases:
@@ -99,61 +74,67 @@ class OptimizerViews(Optimizer):
     @property
     def defaults(self) -> dict[str, Any]:
         """The defaults of the first base."""
-        held = getattr(self, "_held", None)
+        held = vars(self).get("_held")
         return {} if held is None else held.bases[0].defaults
 
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
-        held = getattr(self, "_held", None)
+        held = vars(self).get("_held")
         if held is not None:
             held.bases[0].defaults = defaults
 
-    @property
-    def steps(self) -> int:
-        """Number of steps taken."""
-        return int(self._held.numbers["steps"])
-
     def add_param_group(self, param_group: dict[str, Any], *, base: int | None = None) -> None:
-        """Add a group to the base, at any time.
+        """Add a group to the base, at any time but inside ``perturb()``.
 
         Args:
-            param_group: As torch's optimizers take it; may hold this wrapper's own options, such as ``rho``.
+            param_group: As torch's optimizers take it; may hold the method's own options, such as ``rho``.
             base: Which of several bases gets it.
 
         Raises:
             InputError: If there are several bases and none is named, or the group cannot be treated.
         """
-        held: Holder | None = getattr(self, "_held", None)
+        held: Holder | None = vars(self).get("_held")
         if held is None:  # torch's constructor brings its own, empty group
             return
+        held.require("add_param_group()")
         if base is None and len(held.bases) > 1:
             raise InputError("base", "must say which of several bases gets the group", None, "pass base=0 or base=1")
         target = held.bases[base or 0]
         if not isinstance(param_group["params"], Tensor | set):
             param_group["params"] = list(param_group["params"])  # a generator can be read only once
-        self._check_group(param_group)
+        _check_group(param_group, held.parts, held.options.distributed)
         target.add_param_group(param_group)
-        self._adopt_group(target.param_groups[-1])
+        for part in held.parts:
+            part.adopt_group(target.param_groups[-1])
 
-    def _check_group(self, group: Mapping[str, Any]) -> None:
-        """Refuse what the method cannot treat; methods with options per group check these too."""
-        listed = group["params"]
-        for entry in [listed] if isinstance(listed, Tensor) else list(listed):
-            parameter = entry[1] if isinstance(entry, tuple) else entry
-            if isinstance(parameter, Tensor) and parameter.is_complex():
-                raise InputError("params", "must be real", str(parameter.dtype))
-
-    def _adopt_group(self, group: dict[str, Any]) -> None:
-        """Give a new group its own options and tensors."""
+    def _adopt_parts(self, parts: Iterable[Part]) -> None:
+        held = self._held
+        for part in parts:
+            held.parts.append(part)
+            held.numbers.update(part.numbers())
+            held.tensors.update({name: {} for name in part.own})
+            for group in held.groups():
+                part.adopt_group(group)
 
     def _base_step(self) -> None:
-        with _global_hooks_suspended():
-            for base in self._held.bases:
-                base.step()
+        for base in self._held.bases:
+            base.step()
         self._held.stepped = True
 
+    def _hooked(self, call: Callable[[], Any], closure: Any) -> Any:
+        """Run the wrapper's own step hooks around a call."""
+        # torch would do this, and fire its global hooks and its profiler's mark too: those are the base's, once
+        arguments = () if closure is None else (closure,)
+        for before in self._optimizer_step_pre_hooks.values():
+            before(self, arguments, {})
+        result = call()
+        for after in self._optimizer_step_post_hooks.values():
+            after(self, arguments, {})
+        return result
 
-def _checked_bases(base: Base) -> tuple[Optimizer, ...]:
+
+def checked_bases(base: Base) -> tuple[Optimizer, ...]:
+    """Return the bases that are not ours, or refuse them."""
     bases = tuple(base) if isinstance(base, Sequence) else (base,)
     if not bases:
         raise InputError("base", "must hold at least one optimizer", base)
@@ -161,7 +142,10 @@ def _checked_bases(base: Base) -> tuple[Optimizer, ...]:
         if isinstance(one, type):
             raise InputError("base", "must be an optimizer instance, not a class", one, f"pass {one.__name__}(...)")
         if isinstance(one, OptimizerViews):
-            raise InputError("base", "must not wrap already", type(one).__name__, "wrap the innermost optimizer once")
+            raise InputError(
+                "base", "must not wrap already where there are several", type(one).__name__,
+                "give all plain bases to the innermost of ours",
+            )  # fmt: skip
         if not isinstance(one, Optimizer):
             raise InputError("base", "must be a torch.optim.Optimizer", type(one).__name__)
         if isinstance(one, torch.optim.LBFGS):
@@ -172,21 +156,57 @@ def _checked_bases(base: Base) -> tuple[Optimizer, ...]:
     return bases
 
 
-@contextmanager
-def _global_hooks_suspended() -> Generator[None, None, None]:
-    """Keep global step hooks from firing for the bases too: they have fired for the wrapper."""
-    tables: list[dict[int, Any]] = [
-        torch_optimizer._global_optimizer_pre_hooks,
-        torch_optimizer._global_optimizer_post_hooks,
-    ]
-    if not any(tables):
-        yield
-        return
-    saved = [dict(table) for table in tables]
-    for table in tables:
-        table.clear()
-    try:
-        yield
-    finally:
-        for table, entries in zip(tables, saved, strict=True):
-            table.update(entries)
+def check_parts(held: Holder, parts: Sequence[Part], distributed: str) -> None:
+    """Refuse parts that do not go around what is there, or groups that they cannot treat."""
+    present = max(held.parts, key=lambda part: part.rank, default=None)
+    for part in parts:
+        if present is not None and part.rank <= present.rank:
+            kinds = {0: "a second pass", 1: "slow weights", 2: "an average"}
+            advice = f"write {present.name}({part.name}(base))" if part.rank < present.rank else "use one of them"
+            raise InputError(
+                "base", f"must not wrap {kinds[present.rank]} already, for {part.name} is {kinds[part.rank]}",
+                present.name, advice,
+            )  # fmt: skip
+        if part.steps_aside and held.switching:
+            raise InputError(
+                "base", f"must have one set of weights for {part.name}, which writes or averages them beside its step",
+                type(held.switching[0]).__name__, "it averages already: use it alone, or inside SAM",
+            )  # fmt: skip
+    for group in held.groups():
+        _check_group(group, parts, distributed)
+
+
+def _check_group(group: Mapping[str, Any], parts: Sequence[Part], distributed: str) -> None:
+    listed = group["params"]
+    for entry in [listed] if isinstance(listed, Tensor) else list(listed):
+        parameter = entry[1] if isinstance(entry, tuple) else entry
+        if isinstance(parameter, Tensor) and parameter.is_complex():
+            raise InputError("params", "must be real", str(parameter.dtype))
+        if distributed == "local" and hasattr(parameter, "device_mesh"):
+            raise InputError(
+                "distributed", 'must be "synced" for sharded (FSDP2) parameters', "local",
+                "no rank holds a whole gradient of its own there",
+            )  # fmt: skip
+    for part in parts:
+        part.check_group(group)
+
+
+def forget_old_marks(held: Holder) -> None:
+    """Drop what an earlier wrapper of ours, or a checkpoint of one, has left in the bases."""
+    for base in held.bases:
+        for entry in base.state.values():
+            for key in [key for key in entry if str(key).startswith(PREFIX + ".")]:
+                del entry[key]
+    for group in held.groups():
+        group.pop(PREFIX, None)
+
+
+def refuse_ports(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
+    """Refuse the arguments of the common SAM port, and show the line to write."""
+    kind = arguments[1] if len(arguments) > 1 else None
+    if isinstance(kind, type) and issubclass(kind, Optimizer):
+        line = f"write {name}({kind.__name__}(model.parameters(), lr=...), rho=...)"
+        raise InputError("base", "must be an optimizer instance, and not parameters and a class", kind.__name__, line)
+    if "adaptive" in options:
+        line = 'write ASAM(base, rho=..., eta=0, scaled="all"), or SAM(base, rho=...) without it'
+        raise InputError("adaptive", "must be said by the method", options["adaptive"], line)

@@ -1,94 +1,112 @@
-"""The buffers (batch-norm statistics and counters) of the modules that own given parameters.
+"""The buffers (batch-norm statistics and counters) of a model that is given, or met when it runs.
 
-An optimizer knows parameters, not modules. The modules are looked up once, among the live objects of the process, by
-the parameters they hold: no forward hook is needed, so that compiled models keep their graphs.
+An optimizer knows parameters, not modules. Modules that run in a perturbed pass show themselves to a global hook, until
+those that were met hold all parameters; what was met once is known in later passes, without a hook. The hook is gone
+before the outermost module's own code runs, so that compiled models keep their graphs.
 """
 
 from __future__ import annotations
 
-import gc
+import warnings
 import weakref
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lowland.core.contexts import held_interrupts
 from lowland.optim.moves import copy_all, empty_twin
 
-__all__ = ["ModelFinder", "buffers_kept", "owners"]
+__all__ = ["BufferKeeper"]
 
 
-def owners(parameters: Iterable[Tensor]) -> list[nn.Module]:
-    """Return the outermost live modules that hold any of the parameters.
+class BufferKeeper:
+    """Remembers the outermost modules of an optimizer's parameters without keeping them alive, and their buffers."""
 
-    Args:
-        parameters: The parameters.
+    def __init__(self) -> None:
+        self._met: list[weakref.ref[nn.Module]] = []
+        self._copies: dict[Tensor, Tensor] = {}
+        self._covered: tuple[int, int] | None = None  # numbers of modules and parameters for which all were held
 
-    Returns:
-        Modules in the order of their creation; wrappers such as DDP or a compiled module come in place of what they
-        wrap.
-    """
-    wanted = {id(p) for p in parameters}
-    kinds = _subclasses(nn.Module)
-    live = [found for found in gc.get_objects() if type(found) in kinds]
-    parents: dict[int, list[nn.Module]] = {}
-    for module in live:
-        for child in module.__dict__.get("_modules", {}).values():
-            if child is not None:
-                parents.setdefault(id(child), []).append(module)
-    held = (m for m in live if any(id(p) in wanted for p in m.__dict__.get("_parameters", {}).values()))
-    stack, seen, outermost = list(held), set[int](), list[nn.Module]()
-    while stack:
-        module = stack.pop(0)
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        above = parents.get(id(module), [])
-        stack += above
-        if not above:
-            outermost.append(module)
-    return outermost
+    def modules(self, model: nn.Module | None) -> list[nn.Module]:
+        """Return the model that was given, or the modules met so far."""
+        if model is not None:
+            return [model]
+        found = [module for module in (reference() for reference in self._met) if module is not None]
+        if len(found) < len(self._met):
+            self._met, self._covered = [weakref.ref(module) for module in found], None
+        return found
 
+    @contextmanager
+    def meeting(self, model: nn.Module | None, parameters: list[Tensor]) -> Generator[None, None, None]:
+        """Get to know the modules that run inside the block."""
+        with self._listening(model, parameters, None):
+            yield
 
-def _subclasses(kind: type) -> set[type]:
-    found, stack = {kind}, [kind]
-    while stack:
-        fresh: set[type] = set(stack.pop().__subclasses__()) - found
-        found |= fresh
-        stack += fresh
-    return found
+    @contextmanager
+    def kept(self, model: nn.Module | None, parameters: list[Tensor]) -> Generator[None, None, None]:
+        """Save all buffers and write them back at the end, with a few batched copies and no fresh memory."""
+        places: list[tuple[nn.Module, str, Tensor]] = []
+        old, self._copies = self._copies, {}
+        self._save(self.modules(model), places, old)
+        try:
+            with self._listening(model, parameters, places):
+                yield
+        finally:
+            with held_interrupts():
+                copy_all(list(self._copies), list(self._copies.values()))
+                for owner, name, buffer in places:
+                    owner._buffers[name] = buffer  # a forward that rebound the name is undone too
 
+    def _save(
+        self, modules: list[nn.Module], places: list[tuple[nn.Module, str, Tensor]], old: dict[Tensor, Tensor]
+    ) -> None:
+        found = [place for place in _named_buffers(modules) if place[2] not in self._copies]
+        fresh = {buffer: old[buffer] if buffer in old else empty_twin(buffer) for *_, buffer in found}
+        copy_all(list(fresh.values()), list(fresh))
+        self._copies |= fresh
+        places += found
 
-class ModelFinder:
-    """Remembers the outermost modules of an optimizer's parameters without keeping them alive.
+    @contextmanager
+    def _listening(
+        self, model: nn.Module | None, parameters: list[Tensor], places: list[tuple[nn.Module, str, Tensor]] | None
+    ) -> Generator[None, None, None]:
+        if model is not None or self._complete(parameters):
+            yield
+            return
+        seen = {id(inner) for module in self.modules(None) for inner in module.modules()}
 
-    Args:
-        model: The model if it is known; nothing is searched then.
-    """
+        def meet(module: nn.Module, _: Any) -> None:
+            if id(module) in seen:
+                return
+            seen.update(id(inner) for inner in module.modules())
+            self._met.append(weakref.ref(module))
+            if places is not None:
+                self._save([module], places, {})
+            if self._complete(parameters):
+                handle.remove()
 
-    def __init__(self, model: nn.Module | None) -> None:
-        self._model = model
-        self._found: list[weakref.ref[nn.Module]] = []
-        self._count = -1
+        handle = register_module_forward_pre_hook(meet)
+        try:
+            with warnings.catch_warnings():
+                # a compiled module says that the hook fires twice for it: the second time it is known
+                warnings.filterwarnings("ignore", message=r"Using `torch\.compile\(module\)` when there are global")
+                yield
+        finally:
+            handle.remove()
 
-    def modules(self, parameters: list[Tensor]) -> list[nn.Module]:
-        """Return the outermost modules; searched again when parameters were added or a module is gone.
-
-        Args:
-            parameters: All parameters of the optimizer.
-
-        Returns:
-            The modules; empty for parameters that no module holds.
-        """
-        if self._model is not None:
-            return [self._model]
-        found = [reference() for reference in self._found]
-        if self._count != len(parameters) or any(module is None for module in found):
-            self._found = [weakref.ref(module) for module in owners(parameters)]
-            self._count = len(parameters)
-            found = [reference() for reference in self._found]
-        return [module for module in found if module is not None]
+    def _complete(self, parameters: list[Tensor]) -> bool:
+        met = self.modules(None)
+        now = len(met), len(parameters)
+        if self._covered != now:
+            held = {id(p) for module in met for p in module.parameters()}
+            if not met or any(id(p) not in held for p in parameters):
+                return False
+            self._covered = now
+        return True
 
 
 def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
@@ -100,32 +118,13 @@ def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, st
         seen.add(id(module))
         stack += [child for child in module._modules.values() if child is not None]
         for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) not in seen:
+            if buffer is not None and id(buffer) not in seen and _writable(buffer):
                 seen.add(id(buffer))
                 yield module, name, buffer
 
 
-@contextmanager
-def buffers_kept(modules: Iterable[nn.Module], copies: list[tuple[Tensor, Tensor]]) -> Generator[None, None, None]:
-    """Save all buffers and write them back at the end, with a few batched copies and no fresh memory.
-
-    Args:
-        modules: The outermost modules.
-        copies: Buffers and their copies, kept from step to step; filled here.
-
-    Yields:
-        Nothing.
-    """
-    places = list(_named_buffers(modules))
-    buffers = [buffer for _, _, buffer in places]
-    if len(copies) != len(buffers) or any(old is not b for (old, _), b in zip(copies, buffers, strict=True)):
-        copies[:] = [(buffer, empty_twin(buffer)) for buffer in buffers]
-    saved = [copy for _, copy in copies]
-    copy_all(saved, buffers)
-    try:
-        yield
-    finally:
-        with held_interrupts():
-            copy_all(buffers, saved)
-            for owner, name, buffer in places:
-                owner._buffers[name] = buffer  # a forward that rebound the name is undone too
+def _writable(buffer: Tensor) -> bool:
+    # what cannot be written in place is left alone: no forward pass can have changed it in place either
+    if buffer.layout != torch.strided or buffer.is_inference():
+        return False
+    return all(stride or size < 2 for size, stride in zip(buffer.shape, buffer.stride(), strict=True))

@@ -2,18 +2,54 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, final
 
-from torch import nn
+from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.optim.bases import Base
+from lowland.optim.holder import Holder
 from lowland.optim.moves import copy_all, interpolate
+from lowland.optim.parts import Part
 from lowland.optim.wrapper import Wrapper
 
-__all__ = ["Lookahead", "check_period"]
+__all__ = ["Lookahead", "SlowWeights"]
 
 
+class SlowWeights(Part):
+    """Weights that follow the fast ones every few steps; one mechanism for Lookahead and SALA."""
+
+    name: ClassVar[str] = "Lookahead"
+    rank: ClassVar[int] = 1
+    own: ClassVar[tuple[str, ...]] = ("slow",)
+    evaluation: ClassVar[str | None] = "slow"
+    steps_aside: ClassVar[bool] = True
+
+    def __init__(self, period: int, alpha: float, slow_weights: Literal["initial", "lazy"]) -> None:
+        if period < 1:
+            raise InputError("period", "must be at least 1", period)
+        if not 0 <= alpha <= 1:
+            raise InputError("alpha", "must lie in [0, 1]", alpha)
+        if slow_weights not in ("initial", "lazy"):
+            raise InputError("slow_weights", 'must be "initial" or "lazy"', slow_weights)
+        self.period, self.alpha, self.slow_weights = period, alpha, slow_weights
+
+    def commit(self, held: Holder) -> None:
+        """Let both meet at the end of a period."""
+        if held.steps % self.period == 0:
+            fast, slow = self.follow(held, lazy=held.steps == self.period)
+            copy_all(fast, slow)
+
+    def follow(self, held: Holder, *, lazy: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """Move the slow weights towards the fast ones; lazy ones begin there if this is the first time."""
+        fast, slow = held.own("slow")
+        if lazy and self.slow_weights == "lazy":
+            copy_all(slow, fast)
+        interpolate(slow, fast, self.alpha)
+        return fast, slow
+
+
+@final
 class Lookahead(Wrapper):
     r"""k steps of the base, then one step of the slow weights towards where they led.
 
@@ -28,7 +64,7 @@ class Lookahead(Wrapper):
         alpha: Step of the slow weights. Default 0.5 (paper; 0.8 in its CIFAR runs).
         slow_weights: ``"initial"``: they start at the initial weights (paper). ``"lazy"``: at the fast weights of the
             first synchronization, which then does nothing (timm).
-        model: The model, for ``recalibrate``; None finds it by its parameters.
+        model: The model, for ``recalibrate``; None meets it in a perturbed pass or a closure.
 
     Raises:
         InputError: If an argument breaks a rule.
@@ -40,10 +76,6 @@ class Lookahead(Wrapper):
         5
     """
 
-    method: ClassVar[str] = "Lookahead"
-    evaluation: ClassVar[str] = "slow"
-    own: ClassVar[tuple[str, ...]] = ("slow",)
-
     def __init__(
         self,
         base: Base,
@@ -53,35 +85,4 @@ class Lookahead(Wrapper):
         slow_weights: Literal["initial", "lazy"] = "initial",
         model: nn.Module | None = None,
     ) -> None:
-        check_period(period, alpha, slow_weights)
-        self.period, self.alpha, self.slow_weights = period, alpha, slow_weights
-        super().__init__(base, model=model)
-
-    def _after_base(self) -> None:
-        done = self.steps + 1
-        if done % self.period:
-            return
-        fast, slow = self._own("slow")
-        if done == self.period and self.slow_weights == "lazy":
-            copy_all(slow, fast)
-        interpolate(slow, fast, self.alpha)
-        copy_all(fast, slow)
-
-
-def check_period(period: int, alpha: float, slow_weights: str) -> None:
-    """Refuse options of slow weights that break a rule.
-
-    Args:
-        period: Steps between synchronizations.
-        alpha: Step of the slow weights.
-        slow_weights: Where they start.
-
-    Raises:
-        InputError: If one breaks its rule.
-    """
-    if period < 1:
-        raise InputError("period", "must be at least 1", period)
-    if not 0 <= alpha <= 1:
-        raise InputError("alpha", "must lie in [0, 1]", alpha)
-    if slow_weights not in ("initial", "lazy"):
-        raise InputError("slow_weights", 'must be "initial" or "lazy"', slow_weights)
+        super().__init__(base, SlowWeights(period, alpha, slow_weights), model=model)

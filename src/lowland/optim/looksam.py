@@ -8,22 +8,64 @@ Deviations from the paper:
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Unpack
+from typing import ClassVar, Literal, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.core.params import normalized_scale
-from lowland.optim.ascent import Ascent
 from lowland.optim.bases import Base
+from lowland.optim.holder import Holder
 from lowland.optim.moves import add_scaled, empty_twin, joint_norm, scale_all, shards
 from lowland.optim.options import AscentKeywords
+from lowland.optim.parts import Method
+from lowland.optim.wrapper import Wrapper
 
 __all__ = ["LookSAM"]
 
 
-class LookSAM(Ascent):
+class _LookSAM(Method):
+    name: ClassVar[str] = "LookSAM"
+    keeps_first: ClassVar[bool] = True
+    own: ClassVar[tuple[str, ...]] = ("direction",)
+
+    def __init__(self, rho: float, period: int, alpha: float, projection: Literal["global", "tensor"]) -> None:
+        if period < 1:
+            raise InputError("period", "must be at least 1", period)
+        if not 0 <= alpha <= 1:
+            raise InputError("alpha", "must lie in [0, 1]", alpha)
+        if projection not in ("global", "tensor"):
+            raise InputError("projection", 'must be "global" or "tensor"', projection)
+        self.period, self.alpha, self.projection = period, alpha, projection
+        super().__init__(rho)
+
+    def fresh(self, name: str, parameter: Tensor) -> Tensor:
+        del name
+        return empty_twin(parameter).zero_()
+
+    def wants(self, held: Holder) -> bool:
+        return (held.steps - self.options.start) % self.period == 0
+
+    def prepare(self, held: Holder) -> None:
+        directions, kept = dict(zip(*held.own("direction"), strict=True)), held.scratch.kept
+        moving = [p for p in held.parameters() if p.grad is not None and p in directions and (not kept or p in kept)]
+        if kept and self.options.distributed == "local":
+            held.average(list(kept.values()))  # else every rank would go on in another direction
+        for chosen in [[p] for p in moving] if self.projection == "tensor" else [moving]:
+            gradients = [p.grad for p in chosen if p.grad is not None]
+            along = [directions[p] for p in chosen]
+            if kept:
+                plain = [kept[p] for p in chosen]
+                reject(plain, gradients)
+                torch._foreach_zero_(shards(along))
+                add_scaled(along, plain, normalized_scale(joint_norm(plain), 1.0))
+            else:
+                add_scaled(gradients, along, joint_norm(gradients) * self.alpha)
+
+
+@final
+class LookSAM(Wrapper):
     r"""SAM every k-th step; the steps between add its last orthogonal direction to the plain gradient.
 
     .. math:: g_v = g_s - \frac{g_s \cdot g}{\lVert g \rVert^2} g, \qquad
@@ -38,7 +80,7 @@ class LookSAM(Ascent):
         period: k: a second pass in the steps 0, k, 2k, ... Default 5 (paper).
         alpha: Weight of the direction used again. Default 0.7 (paper).
         projection: ``"global"`` over all parameters (paper), or ``"tensor"``: each by itself (pytorch_optimizer).
-        model: The model whose buffers are protected; None finds it by its parameters.
+        model: The model whose buffers are protected; None meets it in the perturbed pass.
         **options: How the step behaves, see `AscentOptions`.
 
     Raises:
@@ -49,10 +91,6 @@ class LookSAM(Ascent):
         >>> LookSAM(torch.optim.SGD(layer.parameters(), lr=0.1), period=10).needs_perturbation()
         True
     """
-
-    method: ClassVar[str] = "LookSAM"
-    keeps_first: ClassVar[bool] = True
-    own: ClassVar[tuple[str, ...]] = ("direction",)
 
     def __init__(
         self,
@@ -65,61 +103,14 @@ class LookSAM(Ascent):
         model: nn.Module | None = None,
         **options: Unpack[AscentKeywords],
     ) -> None:
-        if period < 1:
-            raise InputError("period", "must be at least 1", period)
-        if not 0 <= alpha <= 1:
-            raise InputError("alpha", "must lie in [0, 1]", alpha)
-        if projection not in ("global", "tensor"):
-            raise InputError("projection", 'must be "global" or "tensor"', projection)
-        self.period, self.alpha, self.projection = period, alpha, projection
-        super().__init__(base, rho, model=model, **options)
-
-    def _fresh_tensor(self, name: str, parameter: Tensor) -> Tensor:
-        del name
-        return empty_twin(parameter).zero_()
-
-    def _wants_pass(self) -> bool:
-        return (self.steps - self.options.start) % self.period == 0
-
-    def _sets(self, parameters: list[Tensor]) -> list[list[Tensor]]:
-        return [[p] for p in parameters] if self.projection == "tensor" else [parameters]
-
-    def _after_second(self) -> None:
-        kept = self._held.scratch.kept
-        for parameter, gradient in self._held.scratch.first.items():
-            if parameter in kept:
-                kept[parameter].add_(gradient)
-            else:
-                kept[parameter] = gradient
-
-    def _before_base(self) -> None:
-        directions, kept = dict(zip(*self._own("direction"), strict=True)), self._held.scratch.kept
-        moving = [p for p in self._held.parameters() if p.grad is not None and (not kept or p in kept)]
-        if kept and self.options.distributed == "local":
-            self._average(list(kept.values()))  # else every rank would go on in another direction
-        for chosen in self._sets(moving):
-            gradients = [p.grad for p in chosen if p.grad is not None]
-            along = [directions[p] for p in chosen]
-            if kept:
-                plain = [kept[p] for p in chosen]
-                reject(plain, gradients)
-                torch._foreach_zero_(shards(along))
-                add_scaled(along, plain, normalized_scale(joint_norm(plain), 1.0))
-            else:
-                add_scaled(gradients, along, joint_norm(gradients) * self.alpha)
+        super().__init__(base, _LookSAM(rho, period, alpha, projection), model=model, **options)
 
 
 @torch.no_grad()
 def reject(plain: list[Tensor], perturbed: list[Tensor]) -> None:
-    """Turn plain gradients into the part of the perturbed ones that is orthogonal to them.
-
-    The plain gradients may have another scale (before unscaling or clipping): only their direction counts. With g as
-    long as g_s and d = g - g_s, the cosine is c = 1 - (||d|| / ||g_s||)^2 / 2, and the part is (1 - c) g_s - c d.
-
-    Args:
-        plain: Gradients at the weights; overwritten.
-        perturbed: Gradients at the perturbed weights.
-    """
+    """Turn plain gradients into the part of the perturbed ones that is orthogonal to them."""
+    # The plain gradients may have another scale (before unscaling or clipping): only their direction counts. With g as
+    # long as g_s and d = g - g_s, the cosine is c = 1 - (||d|| / ||g_s||)^2 / 2, and the part is (1 - c) g_s - c d.
     if not plain:
         return
     norm = joint_norm(perturbed)

@@ -31,26 +31,12 @@ _PLAIN = (Tensor, nn.Parameter)
 
 
 def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Return the local part of every tensor; it shares its storage.
-
-    Args:
-        tensors: Plain or sharded tensors.
-
-    Returns:
-        Plain tensors.
-    """
+    """Return the local part of every tensor; it shares its storage."""
     return [t if type(t) in _PLAIN else getattr(t, "_local_tensor", t) for t in tensors]
 
 
 def empty_twin(tensor: Tensor) -> Tensor:
-    """Return an uninitialized tensor with the shape, type, layout and sharding of another.
-
-    Args:
-        tensor: The tensor to imitate.
-
-    Returns:
-        A new tensor that needs no gradient.
-    """
+    """Return an uninitialized tensor with the shape, type, layout and sharding of another."""
     return torch.empty_like(tensor, requires_grad=False, memory_format=torch.preserve_format)
 
 
@@ -67,12 +53,7 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 @torch.no_grad()
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy tensors into others of the same shapes, bit for bit.
-
-    Args:
-        targets: Written in place.
-        sources: One per target.
-    """
+    """Copy tensors into others of the same shapes, bit for bit."""
     into, values = shards(targets), shards(sources)
     for bucket in _buckets(into):
         torch._foreach_copy_([into[i] for i in bucket], [values[i] for i in bucket])
@@ -80,13 +61,7 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
-    """Move targets by ``weight (end - target)``; exact at the weights 0 and 1.
-
-    Args:
-        targets: Written in place.
-        ends: One per target.
-        weight: How far, in [0, 1].
-    """
+    """Move targets by ``weight (end - target)``; exact at the weights 0 and 1."""
     into, values = shards(targets), shards(ends)
     for bucket in _buckets(into):
         torch._foreach_lerp_([into[i] for i in bucket], [values[i] for i in bucket], weight)
@@ -94,25 +69,14 @@ def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float
 
 @torch.no_grad()
 def copy_where(flag: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy finite tensors where a flag is set, else leave the targets; the host never learns which.
-
-    Args:
-        flag: A boolean scalar on any device.
-        targets: Written in place.
-        sources: One per target.
-    """
+    """Copy finite tensors where a flag is set, else leave the targets; the host never learns which."""
     scale_all(targets, (~flag).float())
     add_scaled(targets, sources, flag.float())
 
 
 @torch.no_grad()
 def swap(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
-    """Exchange the contents of two lists of tensors, bit for bit.
-
-    Args:
-        first: Written in place.
-        second: Written in place.
-    """
+    """Exchange the contents of two lists of tensors, bit for bit."""
     held = [tensor.clone() for tensor in shards(first)]
     copy_all(first, second)
     copy_all(second, held)
@@ -120,14 +84,7 @@ def swap(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
 
 @torch.no_grad()
 def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the Euclidean norm over tensors on any devices, sharded or not.
-
-    Args:
-        tensors: Any number of tensors.
-
-    Returns:
-        A scalar on the first tensor's device, in at least float32; 0 for no tensors.
-    """
+    """Return the Euclidean norm over tensors on any devices, sharded or not."""
     if tensors and all(type(t) in _PLAIN for t in tensors) and len(_buckets(tensors)) == 1:
         return global_norm(tensors)
     kinds: dict[Hashable, list[Tensor]] = {}
@@ -145,15 +102,7 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
 def ascend(
     targets: Sequence[Tensor], directions: Sequence[Tensor], norm: Tensor, radius: float, *, consume: bool = False
 ) -> None:
-    """Add ``radius * direction / norm``, and nothing at all where the norm is 0 or not finite.
-
-    Args:
-        targets: Written in place.
-        directions: One per target.
-        norm: Length of the direction, a scalar.
-        radius: Length that the move shall have; negative moves downhill.
-        consume: The directions may be overwritten; saves a launch.
-    """
+    """Add ``radius * direction / norm``, and nothing at all where the norm is 0 or not finite."""
     if consume and norm.dtype == torch.float32:
         _add(targets, directions, norm, radius)
     else:
@@ -162,24 +111,13 @@ def ascend(
 
 @torch.no_grad()
 def add_scaled(targets: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor) -> None:
-    """Add ``scale * direction``, and nothing at all where the scale is 0 or not finite.
-
-    Args:
-        targets: Written in place.
-        directions: One per target.
-        scale: A scalar on any device.
-    """
+    """Add ``scale * direction``, and nothing at all where the scale is 0 or not finite."""
     _add(targets, directions, scale, None)
 
 
 @torch.no_grad()
 def scale_all(targets: Sequence[Tensor], scale: Tensor) -> None:
-    """Multiply tensors by a scalar, in place.
-
-    Args:
-        targets: Written in place.
-        scale: A scalar on any device.
-    """
+    """Multiply tensors by a scalar, in place."""
     into = shards(targets)
     for bucket in _buckets(into):
         torch._foreach_mul_([into[i] for i in bucket], scale.to(into[bucket[0]].device))
@@ -236,16 +174,7 @@ def _fusable(targets: list[Tensor], directions: list[Tensor]) -> bool:
 
 @torch.no_grad()
 def lost_share(before: Sequence[Tensor], after: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
-    """Return the share of a move (in squared length) that rounding has swallowed.
-
-    Args:
-        before: Tensors before the move.
-        after: The same tensors after it.
-        directions: Where they should have gone, at any length.
-
-    Returns:
-        A number in [0, 1]; 0 where nothing was to be moved. Waits for the device.
-    """
+    """Return the share of a move (in squared length) that rounding has swallowed."""
     lost, total = 0.0, 0.0
     for old, new, direction in zip(shards(before), shards(after), shards(directions), strict=True):
         squares = direction.double().square()

@@ -9,20 +9,69 @@ Deviations from the official code (MarlonBecker/MSAM):
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.optim.bases import Base
+from lowland.optim.holder import Holder
 from lowland.optim.moves import ascend, copy_all, joint_norm
 from lowland.optim.options import check_rho
+from lowland.optim.parts import Part
 from lowland.optim.wrapper import Wrapper
 
 __all__ = ["MSAM"]
 
 
+class _MSAM(Part):
+    name: ClassVar[str] = "MSAM"
+    rank: ClassVar[int] = 1
+    own: ClassVar[tuple[str, ...]] = ("weights",)
+    evaluation: ClassVar[str | None] = "weights"
+    steps_aside: ClassVar[bool] = True
+
+    def __init__(self, rho: float, start: int, schedule: Callable[[int], float] | None) -> None:
+        self.rho = check_rho(rho)
+        if start < 0:
+            raise InputError("start", "must not be negative", start)
+        self.start, self.schedule = start, schedule
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        check_rho(group.get("rho", 0.0))
+        if "momentum" in group and not group["momentum"]:
+            raise InputError("base", "must have momentum", group["momentum"], "pass momentum=0.9")
+        if "betas" in group:
+            raise InputError("base", "must keep a momentum buffer, as SGD does", "betas", "use SGD with momentum")
+
+    def adopt_group(self, group: dict[str, Any]) -> None:
+        group.setdefault("rho", self.rho)
+
+    def prepare(self, held: Holder) -> None:
+        copy_all(*held.own("weights"))
+
+    def commit(self, held: Holder) -> None:
+        shifted, weights = held.own("weights")
+        copy_all(weights, shifted)
+        step = held.steps - 1
+        if step < self.start:
+            return
+        factor = 1.0 if self.schedule is None else float(self.schedule(step))
+        moves: dict[float, list[tuple[Tensor, Tensor]]] = {}
+        for base in held.bases:
+            for group in base.param_groups:
+                rho = float(group.get("rho", self.rho)) * factor
+                for parameter in group["params"]:
+                    velocity = base.state.get(parameter, {}).get("momentum_buffer")
+                    if velocity is not None and rho > 0:
+                        moves.setdefault(rho, []).append((parameter, velocity))
+        norm = joint_norm([velocity for pairs in moves.values() for _, velocity in pairs])
+        for rho, pairs in moves.items():
+            ascend([p for p, _ in pairs], [v for _, v in pairs], norm, -rho)
+
+
+@final
 class MSAM(Wrapper):
     r"""Take each gradient further along the last update: sharpness-aware in a single pass.
 
@@ -37,7 +86,7 @@ class MSAM(Wrapper):
         rho: Length of the shift; also per parameter group. Default 3 (paper, CIFAR-100).
         start: First step after which weights are shifted, for a warm-up without it (paper, ViT). Default 0.
         schedule: Factor on every group's ``rho`` as a function of the step; None: 1.
-        model: The model, for ``recalibrate``; None finds it by its parameters.
+        model: The model, for ``recalibrate``; None meets it in a closure.
 
     Raises:
         InputError: If an argument breaks a rule, or the base has no momentum.
@@ -49,10 +98,6 @@ class MSAM(Wrapper):
         3.0
     """
 
-    method: ClassVar[str] = "MSAM"
-    evaluation: ClassVar[str] = "weights"
-    own: ClassVar[tuple[str, ...]] = ("weights",)
-
     def __init__(
         self,
         base: Base,
@@ -62,41 +107,4 @@ class MSAM(Wrapper):
         schedule: Callable[[int], float] | None = None,
         model: nn.Module | None = None,
     ) -> None:
-        self.rho = check_rho(rho)
-        if start < 0:
-            raise InputError("start", "must not be negative", start)
-        self.start, self.schedule = start, schedule
-        super().__init__(base, model=model)
-
-    def _check_group(self, group: Any) -> None:
-        super()._check_group(group)
-        check_rho(group.get("rho", 0.0))
-        if "momentum" in group and not group["momentum"]:
-            raise InputError("base", "must have momentum", group["momentum"], "pass momentum=0.9")
-        if "betas" in group:
-            raise InputError("base", "must keep a momentum buffer, as SGD does", "betas", "use SGD with momentum")
-
-    def _adopt_group(self, group: dict[str, Any]) -> None:
-        super()._adopt_group(group)
-        group.setdefault("rho", self.rho)
-
-    def _before_base(self) -> None:
-        copy_all(*self._own("weights"))
-
-    def _after_base(self) -> None:
-        shifted, weights = self._own("weights")
-        copy_all(weights, shifted)
-        if self.steps < self.start:
-            return
-        factor = 1.0 if self.schedule is None else float(self.schedule(self.steps))
-        moves: dict[float, list[tuple[Tensor, Tensor]]] = {}
-        for base in self._held.bases:
-            for group in base.param_groups:
-                rho = float(group.get("rho", self.rho)) * factor
-                for parameter in group["params"]:
-                    velocity = base.state.get(parameter, {}).get("momentum_buffer")
-                    if velocity is not None and rho > 0:
-                        moves.setdefault(rho, []).append((parameter, velocity))
-        norm = joint_norm([velocity for pairs in moves.values() for _, velocity in pairs])
-        for rho, pairs in moves.items():
-            ascend([p for p, _ in pairs], [v for _, v in pairs], norm, -rho)
+        super().__init__(base, _MSAM(rho, start, schedule), model=model)

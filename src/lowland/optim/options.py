@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, TypedDict, cast
+
+from torch import Tensor
 
 from lowland.core.errors import InputError
 
@@ -25,6 +27,7 @@ class AscentKeywords(TypedDict, total=False):
     interval: int
     schedule: Callable[[int], float] | None
     allow_plain: bool
+    only: Iterable[Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,8 @@ class AscentOptions:
         interval: An ascent every so many steps. Default 1.
         schedule: Factor on every group's ``rho`` as a function of the step; None: 1.
         allow_plain: Let ``step()`` without the wanted second pass be a plain step. Default False: it raises.
+        only: The parameters that are moved, such as ``norm_parameters(model)``; None: all. The others' gradients in the
+            first pass do not count for the norm; all take part in the step.
 
     Raises:
         InputError: If an option is not one of its values.
@@ -64,6 +69,7 @@ class AscentOptions:
     interval: int = 1
     schedule: Callable[[int], float] | None = None
     allow_plain: bool = False
+    only: Iterable[Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         choices: dict[str, tuple[str, ...]] = {
@@ -83,20 +89,28 @@ class AscentOptions:
             raise InputError("stop", "must not come before `start`", self.stop)
         if self.interval < 1:
             raise InputError("interval", "must be at least 1", self.interval)
+        if self.only is not None:
+            chosen = frozenset(self.only)
+            if not chosen or not all(isinstance(entry, Tensor) for entry in chosen):
+                raise InputError("only", "must hold parameters", list(chosen), "pass norm_parameters(model)")
+            object.__setattr__(self, "only", chosen)
+
+    def moves(self, parameter: Tensor) -> bool:
+        """Tell whether an ascent may move a parameter."""
+        return self.only is None or parameter in cast("frozenset[Tensor]", self.only)
+
+    def factor(self, step: int) -> float:
+        """Return the schedule's factor; 1 without one."""
+        return 1.0 if self.schedule is None else float(self.schedule(step))
+
+    def covers(self, step: int) -> bool:
+        """Tell whether a step may have an ascent at all."""
+        late = self.stop is not None and step >= self.stop
+        return step >= self.start and not late and (step - self.start) % self.interval == 0
 
 
 def check_rho(rho: float) -> float:
-    """Return a radius, or refuse it.
-
-    Args:
-        rho: The radius.
-
-    Returns:
-        The same number.
-
-    Raises:
-        InputError: If it is negative or not finite.
-    """
+    """Return a radius, or refuse it."""
     if not 0.0 <= float(rho) < float("inf"):
         raise InputError("rho", "must be finite and not negative", rho, "use rho=0 to leave a group out")
     return float(rho)

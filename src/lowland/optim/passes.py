@@ -19,7 +19,7 @@ __all__ = [
     "noise_state",
     "parts_of",
     "replayed",
-    "unshared",
+    "owned",
     "unsynced",
     "world_size",
 ]
@@ -29,62 +29,40 @@ RandomState = dict[torch.device | None, Tensor]
 
 @dataclass(slots=True)
 class Entry:
-    """A parameter that an ascent moves.
-
-    Args:
-        parameter: The parameter.
-        gradient: Its gradient in the first pass.
-        rho: Radius of its group.
-        group: Position of its group.
-        decay: Weight decay of its group.
-    """
+    """A parameter that an ascent moves, and its gradient in the first pass."""
 
     parameter: Tensor
     gradient: Tensor
-    rho: float
+    rho: float  # below 0 in groups that are maximized: there uphill is where the objective falls
     group: int
     decay: float
 
 
-def entries_of(groups: list[dict[str, Any]], radius: Callable[[dict[str, Any]], float]) -> list[Entry]:
-    """Collect what an ascent moves: parameters with a gradient, in groups with a radius above 0.
-
-    Args:
-        groups: The parameter groups.
-        radius: Radius of a group.
-
-    Returns:
-        The entries; nothing is changed.
-
-    Raises:
-        InputError: If a gradient is not dense.
-    """
+def entries_of(
+    groups: list[dict[str, Any]], radius: Callable[[dict[str, Any]], float], moved: Callable[[Tensor], bool]
+) -> list[Entry]:
+    """Collect what an ascent moves: parameters with a gradient, in groups with a radius; nothing is changed."""
     found = []
     for index, group in enumerate(groups):
         rho, decay = radius(group), float(group.get("weight_decay", 0.0))
+        sign = -1.0 if group.get("maximize") else 1.0
         for parameter in group["params"] if rho > 0 else ():
             gradient = parameter.grad
-            if gradient is None:
+            if gradient is None or not moved(parameter):
                 continue
             if gradient.layout != torch.strided:
                 raise InputError(
-                    "params", "must have dense gradients for an ascent", str(gradient.layout),
+                    "params",
+                    "must have dense gradients for an ascent",
+                    str(gradient.layout),
                     "use sparse=False, or rho=0 in that group",
-                )  # fmt: skip
-            found.append(Entry(parameter, gradient, rho, index, decay))
+                )
+            found.append(Entry(parameter, gradient, sign * rho, index, sign * decay))
     return found
 
 
 def parts_of(entries: list[Entry], norm: str) -> Iterator[list[Entry]]:
-    """Part entries into sets that share one norm.
-
-    Args:
-        entries: All entries.
-        norm: ``"global"``, ``"group"`` or ``"tensor"``.
-
-    Yields:
-        Sets of entries; none is empty.
-    """
+    """Part entries into sets that share one norm; none is empty."""
     parts: dict[int, list[Entry]] = {}
     for position, entry in enumerate(entries):
         key = {"global": 0, "group": entry.group, "tensor": position}[norm]
@@ -92,26 +70,17 @@ def parts_of(entries: list[Entry], norm: str) -> Iterator[list[Entry]]:
     yield from parts.values()
 
 
-def unshared(gradient: Tensor) -> Tensor:
-    """Return the gradient itself, or a copy where DDP keeps it as a view of a communication bucket.
-
-    Args:
-        gradient: A gradient that will outlive the next backward pass.
-
-    Returns:
-        A tensor that nobody else writes to.
-    """
+def owned(gradient: Tensor) -> Tensor:
+    """Return a gradient that nobody else writes to: itself, or a copy where it may lie in DDP's buckets."""
     local = getattr(gradient, "_local_tensor", gradient)
-    owns = local.untyped_storage().nbytes() == local.numel() * local.element_size()
-    return gradient if owns else gradient.clone()
+    alone = local.untyped_storage().nbytes() == local.numel() * local.element_size()
+    # a bucket may hold a single gradient, so that among several ranks the size alone says nothing
+    sharded = local is not gradient
+    return gradient if alone and (sharded or world_size() == 1) else gradient.clone()
 
 
 def world_size() -> int:
-    """Return the number of processes that train together.
-
-    Returns:
-        1 where torch.distributed is not in use.
-    """
+    """Return the number of processes that train together."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return 1
     return torch.distributed.get_world_size()
@@ -119,12 +88,7 @@ def world_size() -> int:
 
 @torch.no_grad()
 def average_over_ranks(tensors: list[Tensor], group: Any = None) -> None:
-    """Replace tensors by their mean over the ranks, with one collective per type; sharded ones are left alone.
-
-    Args:
-        tensors: The same on every rank in number and shape; written in place.
-        group: The process group; None: all ranks.
-    """
+    """Replace tensors by their mean over the ranks, with one collective per type; sharded ones are left alone."""
     if world_size() == 1:
         return
     types: dict[torch.dtype, list[Tensor]] = {}
@@ -140,17 +104,7 @@ def average_over_ranks(tensors: list[Tensor], group: Any = None) -> None:
 
 
 def unsynced(model: nn.Module | None) -> AbstractContextManager[None]:
-    """Return a context in which a distributed model keeps its gradients to itself.
-
-    Args:
-        model: A model with ``no_sync()``.
-
-    Returns:
-        The context; the forward pass has to be inside too.
-
-    Raises:
-        InputError: If there is no such model.
-    """
+    """Return a context in which a distributed model keeps its gradients to itself."""
     silent = getattr(model, "no_sync", None)
     if silent is None:
         raise InputError(
@@ -162,14 +116,7 @@ def unsynced(model: nn.Module | None) -> AbstractContextManager[None]:
 
 
 def noise_state(parameters: Iterable[Tensor]) -> RandomState:
-    """Return the random state of the host and of the parameters' devices.
-
-    Args:
-        parameters: The parameters.
-
-    Returns:
-        The states by device; None is the host.
-    """
+    """Return the random state of the host and of the parameters' devices."""
     states: RandomState = {None: torch.get_rng_state()}
     for device in dict.fromkeys(p.device for p in parameters):
         if device.type == "cuda":
@@ -187,14 +134,7 @@ def _set(states: RandomState) -> None:
 
 @contextmanager
 def replayed(states: RandomState) -> Generator[None, None, None]:
-    """Repeat random numbers from a saved state, and go on afterwards as if nothing had been drawn.
-
-    Args:
-        states: What `noise_state` returned.
-
-    Yields:
-        Nothing.
-    """
+    """Repeat random numbers from a saved state, and go on afterwards as if nothing had been drawn."""
     now: RandomState = {d: torch.get_rng_state() if d is None else torch.cuda.get_rng_state(d) for d in states}
     _set(states)
     try:

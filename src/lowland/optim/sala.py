@@ -10,21 +10,75 @@ Deviations from the official code (cltan023/sala2023):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Unpack
+from typing import Any, ClassVar, Literal, Unpack, final
 
 import torch
 from torch import Tensor, nn
 
-from lowland.optim.ascent import Ascent
 from lowland.optim.bases import Base
-from lowland.optim.lookahead import check_period
-from lowland.optim.moves import copy_all, copy_where, interpolate, joint_norm, shards
+from lowland.optim.holder import Holder
+from lowland.optim.lookahead import SlowWeights
+from lowland.optim.moves import copy_all, copy_where, joint_norm, shards
 from lowland.optim.options import AscentKeywords
+from lowland.optim.parts import Method
+from lowland.optim.phases import Phase
+from lowland.optim.wrapper import Wrapper
 
 __all__ = ["SALA"]
 
 
-class SALA(Ascent):
+class _Ascent(Method):
+    name: ClassVar[str] = "SALA"
+
+    def __init__(self, rho: float, period: int) -> None:
+        super().__init__(rho)
+        self._period = period
+
+    def numbers(self) -> dict[str, int | float | bool]:
+        # d = 0 before the first synchronization, as in the official code; with k > 1 it is never looked at
+        return {"near": True, "periods": 0, "ascents": 0}
+
+    def wants(self, held: Holder) -> bool:
+        if (held.steps + 1) % self._period:
+            return False
+        self.settle(held)
+        return bool(held.numbers["near"])
+
+    def settle(self, held: Holder) -> None:
+        """Read whether d < rho: at most one number per period from the device."""
+        if held.scratch.pending is not None:
+            number, arrived = held.scratch.pending
+            if arrived is not None:
+                arrived.synchronize()
+            held.numbers["near"], held.scratch.pending = bool(number), None
+
+
+class _Slow(SlowWeights):
+    name: ClassVar[str] = "SALA"
+
+    def prepare(self, held: Holder) -> None:
+        if (held.steps + 1) % self.period == 0:
+            copy_all(*held.own("slow"))
+
+    def commit(self, held: Holder) -> None:
+        if held.steps % self.period == 0:
+            held.numbers["periods"] += 1
+            held.numbers["ascents"] += held.phase is Phase.READY
+        if held.steps % self.period != self.period - 1:
+            return
+        fast, slow = self.follow(held, lazy=held.steps < self.period or held.steps == self.period == 1)
+        differences = [held.backup(parameter) for parameter in fast]
+        copy_all(differences, fast)
+        torch._foreach_sub_(shards(differences), shards(slow))
+        method, step = held.method, held.steps - 1
+        assert method is not None
+        near = joint_norm(differences) < max(method.radius(group, step) for group in held.groups())
+        copy_where(near, fast, slow)
+        held.scratch.pending = _to_host(near)
+
+
+@final
+class SALA(Wrapper):
     r"""Lookahead whose last step of a period starts at the slow weights with a gradient from ahead or from uphill.
 
     With fast weights theta, slow weights phi and the step s counted from 1: when s = k - 1 (mod k),
@@ -42,7 +96,7 @@ class SALA(Ascent):
         period: k. Default 2 (official run script; 5 in the class).
         alpha: Step of the slow weights. Default 0.5 (official run script; 0.8 in the class).
         slow_weights: ``"initial"`` or ``"lazy"`` (official).
-        model: The model whose buffers are protected; None finds it by its parameters.
+        model: The model whose buffers are protected; None meets it in the perturbed pass.
         **options: How the step behaves, see `AscentOptions`.
 
     Raises:
@@ -53,10 +107,6 @@ class SALA(Ascent):
         >>> SALA(torch.optim.SGD(layer.parameters(), lr=0.1)).needs_perturbation()
         False
     """
-
-    method: ClassVar[str] = "SALA"
-    evaluation: ClassVar[str] = "slow"
-    own: ClassVar[tuple[str, ...]] = ("slow",)
 
     def __init__(
         self,
@@ -69,9 +119,8 @@ class SALA(Ascent):
         model: nn.Module | None = None,
         **options: Unpack[AscentKeywords],
     ) -> None:
-        check_period(period, alpha, slow_weights)
-        self.period, self.alpha, self.slow_weights = period, alpha, slow_weights
-        super().__init__(base, rho, model=model, **options)
+        slow = _Slow(period, alpha, slow_weights)
+        super().__init__(base, _Ascent(rho, period), slow, model=model, **options)
 
     @property
     def stage_two_share(self) -> float:
@@ -79,75 +128,9 @@ class SALA(Ascent):
         periods = self._held.numbers["periods"]
         return self._held.numbers["ascents"] / periods if periods else 0.0
 
-    def _fresh_numbers(self) -> dict[str, int | float | bool]:
-        # d = 0 before the first synchronization, as in the official code; with k > 1 it is never looked at
-        return {"steps": 0, "near": True, "periods": 0, "ascents": 0}
-
-    def _last(self) -> bool:
-        return (self.steps + 1) % self.period == 0
-
-    def _wants_pass(self) -> bool:
-        return self._last() and self._near()
-
-    def _near(self) -> bool:
-        """Tell whether the distance is below rho; reads at most one number per period from the device.
-
-        Returns:
-            True for stage two.
-        """
-        pending = self._held.scratch.pending
-        if pending is not None:
-            number, arrived = pending
-            if arrived is not None:
-                arrived.synchronize()
-            self._held.numbers["near"] = bool(number)
-            self._held.scratch.pending = None
-        return bool(self._held.numbers["near"])
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._near()
-        return super().__getstate__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the base's state with ours added; the same in training and evaluation mode.
-
-        Returns:
-            ``state`` and ``param_groups`` as torch's, which a bare base loads, and ``"lowland"``.
-        """
-        self._near()
-        return super().state_dict()
-
-    def _before_base(self) -> None:
-        if self._last():
-            copy_all(*self._own("slow"))
-
-    def _after_base(self) -> None:
-        done, numbers = self.steps + 1, self._held.numbers
-        if self._last():
-            numbers["periods"] += 1
-            numbers["ascents"] += self._held.scratch.ready
-        if done % self.period == self.period - 1:
-            self._synchronize(lazy=self.slow_weights == "lazy" and done < self.period)
-
-    def _synchronize(self, *, lazy: bool) -> None:
-        fast, slow = self._own("slow")
-        if lazy or (self.period == 1 and self.slow_weights == "lazy" and self.steps == 0):
-            copy_all(slow, fast)
-        interpolate(slow, fast, self.alpha)
-        differences = [self._backup(parameter) for parameter in fast]
-        copy_all(differences, fast)
-        torch._foreach_sub_(shards(differences), shards(slow))
-        near = joint_norm(differences) < max(self._radius(group) for group in self.param_groups)
-        copy_where(near, fast, slow)
-        self._held.scratch.pending = _to_host(near)
-
 
 def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
-    """Send a flag to the host without waiting for it.
-
-    Returns:
-        The flag there, and the event after which it is valid (None: at once).
-    """
+    """Send a flag to the host without waiting for it; it is valid after the event (None: at once)."""
     if flag.device.type != "cuda":
         return flag, None
     there = torch.empty((), dtype=torch.bool, pin_memory=True)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack
+from typing import ClassVar, Unpack, final
 
 from torch import nn
 
-from lowland.optim.ascent import Ascent
 from lowland.optim.bases import Base
 from lowland.optim.options import AscentKeywords
+from lowland.optim.parts import Method
+from lowland.optim.wrapper import Wrapper
 
 __all__ = ["SAM"]
 
 
-class SAM(Ascent):
+class _SAM(Method):
+    name: ClassVar[str] = "SAM"
+
+
+@final
+class SAM(Wrapper):
     r"""Step with the gradient found at the worst point nearby.
 
     .. math:: w \leftarrow \text{base}(w, \nabla L(w + \epsilon)), \qquad \epsilon = \rho\, g / \lVert g \rVert_2,
@@ -25,7 +31,7 @@ class SAM(Ascent):
     Args:
         base: An optimizer instance, or several under one norm.
         rho: Length of the ascent; also per parameter group. Default 0.05, the paper's section 3.
-        model: The model whose buffers are protected; None finds it by its parameters.
+        model: The model whose buffers are protected; None meets it in the perturbed pass.
         **options: How the step behaves, see `AscentOptions`.
 
     Raises:
@@ -42,9 +48,7 @@ class SAM(Ascent):
         >>> optimizer.step()
     """
 
-    method: ClassVar[str] = "SAM"
-
     def __init__(
         self, base: Base, rho: float = 0.05, *, model: nn.Module | None = None, **options: Unpack[AscentKeywords]
     ) -> None:
-        super().__init__(base, rho, model=model, **options)
+        super().__init__(base, _SAM(rho), model=model, **options)

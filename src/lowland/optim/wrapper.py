@@ -1,4 +1,4 @@
-"""What every wrapper shares: the base instances, one state_dict, evaluation weights, and the closure contract.
+"""The one optimizer: bases, a method and slow weights as parts, an explicit phase, one state_dict.
 
 Everything mutable lives in one `Holder` that is mutated and never rebound: Fabric and Lightning hand methods a proxy,
 and an assignment to ``self`` would land on the proxy and be lost.
@@ -7,49 +7,155 @@ and an assignment to ``self`` would land on the proxy and be lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager
-from functools import partial
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Self, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lowland.core.contexts import held_interrupts
 from lowland.core.contexts import recalibrate as renew_statistics
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, MissingPass
 from lowland.core.params import unwrap
 from lowland.core.types import as_batch
-from lowland.optim.bases import Base, OptimizerViews
-from lowland.optim.buffers import ModelFinder
-from lowland.optim.holder import adopt, export, strip
-from lowland.optim.moves import copy_all, empty_twin, swap
+from lowland.optim import checkpoint
+from lowland.optim.ascent import first_pass, perturbed, run_closure
+from lowland.optim.bases import Base, OptimizerViews, check_parts, checked_bases, forget_old_marks, refuse_ports
+from lowland.optim.holder import PREFIX, Holder
+from lowland.optim.options import AscentKeywords, AscentOptions
+from lowland.optim.parts import Method, Part
+from lowland.optim.phases import Phase
 
-__all__ = ["Wrapper"]
+__all__ = ["Ascent", "Wrapper"]
 
 
 class Wrapper(OptimizerViews):
-    """Base of all wrappers: a real ``torch.optim.Optimizer`` around optimizer instances.
+    """A real ``torch.optim.Optimizer`` around optimizer instances, made of parts that ``SAM``, ``EMA`` ... name.
+
+    A step goes through phases, and what may be called in which is this table ("no" is `InputError`, "missing" is
+    `MissingPass` where the step wants a second pass, "aside" is allowed under ``ascent="micro-batch"``):
+
+    ===================  =========  =======  =======  =========  =====  ==========
+    call                 gathering  first    marked   perturbed  ready  evaluating
+    ===================  =========  =======  =======  =========  =====  ==========
+    first_pass()         yes        yes      yes      no         aside  yes
+    perturb()            yes        yes      yes      no         no     no
+    step()               missing    missing  missing  no         yes    no
+    zero_grad()          yes        yes      yes      yes        yes    yes
+    eval()               yes        yes      yes      no         yes    yes
+    train()              yes        yes      yes      yes        yes    yes
+    state_dict()         yes        yes      yes      no         yes    yes
+    load_state_dict()    yes        yes      yes      no         yes    yes
+    add_param_group()    yes        yes      yes      no         yes    yes
+    ===================  =========  =======  =======  =========  =====  ==========
+
+    ``first_pass()`` leads from gathering to first and marked, ``perturb()`` to perturbed and ready, ``step()`` back to
+    gathering; so do ``zero_grad()`` (it does nothing when perturbed; nor does ``train()``) and every exception.
 
     Args:
-        base: An optimizer instance, or several with disjoint parameters.
-        model: The model; None finds it by its parameters when it is needed. DDP and compiled models are fine.
+        base: An optimizer instance, several with disjoint parameters, or one of ours, around which the parts go.
+        *parts: The parts, innermost first.
+        model: The model whose buffers are protected; None meets it in the perturbed pass. DDP and compiled models are
+            fine.
+        **options: How a two-pass step behaves, see `AscentOptions`.
 
     Raises:
-        InputError: If a base is a class, wraps already, needs a closure, or holds complex parameters.
+        InputError: If a base is a class, needs a closure, holds complex parameters, or does not go with the parts.
+
+    Example:
+        >>> from lowland.optim import EMA, SAM
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = EMA(SAM(torch.optim.SGD(layer.parameters(), lr=0.1), rho=0.1), decay=0.9)
+        >>> optimizer.method, optimizer.rho, optimizer.phase
+        ('EMA(SAM)', 0.1, <Phase.GATHERING: 'gathering gradients'>)
     """
 
-    method: ClassVar[str] = "Wrapper"
-    """Name of the method in checkpoints."""
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Answer what migrators type first by the line to write."""
+        refuse_ports(cls.__name__, args, options)
+        return super().__new__(cls)
 
-    own: ClassVar[tuple[str, ...]] = ()
-    """Names of the own tensors, one per parameter."""
+    def __init__(
+        self, base: Base, *parts: Part, model: nn.Module | None = None, **options: Unpack[AscentKeywords]
+    ) -> None:
+        chosen = AscentOptions(**options)
+        held = base._held if isinstance(base, Wrapper) else Holder(checked_bases(base), chosen)
+        check_parts(held, parts, chosen.distributed)
+        super().__init__([{"params": []}], {})
+        fresh = not held.parts
+        self._held = held
+        if fresh:
+            forget_old_marks(held)
+        for part in parts:
+            if isinstance(part, Method):
+                part.options = chosen
+        self._adopt_parts(parts)
+        self.param_groups[0][PREFIX] = held.numbers
+        if model is not None:
+            held.scratch.model = model
 
-    def __init__(self, base: Base, *, model: nn.Module | None = None) -> None:
-        self._model = model
-        super().__init__(base)
-        self._held.numbers.update(self._fresh_numbers())
+    def __getattr__(self, name: str) -> Any:
+        """Read a setting of a part, the outermost first."""
+        held = vars(self).get("_held")
+        if held is not None and not name.startswith("_"):
+            for part in reversed(held.parts):
+                if hasattr(part, name):
+                    return getattr(part, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
-    # The step.
+    # What it is.
+
+    @property
+    def method(self) -> str:
+        """Its name in checkpoints, such as ``EMA(SAM)``."""
+        names = list(dict.fromkeys(part.name for part in reversed(self._held.parts)))
+        return "(".join(names) + ")" * (len(names) - 1)
+
+    @property
+    def ascent_method(self) -> Method | None:
+        """The part with a second pass; None for an optimizer with one."""
+        return self._held.method
+
+    @property
+    def options(self) -> AscentOptions:
+        """How a two-pass step behaves."""
+        return self._held.options
+
+    @property
+    def evaluation(self) -> str | None:
+        """What is evaluated: a name of own tensors, ``"base"`` for a base that averages; None: the trained weights."""
+        return self._held.evaluation or ("base" if self._held.switching else None)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps taken."""
+        return self._held.steps
+
+    @property
+    def accumulated(self) -> bool:
+        """Whether gradients of earlier micro-batches are held aside or ready."""
+        return bool(self._held.scratch.aside) or self._held.has_gradients()
+
+    @property
+    def phase(self) -> Phase:
+        """Where the step stands."""
+        return self._held.phase
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must agree when a run goes on.
+
+        Returns:
+            Setting by name, those of inner parts under the part's name where an outer one has the same.
+        """
+        found: dict[str, Any] = {}
+        for part in reversed(self._held.parts):
+            for name, value in vars(part).items():
+                if not name.startswith("_"):
+                    found[name if name not in found else f"{part.name}.{name}"] = value
+        if self.options.only is not None:
+            found["only"] = len(list(self.options.only))
+        return found
+
+    # The passes.
 
     def needs_perturbation(self) -> bool:
         """Tell whether the coming step wants a second pass at perturbed weights.
@@ -57,21 +163,36 @@ class Wrapper(OptimizerViews):
         Returns:
             True if ``perturb()`` has to be entered before ``step()``; without a closure.
         """
-        return False
+        return self._held.wants_pass()
+
+    def first_pass(self, model: nn.Module | None = None) -> AbstractContextManager[None]:
+        """Mark a first forward and backward pass.
+
+        Needed with several micro-batches under ``ascent="micro-batch"`` (earlier gradients are held aside), under
+        ``distributed="local"`` (the pass runs in the model's ``no_sync()``) and with ``rng="replay"``; allowed always.
+
+        Args:
+            model: The DDP model, for local ascent; None takes the one given to the constructor.
+
+        Returns:
+            The context. Entering it raises `InputError` where the table of phases or a local ascent forbids it.
+        """
+        return first_pass(self._held, model)
 
     def perturb(self) -> AbstractContextManager[None]:
-        """Enter the second pass; only for wrappers with an ascent.
+        """Move the weights uphill along the present gradients, and bring them back bit for bit at the end.
 
-        Raises:
-            InputError: Always, for a wrapper without a second pass.
+        Inside, gradients are clear (or hold earlier micro-batches'), and the second forward and backward pass runs as
+        the first did: under the same autocast, scaler and accumulation.
+
+        Returns:
+            The context. Entering it raises `InputError` where the table of phases forbids it or no second pass is
+            wanted, and `MissingPass` without a first gradient; so does leaving it if no backward pass ran inside.
         """
-        raise InputError(
-            "perturb()", "must be entered only when a second pass is wanted", type(self).__name__,
-            "ask needs_perturbation() first",
-        )  # fmt: skip
+        return perturbed(self._held)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step of the method.
+        """Take one step.
 
         Args:
             closure: Clears gradients, runs forward and backward, returns the loss; it is called first, and again at
@@ -84,22 +205,38 @@ class Wrapper(OptimizerViews):
             InputError: In evaluation mode, or inside ``perturb()``.
             MissingPass: If the step wanted a second pass and got none; nothing was changed.
         """
+        return self._hooked(lambda: self._step(closure), closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # not to be wrapped by torch: see `_hooked`
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
         held = self._held
-        if held.scratch.inside:
-            raise InputError("step()", "must not be called inside perturb()", advice="leave the with block first")
-        if held.evaluating:
-            raise InputError("step()", "must not be called in evaluation mode", advice="call optimizer.train() first")
-        if closure is None and self._is_initializing():
+        held.require("step()")
+        if closure is None and held.is_initializing():
+            with torch.no_grad():
+                held.begin()
             self._base_step()
             return None
-        loss = None if closure is None else self._run_closure(closure)
-        self._check_passes()
-        with torch.no_grad():
-            self._before_base()
-            self._base_step()
-            self._after_base()
-        held.numbers["steps"] += 1
-        held.scratch.forget()
+        loss = None if closure is None else run_closure(held, closure)
+        skipped = closure is not None and not held.has_gradients()  # a trainer leaves a batch out
+        if not (held.phase is Phase.READY or skipped or held.options.allow_plain) and held.wants_pass():
+            raise MissingPass(
+                f"step {self.steps} of {type(self).__name__} wanted a second pass and got none; nothing was changed: "
+                f"run the second forward and backward pass inside `with optimizer.perturb():` when "
+                f"needs_perturbation() is True, or call step(closure)"
+            )
+        try:
+            with torch.no_grad():
+                held.begin()
+                for part in held.parts:
+                    part.prepare(held)
+                self._base_step()
+                held.numbers["steps"] += 1
+                for part in held.parts:
+                    part.commit(held)
+        finally:  # whatever failed, the next step begins anew
+            held.scratch.forget()
+            torch.clear_autocast_cache()
         return loss
 
     def wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -111,32 +248,15 @@ class Wrapper(OptimizerViews):
         Returns:
             A closure that returns the loss of the first pass; ``step()`` has to follow.
         """
-        return lambda: self._run_closure(closure)
+        return lambda: run_closure(self._held, closure)
 
-    def _run_closure(self, closure: Callable[[], Any]) -> Any:
-        with torch.enable_grad():
-            return closure()
+    def drive(self, whole: bool) -> None:
+        """Say whether closures given to ``step()`` run every pass by themselves.
 
-    def _check_passes(self) -> None:
-        """Raise `MissingPass` when a pass is missing."""
-
-    def _before_base(self) -> None:
-        """Change gradients or weights before the base's step."""
-
-    def _after_base(self) -> None:
-        """Change weights after the base's step."""
-
-    def _is_initializing(self) -> bool:
-        """Recognize the step by which torch's distributed checkpoint makes a base create its state.
-
-        It has no state yet, every rate is 0 and every gradient is 0; it is not a step of the method.
-
-        Returns:
-            True for such a step.
+        Args:
+            whole: True: they are called once.
         """
-        if len(self.state) or any(float(group.get("lr", 1.0)) != 0.0 for group in self.param_groups):
-            return False
-        return not any(bool(p.grad.any()) for p in self._held.parameters() if p.grad is not None)
+        self._held.scratch.driven = whole
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; inside ``perturb()`` they are clear already and earlier micro-batches' are kept.
@@ -144,16 +264,48 @@ class Wrapper(OptimizerViews):
         Args:
             set_to_none: As in torch.
         """
+        if self._held.scratch.phase is not Phase.PERTURBED:
+            self._held.clear(set_to_none)
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Open ``perturb()`` without a with block; for loops written for the common SAM port.
+
+        Args:
+            zero_grad: Taken for compatibility; gradients are clear in any case.
+
+        Raises:
+            InputError: If it is open already: the weights are back then, and the next step can begin.
+        """
+        del zero_grad
         scratch = self._held.scratch
-        if scratch.inside:
-            return
-        marked, random = scratch.marked, scratch.random
-        scratch.forget()
-        if scratch.in_first:
-            scratch.marked, scratch.random = marked, random
-        scratch.zeroings += 1
-        for base in self._held.bases:
-            base.zero_grad(set_to_none=set_to_none)
+        stale, scratch.opened = scratch.opened, None
+        if stale is not None:  # an exception came between the two
+            error = InputError(
+                "first_step()", "must be followed by second_step()", advice="the weights are back: begin the step anew"
+            )
+            stale.__exit__(InputError, error, None)
+            raise error
+        stack = ExitStack()
+        stack.enter_context(self.perturb())
+        scratch.opened = stack
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Close what ``first_step()`` opened, and step.
+
+        Args:
+            zero_grad: Clear the gradients afterwards.
+
+        Raises:
+            InputError: If ``first_step()`` did not come before.
+        """
+        scratch = self._held.scratch
+        stack, scratch.opened = scratch.opened, None
+        if stack is None:
+            raise InputError("second_step()", "must follow first_step()", advice="do not mix it with perturb()")
+        stack.close()
+        self.step()
+        if zero_grad:
+            self.zero_grad()
 
     # Evaluation weights.
 
@@ -163,7 +315,8 @@ class Wrapper(OptimizerViews):
         Raises:
             InputError: Inside ``perturb()``.
         """
-        self._switch(evaluating=True)
+        self._held.require("eval()")
+        self._held.switch(evaluating=True)
 
     def train(self, mode: bool = True) -> None:
         """Put the trained weights back into the model; calling it twice does nothing more.
@@ -171,21 +324,10 @@ class Wrapper(OptimizerViews):
         Args:
             mode: False is the same as ``eval()``.
         """
-        self._switch(evaluating=not mode)
-
-    def _switch(self, *, evaluating: bool) -> None:
-        held = self._held
-        if held.evaluating == evaluating:
-            return
-        if held.scratch.inside:
-            raise InputError("eval()", "must not be called inside perturb()")
-        with held_interrupts():
-            if self.evaluation is not None:
-                swap(*self._own(self.evaluation))
-            if not evaluating and held.scratch.trained_buffers:
-                copy_all(list(held.scratch.trained_buffers), list(held.scratch.trained_buffers.values()))
-                held.scratch.trained_buffers = {}
-            held.evaluating = evaluating
+        if not mode:
+            self.eval()
+        elif self._held.phase is not Phase.PERTURBED:  # trainers call it before every pass
+            self._held.switch(evaluating=False)
 
     @contextmanager
     def averaged(self) -> Generator[None, None, None]:
@@ -199,16 +341,34 @@ class Wrapper(OptimizerViews):
         try:
             yield
         finally:
-            self._switch(evaluating=before)
+            self._held.switch(evaluating=before)
+
+    def recalibrate(self, loader: Iterable[Any], model: nn.Module | None = None) -> int:
+        """Renew the batch-norm statistics that go with the weights now in the model.
+
+        In evaluation mode the statistics of the trained weights come back with ``train()``.
+
+        Args:
+            loader: Batches in a fixed order, in any form that Lowland takes.
+            model: The model; None takes the one given to the constructor, or met in a perturbed pass or a closure.
+
+        Returns:
+            Number of batches used; 0 if the model keeps no statistics.
+
+        Raises:
+            InputError: If the model is not known, or there are no batches.
+        """
+        scratch = self._held.scratch
+        known = scratch.buffers.modules(scratch.model if model is None else model)
+        if len(known) != 1:
+            raise InputError("model", "must be given: the optimizer has not met the model", len(known))
+        if self._held.evaluating and not scratch.trained_buffers:
+            scratch.trained_buffers = {b: b.detach().clone() for b in known[0].buffers()}
+        target = unwrap(known[0])
+        device = next(iter(self._held.parameters())).device
+        return renew_statistics(target, (as_batch(raw).to(device) for raw in loader))
 
     # Checkpoints.
-
-    def _own_tensors(self) -> dict[str, dict[int, Tensor]]:
-        own: dict[str, dict[int, Tensor]] = {}
-        for index, parameter in enumerate(self._held.parameters()):
-            for name, value in self._held.readable(parameter).items():
-                own.setdefault(name, {})[index] = value
-        return own
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state with ours added; the same in training and evaluation mode.
@@ -216,9 +376,10 @@ class Wrapper(OptimizerViews):
         Returns:
             ``state`` and ``param_groups`` as torch's, which a bare base loads, and ``"lowland"``.
         """
+        self._held.require("state_dict()")
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
-        packed = export(self._held, self.method, self._own_tensors())
+        packed = checkpoint.export(self._held, self.method)
         for after in self._optimizer_state_dict_post_hooks.values():
             packed = after(self, packed) or packed
         return packed
@@ -234,123 +395,30 @@ class Wrapper(OptimizerViews):
         Raises:
             CheckpointError: If it is of another method or does not fit; nothing was changed.
         """
+        held = self._held
+        held.require("load_state_dict()")
         state_dict = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        held = self._held
-        parts, ours = strip(state_dict, [len(base.param_groups) for base in held.bases], self.method)
-        evaluating = held.evaluating
-        self.train()
-        for base, part in zip(held.bases, parts, strict=True):
-            kept = [dict(group) for group in base.param_groups]
-            base.load_state_dict(part)
-            for group, old in zip(base.param_groups, kept, strict=True):
-                for key in set(old) - set(group):  # options of ours that a bare checkpoint lacks
-                    group[key] = old[key]
-        held.scratch.forget()
-        self._load_own(ours)
-        self._switch(evaluating=evaluating)
+        checkpoint.load(held, state_dict, self.method)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
-    def _load_own(self, ours: dict[str, Any]) -> None:
-        held = self._held
-        tensors = ours.pop("tensors", {})
-        parameters = list(held.parameters())
-        trained = tensors.get("trained", {})
-        if trained:
-            chosen = [i for i in range(len(parameters)) if i in trained]
-            with torch.no_grad():
-                for i in chosen:
-                    parameters[i].copy_(trained[i])
-        held.numbers.clear()
-        held.numbers.update(self._fresh_numbers() | ours)
-        for name in held.tensors:
-            known = list(held.tensors[name])
-            index = {p: i for i, p in enumerate(parameters)}
-            values = {j: tensors[name][index[p]] for j, p in enumerate(known) if index[p] in tensors.get(name, {})}
-            held.tensors[name] = adopt(values, known, partial(self._fresh_tensor, name))
-
-    def _fresh_numbers(self) -> dict[str, int | float | bool]:
-        """Return the own numbers of an optimizer that has not stepped.
-
-        Returns:
-            The numbers by name.
-        """
-        return {"steps": 0}
-
-    def _fresh_tensor(self, name: str, parameter: Tensor) -> Tensor:
-        """Return an own tensor for a parameter that has not been stepped.
-
-        Args:
-            name: Name of the own tensors.
-            parameter: The parameter.
-
-        Returns:
-            The parameter's present value; methods may begin elsewhere.
-        """
-        del name
-        return empty_twin(parameter).copy_(parameter)
-
-    def _adopt_group(self, group: dict[str, Any]) -> None:
-        super()._adopt_group(group)
-        with torch.no_grad():
-            for name in self.own:
-                owned = self._held.tensors.setdefault(name, {})
-                owned.update({p: self._fresh_tensor(name, p) for p in group["params"] if p not in owned})
-
-    def _own(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
-        """Return parameters and their own tensors, where the parameters are by now.
-
-        Args:
-            name: Name of the own tensors.
-
-        Returns:
-            Two lists in the same order.
-        """
-        owned = self._held.tensors[name]
-        for parameter, tensor in owned.items():
-            if tensor.device != parameter.device or tensor.dtype != parameter.dtype:  # the model was moved
-                owned[parameter] = tensor.to(parameter.device, parameter.dtype)
-        return list(owned), list(owned.values())
-
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_optimizer_", "_zero_grad", "_warned", "_opt_called", "_model", "step")
+        dropped = ("_optimizer_", "_zero_grad", "_warned", "_opt_called", "step")
         return {key: value for key, value in vars(self).items() if not key.startswith(dropped)}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._model = None  # a copy's parameters belong to another model, or to none
-        super().__setstate__(state)
 
-    # The model.
+class _HasMethod(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(getattr(instance, "ascent_method", None), Method)
 
-    def _modules(self) -> list[nn.Module]:
-        scratch = self._held.scratch
-        if scratch.finder is None:
-            scratch.finder = ModelFinder(self._model)
-        return scratch.finder.modules(list(self._held.parameters()))
 
-    def recalibrate(self, loader: Iterable[Any], model: nn.Module | None = None) -> int:
-        """Renew the batch-norm statistics that go with the weights now in the model.
+class Ascent(Wrapper, metaclass=_HasMethod):
+    """What every optimizer with a second pass is an instance of, whatever stands around its method; not to be built.
 
-        In evaluation mode the statistics of the trained weights come back with ``train()``.
-
-        Args:
-            loader: Batches in a fixed order, in any form that Lowland takes.
-            model: The model; None takes the one given to the constructor, or found by its parameters.
-
-        Returns:
-            Number of batches used; 0 if the model keeps no statistics.
-
-        Raises:
-            InputError: If the model is not known, or there are no batches.
-        """
-        known = [model] if model is not None else self._modules()
-        if len(known) != 1:
-            raise InputError("model", "must be given: the parameters do not tell which", len(known))
-        scratch = self._held.scratch
-        if self._held.evaluating and not scratch.trained_buffers:
-            scratch.trained_buffers = {b: b.detach().clone() for b in known[0].buffers()}
-        target = unwrap(known[0])
-        device = next(iter(self._held.parameters())).device
-        return renew_statistics(target, (as_batch(raw).to(device) for raw in loader))
+    Example:
+        >>> from lowland.optim import EMA, SAM
+        >>> isinstance(EMA(SAM(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))), Ascent)
+        True
+    """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, extreme_eigenvalues, spectral_density, trace
 from lowland.landscape import evaluate, grid, line_between, random_plane
-from lowland.optim import ASAM, GSAM, MSAM, SALA, SAM, Ascent, LookSAM, Wrapper
+from lowland.optim import ASAM, GSAM, MSAM, SALA, SAM, LookSAM, Wrapper
 from lowland.testing.adapters import Adapter, CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
 
 __all__ = ["own_adapters"]
@@ -64,14 +64,14 @@ class _Sam(_Own):
 class _Asam(_Own):
     name, moves = "lowland ASAM", "other"
 
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Ascent:
+    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
         return ASAM(base, model=model)
 
 
 class _Gsam(_Own):
     name = "lowland GSAM"
 
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Ascent:
+    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
         return GSAM(base, rho=self.rho, rho_min=None, alpha=0.3, model=model)
 
 
@@ -79,7 +79,7 @@ class _LookSam(_Own):
     name = "lowland LookSAM"
     period: ClassVar[int] = 5
 
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Ascent:
+    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
         return LookSAM(base, rho=self.rho, period=self.period, model=model)
 
     def passes(self, steps: int) -> int:

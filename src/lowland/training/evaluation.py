@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lowland.core.per_sample import Estimate, accuracy, all_moments, per_sample_loss
+from lowland.core.per_sample import Estimate, accuracy, all_moments, merged, per_sample_loss
 from lowland.core.types import Batch, as_batch, forward
 from lowland.data import TensorData
 from lowland.losses import TrainingLoss
@@ -46,7 +46,7 @@ class Evaluation:
             part = self.resident[id(part)].batches(self.batch_size)
         for raw in part:
             for name, sums in self._sums(as_batch(raw).to(self.fabric.device)).items():
-                totals[name] = totals[name] + sums if name in totals else sums
+                totals[name] = merged(totals.get(name), sums)
             count += 1
         result: dict[str, float] = {}
         for name, sums in totals.items():
@@ -56,7 +56,7 @@ class Evaluation:
 
     def _sums(self, batch: Batch) -> dict[str, Tensor]:
         output = forward(self.model, batch)
-        measured = {"loss": per_sample_loss(self.loss, output, batch.target)}
+        measured = {"loss": per_sample_loss(self.loss, output, batch.target, batch=batch)}
         hits = accuracy(output, batch.target, ignore_index=self.ignored)
         if hits is not None:
             measured["accuracy"] = hits

@@ -104,10 +104,8 @@ def recipe_of(
     ]
     own = {
         name: value if isinstance(value, plain) else repr(value)
-        for name, value in vars(run.optimizer).items()
-        if isinstance(run.optimizer, Wrapper)
-        and not name.startswith("_")
-        and isinstance(value, (*plain, AscentOptions))
+        for name, value in (run.optimizer.settings() if isinstance(run.optimizer, Wrapper) else {}).items()
+        if isinstance(value, (*plain, AscentOptions))
     }
     return {
         "epochs": run.epochs,

@@ -1,0 +1,177 @@
+"""Checkpoints: what stands beside the bases' own state, and what must fit before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowland.core.errors import CheckpointError
+from lowland.optim.holder import PREFIX, Holder
+from lowland.optim.moves import empty_twin
+
+__all__ = ["export", "load", "own_tensors"]
+
+FORMAT = 1
+"""Version of our part of a checkpoint."""
+
+
+def own_tensors(held: Holder) -> dict[str, dict[int, Tensor]]:
+    """Return the own tensors by name and position of the parameter."""
+    own: dict[str, dict[int, Tensor]] = {}
+    for index, parameter in enumerate(held.parameters()):
+        for name, value in held.readable(parameter).items():
+            own.setdefault(name, {})[index] = value
+    return own
+
+
+def export(held: Holder, method: str) -> dict[str, Any]:
+    """Build the state of the bases with ours added, in torch's own flat form."""
+    # Ours stands twice, sharing memory: complete under "lowland", and beside the bases' own entries, where torch's
+    # distributed checkpoint keeps it. A parameter without an entry of its base gets none from us, since Adam takes any
+    # entry for a sign that its own are there.
+    held.settle()
+    state: dict[Any, Any] = {}
+    groups: list[dict[str, Any]] = []
+    offset = 0
+    for base in held.bases:
+        packed = base.state_dict()
+        count = sum(len(group["params"]) for group in packed["param_groups"])
+        for key, value in packed["state"].items():
+            state[key + offset if isinstance(key, int) else key] = dict(value) if isinstance(value, dict) else value
+        for group in packed["param_groups"]:
+            mode = {"train_mode": True} if "train_mode" in group else {}  # the same in either mode
+            groups.append({**group, **mode, "params": [i + offset for i in group["params"]]})
+        offset += count
+    own = own_tensors(held)
+    stateless = held.stepped and not any(state.values())
+    for name, values in own.items():
+        for index, value in values.items():
+            if stateless or state.get(index):
+                state.setdefault(index, {})[f"{PREFIX}.{name}"] = value
+    mark = {"format": FORMAT, "method": method, **held.numbers}
+    groups[0][PREFIX] = dict(mark)
+    return {"state": state, "param_groups": groups, PREFIX: {**mark, "tensors": {n: dict(v) for n, v in own.items()}}}
+
+
+def _strip(saved: Mapping[str, Any], sizes: list[int], method: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Part a checkpoint into the states of the bases and ours (numbers, and ``tensors``; empty for a bare one)."""
+    groups = [{k: v for k, v in group.items() if k != PREFIX} for group in saved["param_groups"]]
+    if len(groups) != sum(sizes):
+        raise CheckpointError(f"the checkpoint has {len(groups)} parameter groups, the optimizer {sum(sizes)}")
+    mark = dict(saved.get(PREFIX) or (saved["param_groups"][0].get(PREFIX, {}) if groups else {}))
+    if "method" not in mark:  # the bare state of a base that we wrap
+        mark = {}
+    if mark and mark["method"] != method:
+        raise CheckpointError(
+            f"the checkpoint is of {mark['method']}, the optimizer is {method}; to go on with the base optimizer's "
+            f"state alone, drop its 'lowland' entries"
+        )
+    if mark and mark["format"] > FORMAT:
+        raise CheckpointError(f"the checkpoint has format {mark['format']}, this version reads up to {FORMAT}")
+    order = {key: i for i, key in enumerate(key for group in groups for key in group["params"])}
+    clean: dict[Any, Any] = {}
+    tensors: dict[str, dict[int, Tensor]] = {n: dict(v) for n, v in mark.pop("tensors", {}).items()}
+    whole = PREFIX in saved
+    for key, entry in saved["state"].items():
+        if not isinstance(entry, dict):
+            clean[key] = entry
+            continue
+        rest = {k: v for k, v in entry.items() if not str(k).startswith(PREFIX + ".")}
+        if rest or len(rest) == len(entry):
+            clean[key] = rest
+        for name, value in entry.items():
+            if len(rest) < len(entry) and not whole and str(name).startswith(PREFIX + "."):
+                tensors.setdefault(str(name)[len(PREFIX) + 1 :], {})[order[key]] = value
+    if mark:
+        mark = {k: v for k, v in mark.items() if k not in ("method", "format")} | {"tensors": tensors}
+    return _split(clean, groups, sizes), mark
+
+
+def _split(state: dict[Any, Any], groups: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, Any]]:
+    if len(sizes) == 1:
+        return [{"state": state, "param_groups": groups}]
+    parts, start = [], 0
+    for size in sizes:
+        chosen = groups[start : start + size]
+        keys = {key for group in chosen for key in group["params"]}
+        parts.append({"state": {k: v for k, v in state.items() if k in keys}, "param_groups": chosen})
+        start += size
+    return parts
+
+
+def load(held: Holder, saved: Mapping[str, Any], method: str) -> None:
+    """Take over a checkpoint, if all of it fits."""
+    parts, ours = _strip(saved, [len(base.param_groups) for base in held.bases], method)
+    _check(held, parts, ours)
+    evaluating = held.evaluating
+    held.switch(evaluating=False)
+    for base, part in zip(held.bases, parts, strict=True):
+        kept = [dict(group) for group in base.param_groups]
+        base.load_state_dict(part)
+        for group, old in zip(base.param_groups, kept, strict=True):
+            for key in set(old) - set(group):  # options of ours that a bare checkpoint lacks
+                group[key] = old[key]
+    held.scratch.forget()
+    _restore(held, ours)
+    held.switch(evaluating=evaluating)
+
+
+def _check(held: Holder, parts: list[dict[str, Any]], ours: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of other groups, parameters or shapes, for every base, before anything is changed."""
+    for base, part in zip(held.bases, parts, strict=True):
+        for position, (group, saved) in enumerate(zip(base.param_groups, part["param_groups"], strict=True)):
+            if len(group["params"]) != len(saved["params"]):
+                raise CheckpointError(
+                    f"group {position} of {type(base).__name__} has {len(group['params'])} parameters, the "
+                    f"checkpoint's has {len(saved['params'])}"
+                )
+            for parameter, key in zip(group["params"], saved["params"], strict=True):
+                _check_entry(parameter, part["state"].get(key, {}), key)
+    parameters = list(held.parameters())
+    for name, values in ours.get("tensors", {}).items():
+        for index, value in values.items():
+            if index >= len(parameters) or value.shape != parameters[index].shape:
+                has = list(parameters[index].shape) if index < len(parameters) else "missing"
+                raise CheckpointError(
+                    f"parameter {index} is {has}, its `{name}` in the checkpoint {list(value.shape)}: it is of "
+                    f"another model; nothing was changed"
+                )
+
+
+def _check_entry(parameter: Tensor, entry: Any, key: Any) -> None:
+    if not isinstance(entry, Mapping):
+        return
+    if "old_p" in entry:
+        raise CheckpointError(
+            "the checkpoint is of the common SAM port, which does not save its base: load the model alone, and begin "
+            "with a new optimizer"
+        )
+    # factored and preconditioning states have shapes of their own: what has none of the parameter's is foreign
+    shapes = [value.shape for value in entry.values() if isinstance(value, Tensor) and value.ndim == parameter.ndim > 0]
+    if shapes and parameter.shape not in shapes:
+        raise CheckpointError(
+            f"parameter {key} is {list(parameter.shape)}, its state in the checkpoint {list(shapes[0])}: it is of "
+            f"another model; nothing was changed"
+        )
+
+
+@torch.no_grad()
+def _restore(held: Holder, ours: dict[str, Any]) -> None:
+    """Take over own numbers and tensors; what is missing begins at the next step."""
+    tensors = ours.pop("tensors", {})
+    parameters = list(held.parameters())
+    for index, value in tensors.get("trained", {}).items():
+        parameters[index].copy_(value)
+    held.numbers.clear()
+    held.numbers.update({"steps": 0})
+    for part in held.parts:
+        held.numbers.update(part.numbers())
+    held.numbers.update(ours)
+    for name in held.tensors:
+        values = tensors.get(name, {})
+        held.tensors[name] = {parameters[i]: empty_twin(parameters[i]).copy_(values[i]) for i in sorted(values)}
+    held.scratch.pending = None
+    torch.clear_autocast_cache()
