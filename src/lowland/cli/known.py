@@ -12,8 +12,6 @@ from lowland.workflows.checks import ENGINES
 from lowland.workflows.parse import Call
 from lowland.workflows.recipe import read_recipe, recipe_names
 
-__all__ = ["known", "show_known"]
-
 _METHODS: Final = ("optimizers", "losses")
 _WITH_TORCH: Final = ("models", "data", "augmentations", "torch-optimizers", *_METHODS, "reshapers", "probes")
 _KINDS: Final = (*_WITH_TORCH, "metrics", "engines", "recipes")

@@ -19,8 +19,6 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lowland.engine import Event
 
-__all__ = ["Output", "Shown"]
-
 _LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
 

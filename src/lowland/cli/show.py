@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from lowland.results import Run
     from lowland.workflows.parse import Call
 
-__all__ = ["show_curvature", "show_figure", "show_fit", "show_line", "show_surface", "show_trajectory"]
-
 
 def show_fit(run: Run, call: Call) -> Shown:
     """Show the chosen epoch of a run."""

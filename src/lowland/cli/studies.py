@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from lowland.study.recommend import Recommendation
     from lowland.study.work import Failure
 
-__all__ = ["LiveOutput", "demo", "recommend", "show_demo", "show_recommend", "show_study", "study"]
-
 
 def study(spec: StudySpec, *, live: LiveOutput) -> tuple[list[StudyRow], Path]:
     """Train methods x seeds alike, and answer one question that is fixed before anything runs."""

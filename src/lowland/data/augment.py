@@ -23,8 +23,6 @@ from lowland.core.types import Batch
 from lowland.data.draws import Draws
 from lowland.data.resident import Augment
 
-__all__ = ["Compose", "CutMix", "Cutout", "Flip", "Mixup", "RandomCrop", "images_of", "standard"]
-
 
 @dataclass(frozen=True)
 class Compose:

@@ -17,8 +17,6 @@ from lowland.data.images import Published, image_splits
 from lowland.data.local import data_folder, read_archive_member, read_checked, read_plain_pickle
 from lowland.data.splits import DataSplits, Selection
 
-__all__ = ["NORMALIZATION", "cifar10", "cifar100", "svhn"]
-
 NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from lowland.core.seeds import generator
 
-__all__ = ["Draws", "draws_for"]
-
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64

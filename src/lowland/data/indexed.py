@@ -16,8 +16,6 @@ from lowland.core.errors import InputError
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, RawBatch, as_batch
 
-__all__ = ["Indexed", "LoaderBatches", "stable_id"]
-
 
 def stable_id(key: object) -> int:
     """Turn a key that names a sample (a path, a URL) into its id in [0, 2**62), the same in every process and run."""

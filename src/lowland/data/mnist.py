@@ -19,8 +19,6 @@ from lowland.data.images import image_splits
 from lowland.data.local import read_idx
 from lowland.data.splits import DataSplits, Selection, stratified_split
 
-__all__ = ["MNIST_MEAN", "MNIST_STD", "mnist"]
-
 MNIST_MEAN = 0.1307
 MNIST_STD = 0.3081
 """Mean and standard deviation of all pixels of the 60,000 training images in [0, 1]."""

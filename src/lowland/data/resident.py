@@ -17,8 +17,6 @@ from lowland.core.seeds import generator
 from lowland.core.types import Batch
 from lowland.data.draws import Draws, draws_for
 
-__all__ = ["Augment", "TensorBatches", "TensorData", "numbered"]
-
 Augment: TypeAlias = Callable[[Batch, Draws], Batch]
 """Changes a batch with random numbers that belong to its samples."""
 

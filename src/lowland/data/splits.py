@@ -18,8 +18,6 @@ from lowland.core.seeds import generator
 from lowland.data.noise import symmetric_noise
 from lowland.data.resident import TensorData
 
-__all__ = ["DataSplits", "Selection", "stratified_split", "with_label_noise", "with_subsample"]
-
 
 @dataclass(frozen=True)
 class DataSplits:

@@ -30,8 +30,6 @@ from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
 from lowland.core.types import Batch
 
-__all__ = ["Criterion", "Plan", "Totals", "TrainingLoss"]
-
 Criterion: TypeAlias = Callable[[Any, Any], Tensor]
 """``(output, target) -> scalar``: a torch loss module, a function, or another `TrainingLoss`."""
 

@@ -21,8 +21,6 @@ from lowland.losses.base import Criterion, TrainingLoss
 from lowland.losses.llr import LLR
 from lowland.losses.multipliers import Multipliers
 
-__all__ = ["Replayed", "ScaledDecay", "learning_rate_factor"]
-
 
 class Replayed(TrainingLoss):
     """The plain loss, with its gradient multiplied by what LLR used in another run.

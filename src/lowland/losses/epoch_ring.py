@@ -14,8 +14,6 @@ from lowland.core.errors import CheckpointError
 from lowland.losses.sharing import rank_and_world, yields_to_others
 from lowland.losses.tables import FileTable, TensorTable
 
-__all__ = ["FileEpochRing", "MemoryEpochRing", "EpochRing"]
-
 
 class EpochRing(Protocol):
     """Rows by sample, for the epoch that runs (written) and the one looked back to (read)."""

@@ -34,8 +34,6 @@ from lowland.losses.reshapers import Reshaper, Sech, wide
 from lowland.losses.schedule import ActiveEpochs
 from lowland.losses.sharing import rank_and_world
 
-__all__ = ["LLR", "measure_initial_loss"]
-
 _NEAR_ZERO: Final = 0.03
 _STILL: Final = 5
 """So many whole epochs with a mean multiplier below that, and a user is told."""

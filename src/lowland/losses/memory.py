@@ -24,8 +24,6 @@ from lowland.losses.epoch_ring import EpochRing, FileEpochRing, MemoryEpochRing
 from lowland.losses.sharing import Exchange, last_of_each, rank_and_world
 from lowland.losses.tables import available_bytes
 
-__all__ = ["OutputMemory", "Placement", "memory_bytes"]
-
 Placement = Literal["device", "host", "file"]
 
 

@@ -32,8 +32,6 @@ from lowland.losses.divergence import are_labels_binary, tempered_divergence
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs
 
-__all__ = ["MESA"]
-
 _PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

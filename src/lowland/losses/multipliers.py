@@ -13,8 +13,6 @@ from torch import Tensor
 from lowland.core.errors import InputError
 from lowland.losses.reshapers import Reshaper
 
-__all__ = ["Multipliers", "slope_over_losses"]
-
 
 class Multipliers:
     """The losses met and the gradient multipliers used, one per clean training pass, with their epochs.

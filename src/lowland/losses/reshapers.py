@@ -24,19 +24,6 @@ from torch import Tensor
 
 from lowland.core.errors import InputError
 
-__all__ = [
-    "Arctangent",
-    "Cyclic",
-    "LinearWindow",
-    "LogExponential",
-    "PEAK",
-    "Reshaper",
-    "Sech",
-    "ShiftedBump",
-    "check_number",
-    "wide",
-]
-
 PEAK: Final = math.asinh(1.0)
 """sech(x) tanh(x) is largest, 1/2, where sinh(x) = 1."""
 

@@ -32,8 +32,6 @@ from lowland.losses.memory import OutputMemory, Placement
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs, as_epochs
 
-__all__ = ["SAF"]
-
 _MANY: Final = 3
 _TOO_MANY: Final = 50
 """How often the samples of an epoch may be met before a user is warned, and before it cannot be one epoch."""

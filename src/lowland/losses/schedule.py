@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from lowland.core.errors import InputError
 
-__all__ = ["ActiveEpochs", "as_epochs"]
-
 
 def as_epochs(name: str, value: int | float, epochs: int | None) -> int:
     """Turn a number of epochs, or a fraction of a run, into a number of epochs."""

@@ -20,8 +20,6 @@ from torch import Tensor
 
 from lowland.losses.tables import TensorTable
 
-__all__ = ["Exchange", "last_of_each", "rank_and_world", "yields_to_others"]
-
 _CHUNK: Final = 64 << 20
 """Bytes of rows that are on their way at a time."""
 

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from lowland.core.errors import CheckpointError, InputError
 
-__all__ = ["FileTable", "TensorTable", "available_bytes"]
-
 _HEADER: Final = 4096
 _MAGIC: Final = "lowland output memory 1"
 

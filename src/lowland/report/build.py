@@ -19,8 +19,6 @@ from lowland.results.run import Run
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["build", "footer", "settings_section"]
-
 
 def build(
     runs: Sequence[Run],

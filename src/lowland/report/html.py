@@ -17,8 +17,6 @@ from lowland.viz.backends import draw
 from lowland.viz.plotly import script
 from lowland.viz.spec import Figure
 
-__all__ = ["render", "write"]
-
 _ARRAY = re.compile(r'"bdata":"([A-Za-z0-9+/=]{256,})"')
 """An array in plotly's JSON, long enough to be worth sharing."""
 

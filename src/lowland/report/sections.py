@@ -12,8 +12,6 @@ from typing import TypeAlias
 from lowland.core.errors import InputError
 from lowland.viz.spec import Figure as FigureSpec
 
-__all__ = ["Block", "Box", "Details", "Figure", "Gallery", "Listing", "Paragraph", "Report", "Section", "Table"]
-
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:

@@ -18,8 +18,6 @@ from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, identifie
 from lowland.results import remote, zarr
 from lowland.results.files import only_writer
 
-__all__ = ["SurfaceWriter", "open", "save", "writer"]
-
 Array: TypeAlias = NDArray[Any]
 
 _SECONDS: Final = 2.0

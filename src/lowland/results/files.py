@@ -11,8 +11,6 @@ from pathlib import Path
 
 from lowland.core.errors import StoreError
 
-__all__ = ["make_folder", "only_writer", "replacing", "write_atomically", "writing"]
-
 
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents."""

@@ -17,8 +17,6 @@ from lowland.results.files import replacing, write_atomically
 if TYPE_CHECKING:
     from lowland.results.run import Run
 
-__all__ = ["frame_of_rows", "frame_of_runs", "to_csv", "to_frame", "to_parquet"]
-
 _UNITS: Final = {
     **UNITS,
     "epoch": "epochs",

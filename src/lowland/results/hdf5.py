@@ -23,8 +23,6 @@ from lowland.core.errors import InputError, LowlandError, StoreError, optional_i
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, new_surface
 from lowland.results.files import replacing
 
-__all__ = ["LI_ENDINGS", "read_directions", "read_li_hdf5", "write_directions", "write_li_hdf5"]
-
 Array: TypeAlias = NDArray[Any]
 
 LI_ENDINGS: Final = (".h5", ".hdf5")

@@ -16,17 +16,6 @@ import xarray as xr
 from lowland.core.errors import InputError
 from lowland.results.run import Run
 
-__all__ = [
-    "LOSS_RATIO",
-    "at_matched_loss",
-    "common_loss",
-    "comparable",
-    "losses_along_path",
-    "matched_steps",
-    "nearest",
-    "within",
-]
-
 LOSS_RATIO: Final = 1.5
 """Train losses that differ by more make curvatures incomparable."""
 

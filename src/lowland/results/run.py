@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["PARTS", "SPEC", "Run"]
-
 SPEC: Final = "spec.yaml"
 
 _FOLDERS: Final = ("checkpoints", "snapshots", "surfaces", "curvature")

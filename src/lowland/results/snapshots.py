@@ -20,8 +20,6 @@ from lowland.core.errors import InputError, StoreError
 from lowland.core.schema import plain
 from lowland.results.files import make_folder, write_atomically
 
-__all__ = ["SnapshotReader", "SnapshotWriter"]
-
 Array: TypeAlias = NDArray[Any]
 
 _INDEX: Final = "index.json"

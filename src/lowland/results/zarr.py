@@ -25,8 +25,6 @@ from zarr.codecs import ZstdCodec
 from lowland.core.errors import StoreError
 from lowland.results.files import make_folder, writing
 
-__all__ = ["ZarrArrays", "attributes", "create", "exists", "read", "renew_attributes"]
-
 _CHUNK: Final = 101
 """Points per side of a chunk; a usual 51 x 51 or 101 x 101 surface is one chunk, so that a flush is one file each."""
 

@@ -9,8 +9,6 @@ from typing import Any, Protocol, cast
 from lowland.core.errors import InputError
 from lowland.viz.spec import Figure
 
-__all__ = ["BACKENDS", "Backend", "backend_for", "draw", "load", "save"]
-
 BACKENDS: dict[str, tuple[str, ...]] = {
     "matplotlib": (".pdf", ".svg", ".png"),
     "plotly": (".html",),

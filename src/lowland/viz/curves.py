@@ -18,16 +18,6 @@ from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, sel
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = [
-    "build_cost",
-    "build_density",
-    "build_line",
-    "build_slope",
-    "build_spectrum",
-    "front_line",
-    "pareto_front",
-]
-
 _LOG_FROM = 20.0  # a line is read off its axis; below this span a linear axis reads better
 _DENSITY_FLOOR = 1e-6  # of the highest density; a Gaussian-broadened spectrum has no true zeros to show below
 

@@ -36,8 +36,6 @@ from lowland.viz.spec import (
 )
 from lowland.viz.svg import embed_font
 
-__all__ = ["MatplotlibFigure", "draw", "save"]
-
 _RC: Any = {
     "font.family": style.FONT,
     "font.size": style.FONT_SIZE,

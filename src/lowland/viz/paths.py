@@ -18,8 +18,6 @@ from lowland.viz.surfaces import build_contour
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["build_animation", "build_path", "is_walk", "path_of", "two_axes", "walk_note"]
-
 _FRAMES = 40  # as many as a slider on a phone can tell apart, and the file stays small
 
 

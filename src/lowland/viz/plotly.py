@@ -35,8 +35,6 @@ from lowland.viz.spec import (
     Surface3D,
 )
 
-__all__ = ["draw", "save", "script"]
-
 _BELOW = {"yref": "container", "yanchor": "bottom", "y": 0.0}  # where no axis title can be
 
 # Turn one scene and the others follow; plotly puts the id of the plot in place of the braces.

@@ -13,8 +13,6 @@ from lowland.viz.plotly_canvas import Canvas, escape
 from lowland.viz.plotly_curves import draw_paths
 from lowland.viz.spec import Contour, HeatMap, OfField, Scale, Surface3D
 
-__all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
-
 _WIRE = "rgb(150,150,150)"  # scenes draw no transparent grid
 _CAMERA = {"eye": {"x": 1.35, "y": -1.6, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.12}}
 

@@ -18,24 +18,6 @@ from lowland.core.errors import InputError
 from lowland.viz import style
 from lowland.viz.field import Field, FloatArray, Mark
 
-__all__ = [
-    "Animation",
-    "Axis",
-    "Contour",
-    "Curve",
-    "ScatterPoint",
-    "Figure",
-    "HeatMap",
-    "Line",
-    "OfField",
-    "Panels",
-    "Path",
-    "Scale",
-    "Scatter",
-    "Single",
-    "Surface3D",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Axis:

@@ -8,29 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lowland.core.figure_options import FigureOptions
 from lowland.viz.backends import draw
 from lowland.viz.curves import build_cost, build_line, build_slope, build_spectrum
-from lowland.viz.export import FigureOptions, build_figure
+from lowland.viz.export import build_figure
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.spec import Contour, Scale, ScatterPoint
 from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
 
 if TYPE_CHECKING:
     import xarray as xr
-
-__all__ = [
-    "animate",
-    "compare",
-    "contour",
-    "convexity_map",
-    "cost",
-    "density",
-    "heat_map",
-    "line",
-    "path",
-    "slope",
-    "surface",
-]
 
 Results: TypeAlias = "xr.Dataset | Mapping[str, xr.Dataset]"
 """One result, or several by name."""

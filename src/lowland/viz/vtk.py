@@ -21,8 +21,6 @@ from lowland.core.errors import InputError
 from lowland.viz.field import FloatArray
 from lowland.viz.spec import Contour, Figure, OfField
 
-__all__ = ["VtkFigure", "draw", "save"]
-
 _HEIGHT = 0.6  # of the wider side of the plane
 _HIDDEN_POINT = 2  # bit of vtkGhostType
 _TYPES = {"f8": "Float64", "i8": "Int64", "u1": "UInt8"}

@@ -17,19 +17,6 @@ from lowland.core.types import Metric
 from lowland.training import Schedule
 from lowland.workflows.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 
-__all__ = [
-    "build_augment",
-    "build_criterion",
-    "build_data",
-    "build_loss",
-    "build_metrics",
-    "build_model",
-    "build_optimizer",
-    "build_probes",
-    "build_schedule",
-    "check_model",
-]
-
 
 def build_data(spec: DataSpec) -> data.DataSplits:
     """Load the data of a spec in their three parts."""

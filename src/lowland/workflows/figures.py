@@ -8,8 +8,6 @@ from pathlib import Path
 from lowland.core.errors import InputError
 from lowland.core.figure_options import FigureOptions
 
-__all__ = ["figure"]
-
 
 def figure(
     results: list[str],

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from lowland.results import Run
     from lowland.training import Hook
 
-__all__ = ["create_run", "fit", "leave_processes"]
-
 _SAME: Final = (
     *("epochs", "batch_size", "micro_batches", "seed", "clip", "select", "checkpoint_every_steps"),
     *("precision", "accelerator", "devices"),

@@ -25,8 +25,6 @@ from lowland.core.names import nearest_name
 from lowland.workflows.options import Command, example_of, flat_argument, options_of, outer_names, spec_of
 from lowland.workflows.words import named, read_text, tidy_values, tidy_words
 
-__all__ = ["Call", "call", "from_text", "from_yaml", "parse", "parser_of", "to_yaml"]
-
 Spec = TypeVar("Spec")
 
 

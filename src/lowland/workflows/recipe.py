@@ -24,8 +24,6 @@ from lowland.workflows.parse import from_text
 from lowland.workflows.specs import FitSpec
 from lowland.workflows.words import mapping_of, read_text
 
-__all__ = ["Recipe", "expand", "read_recipe", "recipe_names", "small"]
-
 _IMAGES: Final = ("cifar10", "cifar100", "svhn", "mnist", "folders", "digits")
 _WIDTHS: Final = ("width", "factor", "growth", "widening")
 _TRAIN, _SIDE, _PUBLISHED_SIDE = 896, 8, 32  # digits against the images of the papers' CIFAR settings

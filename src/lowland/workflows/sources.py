@@ -30,8 +30,6 @@ from lowland.workflows.checks import check_run
 from lowland.workflows.parse import from_yaml
 from lowland.workflows.specs import FitSpec, LossSpec, SubjectSpec
 
-__all__ = ["ExternalModel", "TrainedSource", "open_run", "subject_run"]
-
 PARTS: Final = ("train", "validation", "test")
 """Names of the parts of a data set."""
 

@@ -9,8 +9,6 @@ from lowland.core.errors import InputError
 from lowland.workflows.checks import VERSION, check_version
 from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec, RiskSpec
 
-__all__ = ["Changes", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
-
 Changes = dict[str, Any]
 """Dotted key of a run's spec -> value, such as ``{"optimizer.method": "sam", "optimizer.options.rho": 0.1}``."""
 

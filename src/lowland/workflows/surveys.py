@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from lowland.landscape import Plane
     from lowland.results import Run
 
-__all__ = ["curvature", "line", "surface", "trajectory"]
-
 OnEvent: TypeAlias = "Callable[[Event], None]"
 
 _AT_THE_END = RiskSpec(weights="last", batch_norm="recalibrated")

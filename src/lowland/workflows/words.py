@@ -25,8 +25,6 @@ from lowland.workflows.options import (
     outer_names,
 )
 
-__all__ = ["mapping_of", "named", "read_text", "tidy_values", "tidy_words"]
-
 _RENAMED: Final = {"colour_map": "color_map", "probe": "probes"}
 """Name of an option in version 0.1.0 -> its name now."""
 
