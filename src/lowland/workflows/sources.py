@@ -169,7 +169,7 @@ class ExternalModel(_ModelSource):
         >>> import torch
         >>> batches = [(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))]
         >>> run = Run(name="mine", source=ExternalModel(torch.nn.Linear(2, 2), batches))
-        >>> run.risk().describe()["samples"]
+        >>> run.risk().evaluate()["loss"].samples
         4
     """
 
