@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-__all__ = ["COMMANDS", "Command"]
-
 
 @dataclass(frozen=True)
 class Command:
@@ -15,7 +13,6 @@ class Command:
 
     about: str
     function: str  # Its arguments are the flags
-    show: str  # (what the function returned, the call) -> Shown
     example: str
     positional: str = ""  # The option that words before the first flag stand for; several where it ends in s
     label: str = ""  # What its bar says before the option's value
@@ -23,65 +20,91 @@ class Command:
     prepare: str = ""  # Changes the words before they are read
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # Further flags, which the function does not see
 
+    @property
+    def show(self) -> str:
+        """``(what the function returned, the call) -> Shown``, beside the function or in `lowland.cli.show`."""
+        module, _, name = self.function.partition(":")
+        return f"{module if module.startswith('lowland.cli.') else 'lowland.cli.show'}:show_{name}"
+
 
 COMMANDS: Final = {
     "demo": Command(
         "train six methods on digits, survey them and write a report",
-        "lowland.cli.studies:demo", "lowland.cli.studies:show_demo", "lowland demo --seeds 3 --engine processes:2",
+        "lowland.cli.studies:demo",
+        "lowland demo --seeds 3 --engine processes:2",
     ),
     "fit": Command(
         "train one network into a run folder",
-        "lowland.workflows.fitting:fit", "lowland.cli.show:show_fit",
-        "lowland fit runs/sam --epochs 10 --optimizer.method sam --optimizer.options.rho 0.1", "folder", "training",
-        prepare="lowland.workflows.recipe:expand", flags={"scale": ("full", "small")},
+        "lowland.workflows.fitting:fit",
+        "lowland fit runs/sam --epochs 10 --optimizer.method sam --optimizer.options.rho 0.1",
+        positional="folder",
+        label="training",
+        prepare="lowland.workflows.recipe:expand",
+        flags={"scale": ("full", "small")},
     ),
     "surface": Command(
         "survey the loss on a plane around the weights of a run",
-        "lowland.workflows.surveys:surface", "lowland.cli.show:show_surface",
-        "lowland surface runs/sam --points 51x51 --splits train,test", "run", "surface of",
+        "lowland.workflows.surveys:surface",
+        "lowland surface runs/sam --points 51x51 --splits train,test",
+        positional="run",
+        label="surface of",
     ),
     "line": Command(
         "survey the loss on a line, in random directions or to another run",
-        "lowland.workflows.surveys:line", "lowland.cli.show:show_line",
-        "lowland line runs/sgd --other runs/sam --start 0 --stop 1", "run", "line of",
+        "lowland.workflows.surveys:line",
+        "lowland line runs/sgd --other runs/sam --start 0 --stop 1",
+        positional="run",
+        label="line of",
     ),
     "trajectory": Command(
         "project the training path of a run",
-        "lowland.workflows.surveys:trajectory", "lowland.cli.show:show_trajectory",
-        "lowland trajectory runs/sam --points 25", "run", "path of",
+        "lowland.workflows.surveys:trajectory",
+        "lowland trajectory runs/sam --points 25",
+        positional="run",
+        label="path of",
     ),
     "curvature": Command(
         "measure the Hessian at the weights of a run",
-        "lowland.workflows.surveys:curvature", "lowland.cli.show:show_curvature",
-        "lowland curvature runs/sam --risk.samples 2000 --top 5", "run", "curvature of",
+        "lowland.workflows.surveys:curvature",
+        "lowland curvature runs/sam --risk.samples 2000 --top 5",
+        positional="run",
+        label="curvature of",
     ),
     "report": Command(
         "write one self-contained page about runs",
-        "lowland.cli.report:report", "lowland.cli.report:show_report",
-        "lowland report runs/sgd runs/sam --output page.html", "runs",
+        "lowland.cli.report:report",
+        "lowland report runs/sgd runs/sam --output page.html",
+        positional="runs",
     ),
     "figure": Command(
         "draw stored results in any style, without computing again",
-        "lowland.workflows.figures:figure", "lowland.cli.show:show_figure",
-        "lowland figure runs/sam/surfaces/plane.zarr --kind contour --output plane.pdf", "results",
+        "lowland.workflows.figures:figure",
+        "lowland figure runs/sam/surfaces/plane.zarr --kind contour --output plane.pdf",
+        positional="results",
     ),
     "list": Command(
         "show the known models, data sets, methods and recipes",
-        "lowland.cli.known:known", "lowland.cli.known:show_known", "lowland list methods recipes", "kinds",
+        "lowland.cli.known:known",
+        "lowland list methods recipes",
+        positional="kinds",
     ),
     "study": Command(
         "compare methods over seeds by a rule declared before",
-        "lowland.cli.studies:study", "lowland.cli.studies:show_study", "lowland study study.yaml --seeds 8", "config",
+        "lowland.cli.studies:study",
+        "lowland study study.yaml --seeds 8",
+        positional="config",
         output="lowland.cli.studies:LiveOutput",
     ),
     "recommend": Command(
         "find out which method helps on your model and data",
-        "lowland.cli.studies:recommend", "lowland.cli.studies:show_recommend",
-        "lowland recommend --model.name resnet8 --data.name digits", output="lowland.cli.studies:LiveOutput",
+        "lowland.cli.studies:recommend",
+        "lowland recommend --model.name resnet8 --data.name digits",
+        output="lowland.cli.studies:LiveOutput",
     ),
     "doctor": Command(
         "show versions, devices, extras and what could be set better",
-        "lowland.cli.doctor:doctor", "lowland.cli.doctor:show_doctor", "lowland doctor --json",
+        "lowland.cli.doctor:doctor",
+        "lowland doctor --json",
     ),
-}  # fmt: skip
+}
 """Every command by name."""

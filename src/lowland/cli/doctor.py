@@ -13,8 +13,6 @@ import lowland
 from lowland.cli.output import Shown
 from lowland.workflows.parse import Call
 
-__all__ = ["doctor", "show_doctor"]
-
 _VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LOWLAND_DATA")
 
 

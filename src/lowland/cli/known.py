@@ -12,13 +12,9 @@ from lowland.workflows.checks import ENGINES
 from lowland.workflows.parse import Call
 from lowland.workflows.recipe import read_recipe, recipe_names
 
-__all__ = ["known", "show_known"]
-
 _METHODS: Final = ("optimizers", "losses")
-_KINDS: Final = (
-    "models", "data", "augmentations", "torch-optimizers", *_METHODS, "reshapers", "probes", "metrics", "engines",
-    "recipes",
-)  # fmt: skip
+_WITH_TORCH: Final = ("models", "data", "augmentations", "torch-optimizers", *_METHODS, "reshapers", "probes")
+_KINDS: Final = (*_WITH_TORCH, "metrics", "engines", "recipes")
 
 
 def known(kinds: list[str] | None = None) -> dict[str, dict[str, str]]:
@@ -55,9 +51,14 @@ def _known(kind: str) -> dict[str, str]:
     from lowland.workflows.build import PROBES, torch_optimizers
 
     registries: dict[str, Mapping[str, Any]] = {
-        "models": models.MODELS, "data": data.DATASETS, "augmentations": data.AUGMENTATIONS,
-        "optimizers": optim.METHODS, "losses": losses.METHODS, "reshapers": losses.RESHAPERS, "probes": PROBES,
-    }  # fmt: skip
+        "models": models.MODELS,
+        "data": data.DATASETS,
+        "augmentations": data.AUGMENTATIONS,
+        "optimizers": optim.METHODS,
+        "losses": losses.METHODS,
+        "reshapers": losses.RESHAPERS,
+        "probes": PROBES,
+    }
     if kind == "torch-optimizers":
         return {name: f"torch.optim.{found.__name__}" for name, found in sorted(torch_optimizers().items())}
     return {name: _line(entry) for name, entry in sorted(registries[kind].items())}

@@ -20,8 +20,6 @@ from lowland.cli.commands import COMMANDS
 from lowland.core.errors import LowlandError, LowlandWarning
 from lowland.core.names import nearest_name
 
-__all__ = ["COMMANDS", "main"]
-
 _DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
 
 

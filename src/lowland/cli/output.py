@@ -13,13 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     from lowland.engine import Event
-
-__all__ = ["Output", "Shown"]
 
 _LINE_EVERY = 10.0
 """Seconds between progress lines where there is no terminal."""
@@ -48,11 +46,7 @@ class Output:
 
     def __enter__(self) -> Output:
         if not self.quiet and self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}"),
-            )  # fmt: skip
-            self._progress = Progress(*columns, console=self._console, transient=False)
+            self._progress = self._bars(*_columns(), console=self._console)
             self._progress.start()
         return self
 
@@ -62,6 +56,9 @@ class Output:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def _bars(self, *columns: ProgressColumn, console: Console) -> Progress:
+        return Progress(*columns, console=console)
 
     def progress(self, label: str) -> Callable[[Event], None]:
         """Return a receiver of events that shows them under a label."""
@@ -103,6 +100,11 @@ class Output:
             Console(width=width, soft_wrap=width is not None).print(table)
         for line in shown.lines:
             print(line)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    counted = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return (TextColumn("{task.description}"), *counted, TextColumn("{task.fields[left]}"))
 
 
 def _finite(value: Any) -> Any:

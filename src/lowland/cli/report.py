@@ -8,8 +8,6 @@ from lowland.cli.output import Shown
 from lowland.core.errors import InputError
 from lowland.workflows.parse import Call
 
-__all__ = ["report", "show_report"]
-
 
 def report(
     runs: list[str], *, output: str = "report.html", title: str = "Lowland report", allow_mixed: bool = False

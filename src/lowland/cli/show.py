@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from lowland.results import Run
     from lowland.workflows.parse import Call
 
-__all__ = ["show_curvature", "show_figure", "show_fit", "show_line", "show_surface", "show_trajectory"]
-
 
 def show_fit(run: Run, call: Call) -> Shown:
     """Show the chosen epoch of a run."""
     result = run.result
     test, chosen = result["test"], result["chosen"]
-    head = ["epoch", "train loss", "validation accuracy", "test accuracy", "test loss", "passes", "seconds"]
-    row = [
-        f"{result['epoch']}", f"{chosen['train_loss']:.4f}", _share(chosen.get("validation_accuracy")),
-        _share(test.get("accuracy")), f"{test['loss']:.4f}", f"{result['passes']}", f"{result['seconds']:.1f}",
-    ]  # fmt: skip
-    return Shown({"folder": call.spec.folder, **result}, [f"Run: {call.spec.folder}"], [head, row])
+    row = {
+        "epoch": f"{result['epoch']}",
+        "train loss": f"{chosen['train_loss']:.4f}",
+        "validation accuracy": _share(chosen.get("validation_accuracy")),
+        "test accuracy": _share(test.get("accuracy")),
+        "test loss": f"{test['loss']:.4f}",
+        "passes": f"{result['passes']}",
+        "seconds": f"{result['seconds']:.1f}",
+    }
+    return Shown({"folder": call.spec.folder, **result}, [f"Run: {call.spec.folder}"], [[*row], [*row.values()]])
 
 
 def _share(value: float | None) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 
 from lowland.cli.output import Output, Shown
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from lowland.study.plan import Job
     from lowland.study.recommend import Recommendation
     from lowland.study.work import Failure
-
-__all__ = ["LiveOutput", "demo", "recommend", "show_demo", "show_recommend", "show_study", "study"]
 
 
 def study(spec: StudySpec, *, live: LiveOutput) -> tuple[list[StudyRow], Path]:
@@ -91,13 +89,16 @@ def show_demo(found: tuple[DemoResult, float], call: Call) -> Shown:
 def row_values(row: StudyRow) -> dict[str, Any]:
     """Return a row as plain values for JSON."""
     difference = row.difference
-    interval = None if difference is None else [difference.mean, difference.low, difference.high]
-    return {
-        "part": row.variant, "budget": row.budget, "method": row.method, "values": dict(row.values),
-        "failed": dict(row.failed), "mean": row.interval.mean, "difference": interval, "answer": row.verdict,
-        "reason": row.reason, "seeds_needed": row.seeds_needed, "p_holm": row.adjusted,
-        "passes": row.passes, "seconds": row.seconds, "epochs": row.epochs, "settings": row.settings,
-    }  # fmt: skip
+    same = ("budget", "method", "reason", "seeds_needed", "passes", "seconds", "epochs", "settings")
+    return {name: getattr(row, name) for name in same} | {
+        "part": row.variant,
+        "values": dict(row.values),
+        "failed": dict(row.failed),
+        "mean": row.interval.mean,
+        "difference": None if difference is None else [difference.mean, difference.low, difference.high],
+        "answer": row.verdict,
+        "p_holm": row.adjusted,
+    }
 
 
 def shown_rows(rows: Sequence[StudyRow], endpoint: str) -> list[list[str]]:
@@ -105,26 +106,20 @@ def shown_rows(rows: Sequence[StudyRow], endpoint: str) -> list[list[str]]:
     from lowland.report.statistics import show_interval
 
     factor, decimals = (100.0, 2) if endpoint.endswith(("accuracy", "error")) else (1.0, 4)
-    head = [
-        "compared at equal",
-        "method",
-        "seeds",
-        "failed",
-        endpoint.replace("_", " "),
-        "difference",
-        "answer",
-        "passes",
-    ]
-    lines = [
-        [
-            " ".join(part for part in (row.budget, row.variant) if part), row.method, str(len(row.values)),
-            str(len(row.failed)), show_interval(row.interval, factor=factor, decimals=decimals),
-            show_interval(row.difference, factor=factor, sign=True, decimals=decimals), row.verdict or "baseline",
-            f"{row.passes:.0f}",
-        ]
+    table = [
+        {
+            "compared at equal": " ".join(part for part in (row.budget, row.variant) if part),
+            "method": row.method,
+            "seeds": str(len(row.values)),
+            "failed": str(len(row.failed)),
+            endpoint.replace("_", " "): show_interval(row.interval, factor=factor, decimals=decimals),
+            "difference": show_interval(row.difference, factor=factor, sign=True, decimals=decimals),
+            "answer": row.verdict or "baseline",
+            "passes": f"{row.passes:.0f}",
+        }
         for row in rows
-    ]  # fmt: skip
-    return [head, *lines]
+    ]
+    return [list(table[0]), *(list(row.values()) for row in table)] if table else []
 
 
 class LiveOutput(Output):
@@ -137,11 +132,8 @@ class LiveOutput(Output):
         self._failed: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def __enter__(self) -> LiveOutput:
-        if not self.quiet and self._console.is_terminal:
-            self._progress = _Bars(self._table, console=self._console)
-            self._progress.start()
-        return self
+    def _bars(self, *columns: ProgressColumn, console: Console) -> Progress:
+        return _Bars(self._table, *columns, console=console)
 
     def on_run(self, job: Job, failure: Failure | None) -> None:
         """Take note of a run that has ended."""
@@ -173,11 +165,9 @@ class LiveOutput(Output):
 class _Bars(Progress):
     """Bars below a table."""
 
-    def __init__(self, table: Callable[[], Table], **options: Any) -> None:
+    def __init__(self, table: Callable[[], Table], *columns: ProgressColumn, console: Console) -> None:
         self._above = table
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("{task.fields[left]}"))  # fmt: skip
-        super().__init__(*columns, **options)
+        super().__init__(*columns, console=console)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """Return the table and the bars."""

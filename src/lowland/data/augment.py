@@ -23,8 +23,6 @@ from lowland.core.types import Batch
 from lowland.data.draws import Draws
 from lowland.data.resident import Augment
 
-__all__ = ["Compose", "CutMix", "Cutout", "Flip", "Mixup", "RandomCrop", "images_of", "standard"]
-
 
 @dataclass(frozen=True)
 class Compose:
@@ -200,16 +198,7 @@ class CutMix:
 
 
 def standard(*, padding: int = 4, flip: bool = True, cutout: int | None = None) -> Compose:
-    """Return the usual augmentation for small images: padded crop and flip, and cutout if asked for.
-
-    Args:
-        padding: Largest shift in pixels. Default 4 (He et al. 2016).
-        flip: Whether images are mirrored; not for digits.
-        cutout: Side of the blanked square; None for none.
-
-    Returns:
-        The augmentation.
-    """
+    """Return what is usual for small images: padded crop, flip (not for digits), and cutout where its side is given."""
     parts: list[Augment] = [RandomCrop(padding)]
     if flip:
         parts.append(Flip())

@@ -17,8 +17,6 @@ from lowland.data.images import Published, image_splits
 from lowland.data.local import data_folder, read_archive_member, read_checked, read_plain_pickle
 from lowland.data.splits import DataSplits, Selection
 
-__all__ = ["NORMALIZATION", "cifar10", "cifar100", "svhn"]
-
 NORMALIZATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -96,23 +94,7 @@ def cifar100(
     validation: int = 5000,
     verify: bool = True,
 ) -> DataSplits:
-    """Load CIFAR-100 (fine labels): 45,000 training, 5,000 validation and 10,000 test images of 32x32 pixels.
-
-    Args:
-        folder: Holds ``cifar-100-python.tar.gz`` or ``cifar-100-binary.tar.gz``, or what is inside; see `cifar10`.
-        train_size: Keep that many training images; None keeps all.
-        label_noise: Probability that a training or validation label is replaced by one drawn from all classes.
-        seed: Chooses the images kept and the labels replaced.
-        split_seed: Chooses the validation part.
-        validation: Training images that are held out for it.
-        verify: Check published checksums; False also reads cut-down files.
-
-    Returns:
-        Resident splits; inputs [3, 32, 32], normalized.
-
-    Raises:
-        InputError: If files are missing, damaged or hold other labels, or an argument is out of range.
-    """
+    """Load CIFAR-100 with its fine labels; parts and arguments are those of `cifar10`, files named after 100."""
     place = data_folder("cifar100", folder)
     parts = [_cifar(place, [name], _HUNDRED, b"fine_labels", 2, verify) for name in ("train", "test")]
     selection = Selection(train_size, label_noise, seed, split_seed)
@@ -131,23 +113,7 @@ def svhn(
     validation: int = 6000,
     verify: bool = True,
 ) -> DataSplits:
-    """Load SVHN's cropped digits: 67,257 training, 6,000 validation and 26,032 test images of 32x32 pixels.
-
-    Args:
-        folder: Holds ``train_32x32.mat`` and ``test_32x32.mat``.
-        train_size: Keep that many training images; None keeps all.
-        label_noise: Probability that a training or validation label is replaced by one drawn from all classes.
-        seed: Chooses the images kept and the labels replaced.
-        split_seed: Chooses the validation part.
-        validation: Training images that are held out for it.
-        verify: Check published checksums; False also reads cut-down files.
-
-    Returns:
-        Resident splits; inputs [3, 32, 32], normalized; the digit 0 (label 10 in the files) is class 0.
-
-    Raises:
-        InputError: If files are missing, damaged or hold other labels, or an argument is out of range.
-    """
+    """Load SVHN's digits (67,257 / 6,000 / 26,032) from ``{train,test}_32x32.mat``; the arguments are `cifar10`'s."""
     from scipy.io import loadmat
 
     place = data_folder("svhn", folder)

@@ -12,8 +12,6 @@ from lowland.core.errors import optional_import
 from lowland.data.resident import TensorData
 from lowland.data.splits import DataSplits, Selection, stratified_split
 
-__all__ = ["DIGITS_MEAN", "DIGITS_STD", "digits"]
-
 DIGITS_MEAN = 0.305260
 DIGITS_STD = 0.376049
 """Mean and standard deviation of all pixels of the 1,797 images scaled to [0, 1]; computed from the data."""

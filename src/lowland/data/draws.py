@@ -14,8 +14,6 @@ from torch import Tensor
 
 from lowland.core.seeds import generator
 
-__all__ = ["Draws", "draws_for"]
-
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64
@@ -41,14 +39,7 @@ class Draws:
     _position: int = field(default=0, init=False)
 
     def uniform(self, count: int | None = None) -> Tensor:
-        """Draw uniform numbers in [0, 1), multiples of 2**-24.
-
-        Args:
-            count: Numbers per sample; None for one without a second axis.
-
-        Returns:
-            float32, shape [n] or [n, count].
-        """
+        """Draw `count` numbers of each sample in [0, 1), multiples of 2**-24; None draws one without a second axis."""
         width = 1 if count is None else count
         offset = torch.arange(self._position, self._position + width, device=self.index.device)
         self._position += width
@@ -57,14 +48,7 @@ class Draws:
         return numbers[:, 0] if count is None else numbers
 
     def integers(self, high: int) -> Tensor:
-        """Draw one integer in [0, high) per sample.
-
-        Args:
-            high: Exclusive upper end, at most 2**24.
-
-        Returns:
-            int64, shape [n].
-        """
+        """Draw one integer in [0, high) per sample, int64; `high` is at most 2**24."""
         return (self.uniform().to(torch.float64) * high).long()
 
 

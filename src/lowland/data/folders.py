@@ -17,8 +17,6 @@ from lowland.data.local import data_folder
 from lowland.data.resident import numbered
 from lowland.data.splits import DataSplits, Selection, stratified_split
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "ImageFolder", "folders"]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 """The constants that nearly all ImageNet code uses (from torchvision's and fb.resnet.torch's training images)."""

@@ -13,8 +13,6 @@ from lowland.core.errors import InputError, optional_import
 from lowland.data.indexed import Indexed
 from lowland.data.splits import DataSplits, stratified_split
 
-__all__ = ["huggingface"]
-
 
 def huggingface(
     *,

@@ -14,8 +14,6 @@ from lowland.core.errors import InputError
 from lowland.data.resident import numbered
 from lowland.data.splits import DataSplits, Selection, stratified_split
 
-__all__ = ["Published", "image_splits", "normalized"]
-
 Published = tuple[NDArray[np.uint8], NDArray[Any]]
 """Images [n, channels, h, w] and their labels."""
 

@@ -16,22 +16,9 @@ from lowland.core.errors import InputError
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, RawBatch, as_batch
 
-__all__ = ["Indexed", "LoaderBatches", "stable_id"]
-
 
 def stable_id(key: object) -> int:
-    """Turn a key that names a sample (a path, a URL, a string) into its id.
-
-    Args:
-        key: Anything whose ``str`` names the sample and is the same in every process and run.
-
-    Returns:
-        An integer in [0, 2**62), equal keys to equal ids.
-
-    Example:
-        >>> stable_id("n01440764/10026.JPEG") == stable_id("n01440764/10026.JPEG")
-        True
-    """
+    """Turn a key that names a sample (a path, a URL) into its id in [0, 2**62), the same in every process and run."""
     return int.from_bytes(hashlib.blake2b(str(key).encode(), digest_size=8).digest(), "little") % 2**62
 
 
@@ -67,15 +54,7 @@ class Indexed(Dataset[Any]):
 
     @staticmethod
     def stream(dataset: Iterable[Any], *, key: Callable[[Any], object]) -> IterableDataset[Any]:
-        """Give the items of a stream ids made from a key of each item.
-
-        Args:
-            dataset: Any iterable of items.
-            key: Names an item: a path, a URL, an id; the same in every run and worker.
-
-        Returns:
-            An iterable data set.
-        """
+        """Give the items of an iterable ids made from a key that names each item, the same in every run and worker."""
         return _Stream(dataset, key)
 
 
@@ -129,15 +108,7 @@ class LoaderBatches:
         return self.batches(0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Go over the batches of an epoch.
-
-        Args:
-            epoch: From 0; with `seed` it decides the order.
-            start: Batches to leave out at the front (they are loaded and dropped).
-
-        Yields:
-            The batches from number `start` on.
-        """
+        """Go over the batches of an epoch (from 0) from number `start` on; earlier ones are loaded and dropped."""
         sampler = getattr(self.loader, "sampler", None)
         set_epoch = getattr(sampler, "set_epoch", None)
         if set_epoch is not None:

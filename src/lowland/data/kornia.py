@@ -15,8 +15,6 @@ from lowland.core.types import Batch
 from lowland.data.augment import images_of
 from lowland.data.draws import Draws
 
-__all__ = ["Kornia", "kornia_by_name"]
-
 
 @dataclass(frozen=True)
 class Kornia:

@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from lowland.core.errors import InputError
 
-__all__ = ["data_folder", "read_archive_member", "read_checked", "read_idx", "read_plain_pickle"]
-
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 

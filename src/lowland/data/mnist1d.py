@@ -15,8 +15,6 @@ from lowland.core.errors import InputError, optional_import
 from lowland.data.resident import TensorData
 from lowland.data.splits import DataSplits, Selection, stratified_split
 
-__all__ = ["mnist1d"]
-
 
 @lru_cache(maxsize=1)  # a study loads the same signals for every run, and they take seconds to make
 def _generated(count: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,6 @@ from torch import Tensor
 from lowland.core.errors import InputError
 from lowland.core.seeds import generator
 
-__all__ = ["symmetric_noise"]
-
 
 def symmetric_noise(target: Tensor, index: Tensor, *, fraction: float, classes: int, seed: int) -> Tensor:
     """Replace labels, each with the given probability, by a class drawn uniformly from all classes.

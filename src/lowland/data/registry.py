@@ -19,8 +19,6 @@ from lowland.data.resident import Augment
 from lowland.data.splits import DataSplits
 from lowland.data.text import text, topics
 
-__all__ = ["AUGMENTATIONS", "DATASETS", "augmentation", "load"]
-
 DATASETS: dict[str, Callable[..., DataSplits]] = {
     "digits": digits,
     "mnist": mnist,

@@ -17,8 +17,6 @@ from lowland.core.seeds import generator
 from lowland.core.types import Batch
 from lowland.data.draws import Draws, draws_for
 
-__all__ = ["Augment", "TensorBatches", "TensorData", "numbered"]
-
 Augment: TypeAlias = Callable[[Batch, Draws], Batch]
 """Changes a batch with random numbers that belong to its samples."""
 
@@ -56,38 +54,16 @@ class TensorData:
         return len(self.input)
 
     def take(self, positions: Tensor | NDArray[np.int64]) -> TensorData:
-        """Return the samples at some positions.
-
-        Args:
-            positions: Integers in [0, n).
-
-        Returns:
-            A new data set; the ids come along.
-        """
+        """Return the samples at positions in [0, n) as a new data set; the ids come along."""
         rows = torch.as_tensor(positions, device=self.input.device)
         return TensorData(self.input[rows], self.target[rows], self.index[rows])
 
     def to(self, device: torch.device | str) -> TensorData:
-        """Return the data set on a device.
-
-        Args:
-            device: Such as ``"cuda"``.
-
-        Returns:
-            A new data set (shared where it is there already).
-        """
+        """Return the data set on a device (shared where it is there already)."""
         return TensorData(self.input.to(device), self.target.to(device), self.index.to(device))
 
     def to_fitting(self, device: torch.device | str, *, free: int | None = None) -> TensorData:
-        """Return the data set on a device, or where it is if it would take more than half of the memory left there.
-
-        Args:
-            device: Such as ``"cuda"``.
-            free: Bytes left there; None asks an accelerator, and takes everything to fit on the CPU.
-
-        Returns:
-            A new data set; batches of one that stayed move to the device step by step.
-        """
+        """Return it on a device, or as it is where it would take over half of the `free` bytes (None asks the GPU)."""
         device = torch.device(device)
         if free is None and device.type == "cuda":
             free = torch.cuda.mem_get_info(device)[0]
@@ -103,26 +79,11 @@ class TensorData:
         augment: Augment | None = None,
         drop_last: bool = False,
     ) -> TensorBatches:
-        """Return the data in batches; see `TensorBatches`.
-
-        Args:
-            batch_size: Samples per batch.
-            seed: Seed of order and augmentation.
-            shuffle: Whether each epoch has its own order; False keeps the stored order.
-            augment: Applied to every batch.
-            drop_last: Whether an incomplete last batch is left out.
-
-        Returns:
-            An iterable of `Batch`.
-        """
+        """Return the data in batches; the arguments are those of `TensorBatches`."""
         return TensorBatches(self, batch_size, seed=seed, shuffle=shuffle, augment=augment, drop_last=drop_last)
 
     def fingerprint(self) -> str:
-        """Hash all samples, targets and ids.
-
-        Returns:
-            16 hexadecimal digits of a SHA-256.
-        """
+        """Hash all samples, targets and ids into 16 hexadecimal digits."""
         digest = hashlib.sha256()
         for tensor in (self.input, self.target, self.index):
             array = tensor.detach().cpu().contiguous()
@@ -193,27 +154,11 @@ class TensorBatches:
         return self.batches(0)
 
     def shard(self, rank: int, world: int) -> TensorBatches:
-        """Return one process's share of the same global batches.
-
-        Args:
-            rank: The process, from 0.
-            world: Number of processes.
-
-        Returns:
-            New batches.
-        """
+        """Return the share of process `rank` (from 0) of the same global batches."""
         return replace(self, rank=rank, world=world)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Go over the batches of an epoch.
-
-        Args:
-            epoch: From 0; with `seed` it decides order and augmentation.
-            start: Batches to leave out at the front (they cost nothing).
-
-        Yields:
-            The batches from number `start` on.
-        """
+        """Go over the batches of an epoch (from 0) from number `start` on; those left out cost nothing."""
         order = self._order(epoch)
         for number in range(start, len(self)):
             bounds = slice(number * self.batch_size, min((number + 1) * self.batch_size, len(self.data)))
@@ -225,14 +170,7 @@ class TensorBatches:
             yield batch
 
     def ids(self, epoch: int) -> Tensor:
-        """Return the sample ids that this process meets in an epoch.
-
-        Args:
-            epoch: From 0; with `seed` it decides order and augmentation.
-
-        Returns:
-            int64, in the order in which they come.
-        """
+        """Return the sample ids that this process meets in an epoch, int64, in the order in which they come."""
         return torch.cat(
             [batch.index for batch in replace(self, augment=None).batches(epoch) if batch.index is not None]
         )

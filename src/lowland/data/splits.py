@@ -18,8 +18,6 @@ from lowland.core.seeds import generator
 from lowland.data.noise import symmetric_noise
 from lowland.data.resident import TensorData
 
-__all__ = ["DataSplits", "Selection", "stratified_split", "with_label_noise", "with_subsample"]
-
 
 @dataclass(frozen=True)
 class DataSplits:
@@ -110,16 +108,7 @@ class Selection:
 
 
 def with_label_noise(splits: DataSplits, fraction: float, *, seed: int) -> DataSplits:
-    """Put symmetric label noise into training and validation; the test part stays clean.
-
-    Args:
-        splits: Resident data with class labels.
-        fraction: Probability that a label is replaced; see `symmetric_noise`.
-        seed: Decides which labels are replaced, and by what.
-
-    Returns:
-        New splits whose recipe states the fraction and the share of labels that changed in both parts.
-    """
+    """Replace training and validation labels as `symmetric_noise` does; the recipe says what share changed."""
     if fraction == 0.0:
         return splits
     parts: list[TensorData] = []
@@ -134,19 +123,7 @@ def with_label_noise(splits: DataSplits, fraction: float, *, seed: int) -> DataS
 
 
 def with_subsample(splits: DataSplits, size: int | None, *, seed: int) -> DataSplits:
-    """Keep a subset of the training part; smaller subsets lie inside larger ones.
-
-    Args:
-        splits: Resident data; where the targets are class labels, the subset is stratified.
-        size: Training samples to keep; None keeps all.
-        seed: Seed of the stream "subsample".
-
-    Returns:
-        New splits.
-
-    Raises:
-        InputError: If the size is not in [1, training samples].
-    """
+    """Keep `size` training samples (None: all), stratified by class labels; smaller subsets lie in larger ones."""
     if size is None:
         return splits
     train: TensorData = splits.train

@@ -14,8 +14,6 @@ from lowland.core.errors import InputError
 from lowland.data.resident import numbered
 from lowland.data.splits import DataSplits, Selection, with_subsample
 
-__all__ = ["text", "topics"]
-
 
 def text(
     *, path: str | Path | None = None, context: int = 64, train_size: int | None = None, seed: int = 0

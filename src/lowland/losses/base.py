@@ -30,8 +30,6 @@ from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
 from lowland.core.types import Batch
 
-__all__ = ["Criterion", "Plan", "Totals", "TrainingLoss"]
-
 Criterion: TypeAlias = Callable[[Any, Any], Tensor]
 """``(output, target) -> scalar``: a torch loss module, a function, or another `TrainingLoss`."""
 
@@ -62,15 +60,7 @@ class TrainingLoss(ABC):
         self._totals = Totals()
 
     def __call__(self, output: Any, batch: Batch | Any) -> Tensor:
-        """Return the loss of one batch.
-
-        Args:
-            output: What the model returned.
-            batch: The batch, or the target alone where the method needs nothing else.
-
-        Returns:
-            A scalar with graph; in training the method's loss, otherwise the plain criterion's.
-        """
+        """Return the loss of a batch, a scalar with graph; its target alone will do where the method needs no more."""
         batch = batch if isinstance(batch, Batch) else Batch(None, batch)
         if not _learning(output):
             return self._inner(output, batch)
@@ -181,11 +171,7 @@ class TrainingLoss(ABC):
         return {**log, **self._totals.means()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a bit-exact resume needs.
-
-        Returns:
-            A nested dict of tensors and plain values; the tensors are the loss's own, not copies.
-        """
+        """Return all that a bit-exact resume needs, nested; the tensors are the loss's own, not copies."""
         inner = None if self.inner is None else self.inner.state_dict()
         return {
             "kind": type(self).__name__,
@@ -196,14 +182,7 @@ class TrainingLoss(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state; nothing is changed when it does not fit.
-
-        Args:
-            state: What `state_dict` returned for a loss of the same make.
-
-        Raises:
-            CheckpointError: If it belongs to another loss or does not fit this one.
-        """
+        """Take over a state; a CheckpointError where it does not fit, and then nothing is changed."""
         self._check_state(state)
         self._load_state(state)
 
@@ -275,8 +254,9 @@ class TrainingLoss(ABC):
         return {}
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
-        """Raise CheckpointError if `_load` could not take the state."""
-        del state
+        """Raise CheckpointError if `_load` could not take the state: it must hold what `_state` returns."""
+        if set(self._state()) - set(state):
+            raise CheckpointError(f"the state of {type(self).__name__} lacks entries; nothing was loaded")
 
     def _load(self, state: Mapping[str, Any]) -> None:
         """Take over the method's own state."""

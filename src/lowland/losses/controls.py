@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import InputError
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, TrainingLoss
 from lowland.losses.llr import LLR
 from lowland.losses.multipliers import Multipliers
-
-__all__ = ["Replayed", "ScaledDecay", "learning_rate_factor"]
 
 
 class Replayed(TrainingLoss):
@@ -90,10 +88,6 @@ class Replayed(TrainingLoss):
 
     def _state(self) -> dict[str, Any]:
         return {"passes": self._passes, "multipliers": self.multipliers.state_dict()}
-
-    def _check_own(self, state: Mapping[str, Any]) -> None:
-        if {"passes", "multipliers"} - set(state):
-            raise CheckpointError("the state of Replayed lacks entries; nothing was loaded")
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self._passes = int(state["passes"])

@@ -16,8 +16,6 @@ from torch import Tensor
 from lowland.core.errors import InputError
 from lowland.losses.reshapers import Reshaper, check_number
 
-__all__ = ["Custom", "linear_exponential", "linear_quadratic"]
-
 _PROBED: Final = torch.cat([torch.zeros(1), torch.logspace(-6, 4, 201)])
 """Normalized losses where a function is tried before it is used."""
 

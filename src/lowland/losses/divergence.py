@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 
-__all__ = ["are_labels_binary", "outside_autocast", "tempered_divergence"]
-
 _OF_ONE_NUMBER = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lowland.core.errors import InputError
 
-__all__ = ["PRECISIONS", "Precision", "Recalled", "RowFormat", "SampleRows"]
-
 Precision = Literal["float64", "float32", "float16", "int8"]
 
 PRECISIONS: Final[dict[str, torch.dtype]] = {

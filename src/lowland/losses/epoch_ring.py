@@ -14,8 +14,6 @@ from lowland.core.errors import CheckpointError
 from lowland.losses.sharing import rank_and_world, yields_to_others
 from lowland.losses.tables import FileTable, TensorTable
 
-__all__ = ["FileEpochRing", "MemoryEpochRing", "EpochRing"]
-
 
 class EpochRing(Protocol):
     """Rows by sample, for the epoch that runs (written) and the one looked back to (read)."""
@@ -45,34 +43,41 @@ class EpochRing(Protocol):
         """Take over what `state_dict` returned; `begin` must follow."""
 
 
-class MemoryEpochRing:
+class _RingOverTable:
+    # what rings over one table share; the methods are described at `EpochRing`
+
+    table: TensorTable | FileTable
+
+    def __init__(self, look_back: int) -> None:
+        self.look_back, self.slots = look_back, look_back + 1
+        self.epoch = 0
+
+    def read(self, rows: Tensor) -> Tensor:
+        return self.table.read(_positions(rows, self.epoch - self.look_back, self.slots))
+
+    def write(self, rows: Tensor, data: Tensor) -> None:
+        self.table.write(_positions(rows, self.epoch, self.slots), data)
+
+    def unplanned(self, rows: Tensor) -> None:
+        del rows  # any sample may be met
+
+    def grow(self, count: int) -> None:
+        self.table.grow(count * self.slots)
+
+
+class MemoryEpochRing(_RingOverTable):
     """Rows in device or host memory of one process."""
 
+    table: TensorTable
+
     def __init__(self, count: int, row_bytes: int, look_back: int, device: torch.device, *, pinned: bool) -> None:
-        self.look_back, self.slots = look_back, look_back + 1
+        super().__init__(look_back)
         self.table = TensorTable(count * self.slots, row_bytes, device, pinned=pinned)
-        self.epoch = 0
 
     def begin(self, epoch: int, *, recording: bool, reading: bool) -> None:
         """Begin an epoch; see `EpochRing`."""
         del recording, reading
         self.epoch = epoch
-
-    def read(self, rows: Tensor) -> Tensor:
-        """Return rows; see `EpochRing`."""
-        return self.table.read(_positions(rows, self.epoch - self.look_back, self.slots))
-
-    def write(self, rows: Tensor, data: Tensor) -> None:
-        """Write rows; see `EpochRing`."""
-        self.table.write(_positions(rows, self.epoch, self.slots), data)
-
-    def unplanned(self, rows: Tensor) -> None:
-        """Any sample may be met; see `EpochRing`."""
-        del rows
-
-    def grow(self, count: int) -> None:
-        """Make room; see `EpochRing`."""
-        self.table.grow(count * self.slots)
 
     def to(self, device: torch.device) -> None:
         """Move the table; see `EpochRing`."""
@@ -87,8 +92,10 @@ class MemoryEpochRing:
         self.table.data = state["table"].to(self.table.data.device, copy=True)
 
 
-class FileEpochRing:
+class FileEpochRing(_RingOverTable):
     """Rows in one file, that all processes read and write."""
+
+    table: FileTable
 
     def __init__(
         self,
@@ -101,19 +108,16 @@ class FileEpochRing:
         *,
         key: str | None = None,
     ) -> None:
-        self.look_back, self.slots, self.count, self.plan = look_back, look_back + 1, count, plan
+        super().__init__(look_back)
+        self.count, self.plan = count, plan
         self.rank, self.world = rank_and_world()
-        self.epoch = 0
         self.yields: Tensor | None = None
         size = count * self.slots
-        if key is not None or self.world == 1:
-            self.table = FileTable(path, size, row_bytes, layout, key=key)
-            return
-        made: list[str | None] = [None]
-        if self.rank == 0:
-            made[0] = FileTable(path, size, row_bytes, layout).key
-        dist.broadcast_object_list(made, src=0)
-        self.table = FileTable(path, size, row_bytes, layout, key=made[0])
+        if key is None and self.world > 1:
+            made = [FileTable(path, size, row_bytes, layout).key if self.rank == 0 else None]
+            dist.broadcast_object_list(made, src=0)
+            key = made[0]
+        self.table = FileTable(path, size, row_bytes, layout, key=key)
 
     def begin(self, epoch: int, *, recording: bool, reading: bool) -> None:
         """Begin an epoch; see `EpochRing`."""
@@ -132,24 +136,12 @@ class FileEpochRing:
         if self.rank == 0:
             self.table.begun = epoch
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Return rows; see `EpochRing`."""
-        return self.table.read(_positions(rows, self.epoch - self.look_back, self.slots))
-
     def write(self, rows: Tensor, data: Tensor) -> None:
         """Write rows; see `EpochRing`."""
         if self.yields is not None:
             rows = rows.cpu()
             rows = torch.where((rows >= 0) & self.yields[rows.clamp(min=0)], -1, rows)
-        self.table.write(_positions(rows, self.epoch, self.slots), data)
-
-    def unplanned(self, rows: Tensor) -> None:
-        """Any sample may be met; see `EpochRing`."""
-        del rows
-
-    def grow(self, count: int) -> None:
-        """Make room; see `EpochRing`."""
-        self.table.grow(count * self.slots)
+        super().write(rows, data)
 
     def to(self, device: torch.device) -> None:
         """Stay where it is; see `EpochRing`."""

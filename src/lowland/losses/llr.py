@@ -24,16 +24,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import CheckpointError, InputError, LowlandWarning
+from lowland.core.errors import InputError, LowlandWarning
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, Totals, TrainingLoss
 from lowland.losses.divergence import outside_autocast
 from lowland.losses.multipliers import Multipliers
-from lowland.losses.reshapers import Reshaper, Sech
+from lowland.losses.reshapers import Reshaper, Sech, wide
 from lowland.losses.schedule import ActiveEpochs
-
-__all__ = ["LLR", "measure_initial_loss"]
+from lowland.losses.sharing import rank_and_world
 
 _NEAR_ZERO: Final = 0.03
 _STILL: Final = 5
@@ -56,9 +55,6 @@ class LLR(TrainingLoss):
         calm_down: Plain epochs at the end of the run, or a fraction of it. Default 0; the code's option uses 10 epochs.
         distributed: ``"local"`` reshapes the mean of each process by itself, as the original does; ``"global"`` takes
             the slope at the mean over all processes, so that all have the same multiplier.
-
-    Raises:
-        InputError: If an argument breaks its rule.
 
     Example:
         >>> loss = LLR(nn.CrossEntropyLoss(), Sech(a=2.5, b=0.15), initial_loss=2.3)
@@ -90,7 +86,6 @@ class LLR(TrainingLoss):
         self.active = ActiveEpochs(start, stop, calm_down)
         self.distributed = distributed
         self._given = initial_loss
-        self._from_first_epoch = initial_loss == "first_epoch"
         self._initial: float | None = None
         if initial_loss is not None and not isinstance(initial_loss, str):
             self.initial_loss = initial_loss
@@ -112,38 +107,19 @@ class LLR(TrainingLoss):
         self._initial = float(value)
 
     def measure_initial_loss(self, model: nn.Module, batches: Iterable[Any]) -> float:
-        """Measure L0 as the exact mean of the plain criterion at the present weights, and keep it.
-
-        Args:
-            model: The model at its initial weights; it is restored bit for bit.
-            batches: Training data; give every process the same ones.
-
-        Returns:
-            The initial loss.
-        """
+        """Keep L0 as `measure_initial_loss` finds it at the present weights, over the same data on all processes."""
         self.initial_loss = measure_initial_loss(self.plain_criterion, model, batches)
         assert self._initial is not None
         return self._initial
 
     def multiplier(self, loss: Tensor) -> Tensor:
-        """Return the factor of the gradient at a batch-mean loss in the present epoch.
-
-        Args:
-            loss: Plain losses, any shape.
-
-        Returns:
-            f'(loss / L0), same shape, in at least float32; 1 where reshaping is off.
-
-        Raises:
-            InputError: If the initial loss is unknown.
-        """
+        """Return f'(loss / L0) for plain batch means of any shape, in at least float32; 1 where reshaping is off."""
         self._require_initial()
         loss = loss.detach()
-        wide = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
         if not self._reshapes():
-            return torch.ones_like(wide)
+            return torch.ones_like(wide(loss))
         assert self._initial is not None
-        return self.reshaper.at(self._epoch).multiplier(wide, self._initial)
+        return self.reshaper.at(self._epoch).multiplier(loss, self._initial)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -164,7 +140,7 @@ class LLR(TrainingLoss):
         return self._initial is not None and self.active.contains(self._epoch, self._epochs)
 
     def _require_initial(self) -> None:
-        if self._initial is None and not self._from_first_epoch:
+        if self._initial is None and self._given != "first_epoch":
             advice = 'pass a number, call measure_initial_loss(model, loader), or pass initial_loss="first_epoch"'
             raise InputError("initial_loss", "must be known before the first loss is reshaped", None, advice)
 
@@ -188,12 +164,12 @@ class LLR(TrainingLoss):
 
     def _met(self, loss: Tensor) -> Tensor:
         """Return the loss whose height decides, in at least float32, with the gradient of this process's own."""
-        wide = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
-        if self.distributed == "local" or _world() == 1:
-            return wide
-        mean = wide.detach().clone()
+        own, world = wide(loss), rank_and_world()[1]
+        if self.distributed == "local" or world == 1:
+            return own
+        mean = own.detach().clone()
         dist.all_reduce(mean)
-        return wide + (mean / _world() - wide.detach())
+        return own + (mean / world - own.detach())
 
     @torch.no_grad()
     def _record(self, met: Tensor, value: Tensor) -> None:
@@ -222,7 +198,7 @@ class LLR(TrainingLoss):
     def _prepare(self, **run: Any) -> None:
         self._epochs = run["epochs"]
         self._first, self._negative, self.multipliers, self._still = Totals(), None, Multipliers(), 0
-        if self._from_first_epoch:
+        if self._given == "first_epoch":
             self._initial = None
 
     def _end_epoch(self) -> None:
@@ -255,10 +231,6 @@ class LLR(TrainingLoss):
             "multipliers": self.multipliers.state_dict(),
         }
 
-    def _check_own(self, state: Mapping[str, Any]) -> None:
-        if {"initial_loss", "first", "multipliers"} - set(state):
-            raise CheckpointError("the state of LLR lacks entries; nothing was loaded")
-
     def _load(self, state: Mapping[str, Any]) -> None:
         self._initial = state["initial_loss"]
         self._first = Totals.from_state(state["first"])
@@ -290,13 +262,9 @@ def measure_initial_loss(criterion: Criterion, model: nn.Module, batches: Iterab
     return value
 
 
-def _world() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _over_processes(totals: Totals, name: str) -> float:
     """Return a weighted mean over all processes."""
     pair = torch.stack([totals.sums[name], torch.as_tensor(totals.weights[name]).to(totals.sums[name])])
-    if _world() > 1:
+    if rank_and_world()[1] > 1:
         dist.all_reduce(pair)
     return float(pair[0] / pair[1])

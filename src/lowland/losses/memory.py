@@ -24,8 +24,6 @@ from lowland.losses.epoch_ring import EpochRing, FileEpochRing, MemoryEpochRing
 from lowland.losses.sharing import Exchange, last_of_each, rank_and_world
 from lowland.losses.tables import available_bytes
 
-__all__ = ["OutputMemory", "Placement", "memory_bytes"]
-
 Placement = Literal["device", "host", "file"]
 
 
@@ -62,9 +60,6 @@ class OutputMemory:
         path: The file, which all processes must reach under this path.
         samples: Number of samples, or all their ids; None learns it from `configure`, or numbers ids as they are met.
         pairs: Whether outputs of mixed samples are kept with their partner and share.
-
-    Raises:
-        InputError: If an argument breaks its rule.
     """
 
     def __init__(
@@ -89,34 +84,23 @@ class OutputMemory:
         self._given = samples is not None
         self._plan: Plan | None = None
         self._format: RowFormat | None = None
-        self._shelf: EpochRing | None = None
+        self._ring: EpochRing | None = None
         self._room = 0  # samples there is room for
         self._device: torch.device | None = None
         self._noticed: dict[str, Tensor] = {}
-        self._epoch, self._recording, self._reading = 0, False, False
+        self._epoch, self._recording = 0, False
 
     def configure(self, samples: int | Tensor | None, plan: Plan | None) -> None:
-        """Learn about the data, and forget what an earlier run left.
-
-        Args:
-            samples: Number of samples or their ids; what the constructor was given goes before it.
-            plan: The ids that this process will meet in an epoch.
-        """
+        """Learn of the run's data unless built with them, and of the ids to be met; forget what an earlier run left."""
         if not self._given:
             self.rows = SampleRows(samples)
-        self._plan, self._format, self._shelf, self._room, self._noticed = plan, None, None, 0, {}
+        self._plan, self._format, self._ring, self._room, self._noticed = plan, None, None, 0, {}
 
     def begin(self, epoch: int, *, recording: bool, reading: bool) -> None:
-        """Begin an epoch, or go on with it after a resume; with several processes, on all of them together.
-
-        Args:
-            epoch: Counted from 0; rows of earlier ones age by it.
-            recording: Whether outputs will be recorded.
-            reading: Whether past ones will be read.
-        """
-        self._epoch, self._recording, self._reading = epoch, recording, reading
-        if self._shelf is not None:
-            self._shelf.begin(epoch, recording=recording, reading=reading)
+        """Begin an epoch, or go on with it after a resume; with several processes, on all of them together."""
+        self._epoch, self._recording = epoch, recording
+        if self._ring is not None:
+            self._ring.begin(epoch, recording=recording, reading=reading)
 
     def locate(self, index: Tensor | None, output: Tensor) -> Tensor:
         """Check a batch, make room at the first, and return the rows of its samples.
@@ -148,8 +132,8 @@ class OutputMemory:
         if self.placement == "device":
             rows = rows.to(output.device, non_blocking=True)
         self._report("index", rows < 0)
-        shelf = self._make_room(output)
-        unplanned = shelf.unplanned(rows)
+        ring = self._make_room(output)
+        unplanned = ring.unplanned(rows)
         if unplanned is not None:
             self._report("plan", unplanned)
         return torch.where(finite.to(rows.device), rows, -1)
@@ -168,8 +152,8 @@ class OutputMemory:
         Returns:
             Outputs, shape [n, ...], finite everywhere, and whether each is a hit, bool, shape [n].
         """
-        assert self._format is not None and self._shelf is not None
-        found = self._format.decode(self._shelf.read(rows).to(like.device, non_blocking=True))
+        assert self._format is not None and self._ring is not None
+        found = self._format.decode(self._ring.read(rows).to(like.device, non_blocking=True))
         # an epoch before the first has stamp 0 or less, as rows that were never written
         hit = (found.stamp == self._epoch - self.look_back + 1) & (found.stamp > 0)
         if found.partner is not None and found.share is not None:
@@ -180,50 +164,28 @@ class OutputMemory:
         return torch.where(hit.reshape(-1, *[1] * (values.ndim - 1)), values, torch.zeros_like(values)), hit
 
     def record(self, rows: Tensor, output: Tensor, partner: Tensor | None = None, share: Tensor | None = None) -> None:
-        """Keep the outputs of this epoch; of a sample met more than once, the last.
-
-        Args:
-            rows: From `locate`; -1 for those not to keep.
-            output: Shape [n, ...].
-            partner: Ids of mixed-in samples, -1 for none.
-            share: The samples' own shares.
-        """
-        assert self._format is not None and self._shelf is not None
-        self._shelf.write(last_of_each(rows), self._format.encode(output, self._epoch, partner, share))
+        """Keep outputs at the rows of `locate` (-1 drops them) with partners and shares; of equal rows, the last."""
+        assert self._format is not None and self._ring is not None
+        self._ring.write(last_of_each(rows), self._format.encode(output, self._epoch, partner, share))
 
     def raise_noticed(self) -> None:
-        """Raise what was noticed on an accelerator since the last call; reads from the device.
-
-        Raises:
-            InputError: If ids or outputs were wrong; nothing of them was kept.
-        """
+        """Raise what an accelerator noticed since the last call (it was not kept); reads from the device."""
         noticed, self._noticed = self._noticed, {}
         for kind, flag in noticed.items():
             if bool(flag):
                 raise self._error(kind)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the memory holds: tables as they are, of a file its key.
-
-        Returns:
-            Tensors and plain values; of several processes each has its own.
-        """
+        """Return what this process holds: tables as they are, of a file its key."""
         return {
             "layout": self._layout(self._format),
             "process": rank_and_world(),
             "met": None if self.rows.met is None else list(self.rows.met),
-            "shelf": None if self._shelf is None else self._shelf.state_dict(),
+            "shelf": None if self._ring is None else self._ring.state_dict(),
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise unless `load_state_dict` can take the state.
-
-        Args:
-            state: What `state_dict` returned.
-
-        Raises:
-            CheckpointError: If it is of another size, layout or number of processes.
-        """
+        """Raise CheckpointError where a state is of another size, layout or number of processes."""
         if {"layout", "process", "met", "shelf"} - set(state):
             raise CheckpointError("the state of an output memory lacks entries; nothing was loaded")
         layout, own = state["layout"], self._layout(self._format)
@@ -241,21 +203,17 @@ class OutputMemory:
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state that `check_state` accepted.
-
-        Args:
-            state: What `state_dict` returned.
-        """
+        """Take over a state that `check_state` accepted."""
         shape, held = state["layout"]["shape"], state["shelf"]
         known = None if shape is None else RowFormat(self.precision, tuple(shape), self.pairs)
         if state["met"] is not None:
             self.rows.met = {number: row for row, number in enumerate(state["met"])}
             self.rows.count = len(state["met"])
-        self._shelf = None
+        self._ring = None
         if known is not None and held is not None:
             self._device = torch.device("cpu")  # the first batch says where it belongs
-            self._shelf = self._new_shelf(known, self._device, count=0, key=held.get("key"))
-            self._shelf.load_state_dict(held)
+            self._ring = self._new_ring(known, self._device, count=0, key=held.get("key"))
+            self._ring.load_state_dict(held)
         self._format, self._noticed, self._room = known, {}, self.rows.count
 
     def _layout(self, known: RowFormat | None) -> dict[str, Any]:
@@ -285,24 +243,24 @@ class OutputMemory:
 
     def _make_room(self, output: Tensor) -> EpochRing:
         device = torch.device("cpu") if self.placement == "host" else output.device
-        if self._shelf is None:
+        if self._ring is None:
             known = RowFormat(self.precision, tuple(output.shape[1:]), self.pairs)
             self._check_room(self._size(known), device)
-            self._shelf = self._new_shelf(known, device, count=self.rows.count)
-            self._shelf.begin(self._epoch, recording=self._recording, reading=False)  # nothing is there to be read
+            self._ring = self._new_ring(known, device, count=self.rows.count)
+            self._ring.begin(self._epoch, recording=self._recording, reading=False)  # nothing is there to be read
             self._format, self._device, self._room = known, device, self.rows.count
         elif self.rows.count > self._room:
             assert self._format is not None
             more = max(self.rows.count, 2 * self._room)
             self._check_room((more - self._room) * (self.look_back + 1) * self._format.bytes, device)
-            self._shelf.grow(more)
+            self._ring.grow(more)
             self._room = more
         if self._device != device:
-            self._shelf.to(device)
+            self._ring.to(device)
             self._device = device
-        return self._shelf
+        return self._ring
 
-    def _new_shelf(self, known: RowFormat, device: torch.device, *, count: int, key: str | None = None) -> EpochRing:
+    def _new_ring(self, known: RowFormat, device: torch.device, *, count: int, key: str | None = None) -> EpochRing:
         plan, pinned, world = self._plan, self.placement == "host", rank_and_world()[1]
         if self.rows.met is not None and world > 1:
             raise InputError("samples", "must be known when several processes share a memory", None, "pass samples=...")

@@ -32,8 +32,6 @@ from lowland.losses.divergence import are_labels_binary, tempered_divergence
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs
 
-__all__ = ["MESA"]
-
 _PRECISIONS: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -57,9 +55,6 @@ class MESA(TrainingLoss):
         teacher_precision: ``"bfloat16"`` or ``"float16"`` runs the teacher's pass in that autocast; None as the loss is
             called. Default None.
         class_axis: Axis of the classes in the output. Default 1.
-
-    Raises:
-        InputError: If an argument breaks its rule.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -124,17 +119,7 @@ class MESA(TrainingLoss):
         return self._ready().model
 
     def decay_at(self, update: int) -> float:
-        """Return the decay of the average at an update.
-
-        Args:
-            update: Its number, from 0.
-
-        Returns:
-            The share of the old average that stays.
-
-        Raises:
-            InputError: If the half-life is used and the number of steps per epoch is unknown.
-        """
+        """Return the share of the old average that stays at an update (from 0)."""
         if self.decay is not None:
             decay = self.decay
         elif self._steps is None:
@@ -218,8 +203,7 @@ class MESA(TrainingLoss):
         return {"average": average, **flags}
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
-        if {"average", "passed", "stepped", "teacher_passes"} - set(state):
-            raise CheckpointError("the state of MESA lacks entries; nothing was loaded")
+        super()._check_own(state)
         if state["average"] is not None and self.average is None:
             raise CheckpointError("the state of MESA needs loss.prepare(model=...) first; nothing was loaded")
         if state["average"] is not None and self.average is not None:

@@ -13,8 +13,6 @@ from torch import Tensor
 from lowland.core.errors import InputError
 from lowland.losses.reshapers import Reshaper
 
-__all__ = ["Multipliers", "slope_over_losses"]
-
 
 class Multipliers:
     """The losses met and the gradient multipliers used, one per clean training pass, with their epochs.
@@ -40,13 +38,7 @@ class Multipliers:
         return len(self._epochs) + len(self._pending)
 
     def append(self, epoch: int, loss: Tensor, multiplier: Tensor) -> None:
-        """Add one pass.
-
-        Args:
-            epoch: In which the loss was met, from 0.
-            loss: The plain batch-mean loss, a detached scalar.
-            multiplier: The factor of its gradient, a detached scalar.
-        """
+        """Add one pass: its plain batch-mean loss and the factor of its gradient, detached scalars."""
         self._pending.append((epoch, loss, multiplier))
 
     def settle(self) -> None:
@@ -80,34 +72,19 @@ class Multipliers:
         return self._values
 
     def epoch_means(self) -> dict[int, float]:
-        """Return the mean multiplier of every epoch.
-
-        Returns:
-            Epoch -> mean.
-        """
+        """Return the mean multiplier of every epoch."""
         grouped: dict[int, list[float]] = {}
         for epoch, value in zip(self.epochs, self.values, strict=True):
             grouped.setdefault(epoch, []).append(value)
         return {epoch: sum(values) / len(values) for epoch, values in grouped.items()}
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Return the record as plain lists.
-
-        Returns:
-            ``epochs``, ``losses``, ``values``.
-        """
+        """Return the record as the plain lists ``epochs``, ``losses`` and ``values``."""
         return {"epochs": list(self.epochs), "losses": list(self.losses), "values": list(self.values)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Multipliers:
-        """Make a record from what `state_dict` returned.
-
-        Args:
-            state: The three lists.
-
-        Returns:
-            A new record.
-        """
+        """Make a record from what `state_dict` returned."""
         record = cls()
         record._epochs = [int(epoch) for epoch in state["epochs"]]
         record._losses = [float(loss) for loss in state["losses"]]

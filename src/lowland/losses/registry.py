@@ -10,8 +10,6 @@ from lowland.losses.mesa import MESA
 from lowland.losses.reshapers import Arctangent, LinearWindow, LogExponential, Reshaper, Sech, ShiftedBump
 from lowland.losses.saf import SAF
 
-__all__ = ["METHODS", "RESHAPERS"]
-
 METHODS: Final[dict[str, type[TrainingLoss]]] = {"llr": LLR, "saf": SAF, "mesa": MESA}
 """Name -> wrapper of a criterion; a new one joins by a word here and a line in the contract suite."""
 

@@ -24,18 +24,6 @@ from torch import Tensor
 
 from lowland.core.errors import InputError
 
-__all__ = [
-    "Arctangent",
-    "Cyclic",
-    "LinearWindow",
-    "LogExponential",
-    "PEAK",
-    "Reshaper",
-    "Sech",
-    "ShiftedBump",
-    "check_number",
-]
-
 PEAK: Final = math.asinh(1.0)
 """sech(x) tanh(x) is largest, 1/2, where sinh(x) = 1."""
 
@@ -45,47 +33,18 @@ class Reshaper(ABC):
 
     @abstractmethod
     def value(self, u: Tensor) -> Tensor:
-        """Return f(u), differentiable.
-
-        Args:
-            u: Normalized losses, not negative, at least float32, any shape.
-
-        Returns:
-            Same shape.
-        """
+        """Return f(u), differentiable, for normalized losses u >= 0 of any shape, in at least float32."""
 
     @abstractmethod
     def slope(self, u: Tensor) -> Tensor:
-        """Return f'(u) in closed form.
-
-        Args:
-            u: Normalized losses, not negative, at least float32, any shape.
-
-        Returns:
-            Same shape.
-        """
+        """Return f'(u) in closed form, for the same u."""
 
     def multiplier(self, loss: Tensor, initial_loss: float) -> Tensor:
-        """Return the factor by which the reshaped gradient differs from the plain one.
-
-        Args:
-            loss: Plain losses, any shape.
-            initial_loss: The normalizing constant L0 > 0, in units of the loss.
-
-        Returns:
-            f'(loss / initial_loss), in at least float32.
-        """
-        return self.slope(_wide(loss) / initial_loss)
+        """Return f'(loss / initial_loss), the factor of the plain gradient, in at least float32."""
+        return self.slope(wide(loss) / initial_loss)
 
     def at(self, epoch: int) -> Reshaper:
-        """Return the reshaper of an epoch; itself unless it changes with time.
-
-        Args:
-            epoch: Counted from 0.
-
-        Returns:
-            A reshaper.
-        """
+        """Return the reshaper of an epoch (from 0); itself unless it changes with time."""
         del epoch
         return self
 
@@ -340,7 +299,8 @@ def _bell(x: Tensor) -> Tensor:
     return torch.tanh(x) / torch.cosh(x)  # sech(x) tanh(x); where cosh overflows to infinity, 0 is right
 
 
-def _wide(loss: Tensor) -> Tensor:
+def wide(loss: Tensor) -> Tensor:
+    """Return losses in at least float32."""
     return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
 
 

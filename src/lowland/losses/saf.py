@@ -32,8 +32,6 @@ from lowland.losses.memory import OutputMemory, Placement
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs, as_epochs
 
-__all__ = ["SAF"]
-
 _MANY: Final = 3
 _TOO_MANY: Final = 50
 """How often the samples of an epoch may be met before a user is warned, and before it cannot be one epoch."""
@@ -62,9 +60,6 @@ class SAF(TrainingLoss):
         path: The file, for ``placement="file"``.
         samples: Number of samples or all their ids; None takes them from `prepare`, or numbers ids as they are met.
         class_axis: Axis of the classes in the output. Default 1.
-
-    Raises:
-        InputError: If an argument breaks its rule.
 
     Example:
         >>> loss = SAF(torch.nn.CrossEntropyLoss(), start=1, look_back=1)
@@ -102,12 +97,8 @@ class SAF(TrainingLoss):
         if as_epochs("look_back", look_back, 1) < 1:
             raise InputError("look_back", "must be at least one epoch", look_back)
         self.weight, self.temperature, self.temperature_squared = weight, temperature, temperature_squared
-        self.look_back, self.active, self.mixed, self.class_axis = (
-            look_back,
-            ActiveEpochs(start, stop),
-            mixed,
-            class_axis,
-        )
+        self.look_back, self.active = look_back, ActiveEpochs(start, stop)
+        self.mixed, self.class_axis = mixed, class_axis
         known = look_back if isinstance(look_back, int) else 1  # a fraction is resolved by `prepare`
         self.memory = OutputMemory(
             look_back=known,

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from lowland.core.errors import InputError
 
-__all__ = ["ActiveEpochs", "as_epochs"]
-
 
 def as_epochs(name: str, value: int | float, epochs: int | None) -> int:
     """Turn a number of epochs, or a fraction of a run, into a number of epochs."""
@@ -59,29 +57,11 @@ class ActiveEpochs:
             raise InputError("stop", f"must be above start={self.start}", self.stop)
 
     def first(self, epochs: int | None) -> int:
-        """Return the first active epoch.
-
-        Args:
-            epochs: Length of the run, or None.
-
-        Returns:
-            The epoch.
-        """
+        """Return the first active epoch of a run of so many; None where its length is unknown."""
         return as_epochs("start", self.start, epochs)
 
     def contains(self, epoch: int, epochs: int | None) -> bool:
-        """Tell whether the method is active in an epoch.
-
-        Args:
-            epoch: Counted from 0.
-            epochs: Length of the run; needed for fractions and for a calm end.
-
-        Returns:
-            True if it is.
-
-        Raises:
-            InputError: If the length of the run is needed and unknown.
-        """
+        """Tell whether the method is active in an epoch (from 0); fractions and a calm end need the run's length."""
         if epoch < self.first(epochs):
             return False
         if self.stop is not None and epoch >= as_epochs("stop", self.stop, epochs):

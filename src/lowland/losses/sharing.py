@@ -20,8 +20,6 @@ from torch import Tensor
 
 from lowland.losses.tables import TensorTable
 
-__all__ = ["Exchange", "last_of_each", "rank_and_world", "yields_to_others"]
-
 _CHUNK: Final = 64 << 20
 """Bytes of rows that are on their way at a time."""
 
@@ -55,7 +53,7 @@ class Exchange:
         *,
         pinned: bool,
     ) -> None:
-        self.rank, self.world = rank_and_world()
+        self.world = rank_and_world()[1]
         self.count, self.row_bytes, self.plan = count, row_bytes, plan
         self.look_back, self.slots = look_back, look_back + 1
         self.device, self.pinned = device, pinned

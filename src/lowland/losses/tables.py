@@ -8,7 +8,7 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import psutil
@@ -17,23 +17,8 @@ from torch import Tensor
 
 from lowland.core.errors import CheckpointError, InputError
 
-__all__ = ["FileTable", "RowTable", "TensorTable", "available_bytes"]
-
 _HEADER: Final = 4096
 _MAGIC: Final = "lowland output memory 1"
-
-
-class RowTable(Protocol):
-    """Rows of equal length by position."""
-
-    def read(self, positions: Tensor) -> Tensor:
-        """Return the rows at positions (uint8, shape [n, bytes], on the positions' device); zeros at -1."""
-
-    def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows to positions, each position at most once; rows at position -1 are dropped."""
-
-    def grow(self, positions: int) -> None:
-        """Make room for more positions; what is there stays."""
 
 
 class TensorTable:
@@ -44,27 +29,24 @@ class TensorTable:
         self.data = torch.zeros((positions + 1, row_bytes), dtype=torch.uint8, device=device, pin_memory=pinned)
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return rows; see `RowTable`."""
-        place = self._place(positions)
+        """Return the rows at positions (uint8, shape [n, bytes], on the positions' device); zeros at -1."""
+        place = positions.to(self.data.device)
         rows = self.data.index_select(0, place.clamp(min=0))
         rows = torch.where((place >= 0)[:, None], rows, torch.zeros_like(rows))
         return rows.to(positions.device, non_blocking=True)
 
     def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows; see `RowTable`."""
-        place = self._place(positions)
+        """Write rows to positions, each position at most once; rows at position -1 are dropped."""
+        place = positions.to(self.data.device)
         last = self.data.shape[0] - 1
         self.data.index_copy_(0, torch.where(place >= 0, place, last), rows.to(self.data.device))
 
     def grow(self, positions: int) -> None:
-        """Make room; see `RowTable`."""
+        """Make room for more positions; what is there stays."""
         missing = positions + 1 - self.data.shape[0]
         if missing > 0:
             more = self.data.new_zeros((missing, self.data.shape[1]))
             self.data = torch.cat([self.data[:-1], more, self.data[-1:]])
-
-    def _place(self, positions: Tensor) -> Tensor:
-        return positions.to(self.data.device)
 
 
 class FileTable:
@@ -106,7 +88,7 @@ class FileTable:
         os.pwrite(self._file, text.encode().ljust(_HEADER), 0)
 
     def read(self, positions: Tensor) -> Tensor:
-        """Return rows; see `RowTable`."""
+        """Return rows; see `TensorTable`."""
         rows = np.zeros((len(positions), self.row_bytes), dtype=np.uint8)
         for row, position in zip(rows, positions.tolist(), strict=True):
             if position >= 0:
@@ -114,13 +96,13 @@ class FileTable:
         return torch.from_numpy(rows).to(positions.device)
 
     def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows; see `RowTable`."""
+        """Write rows; see `TensorTable`."""
         for row, position in zip(rows.cpu().numpy(), positions.tolist(), strict=True):
             if position >= 0:
                 os.pwrite(self._file, row, _HEADER + position * self.row_bytes)
 
     def grow(self, positions: int) -> None:
-        """Make room; see `RowTable`."""
+        """Make room; see `TensorTable`."""
         size = _HEADER + positions * self.row_bytes
         if os.fstat(self._file).st_size < size:
             os.ftruncate(self._file, size)

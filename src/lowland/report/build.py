@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import lowland
 from lowland.core.errors import InputError
@@ -15,7 +16,8 @@ from lowland.report.sections import Block, Details, Listing, Paragraph, Report, 
 from lowland.results.matched import comparable
 from lowland.results.run import Run
 
-__all__ = ["build", "footer", "settings_section"]
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def build(
@@ -77,17 +79,11 @@ def footer(date: str | None) -> str:
 def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
     limits = [f"The runs differ in their {what}: no number here compares them fairly." for what in mixed]
     measured = [result for run in runs if (result := run.final_curvature) is not None]
-    for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
-        values = {str(result.attrs[key]) for result in measured if key in result.attrs}
-        if len(values) > 1:
-            limits.append(f"Curvature was measured with different {words} ({', '.join(sorted(values))}).")
+    limits += _settings_that_differ("Curvature was", measured)
     if len(measured) > 1 and not comparable([scalar(result, "train_loss") for result in measured]):
         limits.append("Curvature at the end of training is not comparable: the train losses differ too much.")
     surfaces = [surface for run in runs for name, surface in run.surfaces.items() if name != path_plane(run)]
-    for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
-        values = {str(surface.attrs[key]) for surface in surfaces if key in surface.attrs}
-        if len(values) > 1:
-            limits.append(f"Surfaces were measured with different {words} ({', '.join(sorted(values))}).")
+    limits += _settings_that_differ("Surfaces were", surfaces)
     limits += [
         "A random plane is one draw: single directions differ by tens of per cent in curvature. The filter-weighted "
         "trace is the mean over all of them.",
@@ -96,6 +92,13 @@ def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
         "Sharpness is no proof of generalization; both are shown side by side, not as cause and effect.",
     ]
     return Section("What cannot be compared", tuple(Paragraph(text) for text in limits))
+
+
+def _settings_that_differ(what: str, results: Sequence[xr.Dataset]) -> Iterator[str]:
+    for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
+        values = {str(result.attrs[key]) for result in results if key in result.attrs}
+        if len(values) > 1:
+            yield f"{what} measured with different {words} ({', '.join(sorted(values))})."
 
 
 def settings_section(runs: Sequence[Run]) -> Section:

@@ -18,8 +18,6 @@ from lowland.results.run import Run
 from lowland.viz.curves import build_cost
 from lowland.viz.spec import ScatterPoint
 
-__all__ = ["comparison_section", "comparison_table", "methods_of"]
-
 
 def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs by method, in the order in which the methods first appear."""

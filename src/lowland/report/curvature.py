@@ -17,8 +17,6 @@ from lowland.results.run import Run
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["curvature_section", "lowest_eigenvalue", "scalar", "with_error"]
-
 _SHOWN = [
     "train_loss",
     "train_accuracy",

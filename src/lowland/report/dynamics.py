@@ -20,8 +20,6 @@ from lowland.viz.spec import Axis, Contour, Curve, Line
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["training_section", "trajectories_section"]
-
 _CURVES = (
     ("train_loss", "train loss", "loss"),
     ("validation_loss", "validation loss", "loss"),

@@ -17,25 +17,12 @@ from lowland.viz.backends import draw
 from lowland.viz.plotly import script
 from lowland.viz.spec import Figure
 
-__all__ = ["render", "write"]
-
 _ARRAY = re.compile(r'"bdata":"([A-Za-z0-9+/=]{256,})"')
 """An array in plotly's JSON, long enough to be worth sharing."""
 
 
 def write(report: Report, path: str | Path) -> Path:
-    """Write a report to one self-contained file, in whole or not at all.
-
-    Args:
-        report: What `build` returns, or sections of your own.
-        path: Ends in .html; its folder must exist.
-
-    Returns:
-        The path written.
-
-    Raises:
-        InputError: If the path has another suffix or its folder is missing.
-    """
+    """Write a report to one self-contained .html file in a folder that exists, in whole or not at all."""
     target = Path(path)
     if target.suffix.lower() not in (".html", ".htm"):
         raise InputError("path", "must end in .html", str(path))
@@ -46,14 +33,7 @@ def write(report: Report, path: str | Path) -> Path:
 
 
 def render(report: Report) -> str:
-    """Return a report as HTML.
-
-    Args:
-        report: What `build` returns, or sections of your own.
-
-    Returns:
-        The whole page.
-    """
+    """Return the whole page of a report as HTML."""
     loader = PackageLoader("lowland", "report")
     pages = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     pages.filters |= {"kind": lambda block: type(block).__name__, "two_lines": _two_lines}

@@ -19,8 +19,6 @@ from lowland.viz.surfaces import build_contour, build_convexity_map, build_surfa
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["landscapes_section", "path_plane"]
-
 _MOST_SOLIDS = 8
 """Surfaces in three dimensions on one page: browsers keep 8 to 16 such canvases alive and blank the oldest."""
 

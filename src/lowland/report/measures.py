@@ -14,8 +14,6 @@ from lowland.viz.curves import build_spectrum
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["further_blocks"]
-
 
 def further_blocks(runs: Sequence[Run]) -> list[Block]:
     """Build the tables and figures of everything that was measured on request."""

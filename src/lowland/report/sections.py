@@ -12,8 +12,6 @@ from typing import TypeAlias
 from lowland.core.errors import InputError
 from lowland.viz.spec import Figure as FigureSpec
 
-__all__ = ["Block", "Box", "Details", "Figure", "Gallery", "Listing", "Paragraph", "Report", "Section", "Table"]
-
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
@@ -25,19 +23,12 @@ class Paragraph:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of text cells.
+    """A table of text cells."""
 
-    Args:
-        header: Column titles.
-        rows: Cells, each row as long as the header; the first cell names the row.
-        caption: What the table shows, with units.
-        notes: Footnotes below it.
-    """
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    caption: str = ""
-    notes: tuple[str, ...] = ()
+    header: tuple[str, ...]  # Column titles
+    rows: tuple[tuple[str, ...], ...]  # Cells, each row as long as the header; the first cell names the row
+    caption: str = ""  # What the table shows, with units
+    notes: tuple[str, ...] = ()  # Footnotes below it
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, str]], caption: str = "", notes: tuple[str, ...] = ()) -> Table:
@@ -53,34 +44,21 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An interactive figure.
-
-    Args:
-        spec: What it shows.
-        run: Name of the run it belongs to, "" for several; the reader can hide runs.
-        link: Figures with the same link share their camera.
-        height: In pixels; the width follows the page.
-    """
+    """An interactive figure."""
 
     spec: FigureSpec
-    run: str = ""
-    link: str = ""
-    height: int = 420
+    run: str = ""  # Name of the run it belongs to, "" for several; the reader can hide runs
+    link: str = ""  # Figures with the same link share their camera
+    height: int = 420  # In pixels; the width follows the page
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box of named checks, such as "can I trust this figure?".
+    """A box of named checks, such as "can I trust this figure?"."""
 
-    Args:
-        title: The question that the checks answer.
-        checks: ``(name, value, meaning)``.
-        run: Name of the run it belongs to.
-    """
-
-    title: str
-    checks: tuple[tuple[str, str, str], ...]
-    run: str = ""
+    title: str  # The question that the checks answer
+    checks: tuple[tuple[str, str, str], ...]  # ``(name, value, meaning)``
+    run: str = ""  # Name of the run it belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +96,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole report.
+    """A whole report."""
 
-    Args:
-        title: Heading of the page, and its name in the browser's tab.
-        lead: First paragraphs: what was compared, in which setting.
-        sections: What stands below, numbered in the contents in this order.
-        runs: Names of the runs, for the toggles that hide and show them.
-        footer: Versions and date.
-    """
-
-    title: str
-    lead: tuple[str, ...] = ()
-    sections: tuple[Section, ...] = ()
-    runs: tuple[str, ...] = ()
-    footer: str = ""
+    title: str  # Heading of the page, and its name in the browser's tab
+    lead: tuple[str, ...] = ()  # First paragraphs: what was compared, in which setting
+    sections: tuple[Section, ...] = ()  # What stands below, numbered in the contents in this order
+    runs: tuple[str, ...] = ()  # Names of the runs, for the toggles that hide and show them
+    footer: str = ""  # Versions and date

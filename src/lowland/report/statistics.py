@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-__all__ = ["LEAST_SEEDS", "Interval", "paired_interval", "show", "show_interval", "t_interval"]
-
 LEAST_SEEDS = 4
 """Below that, seeds are shown one by one: an interval from three points would say more than they do."""
 

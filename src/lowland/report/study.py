@@ -14,8 +14,6 @@ from lowland.report.statistics import Interval, show, show_interval
 from lowland.viz.curves import front_line, pareto_front
 from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
 
-__all__ = ["SharpnessRow", "StudyPage", "StudyRow", "study_sections", "study_table"]
-
 
 @dataclass(frozen=True, slots=True)
 class StudyRow:

@@ -19,8 +19,6 @@ from lowland.viz.caption import planes_of, recipe_of
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["trust_box"]
-
 Check: TypeAlias = tuple[str, str, str]
 """Name, value and what it means."""
 

@@ -1,6 +1,6 @@
 """Results on disk: runs, and surfaces, trajectories and curvature as labelled Datasets; no torch."""
 
-from lowland.results.dataset import MemoryWriter, SurfaceWriter, ZarrWriter, open, save, writer
+from lowland.results.dataset import SurfaceWriter, open, save, writer
 from lowland.results.frames import to_csv, to_frame, to_parquet
 from lowland.results.hdf5 import read_directions, read_li_hdf5, write_directions, write_li_hdf5
 from lowland.results.matched import at_matched_loss, matched_steps
@@ -19,8 +19,6 @@ __all__ = [
     "save",
     "writer",
     "SurfaceWriter",
-    "MemoryWriter",
-    "ZarrWriter",
     "to_frame",
     "to_csv",
     "to_parquet",

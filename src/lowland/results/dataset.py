@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,8 +17,6 @@ from lowland.core.errors import StoreError
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, identifier, migrated, plain
 from lowland.results import remote, zarr
 from lowland.results.files import only_writer
-
-__all__ = ["MemoryWriter", "SurfaceWriter", "ZarrWriter", "open", "save", "writer"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -56,17 +53,7 @@ def open(path: str | Path) -> xr.Dataset:
 
 
 def save(dataset: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write a whole result, as a whole or not at all.
-
-    Args:
-        dataset: A surface, trajectory or curvature result.
-        path: The store's folder, or a URL.
-        overwrite: Replace a store that is there. Default False.
-
-    Raises:
-        StoreError: If the Dataset is none of ours, something is there already, another run writes it, or it cannot be
-            written.
-    """
+    """Write a whole result to a folder or URL, or nothing; a store that is there is kept unless `overwrite` is set."""
     check(dataset)
     if remote.is_url(path):
         with remote.held(str(path)) as mirror, _named(mirror.folder, mirror.url):
@@ -86,20 +73,36 @@ def _named(folder: Path, url: str) -> Generator[None]:
         raise StoreError(str(error).replace(str(folder), url)) from error
 
 
-class SurfaceWriter(ABC):
-    """Takes the points of a surface as they are measured.
+class SurfaceWriter:
+    """Takes the points of a surface as they are measured: in memory, and into a store where it has one.
+
+    A store gets values before their status, and what is new at most every two seconds.
 
     Args:
         dataset: The surface, with the points of an earlier run filled in.
+        path: The store, which exists and holds the same surface; None keeps the surface in memory alone.
         resumed: Whether there was an earlier run.
+        publish: Called whenever the store has changed; None where the folder is the store.
     """
 
-    def __init__(self, dataset: xr.Dataset, *, resumed: bool = False) -> None:
-        self.dataset, self.resumed = dataset, resumed
+    def __init__(
+        self,
+        dataset: xr.Dataset,
+        path: Path | None = None,
+        *,
+        resumed: bool = False,
+        publish: Callable[[], None] | None = None,
+    ) -> None:
+        self.dataset, self.resumed, self._publish = dataset, resumed, publish
         # the arrays themselves: looking them up in the Dataset takes longer than a small network takes for a point
         self._arrays: dict[str, Array] = {str(name): dataset[name].values for name in dataset.data_vars}
         self._dims = {str(name): tuple(str(dim) for dim in dataset[name].dims) for name in dataset.data_vars}
         self._status, self._point_dims = self._arrays["status"], self._dims["status"]
+        self._carry: dict[int, dict[str, Array]] = {}  # what is put with points, where there is no store
+        self._marks = np.zeros(self._status.shape, dtype=np.bool_)  # points that the store lacks
+        self._flushed = -np.inf
+        order = [*(name for name in self._arrays if name != "status"), "status"]
+        self._store = None if path is None else zarr.ZarrArrays(path, self._arrays, order)
 
     @property
     def status(self) -> Array:
@@ -124,128 +127,42 @@ class SurfaceWriter(ABC):
             error: Why it failed; the status becomes failed then.
             carry: Arrays that other points start from, kept for a run that goes on.
         """
-        if carry:
-            self._keep(index, carry)
+        if carry and self._store is not None:
+            self._store.keep(index, carry)  # at once: before the point's status can be written
+        elif carry:
+            self._carry[index] = {name: np.asarray(array) for name, array in carry.items()}
         place = dict(zip(self._point_dims, np.unravel_index(index, self._status.shape), strict=True))
         for name, value in values.items():
             self._arrays[name][tuple(place.get(dim, slice(None)) for dim in self._dims[name])] = value
         point = tuple(place.values())
         self._arrays["error"][point] = error
         self._status[point] = STATUS_FAILED if error else status
-        self._changed(point)
-
-    def annotate(self, attributes: Mapping[str, Any]) -> None:
-        """Keep attributes, on disk at once.
-
-        Args:
-            attributes: Plain JSON values by name.
-        """
-        self.dataset.attrs.update(plain(attributes))
-        self._annotated()
-
-    @abstractmethod
-    def carried(self, index: int) -> dict[str, Array]:
-        """Return the arrays that were put with a point.
-
-        Args:
-            index: Flat number of the point.
-
-        Returns:
-            Arrays by name; empty where none were put.
-        """
-
-    @abstractmethod
-    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
-        """Keep the arrays of a point."""
-
-    @abstractmethod
-    def _changed(self, point: tuple[Any, ...]) -> None:
-        """React to a new point."""
-
-    @abstractmethod
-    def _annotated(self) -> None:
-        """React to new attributes."""
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Bring everything that was put to disk now."""
-
-
-def _nothing() -> None:
-    return None
-
-
-class MemoryWriter(SurfaceWriter):
-    """Keeps a surface in memory.
-
-    Args:
-        dataset: The surface.
-    """
-
-    def __init__(self, dataset: xr.Dataset) -> None:
-        super().__init__(dataset)
-        self._carry: dict[int, dict[str, Array]] = {}
-
-    def carried(self, index: int) -> dict[str, Array]:
-        """Return the arrays that were put with a point."""
-        return dict(self._carry.get(index, {}))
-
-    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
-        self._carry[index] = {name: np.asarray(array) for name, array in carry.items()}
-
-    def _changed(self, point: tuple[Any, ...]) -> None:
-        return None
-
-    def _annotated(self) -> None:
-        return None
-
-    def flush(self) -> None:
-        """Do nothing: there is no disk."""
-
-
-class ZarrWriter(SurfaceWriter):
-    """Keeps a surface in memory and in a Zarr store, values before status, at most every two seconds.
-
-    Args:
-        path: The store, which exists and holds the same surface.
-        dataset: The surface.
-        resumed: Whether there was an earlier run.
-        publish: Called whenever the folder has changed. Default: nothing, the folder is the store.
-    """
-
-    def __init__(
-        self, path: Path, dataset: xr.Dataset, *, resumed: bool = False, publish: Callable[[], None] | None = None
-    ) -> None:
-        super().__init__(dataset, resumed=resumed)
-        self._publish = publish or _nothing
-        self._marks = np.zeros(self._status.shape, dtype=np.bool_)
-        self._flushed = -np.inf
-        names = [name for name in self._arrays if name != "status"]
-        self._store = zarr.ZarrArrays(path, self._arrays, [*names, "status"])
-
-    def carried(self, index: int) -> dict[str, Array]:
-        """Return the arrays that were put with a point, read from disk."""
-        return self._store.carried(index)
-
-    def _keep(self, index: int, carry: Mapping[str, Any]) -> None:
-        self._store.keep(index, carry)  # at once: before the point's status can be written
-
-    def _changed(self, point: tuple[Any, ...]) -> None:
         self._marks[point] = True
         if time.monotonic() - self._flushed >= _SECONDS:
             self.flush()
 
-    def _annotated(self) -> None:
-        self._store.attributes(self.dataset.attrs)
-        self._publish()
+    def annotate(self, attributes: Mapping[str, Any]) -> None:
+        """Keep plain JSON values by name as attributes, on disk at once."""
+        self.dataset.attrs.update(plain(attributes))
+        if self._store is not None:
+            self._store.attributes(self.dataset.attrs)
+            self._published()
+
+    def carried(self, index: int) -> dict[str, Array]:
+        """Return the arrays by name that were put with a point; empty where none were."""
+        return dict(self._carry.get(index, {})) if self._store is None else self._store.carried(index)
 
     def flush(self) -> None:
-        """Write every chunk that holds a new point."""
-        if self._marks.any():
+        """Write every chunk that holds a new point to disk now."""
+        if self._store is not None and self._marks.any():
             self._store.write(self._marks, self._point_dims, self._dims)
-            self._publish()
-            self._marks[:] = False
+            self._published()
+        self._marks[:] = False
         self._flushed = time.monotonic()
+
+    def _published(self) -> None:
+        if self._publish is not None:
+            self._publish()
 
 
 @contextmanager
@@ -265,10 +182,10 @@ def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWr
     """
     check(template, "surface")
     if path is None:
-        yield MemoryWriter(template.copy(deep=True))
+        yield SurfaceWriter(template.copy(deep=True))
         return
     with ExitStack() as stack:
-        publish: Callable[[], None] = _nothing
+        publish = None
         if remote.is_url(path):
             mirror = stack.enter_context(remote.held(str(path)))
             stack.enter_context(_named(mirror.folder, mirror.url))
@@ -281,8 +198,9 @@ def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWr
             _fill(surface, zarr.read(path), path)
         else:
             zarr.create(template, path)
-            publish()
-        keeper = ZarrWriter(path, surface, resumed=resumed, publish=publish)
+            if publish is not None:
+                publish()
+        keeper = SurfaceWriter(surface, path, resumed=resumed, publish=publish)
         try:
             yield keeper
         finally:

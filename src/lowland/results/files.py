@@ -11,8 +11,6 @@ from pathlib import Path
 
 from lowland.core.errors import StoreError
 
-__all__ = ["make_folder", "only_writer", "replacing", "write_atomically"]
-
 
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents."""
@@ -30,16 +28,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def writing(path: Path, kept: str = "") -> Generator[None]:
+    """Say of what the operating system complains about which path could not be written, and what is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write {path} ({_reason(error)}){kept}") from error
+
+
+@contextmanager
 def replacing(path: Path) -> Generator[Path]:
     """Let a file be written under another name beside it, and rename it over the old one at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
-        yield temporary
-        with temporary.open("rb") as file:  # its bytes must be on the disk before its name is
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path} ({_reason(error)}); what was there is kept") from error
+        with writing(path, "; what was there is kept"):
+            yield temporary
+            with temporary.open("rb") as file:  # its bytes must be on the disk before its name is
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -10,8 +10,6 @@ from typing import Final
 from lowland.core.errors import InputError
 from lowland.results.run import PARTS, SPEC
 
-__all__ = ["find_runs", "is_run", "open_run_folder"]
-
 _DEPTH: Final = 4
 """Levels below a folder in which its runs are looked for; those of a study lie three deep."""
 

@@ -17,8 +17,6 @@ from lowland.results.files import replacing, write_atomically
 if TYPE_CHECKING:
     from lowland.results.run import Run
 
-__all__ = ["frame_of_rows", "frame_of_runs", "to_csv", "to_frame", "to_parquet"]
-
 _UNITS: Final = {
     **UNITS,
     "epoch": "epochs",
@@ -70,9 +68,8 @@ def to_frame(result: Any) -> pd.DataFrame:
     """
     if isinstance(result, xr.Dataset):
         frame = result.to_dataframe().reset_index() if result.sizes else pd.DataFrame([_scalars(result)])
-        known = {str(name): str(variable.attrs["units"]) for name, variable in result.variables.items()
-                 if variable.attrs.get("units")}  # fmt: skip
-        return _with_units(frame, known)
+        units = {str(name): str(variable.attrs.get("units", "")) for name, variable in result.variables.items()}
+        return _with_units(frame, {name: unit for name, unit in units.items() if unit})
     made = getattr(result, "to_frame", None)
     if made is None:
         raise InputError("result", "must be a Dataset, a run or runs", type(result).__name__)
@@ -114,18 +111,7 @@ def _with_units(frame: pd.DataFrame, known: Mapping[str, str] | None = None) -> 
 
 
 def to_csv(result: Any, path: str | Path) -> Path:
-    """Write a result as CSV, with its units in ``PATH-metadata.json`` as the W3C's "CSV on the Web" has them.
-
-    Args:
-        result: As in `to_frame`; or a frame of it.
-        path: The file.
-
-    Returns:
-        The path.
-
-    Raises:
-        StoreError: If it cannot be written; what was there is kept.
-    """
+    """Write a result (as in `to_frame`) as CSV, its units in ``PATH-metadata.json`` as "CSV on the Web" has them."""
     frame, target = _framed(result), Path(path)
     units = frame.attrs.get("units", {})
     columns = [{"name": str(c), "titles": str(c), **({"unit": units[c]} if c in units else {})} for c in frame.columns]
@@ -136,19 +122,7 @@ def to_csv(result: Any, path: str | Path) -> Path:
 
 
 def to_parquet(result: Any, path: str | Path) -> Path:
-    """Write a result as Parquet, with the unit of each column in its field's metadata (``units``).
-
-    Args:
-        result: As in `to_frame`; or a frame of it.
-        path: The file.
-
-    Returns:
-        The path.
-
-    Raises:
-        MissingExtra: If pyarrow is not installed.
-        StoreError: If it cannot be written; what was there is kept.
-    """
+    """Write a result (as in `to_frame`) as Parquet, the unit of a column in its field's metadata (``units``)."""
     arrow: Any = optional_import("pyarrow", extra="parquet", needed_for="to_parquet")
     parquet: Any = optional_import("pyarrow.parquet", extra="parquet", needed_for="to_parquet")
     frame, target = _framed(result), Path(path)

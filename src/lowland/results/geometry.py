@@ -17,8 +17,6 @@ from scipy.special import stdtrit
 from lowland.core.errors import InputError
 from lowland.core.schema import STATUS_FAILED, STATUS_OPEN, check
 
-__all__ = ["bands", "barrier", "basin_width", "central_curvature", "numbers", "roughness"]
-
 Values: TypeAlias = NDArray[np.float64]
 
 

@@ -23,8 +23,6 @@ from lowland.core.errors import InputError, LowlandError, StoreError, optional_i
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, new_surface
 from lowland.results.files import replacing
 
-__all__ = ["LI_ENDINGS", "read_directions", "read_li_hdf5", "write_directions", "write_li_hdf5"]
-
 Array: TypeAlias = NDArray[Any]
 
 LI_ENDINGS: Final = (".h5", ".hdf5")
@@ -36,18 +34,7 @@ _METRICS: Final[Mapping[str, tuple[str, float]]] = {"loss": ("loss", 1.0), "accu
 
 
 def read_li_hdf5(path: str | Path) -> xr.Dataset:
-    """Read a surface file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        A surface with ``loss`` and ``accuracy`` (as a fraction); over ``split`` if the file has both train
-        and test values. Points that hold -1 are open.
-
-    Raises:
-        StoreError: If the file is missing, damaged or no surface file.
-    """
+    """Read a surface file: loss and accuracy (a fraction), over ``split`` where both are there; -1 is an open point."""
     with _opened(path, "r") as file:
         if "xcoordinates" not in file:
             raise StoreError(f"{path} is no surface file: `xcoordinates` is missing")
@@ -125,17 +112,7 @@ def write_li_hdf5(surface: xr.Dataset, path: str | Path, *, split: str = "train"
 
 
 def read_directions(path: str | Path) -> list[list[Array]]:
-    """Read a direction file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        One list of arrays per axis.
-
-    Raises:
-        StoreError: If the file is missing, damaged or no direction file.
-    """
+    """Read a direction file as one list of arrays per axis."""
     with _opened(path, "r") as file:
         names = [name for name in ("xdirection", "ydirection") if name in file]
         if "xdirection" not in names:
@@ -147,16 +124,7 @@ def read_directions(path: str | Path) -> list[list[Array]]:
 
 
 def write_directions(path: str | Path, directions: Sequence[Sequence[Array]]) -> None:
-    """Write a direction file that the tool reads.
-
-    Args:
-        path: The file; an existing one is replaced.
-        directions: One or two lists of arrays, in the order of the model's parameters.
-
-    Raises:
-        InputError: If there are neither one nor two.
-        StoreError: If the file cannot be written.
-    """
+    """Write one or two lists of arrays, in the order of the model's parameters, as the tool's direction file."""
     if len(directions) not in (1, 2):
         raise InputError("directions", "must be one or two", len(directions))
     with _replacing(path) as file:

@@ -16,17 +16,6 @@ import xarray as xr
 from lowland.core.errors import InputError
 from lowland.results.run import Run
 
-__all__ = [
-    "LOSS_RATIO",
-    "at_matched_loss",
-    "common_loss",
-    "comparable",
-    "losses_along_path",
-    "matched_steps",
-    "nearest",
-    "within",
-]
-
 LOSS_RATIO: Final = 1.5
 """Train losses that differ by more make curvatures incomparable."""
 
@@ -123,9 +112,8 @@ def at_matched_loss(
     }
     ends = {name: float(loss[-1]) for name, (loss, _) in curves.items()}
     if losses is None:
-        low, high = (
-            max(float(loss.min()) for loss, _ in curves.values()), min(float(loss.max()) for loss, _ in curves.values())
-        )  # fmt: skip
+        low = max(float(loss.min()) for loss, _ in curves.values())
+        high = min(float(loss.max()) for loss, _ in curves.values())
         losses = np.geomspace(high, low, 5).tolist() if 0 < low <= high else []
     return {
         "end": {name: float(values[-1]) for name, (_, values) in curves.items()},

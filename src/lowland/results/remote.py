@@ -25,8 +25,6 @@ from typing import Any, Final
 
 from lowland.core.errors import InputError, StoreError, optional_import
 
-__all__ = ["Mirror", "fetched", "held", "is_url"]
-
 _LOGGER = logging.getLogger(__name__)
 
 _BEAT: Final = 10.0

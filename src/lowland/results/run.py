@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-__all__ = ["PARTS", "SPEC", "Run"]
-
 SPEC: Final = "spec.yaml"
 
 _FOLDERS: Final = ("checkpoints", "snapshots", "surfaces", "curvature")
@@ -284,14 +282,7 @@ class Run:
         return self._source if isinstance(self._source, Source) else self._source(self)
 
     def model(self, weights: str | int = "best") -> Any:
-        """Return a new network in evaluation mode.
-
-        Args:
-            weights: ``"best"`` (chosen on validation), ``"last"``, ``"initial"``, or the step of a snapshot.
-
-        Returns:
-            The torch module.
-        """
+        """Return a new network in evaluation mode; weights are best, last, initial, or the step of a snapshot."""
         return self.source.model(str(weights))
 
     def data(self) -> Any:
@@ -326,10 +317,18 @@ class Run:
         Returns:
             The `lowland.EmpiricalRisk`.
         """
-        return self.risks(
-            [split], split=split, weights=weights, samples=samples, seed=seed, batch_size=batch_size,
-            batch_norm=batch_norm, metrics=metrics, model=model,
-        )[split]  # fmt: skip
+        found = self.risks(
+            [split],
+            split=split,
+            weights=weights,
+            samples=samples,
+            seed=seed,
+            batch_size=batch_size,
+            batch_norm=batch_norm,
+            metrics=metrics,
+            model=model,
+        )
+        return found[split]
 
     def risks(
         self,
@@ -344,42 +343,24 @@ class Run:
         metrics: Sequence[str] = (),
         model: Any = None,
     ) -> Mapping[str, Any]:
-        """Return the risks of several parts of the data, all of one model.
-
-        Args:
-            splits: Names of the parts.
-            split: The part on which batch-norm statistics are recalibrated; everything else is as in `risk`.
-            weights: Which weights.
-            samples: Size of the subset (samples).
-            seed: Its seed.
-            batch_size: Samples per forward pass (samples).
-            batch_norm: Statistics that normalize.
-            metrics: What is measured beside the loss.
-            model: A network to measure instead of a new one.
-
-        Returns:
-            Name -> risk.
-        """
+        """Return the risks of several parts of the data by name, all of one model; the options are those of `risk`."""
+        # `split`: the part on which batch-norm statistics are recalibrated
         return self.source.risks(
-            splits, model=model, weights=str(weights), split=split, samples=samples, seed=seed, batch_size=batch_size,
-            batch_norm=batch_norm, metrics=metrics,
-        )  # fmt: skip
+            splits,
+            model=model,
+            weights=str(weights),
+            split=split,
+            samples=samples,
+            seed=seed,
+            batch_size=batch_size,
+            batch_norm=batch_norm,
+            metrics=metrics,
+        )
 
     # how it shows itself
 
     def report(self, path: str | Path | None = None, *, beside: Sequence[Run] = ()) -> Any:
-        """Return the report of this run, and write it if a path is given.
-
-        Args:
-            path: The page to write, ``.html``.
-            beside: Runs that it is compared with.
-
-        Returns:
-            The report, or the path that was written.
-
-        Raises:
-            InputError: If the run was not opened by `lowland.open`.
-        """
+        """Return the report of this run and those beside it; with a path ending in .html it is written there."""
         if self._reporter is None:
             raise InputError("run", "must have been opened by lowland.open", self.place, "or call report.build([run])")
         return self._reporter([self, *beside], None if path is None else Path(path))

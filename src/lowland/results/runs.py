@@ -14,8 +14,6 @@ from lowland.results.run import Run
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Runs"]
-
 
 class Runs(Sequence[Run]):
     """Several runs, in order, with different names.

@@ -11,8 +11,6 @@ from lowland.core.errors import LowlandError
 if TYPE_CHECKING:
     from lowland.results.run import Run
 
-__all__ = ["line_of", "table_of"]
-
 
 def _facts(run: Run) -> dict[str, str]:
     """Return the numbers that matter; what is damaged is said, since a representation must not fail."""

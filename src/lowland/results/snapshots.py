@@ -20,8 +20,6 @@ from lowland.core.errors import InputError, StoreError
 from lowland.core.schema import plain
 from lowland.results.files import make_folder, write_atomically
 
-__all__ = ["SnapshotReader", "SnapshotWriter"]
-
 Array: TypeAlias = NDArray[Any]
 
 _INDEX: Final = "index.json"
@@ -65,17 +63,7 @@ class SnapshotWriter:
         make_folder(self.folder)
 
     def write(self, step: int, arrays: Mapping[str, Array], info: Mapping[str, Any] | None = None) -> None:
-        """Write one snapshot.
-
-        Args:
-            step: Optimizer step, not negative; names the file.
-            arrays: Weights (and buffers) by name, on the host; integer arrays are kept as they are.
-            info: Plain JSON values to keep with it, such as epoch and train loss.
-
-        Raises:
-            InputError: If the step is negative, or a finite value does not fit into float16.
-            StoreError: If it cannot be written; earlier snapshots are kept.
-        """
+        """Write the weights (and buffers) of a step by name, with plain JSON values `info`; integers stay integers."""
         if step < 0:
             raise InputError("step", "must not be negative", step)
         stored = {name: self._cast(name, array) for name, array in arrays.items()}
@@ -103,14 +91,7 @@ class SnapshotWriter:
 
 
 class SnapshotReader:
-    """Reads the snapshots of a folder, one at a time.
-
-    Args:
-        folder: A folder written by `SnapshotWriter`.
-
-    Raises:
-        StoreError: If the folder holds no snapshots, or its index is damaged or newer than this version.
-    """
+    """Reads the snapshots of a folder of `SnapshotWriter`, one at a time; StoreError where there are none."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -129,53 +110,27 @@ class SnapshotReader:
             yield step, self.read(step)
 
     def read(self, step: int) -> dict[str, Array]:
-        """Read one snapshot.
-
-        Args:
-            step: One of ``steps``.
-
-        Returns:
-            Arrays by name, in the order in which they were written and the type in which they are stored.
-
-        Raises:
-            InputError: If there is no such step.
-            StoreError: If its file is missing or damaged.
-        """
-        if step not in self._entries:
-            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
+        """Read the arrays of one of `steps` by name, in the order and type in which they are stored."""
+        names = self._entry(step)["names"]
         path = self.folder / _file(step)
         try:
             arrays: dict[str, Array] = load(path.read_bytes())
-            return {name: arrays[name] for name in self._entries[step]["names"]}
+            return {name: arrays[name] for name in names}
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise StoreError(f"the snapshot {path} is missing or damaged ({error})") from error
 
     def info(self, step: int) -> dict[str, Any]:
-        """Return what was kept with a snapshot.
-
-        Args:
-            step: One of ``steps``.
-
-        Returns:
-            The values given to `SnapshotWriter.write`.
-
-        Raises:
-            InputError: If there is no such step.
-        """
-        if step not in self._entries:
-            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
-        return dict(self._entries[step]["info"])
+        """Return the values that were kept with a snapshot."""
+        return dict(self._entry(step)["info"])
 
     def rounding(self, step: int) -> float:
-        """Return how far the stored weights are from those of the run.
+        """Return the Euclidean distance of stored weights from the run's; 0 for float32 kept as float32."""
+        return float(self._entry(step)["rounding"])
 
-        Args:
-            step: One of ``steps``.
-
-        Returns:
-            Euclidean distance, 0 for float32 weights stored as float32.
-        """
-        return float(self._entries[step]["rounding"])
+    def _entry(self, step: int) -> dict[str, Any]:
+        if step not in self._entries:
+            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
+        return self._entries[step]
 
 
 def _file(step: int) -> str:
@@ -198,11 +153,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _is_entry(step: str, entry: Any) -> bool:
-    return (
-        step.isascii() and step.isdigit() and len(step) < 16 and isinstance(entry, dict)
-        and isinstance(entry.get("names"), list) and isinstance(entry.get("info"), dict)
-        and isinstance(entry.get("rounding"), int | float)
-    )  # fmt: skip
+    kinds = {"names": list, "info": dict, "rounding": int | float}
+    numbered = step.isascii() and step.isdigit() and len(step) < 16
+    return numbered and isinstance(entry, dict) and all(isinstance(entry.get(k), kind) for k, kind in kinds.items())
 
 
 def _distance(original: Mapping[str, Array], stored: Mapping[str, Array]) -> float:

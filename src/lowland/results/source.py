@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
-__all__ = ["BatchNorm", "Source"]
-
 BatchNorm: TypeAlias = Literal["running", "batch", "recalibrated"]
 """Which statistics normalize in a risk."""
 

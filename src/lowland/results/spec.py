@@ -9,8 +9,6 @@ from typing import Any, Final
 
 import yaml
 
-__all__ = ["Spec"]
-
 _NOT_THE_METHOD: Final = (
     "seed",
     "folder",

@@ -15,8 +15,6 @@ from lowland.results.hdf5 import LI_ENDINGS, read_li_hdf5
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["StoreFolder", "open_kind"]
-
 
 class StoreFolder(Mapping[str, "xr.Dataset"]):
     """The results of one kind in a folder by file name: stores, and surfaces of Li et al.'s tool; curvature by step."""

@@ -23,9 +23,7 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from lowland.core.errors import StoreError
-from lowland.results.files import make_folder
-
-__all__ = ["ZarrArrays", "attributes", "create", "exists", "read", "renew_attributes"]
+from lowland.results.files import make_folder, writing
 
 _CHUNK: Final = 101
 """Points per side of a chunk; a usual 51 x 51 or 101 x 101 surface is one chunk, so that a flush is one file each."""
@@ -44,13 +42,11 @@ def create(dataset: xr.Dataset, path: Path, *, overwrite: bool = False) -> None:
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with zarr.config.set({"array.write_empty_chunks": True}):
+        with writing(path, "; what was there is kept"), zarr.config.set({"array.write_empty_chunks": True}):
             _encoded(dataset).to_zarr(
                 temporary, zarr_format=3, consolidated=False, encoding=_encoding(dataset), write_empty_chunks=True
             )
-        _replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"cannot write {path} ({error.strerror or error}); what was there is kept") from error
+            _replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -102,13 +98,11 @@ def attributes(path: Path) -> dict[str, Any]:
 
 def renew_attributes(path: Path, dataset: xr.Dataset) -> None:
     """Write the attributes of a Dataset over those of its store, the store's own last."""
-    try:
+    with writing(path):
         group = zarr.open_group(path, mode="r+", zarr_format=3)
         for name, variable in dataset.variables.items():
             group[str(name)].update_attributes(dict(variable.attrs))
         group.update_attributes(dict(dataset.attrs))
-    except OSError as error:
-        raise StoreError(f"cannot write {path} ({error.strerror or error})") from error
 
 
 class ZarrArrays:
@@ -121,18 +115,14 @@ class ZarrArrays:
     def write(self, marks: NDArray[np.bool_], dims: tuple[str, ...], of: Mapping[str, tuple[str, ...]]) -> None:
         """Write every chunk that holds a marked point."""
         blocks = _blocks(marks, dims)
-        try:
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                for name in self._order:
-                    array, values = self._array(name), self._arrays[name]
-                    for block in blocks:
-                        place = tuple(block.get(dim, slice(None)) for dim in of[name])
-                        part = values[place]
-                        array[place] = part.astype(object) if part.dtype.kind == "U" else part
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {self.path} ({error.strerror or error}); finished points written before are kept"
-            ) from error
+        kept = "; finished points written before are kept"
+        with writing(self.path, kept), zarr.config.set({"array.write_empty_chunks": True}):
+            for name in self._order:
+                array, values = self._array(name), self._arrays[name]
+                for block in blocks:
+                    place = tuple(block.get(dim, slice(None)) for dim in of[name])
+                    part = values[place]
+                    array[place] = part.astype(object) if part.dtype.kind == "U" else part
 
     def _array(self, name: str) -> zarr.Array[Any]:
         found = self._group[name]
@@ -141,13 +131,11 @@ class ZarrArrays:
 
     def keep(self, index: int, arrays: Mapping[str, Any]) -> None:
         """Write the arrays of one point into the group ``carry/INDEX``, replacing those there."""
-        try:
+        with writing(self.path):
             group = self._group.require_group(f"carry/{index}")
             for name, array in arrays.items():
                 values = np.asarray(array)
                 group.create_array(name, data=values, chunks=values.shape or "auto", overwrite=True)
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path} ({error.strerror or error})") from error
 
     def carried(self, index: int) -> dict[str, NDArray[Any]]:
         """Read the arrays of one point."""
@@ -158,10 +146,8 @@ class ZarrArrays:
 
     def attributes(self, values: Mapping[str, Any]) -> None:
         """Replace attributes of the store."""
-        try:
+        with writing(self.path):
             self._group = self._group.update_attributes(dict(values))
-        except OSError as error:
-            raise StoreError(f"cannot write {self.path} ({error.strerror or error})") from error
 
 
 def _blocks(marks: NDArray[np.bool_], dims: tuple[str, ...]) -> list[dict[str, slice]]:

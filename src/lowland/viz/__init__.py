@@ -14,8 +14,9 @@ Example:
 
 from __future__ import annotations
 
+from lowland.core.figure_options import FigureOptions
 from lowland.viz.backends import BACKENDS, draw, save
-from lowland.viz.export import FigureOptions, export
+from lowland.viz.export import export
 from lowland.viz.spec import ScatterPoint
 from lowland.viz.surfaces import shared_scale
 from lowland.viz.verbs import (

@@ -9,8 +9,6 @@ from typing import Any, Protocol, cast
 from lowland.core.errors import InputError
 from lowland.viz.spec import Figure
 
-__all__ = ["BACKENDS", "Backend", "backend_for", "draw", "load", "save"]
-
 BACKENDS: dict[str, tuple[str, ...]] = {
     "matplotlib": (".pdf", ".svg", ".png"),
     "plotly": (".html",),
@@ -47,30 +45,12 @@ def backend_for(path: str | Path) -> str:
 
 
 def draw(spec: Figure, backend: str = "matplotlib", *, size: str | tuple[float, float] | None = None) -> Any:
-    """Draw a spec with a backend.
-
-    Args:
-        spec: Any figure spec.
-        backend: "matplotlib", "plotly" or "vtk".
-        size: "column", "text", "slide", or width and height in inches; None for one that fits.
-
-    Returns:
-        The backend's own figure.
-    """
+    """Draw any figure spec and return the backend's own figure; `size` is as in `contour`, None takes one that fits."""
     return load(backend).draw(spec, size=size)
 
 
 def save(spec: Figure, path: str | Path, *, size: str | tuple[float, float] | None = None) -> Path:
-    """Draw a spec and write it; the suffix chooses the backend.
-
-    Args:
-        spec: Any figure spec.
-        path: Ends in .pdf, .svg, .png, .html, .vts or .vtp.
-        size: "column", "text", "slide", or width and height in inches; None for one that fits.
-
-    Returns:
-        The path written.
-    """
+    """Draw any figure spec and write it to a path whose suffix chooses the backend (`BACKENDS`); return the path."""
     backend = load(backend_for(path))
     backend.save(backend.draw(spec, size=size), path)
     return Path(path)

@@ -13,8 +13,6 @@ from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_OPEN
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["axes_of", "caption_of", "planes_of", "recipe_of"]
-
 _SHOWN = ("seed", "normalization", "anchored")
 _ATTRIBUTES = ("batch_norm", "samples", "precision")
 

@@ -18,16 +18,6 @@ from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, sel
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = [
-    "build_cost",
-    "build_density",
-    "build_line",
-    "build_slope",
-    "build_spectrum",
-    "front_line",
-    "pareto_front",
-]
-
 _LOG_FROM = 20.0  # a line is read off its axis; below this span a linear axis reads better
 _DENSITY_FLOOR = 1e-6  # of the highest density; a Gaussian-broadened spectrum has no true zeros to show below
 
@@ -113,20 +103,13 @@ def build_spectrum(results: xr.Dataset | Mapping[str, xr.Dataset], *, title: str
     return build_density(spectra, eigenvalues=ends, bands=bands, x_label=label, title=title, caption=caption)
 
 
-def build_cost(
-    estimates: Sequence[ScatterPoint],
-    *,
-    cost: str = "forward-backward passes",
-    quality: str = "test accuracy",
-    unit: str = "%",
-    title: str = "",
-    caption: str = "",
-) -> Scatter:
+def build_cost(estimates: Sequence[ScatterPoint], *, title: str = "", caption: str = "") -> Scatter:
     """Make the spec of accuracy against cost, with the Pareto front of the means (more of y is better)."""
     if not estimates:
         raise InputError("estimates", "must hold at least one method")
     front = front_line(estimates, pareto_front([(one.x, one.y) for one in estimates]))
-    return Scatter(tuple(estimates), Axis(cost), Axis(quality, unit), title, caption, front)
+    axes = Axis("forward-backward passes"), Axis("test accuracy", "%")
+    return Scatter(tuple(estimates), *axes, title, caption, front)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:

@@ -25,8 +25,6 @@ from lowland.viz.surfaces import (
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["KINDS", "FigureOptions", "build_figure", "export"]
-
 KINDS = ("contour", "surface", "heat-map", "convexity", "line", "density", "path", "animation")
 """Kinds of figure that can be made from stored surfaces, lines, curvature and trajectories."""
 

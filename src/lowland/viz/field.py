@@ -12,8 +12,6 @@ from lowland.core.errors import InputError
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED, STATUS_OPEN
 from lowland.viz import style
 
-__all__ = ["MARK_KINDS", "Field", "FloatArray", "Mark"]
-
 FloatArray: TypeAlias = NDArray[np.float64]
 
 MARK_KINDS = ("open", "failed", "nan", "inf", "-inf", "measured", "interpolated")

@@ -28,14 +28,13 @@ from lowland.viz.spec import (
     Figure,
     HeatMap,
     Line,
+    OfField,
     Panels,
     Scatter,
     Single,
     Surface3D,
 )
 from lowland.viz.svg import embed_font
-
-__all__ = ["MatplotlibFigure", "draw", "save"]
 
 _RC: Any = {
     "font.family": style.FONT,
@@ -83,12 +82,12 @@ class MatplotlibFigure(matplotlib.figure.Figure):
         return stream.getvalue()
 
 
-def draw(spec: Figure, *, size: str | tuple[float, float] | None = None, dpi: float = 200.0) -> MatplotlibFigure:
+def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> MatplotlibFigure:
     """Draw a spec."""
     if isinstance(spec, Animation):
         raise InputError("backend", "cannot show an animation", "matplotlib", 'use backend="plotly"')
     with mpl.rc_context(_RC):
-        figure = MatplotlibFigure(figsize=_size(spec, size), dpi=dpi, layout="compressed")
+        figure = MatplotlibFigure(figsize=_size(spec, size), dpi=200.0, layout="compressed")
         FigureCanvasAgg(figure)
         if isinstance(spec, Panels):
             _draw_panels(figure, spec)
@@ -136,7 +135,7 @@ def _draw_panels(figure: MatplotlibFigure, spec: Panels) -> None:
         axes = _add_axes(figure, panel, (*spec.shape, number))
         if (mappable := _draw_one(axes, panel)) is not None:
             colored.append((axes, panel, mappable))
-    scales = {panel.scale for _, panel, _ in colored if isinstance(panel, Contour | Surface3D | HeatMap)}
+    scales = {panel.scale for _, panel, _ in colored if isinstance(panel, OfField)}
     if len(scales) == 1:  # one scale: one bar for all
         _color_bar(figure, colored[0][2], colored[0][1], [axes for axes, _, _ in colored])
     else:
@@ -163,7 +162,7 @@ _DRAW: dict[type, Any] = {
 
 
 def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single, axes: Axes | list[Axes]) -> None:
-    assert isinstance(spec, Contour | Surface3D | HeatMap)
+    assert isinstance(spec, OfField)
     bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.16 if isinstance(spec, Surface3D) else 0.03)
     bar.set_label(spec.scale.label)
     bar.ax.yaxis.set_minor_locator(NullLocator())

@@ -14,8 +14,6 @@ from lowland.viz.field import FloatArray
 from lowland.viz.spec import Contour, Line, Scatter
 from lowland.viz.style import CurveStyle
 
-__all__ = ["draw_line", "draw_paths", "draw_scatter"]
-
 
 def draw_line(axes: Axes, spec: Line) -> None:
     """Draw curves with their bands, marked points and rug."""

@@ -18,17 +18,15 @@ from lowland.viz.field import Field, Mark
 from lowland.viz.matplotlib_curves import draw_paths
 from lowland.viz.spec import Axis, Contour, HeatMap, Scale, Surface3D
 
-__all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
 
-
-def norm_of(scale: Scale) -> Normalize:
+def _norm_of(scale: Scale) -> Normalize:
     return (LogNorm if scale.log else Normalize)(scale.minimum, scale.maximum)
 
 
 def draw_contour(axes: Axes, spec: Contour) -> ScalarMappable:
     """Draw contour lines, filled or not, with paths and marked points."""
     field, scale = spec.field, spec.scale
-    norm, colors = norm_of(scale), scale.color_map
+    norm, colors = _norm_of(scale), scale.color_map
     shown = np.ma.masked_invalid(field.shown.T)  # matplotlib wants rows along y
     drawable = min(shown.shape) > 1 and bool((~np.ma.getmaskarray(shown)).any())
     if not field.finished:
@@ -101,7 +99,7 @@ def draw_surface(axes: Any, spec: Surface3D) -> ScalarMappable:
         axes.plot(mark.x, mark.y, z, **_symbols(mark))
     if marks:
         axes.legend(loc="upper left")
-    return ScalarMappable(norm_of(scale), scale.color_map)
+    return ScalarMappable(_norm_of(scale), scale.color_map)
 
 
 def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable | None:
@@ -126,6 +124,6 @@ def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable | None:
 
 def _heat_colors(spec: HeatMap) -> tuple[Normalize, Any]:
     if not spec.categories:
-        return norm_of(spec.scale), spec.scale.color_map
+        return _norm_of(spec.scale), spec.scale.color_map
     count = len(spec.categories)
     return BoundaryNorm(np.arange(count + 1) - 0.5, count), ListedColormap(style.CATEGORY_COLORS[:count])

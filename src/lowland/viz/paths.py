@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,8 +17,6 @@ from lowland.viz.surfaces import build_contour
 
 if TYPE_CHECKING:
     import xarray as xr
-
-__all__ = ["build_animation", "build_path", "is_walk", "path_of", "two_axes", "walk_note"]
 
 _FRAMES = 40  # as many as a slider on a phone can tell apart, and the file stays small
 
@@ -60,24 +59,16 @@ def build_path(
     text = caption_of(surface, note=note) if caption is None else caption
     contour = build_contour(surface, metric, scale=scale, paths=paths, title=title, caption=text)
     left, right, bottom, top = _around(contour, paths)
-    return Contour(
-        contour.field,
-        contour.scale,
-        Axis(x_axis.label, x_axis.unit, limits=(left, right)),
-        Axis(y_axis.label, y_axis.unit, limits=(bottom, top)),
-        title,
-        text,
-        paths=paths,
-    )
+    return replace(contour, x_axis=replace(x_axis, limits=(left, right)), y_axis=replace(y_axis, limits=(bottom, top)))
 
 
-def build_animation(contour: Contour, *, frames: int = _FRAMES, title: str = "") -> Animation:
+def build_animation(contour: Contour, *, frames: int = _FRAMES) -> Animation:
     """Make the animation of the paths on a contour."""
     if not contour.paths:
         raise InputError("contour", "must carry at least one path to animate", advice="build it with build_path")
     steps = np.unique(np.concatenate([path.steps for path in contour.paths]))
     kept = np.unique(np.linspace(0, steps.size - 1, min(frames, steps.size)).round().astype(int))
-    return Animation(contour, tuple(int(step) for step in steps[kept]), title or contour.title, contour.caption)
+    return Animation(contour, tuple(int(step) for step in steps[kept]), contour.title, contour.caption)
 
 
 def walk_note(trajectory: xr.Dataset) -> str:

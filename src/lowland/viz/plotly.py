@@ -27,14 +27,13 @@ from lowland.viz.spec import (
     Figure,
     HeatMap,
     Line,
+    OfField,
     Panels,
     Path,
     Scatter,
     Single,
     Surface3D,
 )
-
-__all__ = ["draw", "save", "script"]
 
 _BELOW = {"yref": "container", "yanchor": "bottom", "y": 0.0}  # where no axis title can be
 
@@ -187,7 +186,7 @@ def _draw_panels(spec: Panels) -> go.Figure:
         vertical_spacing=0.24 / rows,
     )
     for number, panel in enumerate(spec.panels):
-        index = spec.scales.index(panel.scale) if isinstance(panel, Contour | Surface3D | HeatMap) else 0
+        index = spec.scales.index(panel.scale) if isinstance(panel, OfField) else 0
         place = {"row": number // columns + 1, "col": number % columns + 1}
         _draw_into(Canvas(figure, place, f"coloraxis{index + 1 if index else ''}"), panel)
     for index in range(1, len(spec.scales)):  # each further scale puts its bar beside the one before

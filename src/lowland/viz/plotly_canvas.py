@@ -8,8 +8,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-__all__ = ["GRID", "Canvas", "escape"]
-
 GRID = "rgba(128,128,128,0.25)"
 """Grey that is quiet on a white and on a dark page."""
 

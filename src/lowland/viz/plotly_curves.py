@@ -13,8 +13,6 @@ from lowland.viz.plotly_canvas import Canvas, escape
 from lowland.viz.scale import nice_ticks
 from lowland.viz.spec import Axis, Contour, Curve, Line, Scatter
 
-__all__ = ["draw_line", "draw_paths", "draw_scatter"]
-
 
 def draw_line(canvas: Canvas, spec: Line) -> None:
     """Draw curves with their bands, marked points and rug."""

@@ -11,9 +11,7 @@ from lowland.viz import style
 from lowland.viz.field import Field, FloatArray
 from lowland.viz.plotly_canvas import Canvas, escape
 from lowland.viz.plotly_curves import draw_paths
-from lowland.viz.spec import Contour, HeatMap, Scale, Surface3D
-
-__all__ = ["draw_contour", "draw_heat_map", "draw_surface"]
+from lowland.viz.spec import Contour, HeatMap, OfField, Scale, Surface3D
 
 _WIRE = "rgb(150,150,150)"  # scenes draw no transparent grid
 _CAMERA = {"eye": {"x": 1.35, "y": -1.6, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.12}}
@@ -36,7 +34,7 @@ def _grid(values: FloatArray) -> Any:
     return np.ascontiguousarray(values.T, dtype=np.float32)
 
 
-def _shown(spec: Contour | Surface3D | HeatMap, canvas: Canvas, z: FloatArray) -> dict[str, Any]:
+def _shown(spec: OfField, canvas: Canvas, z: FloatArray) -> dict[str, Any]:
     """Return what every trace of a field has: places, colored values, and the true ones under the pointer."""
     field = spec.field
     text = f"x %{{x:.3g}}, y %{{y:.3g}}<br>{escape(spec.scale.label)} %{{customdata[0]:.4g}}"

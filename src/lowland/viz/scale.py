@@ -12,8 +12,6 @@ from lowland.viz.field import Field
 from lowland.viz.spec import Scale
 from lowland.viz.style import COLOR_MAPS
 
-__all__ = ["linear_levels", "log_levels", "nice_ticks", "scale_of"]
-
 _LEAST_LEVELS = 9  # fewer leave the floor of a basin blank, more than twice as many merge in print
 _LOG_FROM = 1.5  # below this ratio a logarithm changes nothing but the roundness of the labels
 

@@ -18,23 +18,6 @@ from lowland.core.errors import InputError
 from lowland.viz import style
 from lowland.viz.field import Field, FloatArray, Mark
 
-__all__ = [
-    "Animation",
-    "Axis",
-    "Contour",
-    "Curve",
-    "ScatterPoint",
-    "Figure",
-    "HeatMap",
-    "Line",
-    "Panels",
-    "Path",
-    "Scale",
-    "Scatter",
-    "Single",
-    "Surface3D",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Axis:
@@ -95,8 +78,8 @@ class Path:
 
 
 @dataclass(frozen=True, slots=True)
-class Contour:
-    """Contour lines of a field, filled or not, with paths on top."""
+class OfField:
+    """What every figure of a field has."""
 
     field: Field
     scale: Scale
@@ -104,28 +87,26 @@ class Contour:
     y_axis: Axis
     title: str = ""
     caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Contour(OfField):
+    """Contour lines of a field, filled or not, with paths on top."""
+
     filled: bool = True
     paths: tuple[Path, ...] = ()
     points: bool | None = None
-    center: bool = True
 
     @property
     def cross(self) -> bool:
         """Whether a cross marks the model at (0, 0)."""
         left, right, bottom, top = self.field.extent
-        return self.center and not self.paths and left <= 0 <= right and bottom <= 0 <= top
+        return not self.paths and left <= 0 <= right and bottom <= 0 <= top
 
 
 @dataclass(frozen=True, slots=True)
-class Surface3D:
+class Surface3D(OfField):
     """A field as a surface over its plane; heights follow the scale, so a log scale gives log heights."""
-
-    field: Field
-    scale: Scale
-    x_axis: Axis
-    y_axis: Axis
-    title: str = ""
-    caption: str = ""
 
     @property
     def marks(self) -> Iterator[tuple[Mark, FloatArray]]:
@@ -137,18 +118,12 @@ class Surface3D:
 
 
 @dataclass(frozen=True, slots=True)
-class HeatMap:
+class HeatMap(OfField):
     """A field as one colored cell per point, without any interpolation."""
 
     # With ``categories`` the values are indices into them (a convexity map has three) and the scale only
     # labels.
 
-    field: Field
-    scale: Scale
-    x_axis: Axis
-    y_axis: Axis
-    title: str = ""
-    caption: str = ""
     categories: tuple[str, ...] = ()
 
 
@@ -205,21 +180,14 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class ScatterPoint:
-    """A point with its interval and the single runs behind it.
+    """A point with its interval and the single runs behind it."""
 
-    Args:
-        name: Legend entry.
-        x: What it cost, or another abscissa.
-        y: Mean over seeds.
-        interval: Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
-        seeds: ``(x, y)`` of single runs.
-    """
-
-    name: str
-    x: float
-    y: float
+    name: str  # Legend entry
+    x: float  # What it cost, or another abscissa
+    y: float  # Mean over seeds
+    # Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
     interval: tuple[float, float] | None = None
-    seeds: tuple[tuple[float, float], ...] = ()
+    seeds: tuple[tuple[float, float], ...] = ()  # ``(x, y)`` of single runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +238,7 @@ class Panels:
     @property
     def scales(self) -> list[Scale]:
         """The different color scales, in the order in which the panels bring them."""
-        colored = [panel for panel in self.panels if isinstance(panel, Contour | Surface3D | HeatMap)]
+        colored = [panel for panel in self.panels if isinstance(panel, OfField)]
         return list(dict.fromkeys(panel.scale for panel in colored))
 
 

@@ -11,22 +11,6 @@ from dataclasses import dataclass
 
 from lowland.core.errors import InputError
 
-__all__ = [
-    "CATEGORY_COLORS",
-    "COLOR_MAPS",
-    "CURVES",
-    "FONT",
-    "FONT_SIZE",
-    "MARKS",
-    "REFERENCE_COLOR",
-    "SIZES",
-    "CurveStyle",
-    "MarkStyle",
-    "curve_style",
-    "figure_size",
-    "format_number",
-]
-
 COLOR_MAPS: dict[str, str] = {
     "viridis": "Viridis",
     "cividis": "Cividis",

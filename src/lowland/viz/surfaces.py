@@ -18,18 +18,6 @@ from lowland.viz.spec import Axis, Contour, HeatMap, Path, Scale, Surface3D
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = [
-    "CONVEXITY",
-    "View",
-    "build_contour",
-    "build_convexity_map",
-    "build_heat_map",
-    "build_surface",
-    "field_of",
-    "select",
-    "shared_scale",
-]
-
 Choice: TypeAlias = str | int | None
 
 CONVEXITY = ("negative beyond its residual", "undecided", "none found")

@@ -10,8 +10,6 @@ from fontTools import subset  # type: ignore[import-untyped]
 from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
 from matplotlib import font_manager
 
-__all__ = ["embed_font"]
-
 
 def embed_font(svg: str, family: str) -> str:
     """Return the SVG with a subset of the font as a ``@font-face`` rule."""

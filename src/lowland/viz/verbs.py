@@ -1,13 +1,17 @@
-"""One verb per figure kind: build the spec, draw it, return the backend's own figure."""
+"""One verb per figure kind: build the spec, draw it, return the backend's own figure.
+
+What the verbs share is described once, at `contour`; what a verb has of its own stands beside the argument.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lowland.core.figure_options import FigureOptions
 from lowland.viz.backends import draw
 from lowland.viz.curves import build_cost, build_line, build_slope, build_spectrum
-from lowland.viz.export import FigureOptions, build_figure
+from lowland.viz.export import build_figure
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.spec import Contour, Scale, ScatterPoint
 from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
@@ -15,19 +19,10 @@ from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, bui
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = [
-    "animate",
-    "compare",
-    "contour",
-    "convexity_map",
-    "cost",
-    "density",
-    "heat_map",
-    "line",
-    "path",
-    "slope",
-    "surface",
-]
+Results: TypeAlias = "xr.Dataset | Mapping[str, xr.Dataset]"
+"""One result, or several by name."""
+
+Size: TypeAlias = str | tuple[float, float] | None
 
 
 def contour(
@@ -41,7 +36,7 @@ def contour(
     filled: bool = True,
     points: bool | None = None,
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
     """Draw the contours of a surface.
 
@@ -70,28 +65,14 @@ def surface(
     result: xr.Dataset,
     metric: str = "loss",
     *,
-    backend: str = "plotly",
+    backend: str = "plotly",  # or "matplotlib", or "vtk"
     scale: Scale | None = None,
     split: Choice = None,
     direction: Choice = None,
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
-    """Draw a surface in three dimensions.
-
-    Args:
-        result: A surface with two axes.
-        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
-        backend: "plotly", to turn, "matplotlib", for paper, or "vtk".
-        scale: A `shared_scale`; None makes one from this surface.
-        split: Name or position along ``split``; None for the first.
-        direction: Name or position along ``direction``; None for the first.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+    """Draw a surface in three dimensions, in plotly to turn; "vtk" is a backend too; options as in `contour`."""
     spec = build_surface(result, metric, scale=scale, split=split, direction=direction, title=title)
     return draw(spec, backend, size=size)
 
@@ -105,172 +86,76 @@ def heat_map(
     split: Choice = None,
     direction: Choice = None,
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
-    """Draw a surface as one colored cell per point, without interpolation.
-
-    Args:
-        result: A surface with two axes.
-        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        scale: A `shared_scale`; None makes one from this surface.
-        split: Name or position along ``split``; None for the first.
-        direction: Name or position along ``direction``; None for the first.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+    """Draw a surface as one colored cell per point, without interpolation; options as in `contour`."""
     spec = build_heat_map(result, metric, scale=scale, split=split, direction=direction, title=title)
     return draw(spec, backend, size=size)
 
 
 def path(
-    trajectories: xr.Dataset | Mapping[str, xr.Dataset],
-    result: xr.Dataset | None = None,
+    trajectories: Results,  # on one plane
+    result: xr.Dataset | None = None,  # over that plane
     metric: str = "loss",
     *,
     backend: str = "matplotlib",
     scale: Scale | None = None,
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
-    """Draw training paths in their plane, over the plane's contours where a surface is given.
-
-    Args:
-        trajectories: One trajectory, or several by name on the same plane.
-        result: A surface over that plane; None draws the paths alone.
-        metric: Variable of the surface: "loss", "accuracy" or another that was measured.
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        scale: A `shared_scale`; None makes one from the surface.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+    """Draw training paths in their plane, over its contours where a surface is given; options as in `contour`."""
     return draw(build_path(by_name(trajectories, "path"), result, metric, scale=scale, title=title), backend, size=size)
 
 
 def animate(
-    trajectories: xr.Dataset | Mapping[str, xr.Dataset],
-    result: xr.Dataset,
+    trajectories: Results,  # on one plane
+    result: xr.Dataset,  # over that plane
     metric: str = "loss",
     *,
     scale: Scale | None = None,
-    frames: int = 40,
+    frames: int = 40,  # at most
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
-    """Animate training paths over the contours of their plane, with a slider for the step.
-
-    Args:
-        trajectories: One trajectory, or several by name on the same plane.
-        result: A surface over that plane.
-        metric: Variable of the surface: "loss", "accuracy" or another that was measured.
-        scale: A `shared_scale`; None makes one from the surface.
-        frames: How many frames at most.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        A plotly figure.
-    """
+    """Animate training paths over the contours of their plane, with a slider for the step; a plotly figure."""
     contour_spec = build_path(by_name(trajectories, "path"), result, metric, scale=scale, title=title)
     assert isinstance(contour_spec, Contour)
     return draw(build_animation(contour_spec, frames=frames), "plotly", size=size)
 
 
 def line(
-    results: xr.Dataset | Mapping[str, xr.Dataset],
+    results: Results,  # surfaces with the axis x only
     metric: str = "loss",
     *,
     backend: str = "matplotlib",
-    split: Choice = None,
-    log: bool | None = None,
+    split: Choice = None,  # None draws every split
+    log: bool | None = None,  # logarithmic axis; None decides by the data
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
-    """Draw curves along one direction, with bands over directions or standard errors.
-
-    Args:
-        results: One line (a surface with the axis x only), or several by name.
-        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        split: Name or position along ``split``; None draws every split.
-        log: Logarithmic axis; None decides by the data.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+    """Draw curves along one direction, with bands over directions or standard errors; options as in `contour`."""
     return draw(build_line(results, metric, split=split, log=log, title=title), backend, size=size)
 
 
-def density(
-    results: xr.Dataset | Mapping[str, xr.Dataset],
-    *,
-    backend: str = "matplotlib",
-    title: str = "",
-    size: str | tuple[float, float] | None = None,
-) -> Any:
-    """Draw spectral densities.
-
-    Args:
-        results: Curvature results with a density, one or several by name.
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+def density(results: Results, *, backend: str = "matplotlib", title: str = "", size: Size = None) -> Any:
+    """Draw the spectral densities of curvature results, one or several by name; options as in `contour`."""
     return draw(build_spectrum(results, title=title), backend, size=size)
 
 
 def convexity_map(
-    result: xr.Dataset,
+    result: xr.Dataset,  # with ``negative_curvature``, as `curvature.Convexity` measures it
     *,
     backend: str = "matplotlib",
     direction: Choice = None,
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
-    """Draw where the lowest eigenvalue is negative, undecided, or not found to be negative.
-
-    Args:
-        result: A surface with ``negative_curvature``, as `curvature.Convexity` measures it.
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        direction: Name or position along ``direction``; None for the first.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+    """Draw where the lowest eigenvalue is negative, undecided, or not found to be negative; see `contour`."""
     return draw(build_convexity_map(result, direction=direction, title=title), backend, size=size)
 
 
-def cost(
-    estimates: Sequence[ScatterPoint],
-    *,
-    backend: str = "matplotlib",
-    title: str = "",
-    size: str | tuple[float, float] | None = None,
-) -> Any:
-    """Draw accuracy against cost.
-
-    Args:
-        estimates: One per method, with interval and single seeds.
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+def cost(estimates: Sequence[ScatterPoint], *, backend: str = "matplotlib", title: str = "", size: Size = None) -> Any:
+    """Draw accuracy against cost, one estimate per method; options as in `contour`."""
     return draw(build_cost(estimates, title=title), backend, size=size)
 
 
@@ -278,46 +163,17 @@ def compare(
     results: Mapping[str, xr.Dataset],
     metric: str = "loss",
     *,
-    kind: str = "contour",
+    kind: str = "contour",  # or "surface", "heat-map", "convexity"
     backend: str = "matplotlib",
     columns: int = 3,
     title: str = "",
-    size: str | tuple[float, float] | None = None,
+    size: Size = None,
 ) -> Any:
-    """Draw any number of surfaces side by side on one scale; plotly's 3-D surfaces turn together once saved.
-
-    Args:
-        results: Surfaces by name.
-        metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
-        kind: "contour", "surface", "heat-map" or "convexity".
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        columns: Panels in a row.
-        title: Stands above all panels, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+    """Draw surfaces side by side on one scale; plotly's in three dimensions turn together once saved."""
     options = FigureOptions(metric=metric, columns=columns, title=title)
     return draw(build_figure(results, kind, options=options), backend, size=size)
 
 
-def slope(
-    result: xr.Dataset,
-    *,
-    backend: str = "matplotlib",
-    title: str = "",
-    size: str | tuple[float, float] | None = None,
-) -> Any:
-    """Draw the slope of LLR's reshaping over the histogram of the losses that training met.
-
-    Args:
-        result: What `lowland.losses.slope_over_losses` returns.
-        backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
-
-    Returns:
-        The backend's own figure.
-    """
+def slope(result: xr.Dataset, *, backend: str = "matplotlib", title: str = "", size: Size = None) -> Any:
+    """Draw LLR's slope over the losses met, as `lowland.losses.slope_over_losses` returns it; see `contour`."""
     return draw(build_slope(result, title=title), backend, size=size)

@@ -19,9 +19,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from lowland.core.errors import InputError
 from lowland.viz.field import FloatArray
-from lowland.viz.spec import Contour, Figure, HeatMap, Surface3D
-
-__all__ = ["VtkFigure", "draw", "save"]
+from lowland.viz.spec import Contour, Figure, OfField
 
 _HEIGHT = 0.6  # of the wider side of the plane
 _HIDDEN_POINT = 2  # bit of vtkGhostType
@@ -42,7 +40,7 @@ class VtkFigure:
 
 def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> VtkFigure:
     """Turn a spec of a field into points with data."""
-    if not isinstance(spec, Contour | Surface3D | HeatMap):
+    if not isinstance(spec, OfField):
         raise InputError("backend", "draws surfaces and paths on surfaces only", "vtk", "use matplotlib or plotly")
     field, scale = spec.field, spec.scale
     low, high = scale.ends

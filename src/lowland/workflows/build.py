@@ -17,33 +17,9 @@ from lowland.core.types import Metric
 from lowland.training import Schedule
 from lowland.workflows.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 
-__all__ = [
-    "build_augment",
-    "build_criterion",
-    "build_data",
-    "build_loss",
-    "build_metrics",
-    "build_model",
-    "build_optimizer",
-    "build_probes",
-    "build_schedule",
-    "check_model",
-]
-
 
 def build_data(spec: DataSpec) -> data.DataSplits:
-    """Load the data of a spec.
-
-    Args:
-        spec: Name and options.
-
-    Returns:
-        Its parts.
-
-    Example:
-        >>> len(build_data(DataSpec(name="digits", options={"train_size": 50})).train)
-        50
-    """
+    """Load the data of a spec in their three parts."""
     return data.load(spec.name, **spec.options)
 
 
@@ -73,19 +49,7 @@ def build_augment(
 
 
 def build_model(spec: ModelSpec, splits: data.DataSplits, *, seed: int) -> nn.Module:
-    """Build the network of a spec; classes, channels and image size follow from the data where the network takes them.
-
-    Args:
-        spec: Name and options.
-        splits: The data.
-        seed: Seed of the initial weights.
-
-    Returns:
-        The network.
-
-    Raises:
-        InputError: If the name is unknown or an option does not fit.
-    """
+    """Build a network from its seed; classes, channels and size follow from the data where it takes them."""
     shape = splits.shape
     side = shape[2] if len(shape) == 3 else None
     follows = {"classes": splits.classes, "channels": shape[0] if shape else None, "size": side}
@@ -117,18 +81,7 @@ def check_model(model: nn.Module, splits: data.DataSplits, criterion: Any) -> No
 
 
 def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of a spec, with its method around it.
-
-    Args:
-        spec: Base optimizer, method and options.
-        model: Its trainable parameters are optimized.
-
-    Returns:
-        The optimizer.
-
-    Raises:
-        InputError: If the method is unknown or an option does not fit.
-    """
+    """Build the optimizer of a model's trainable parameters, with the spec's method around it."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     _check_fit(spec.name.lower())
     kind = find("optimizer.name", spec.name if ":" in spec.name else spec.name.lower(), torch_optimizers())
@@ -203,17 +156,7 @@ def build_metrics(names: Sequence[str]) -> dict[str, Metric]:
 
 
 def build_criterion(spec: LossSpec) -> Any:
-    """Build the plain loss of a spec, without the method around it.
-
-    Args:
-        spec: Name, or ``module:callable``, and label smoothing.
-
-    Returns:
-        The criterion.
-
-    Raises:
-        InputError: If the name is unknown.
-    """
+    """Build the plain loss of a spec, without the method around it."""
     if spec.name == "cross_entropy":
         if not 0 <= spec.label_smoothing < 1:
             raise InputError("loss.label_smoothing", "must be in [0, 1)", spec.label_smoothing)
@@ -227,22 +170,9 @@ def build_criterion(spec: LossSpec) -> Any:
 
 
 def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any:
-    """Build the loss of a spec, with its method around it.
-
-    LLR needs an initial loss: ``initial_loss: measured`` (the default here, as in the paper's CIFAR experiments) is the
-    mean loss of the training part at the initial weights.
-
-    Args:
-        spec: Criterion, method and options.
-        model: The network with its initial weights.
-        splits: The data.
-
-    Returns:
-        The loss.
-
-    Raises:
-        InputError: If the method is unknown or an option does not fit.
-    """
+    """Build the loss of a spec around a network with its initial weights, with the spec's method around it."""
+    # LLR needs an initial loss: ``initial_loss: measured`` (the default here, as in the paper's CIFAR experiments) is
+    # the mean loss of the training part at the initial weights
     criterion = build_criterion(spec)
     if spec.method == "none":
         _no_options("loss.options", spec.options)
@@ -271,14 +201,7 @@ def _reshaper(given: Any) -> Any:
 
 
 def build_schedule(spec: ScheduleSpec) -> Schedule:
-    """Build the learning-rate schedule of a spec.
-
-    Args:
-        spec: Kind, warm-up and milestones (epochs), factor and floor.
-
-    Returns:
-        The schedule.
-    """
+    """Build the learning-rate schedule of a spec."""
     return Schedule(
         spec.kind, warmup=spec.warmup, milestones=tuple(spec.milestones), factor=spec.factor, floor=spec.floor
     )

@@ -9,8 +9,6 @@ from typing import Any, Final
 from lowland.core.errors import InputError
 from lowland.core.names import unknown
 
-__all__ = ["ENGINES", "VERSION", "check_engine", "check_name", "check_positive", "check_run", "check_version"]
-
 VERSION: Final = 1
 """Version of all specs."""
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from lowland.core.pace import Clock, OnEvent
 from lowland.training import FitState, Hook
 
-__all__ = ["Announce", "Ticker"]
-
 
 class Announce(Hook):
     """Tells the progress of training."""

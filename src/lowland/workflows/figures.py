@@ -8,8 +8,6 @@ from pathlib import Path
 from lowland.core.errors import InputError
 from lowland.core.figure_options import FigureOptions
 
-__all__ = ["figure"]
-
 
 def figure(
     results: list[str],
@@ -46,10 +44,8 @@ def figure(
     from lowland import results as stored
     from lowland import viz
 
-    return viz.export(
-        {name: stored.open(path) for name, path in named.items()}, output, kind,
-        trajectories={name: stored.open(path) for name, path in paths.items()}, options=options,
-    )  # fmt: skip
+    drawn, walked = ({name: stored.open(path) for name, path in part.items()} for part in (named, paths))
+    return viz.export(drawn, output, kind, trajectories=walked, options=options)
 
 
 def _names(paths: Sequence[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from lowland.core.errors import InputError
 from lowland.workflows.parse import from_yaml, to_yaml
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from lowland.results import Run
     from lowland.training import Hook
 
-__all__ = ["create_run", "fit", "leave_processes"]
+_SAME: Final = (
+    *("epochs", "batch_size", "micro_batches", "seed", "clip", "select", "checkpoint_every_steps"),
+    *("precision", "accelerator", "devices"),
+)
+"""Fields of a spec that are arguments of `lowland.training.fit`."""
 
 
 def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Run:
@@ -69,12 +73,9 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
     hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
     run = create_run(spec, longer=grown is not None)
     with threads_of_torch(spec.threads):
-        training.fit(
-            model, optimizer, loss, splits, epochs=spec.epochs, batch_size=spec.batch_size, seed=spec.seed,
-            schedule=schedule, augment=augment, clip=spec.clip, select=spec.select, folder=run.folder, hooks=hooks,
-            checkpoint_every_steps=spec.checkpoint_every_steps, precision=spec.precision,
-            micro_batches=spec.micro_batches, accelerator=spec.accelerator, devices=spec.devices,
-        )  # fmt: skip
+        same = {name: getattr(spec, name) for name in _SAME}
+        made: dict[str, Any] = {"schedule": schedule, "augment": augment, "folder": run.folder, "hooks": hooks}
+        training.fit(model, optimizer, loss, splits, **same, **made)
     return open_run(run.folder)  # anew: it has its result now
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lowland.core.risk import EmpiricalRisk
     from lowland.results import Run
 
-__all__ = ["measured_risk", "model_of", "opened", "record_of", "risk_of", "stored_result", "threads_of_torch"]
-
 
 @contextmanager
 def threads_of_torch(count: int | None) -> Generator[None, None, None]:

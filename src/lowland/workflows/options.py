@@ -13,20 +13,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-__all__ = [
-    "HOOKS",
-    "Command",
-    "above",
-    "example_of",
-    "first_child",
-    "flat_argument",
-    "is_free",
-    "is_nested",
-    "options_of",
-    "outer_names",
-    "spec_of",
-]
-
 Command = Callable[..., Any]
 
 HOOKS: Final = ("on_event", "live")

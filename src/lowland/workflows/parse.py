@@ -23,9 +23,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lowland.core.errors import InputError
 from lowland.core.names import nearest_name
 from lowland.workflows.options import Command, example_of, flat_argument, options_of, outer_names, spec_of
-from lowland.workflows.words import named, tidy_values, tidy_words
-
-__all__ = ["Call", "call", "from_text", "from_yaml", "parse", "parser_of", "to_yaml"]
+from lowland.workflows.words import named, read_text, tidy_values, tidy_words
 
 Spec = TypeVar("Spec")
 
@@ -71,9 +69,13 @@ def parser_of(command: Command, program: str, *, positional: str = "", example: 
         about = (inspect.getdoc(spec) or "").split("\n")[0]
     said = f"{positional.upper()} is short for --{positional}.\n" if positional else ""
     parser = ArgumentParser(
-        prog=program, usage=f"{program}{takes} [--config FILE] [--OPTION VALUE ...]", description=about,
-        epilog=said + (f"Example: {example}" if example else ""), exit_on_error=False, formatter_class=_Help,
-    )  # fmt: skip
+        prog=program,
+        usage=f"{program}{takes} [--config FILE] [--OPTION VALUE ...]",
+        description=about,
+        epilog=said + (f"Example: {example}" if example else ""),
+        exit_on_error=False,
+        formatter_class=_Help,
+    )
     parser.add_argument("--config", action="config", help="YAML file with values of these options; flags after it win.")
     if spec is not None:
         parser.add_class_arguments(spec, as_group=False)
@@ -123,9 +125,14 @@ def parse(spec: type[Spec], arguments: Sequence[str]) -> Spec:
 
 
 def call(
-    command: Command, arguments: Sequence[str], program: str = "lowland", *, positional: str = "", example: str = "",
+    command: Command,
+    arguments: Sequence[str],
+    program: str = "lowland",
+    *,
+    positional: str = "",
+    example: str = "",
     flags: Mapping[str, bool | tuple[str, ...]] | None = None,
-) -> Call:  # fmt: skip
+) -> Call:
     """Turn flags and YAML into the call of a command."""
     # flags are further ones, which the command does not see: False for a switch, words for a choice, its default first
     parser = parser_of(command, program, positional=positional, example=example)
@@ -217,14 +224,7 @@ def _value(shown: str) -> Any:
 
 
 def to_yaml(spec: Any) -> str:
-    """Write a spec, or options by name, as YAML.
-
-    Args:
-        spec: A spec, or a mapping.
-
-    Returns:
-        Text that `from_yaml` reads back to an equal spec.
-    """
+    """Write a spec, or options by name, as YAML that `from_yaml` reads back to an equal spec."""
     values = spec if isinstance(spec, Mapping) else dataclasses.asdict(spec)
     return yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
 
@@ -239,12 +239,7 @@ def _plain(value: Any) -> Any:
 
 def from_yaml(spec: type[Spec], path: Path) -> Spec:
     """Read a spec from a YAML file."""
-    if not path.is_file():
-        raise InputError("config", "must be a YAML file", str(path))
-    try:
-        made: Spec = from_text(spec, path.read_text(encoding="utf-8")).spec
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
+    made: Spec = from_text(spec, read_text(path)).spec
     return made
 
 

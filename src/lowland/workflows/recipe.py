@@ -22,8 +22,7 @@ from lowland.core.errors import InputError
 from lowland.core.names import find, unknown
 from lowland.workflows.parse import from_text
 from lowland.workflows.specs import FitSpec
-
-__all__ = ["Recipe", "expand", "read_recipe", "recipe_names", "small"]
+from lowland.workflows.words import mapping_of, read_text
 
 _IMAGES: Final = ("cifar10", "cifar100", "svhn", "mnist", "folders", "digits")
 _WIDTHS: Final = ("width", "factor", "growth", "widening")
@@ -32,45 +31,23 @@ _TRAIN, _SIDE, _PUBLISHED_SIDE = 896, 8, 32  # digits against the images of the 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of a published run.
+    """Settings of a published run."""
 
-    Args:
-        name: The name it is called by.
-        about: What it trains.
-        source: Where the settings come from.
-        published: What the source reports.
-        unknown: What the source leaves open.
-        differs: Where a run of ours differs from the source's.
-        run: Values of `FitSpec`, as read from YAML.
-    """
-
-    name: str
-    about: str
-    source: str
-    published: str
-    unknown: list[str]
-    differs: list[str]
-    run: dict[str, Any]
+    name: str  # The name it is called by
+    about: str  # What it trains
+    source: str  # Where the settings come from
+    published: str  # What the source reports
+    unknown: list[str]  # What the source leaves open
+    differs: list[str]  # Where a run of ours differs from the source's
+    run: dict[str, Any]  # Values of `FitSpec`, as read from YAML
 
     def spec(self) -> FitSpec:
-        """Return the run's spec.
-
-        Returns:
-            The spec, checked.
-        """
+        """Return the run's spec, checked."""
         return _spec(self.run)
 
 
 def recipe_names() -> list[str]:
-    """Return the names of Lowland's recipes.
-
-    Returns:
-        The names, sorted.
-
-    Example:
-        >>> "li-resnet56" in recipe_names()
-        True
-    """
+    """Return the names of Lowland's recipes, sorted."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _folder().iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -92,12 +69,12 @@ def read_recipe(name: str) -> Recipe:
     """
     path = Path(name)
     if path.is_file():
-        text, called = _text(path), path.stem
+        text, called = read_text(path), path.stem
     elif name in recipe_names():
         text, called = (_folder() / f"{name}.yaml").read_text(encoding="utf-8"), name
     else:
         raise unknown("config", name, recipe_names())
-    found = _mapping(text, name)
+    found = mapping_of(text, name=name)
     keys = [field.name for field in dataclasses.fields(Recipe)][1:]
     if set(found) != set(keys) or not isinstance(found["run"], dict):
         raise InputError("config", f"must have the keys of a recipe ({', '.join(keys)})", name)
@@ -179,27 +156,10 @@ def _run_of(config: str) -> tuple[str, dict[str, Any]]:
         looks_like_path = "/" in config or config.endswith((".yaml", ".yml"))
         if looks_like_path:
             raise InputError("config", "must be a YAML file or the name of a recipe", config)
-    elif "run" not in (found := _mapping(_text(path), config)):
+    elif "run" not in (found := mapping_of(read_text(path), name=config)):
         return "", found
     recipe = read_recipe(config)
     return recipe.name, recipe.run
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
-
-
-def _mapping(text: str, name: str) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError("config", f"must be YAML ({' '.join(str(error).split())})", name) from error
-    if not isinstance(found, dict):
-        raise InputError("config", "must be a YAML mapping", name)
-    return found
 
 
 def _spec(run: Mapping[str, Any]) -> FitSpec:

@@ -30,8 +30,6 @@ from lowland.workflows.checks import check_run
 from lowland.workflows.parse import from_yaml
 from lowland.workflows.specs import FitSpec, LossSpec, SubjectSpec
 
-__all__ = ["ExternalModel", "TrainedSource", "open_run", "subject_run"]
-
 PARTS: Final = ("train", "validation", "test")
 """Names of the parts of a data set."""
 
@@ -53,10 +51,8 @@ def subject_run(spec: SubjectSpec) -> Run:
     """Return the run that a spec is about; one of another program's model has its folder for results alone."""
     if spec.run is not None:
         return open_run(spec.run)
-    source = ExternalModel(
-        spec.model, spec.data, checkpoint=spec.checkpoint, loss=spec.loss, prefix=spec.prefix,
-        model_options=spec.model_options, data_options=spec.data_options,
-    )  # fmt: skip
+    names = ("model", "data", "checkpoint", "loss", "prefix", "model_options", "data_options")
+    source = ExternalModel(**{name: getattr(spec, name) for name in names})
     return Run(spec.folder, name=str(spec.checkpoint or spec.model), source=source)
 
 
@@ -84,13 +80,9 @@ class _ModelSource(Source):
             raise InputError("splits", named, list(splits) if {*splits} - set(parts) or not splits else split)
         model = self.model(weights, data) if model is None else model
         batches = {name: _batches(parts[name], batch_size) for name in {*splits, split}}
-        return {
-            name: EmpiricalRisk(
-                model, self.criterion(), batches[name], batch_norm=batch_norm, recalibration=batches[split],
-                samples=samples, seed=seed, metrics=build_metrics(metrics),
-            )
-            for name in splits
-        }  # fmt: skip
+        options: dict[str, Any] = {"batch_norm": batch_norm, "recalibration": batches[split], "samples": samples}
+        options |= {"seed": seed, "metrics": build_metrics(metrics)}
+        return {name: EmpiricalRisk(model, self.criterion(), batches[name], **options) for name in splits}
 
 
 def _batches(part: Any, size: int) -> Any:
@@ -177,7 +169,7 @@ class ExternalModel(_ModelSource):
         >>> import torch
         >>> batches = [(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))]
         >>> run = Run(name="mine", source=ExternalModel(torch.nn.Linear(2, 2), batches))
-        >>> run.risk().describe()["samples"]
+        >>> run.risk().evaluate()["loss"].samples
         4
     """
 

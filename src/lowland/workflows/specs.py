@@ -14,18 +14,6 @@ from typing import Any, Literal
 from lowland.core.errors import InputError
 from lowland.workflows.checks import VERSION, check_positive, check_version
 
-__all__ = [
-    "DataSpec",
-    "DemoSpec",
-    "FitSpec",
-    "LossSpec",
-    "ModelSpec",
-    "OptimizerSpec",
-    "RiskSpec",
-    "ScheduleSpec",
-    "SubjectSpec",
-]
-
 Options = dict[str, Any]
 
 

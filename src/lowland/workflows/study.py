@@ -9,8 +9,6 @@ from lowland.core.errors import InputError
 from lowland.workflows.checks import VERSION, check_version
 from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec, RiskSpec
 
-__all__ = ["Changes", "RecommendSpec", "SearchSpec", "StudySpec", "SurveySpec"]
-
 Changes = dict[str, Any]
 """Dotted key of a run's spec -> value, such as ``{"optimizer.method": "sam", "optimizer.options.rho": 0.1}``."""
 
@@ -64,10 +62,11 @@ class SurveySpec:
 
     def __post_init__(self) -> None:
         if self.curvature < 0 or self.points < 1 or not self.extent > 0:
-            raise InputError(
-                "survey.curvature, survey.points, survey.extent", "must be at least 0, at least 1 and positive",
-                (self.curvature, self.points, self.extent),
-            )  # fmt: skip
+            names, rule = (
+                "survey.curvature, survey.points, survey.extent",
+                "must be at least 0, at least 1 and positive",
+            )
+            raise InputError(names, rule, (self.curvature, self.points, self.extent))
 
 
 def _base() -> FitSpec:
@@ -129,30 +128,19 @@ class StudySpec:
                 raise InputError("methods, variants", "must have names that can be file names", name)
         unknown = ({self.baseline} - {None} | set(self.search.grids)) - set(self.methods)
         if unknown:
-            raise InputError("baseline, search.grids", f"must name methods of the study ({', '.join(self.methods)})",
-                             sorted(str(name) for name in unknown))  # fmt: skip
+            rule = f"must name methods of the study ({', '.join(self.methods)})"
+            raise InputError("baseline, search.grids", rule, sorted(str(name) for name in unknown))
         if len(self.survey_seeds()) > self.seeds:
             raise InputError("survey.curvature", f"must not exceed the {self.seeds} seeds", self.survey.curvature)
 
     def reference(self) -> str:
-        """Return the method that the others are compared with.
-
-        Returns:
-            Its name.
-
-        Raises:
-            InputError: If the study has no method.
-        """
+        """Return the method that the others are compared with."""
         if not self.methods:
             raise InputError("methods", "must name at least one method", self.methods)
         return self.baseline or next(iter(self.methods))
 
     def survey_seeds(self) -> range:
-        """Return the seeds whose curvature is measured.
-
-        Returns:
-            The first ones.
-        """
+        """Return the seeds whose curvature is measured: the first ones."""
         return range(self.first_seed, self.first_seed + self.survey.curvature)
 
 

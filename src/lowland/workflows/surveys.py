@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from lowland.landscape import Plane
     from lowland.results import Run
 
-__all__ = ["curvature", "line", "surface", "trajectory"]
-
 OnEvent: TypeAlias = "Callable[[Event], None]"
 
 _AT_THE_END = RiskSpec(weights="last", batch_norm="recalibrated")
@@ -99,10 +97,16 @@ def surface(
         measured = measured_risk(place, risk, splits)
         plane = landscape.random_plane(model_of(measured), seed, normalization=normalization)
         found = landscape.evaluate(
-            measured, plane, landscape.grid(*points, extent=extent), engine=engine, store=path,
-            probes=build_probes(probes or ()), refined=landscape.Tolerance() if refine else None,
-            precision=precision, on_event=on_event,
-        )  # fmt: skip
+            measured,
+            plane,
+            landscape.grid(*points, extent=extent),
+            engine=engine,
+            store=path,
+            probes=build_probes(probes or ()),
+            refined=landscape.Tolerance() if refine else None,
+            precision=precision,
+            on_event=on_event,
+        )
     return found, path
 
 
@@ -322,10 +326,18 @@ def curvature(
     ticker = Ticker(on_event, max_products + trace_products + directions)
     with threads_of_torch(threads):
         result = summarize(
-            risk_of(place, risk), trace_products=trace_products, directions=directions, max_products=max_products,
-            rho=rho, top=top, density_probes=density_probes, layer_probes=layer_probes, sharpness=sharpness,
-            seed=seed, on_product=ticker,
-        )  # fmt: skip
+            risk_of(place, risk),
+            trace_products=trace_products,
+            directions=directions,
+            max_products=max_products,
+            rho=rho,
+            top=top,
+            density_probes=density_probes,
+            layer_probes=layer_probes,
+            sharpness=sharpness,
+            seed=seed,
+            on_product=ticker,
+        )
     result.attrs["spec"] = record
     if risk.weights.isdigit():  # a place on the path; reports compare such results at matched loss
         result.attrs["step"] = int(risk.weights)

@@ -25,8 +25,6 @@ from lowland.workflows.options import (
     outer_names,
 )
 
-__all__ = ["named", "tidy_values", "tidy_words"]
-
 _RENAMED: Final = {"colour_map": "color_map", "probe": "probes"}
 """Name of an option in version 0.1.0 -> its name now."""
 
@@ -111,26 +109,34 @@ def as_list(option: inspect.Parameter, value: str) -> str:
 
 def _of_file(command: Command, path: str) -> Any:
     """Return the values of a YAML file (or of YAML itself) in the parser's form."""
-    file, text = Path(path), path
-    if "\n" not in path:
-        if not file.is_file():
-            raise InputError("config", "must be a YAML file", path)
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError("config", f"must be a readable YAML file ({error})", path) from error
-    return tidy_values(command, text)
+    return tidy_values(command, path if "\n" in path else read_text(Path(path)))
+
+
+def read_text(path: Path) -> str:
+    """Return what a YAML file holds."""
+    if not path.is_file():
+        raise InputError("config", "must be a YAML file", str(path))
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
+
+
+def mapping_of(text: str, *, name: str | None = None) -> dict[Any, Any]:
+    """Return the mapping of a YAML text; a complaint says the name of its file, or what was found."""
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        got = () if name is None else (name,)
+        raise InputError("config", f"must be YAML ({' '.join(str(error).split())})", *got) from error
+    if not isinstance(found, dict):
+        raise InputError("config", "must be a YAML mapping", found if name is None else name)
+    return found
 
 
 def tidy_values(command: Command, text: str) -> dict[str, Any]:
     """Return the values of a YAML text with names as they are now and lists in full."""
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
-        raise InputError("config", f"must be YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(found, dict):
-        raise InputError("config", "must be a YAML mapping", found)
-    return _renamed(found, options_of(command), "")
+    return _renamed(mapping_of(text), options_of(command), "")
 
 
 def _renamed(values: Mapping[Any, Any], known: Mapping[str, inspect.Parameter], prefix: str) -> dict[str, Any]:
