@@ -115,8 +115,10 @@ def ancestors(where, failing):
     return np.array([found[index] for index in range(where.size)]).reshape(where.shape)
 
 
-@pytest.mark.parametrize("name", ["serial", "processes:2"])
-@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "chunk"),
+    [("serial", 1), ("serial", 4), ("processes:2", 4), pytest.param("processes:2", 1, marks=pytest.mark.slow)],
+)
 def test_every_child_gets_its_parent_s_arrays_and_none_where_that_failed(name, chunk):
     where = landscape.grid(9, 9, extent=1.0)
     assert (survey(name, shape=(9, 9), probes=[Chain()], chunk=chunk)["ancestors"] == ancestors(where, None)).all()
