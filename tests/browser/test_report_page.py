@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +37,14 @@ def convexity() -> Any:
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gains = {0: 0.02, 1: 0.03, 2: 0.01, 3: 0.02}
-    runs = [run(f"SGD, seed {s}", method="SGD", seed=s, accuracy=0.8 + 0.01 * s) for s in gains]
-    runs += [run(f"SAM, seed {s}", method=HOSTILE, seed=s, accuracy=0.8 + g, passes=200) for s, g in gains.items()]
-    runs = [r if r.seed == 0 else replace(r, surfaces={}, curvature={}, trajectory=None) for r in runs]
-    runs[0] = replace(runs[0], surfaces={"random": plane(31, 25), "trajectory": plane(21, 21, scale=2.0)})
-    runs[4] = replace(runs[4], name=HOSTILE, surfaces={"random": damaged()})
+    bare: dict[str, Any] = {"surfaces": {}, "curvature": {}, "trajectory": None}
+    sgd: list[dict[str, Any]] = [bare] * len(gains)
+    sam = list(sgd)
+    sgd[0] = {"surfaces": {"random": plane(31, 25), "trajectory": plane(21, 21, scale=2.0)}}
+    sam[0] = {"surfaces": {"random": damaged()}}
+    runs = [run(f"SGD, seed {s}", method="SGD", seed=s, accuracy=0.8 + 0.01 * s, **sgd[s]) for s in gains]
+    names = [HOSTILE, *(f"SAM, seed {s}" for s in gains if s)]
+    runs += [run(names[s], method=HOSTILE, seed=s, accuracy=0.8 + g, passes=200, **sam[s]) for s, g in gains.items()]
     grid = np.linspace(-1, 10, 200)
     density = build_density(
         {HOSTILE: (grid, np.exp(-(grid**2)) + 1e-3 * np.exp(-((grid - 7) ** 2)))}, eigenvalues=[7.0]

@@ -15,6 +15,9 @@ from tests.golden.names import respelled
 OLD = json.loads(respelled(NUMBERS.read_text()))
 CASES = [(group, name) for group, cases in GROUPS.items() for name in cases]
 
+ADDED = {"rounding"}
+"""Numbers that results have had since."""
+
 TOLERANCE = 1e-10
 """Held on AVX-512, AVX2 and plain SSE kernels alike."""
 
@@ -29,6 +32,7 @@ def test_numbers_are_those_of_before(group, name):
     for numbers in (old, new):
         numbers.pop("attrs/schema", None)  # its version grows
     assert set(old) - set(new) == set(), "lost"
-    assert set(new) - set(old) == set(), "new"
+    added = {path for path in set(new) - set(old) if path.split("/")[-1] not in ADDED}
+    assert added == set(), "new"
     wrong = {path: (value, new[path]) for path, value in old.items() if not agree(value, new[path], TOLERANCE)}
     assert wrong == {}

@@ -6,13 +6,16 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from lowland.core.errors import InputError
 
-__all__ = ["check_options", "find", "import_path", "nearest_name", "unknown"]
+__all__ = ["SPEC", "check_options", "find", "import_path", "nearest_name", "unknown"]
 
 T = TypeVar("T")
+
+SPEC: Final = "spec.yaml"
+"""The file that makes a run again; here, since commands look for it before anything heavy is imported."""
 
 
 def unknown(argument: str, name: object, known: Iterable[str]) -> InputError:

@@ -402,7 +402,8 @@ class EmpiricalRisk:
         )
 
     def _read_twice(self) -> tuple[Batch, Batch]:
-        found = [next(iter(self._source), None) for _ in range(2)]
+        with forked_rng():  # a loader draws a seed each time it is read
+            found = [next(iter(self._source), None) for _ in range(2)]
         if found[0] is None or found[1] is None:
             raise InputError("batches", "must hold at least one batch", 0)
         return self._read(found[0], 0), self._read(found[1], 0)
@@ -415,8 +416,9 @@ class EmpiricalRisk:
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            for batch in self.batches():
-                digest.update(fingerprint(batch_tensors(batch)).encode())
+            with forked_rng():
+                for batch in self.batches():
+                    digest.update(fingerprint(batch_tensors(batch)).encode())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lowland.core.batches import joined, take
+from lowland.core.contexts import forked_rng
 from lowland.core.errors import InputError
 from lowland.core.per_sample import per_sample_loss
 from lowland.core.risk import EmpiricalRisk
@@ -58,7 +59,8 @@ def protocol_risk(
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise InputError(name, "must be positive", value)
-    parts = list(risk.batches())
+    with forked_rng():  # a loader draws a seed each time it is read
+        parts = list(risk.batches())
     total = sum(part.size for part in parts)
     count = total if samples is None else min(samples, total)
     chosen = torch.as_tensor(generator(seed, "subsample").choice(total, count, replace=False)).sort()[0]

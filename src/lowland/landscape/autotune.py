@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lowland.core.contexts import forked_rng
 from lowland.core.per_sample import all_moments
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
@@ -76,7 +77,8 @@ def _candidates(survey: SurfaceTask, batch_size: BatchSize, precision: Any, work
         return [replace(given, batch_size=batch_size)]
     images = any(p.ndim == 4 for p in survey.first.model.parameters())
     layouts: Sequence[Any] = ("contiguous", "channels_last") if images else ("contiguous",)
-    own = [batch.size for batch in survey.first.batches()]
+    with forked_rng():  # a loader draws a seed each time it is read
+        own = [batch.size for batch in survey.first.batches()]
     count = sum(own)
     same = own[0] if len(set(own[:-1])) == 1 else 0  # the risk's own batches have this size already
     sizes: set[int | None] = {None, *(size for size in _SIZES if size < count and size != same)}

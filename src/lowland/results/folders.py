@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from lowland.core.errors import InputError
-from lowland.results.run import PARTS, SPEC
+from lowland.core.names import SPEC
+from lowland.results.run import PARTS
 
 _DEPTH: Final = 4
 """Levels below a folder in which its runs are looked for; those of a study lie three deep."""

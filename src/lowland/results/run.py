@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lowland.core.errors import InputError
+from lowland.core.names import SPEC
 from lowland.results import shown
 from lowland.results.frames import frame_of_rows
 from lowland.results.snapshots import SnapshotReader
@@ -21,8 +22,6 @@ from lowland.results.stores import StoreFolder, open_kind
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
-
-SPEC: Final = "spec.yaml"
 
 _FOLDERS: Final = ("checkpoints", "snapshots", "surfaces", "curvature")
 PARTS: Final = (SPEC, "metrics.csv", "result.json", "trajectory.zarr", *_FOLDERS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lowland.core.errors import InputError
-from lowland.core.names import unknown
+from lowland.core.names import SPEC, unknown
 
 VERSION: Final = 1
 """Version of all specs."""
@@ -52,6 +52,6 @@ def check_run(run: str | Path) -> Path:
     path = Path(run)
     if not path.is_dir():
         raise InputError("run", "must be the folder of a run", str(run), "make one with `lowland fit`")
-    if not (path / "spec.yaml").is_file():
+    if not (path / SPEC).is_file():
         raise InputError("run", "must hold the spec.yaml of a run", str(run), "make one with `lowland fit`")
     return path

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lowland.core.errors import InputError
+from lowland.core.names import SPEC
 from lowland.workflows.parse import from_yaml, to_yaml
 from lowland.workflows.specs import FitSpec
 
@@ -85,7 +86,7 @@ def create_run(spec: FitSpec, *, longer: bool = False) -> Run:
     from lowland.results.folders import open_run_folder
     from lowland.workflows.sources import open_run
 
-    file = Path(spec.folder) / "spec.yaml"
+    file = Path(spec.folder) / SPEC
     there, text = file.is_file(), to_yaml(spec)
     if there:
         run = open_run(spec.folder)
@@ -104,11 +105,11 @@ def create_run(spec: FitSpec, *, longer: bool = False) -> Run:
 def _check_folder(spec: FitSpec) -> int | None:
     """Check that a run can have its folder; return the epochs that it had there where it has more now."""
     path = Path(spec.folder)
-    if not (path / "spec.yaml").is_file():
-        if path.is_dir() and any("spec.yaml" not in entry.name for entry in path.iterdir()):
+    if not (path / SPEC).is_file():
+        if path.is_dir() and any(SPEC not in entry.name for entry in path.iterdir()):
             raise InputError("folder", "must be new, empty or the folder of this run", str(path))
         return None
-    before = from_yaml(FitSpec, path / "spec.yaml")
+    before = from_yaml(FitSpec, path / SPEC)
     differ = _differences(asdict(before), asdict(replace(spec, folder=before.folder)))
     if not differ:  # a folder that was moved is still the same run
         return None
