@@ -274,7 +274,8 @@ def test_writes_are_whole_flushed_and_without_leftovers(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "home"),
     [
-        (r'"(spec\.yaml|result\.json|metrics\.csv|trajectory\.zarr)"', "results/run.py"),
+        (r'"(result\.json|metrics\.csv|trajectory\.zarr)"', "results/run.py"),
+        (r'"spec\.yaml"', "core/names.py"),
         (r"os\.replace\(", "results/files.py"),
     ],
 )

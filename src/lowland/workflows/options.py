@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from lowland.core.names import SPEC
+
 Command = Callable[..., Any]
 
 HOOKS: Final = ("on_event", "live")
@@ -94,6 +96,6 @@ def example_of(name: str, option: inspect.Parameter | None) -> str:
     if plain:
         return f"--{name} {default}"
     kinds = {"int": "3", "float": "0.5", "list[str": "train,test", "list[float": "1.0,2.0", "dict": "'{key: 1}'"}
-    by_name = {"run": "runs/sam", "runs": "runs/sam", "results": "runs/sam/surfaces/plane.zarr", "config": "spec.yaml"}
+    by_name = {"run": "runs/sam", "runs": "runs/sam", "results": "runs/sam/surfaces/plane.zarr", "config": SPEC}
     value = by_name.get(name) or next((text for start, text in kinds.items() if kind.startswith(start)), "VALUE")
     return f"--{name} {value}"
