@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lowland.opening import open as open
     from lowland.results.run import Run as Run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _ROOMS = (
     "curvature",

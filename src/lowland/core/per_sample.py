@@ -147,7 +147,8 @@ def _elementwise(loss: Loss, output: Any, target: Any) -> tuple[Any, bool]:
 
 def _unbroadcast(call: Callable[[Any, Any], Tensor], loss: Loss, output: Tensor, target: Any) -> Tensor:
     # [n, 1] against [n] would be compared all with all
-    same = isinstance(loss, _SAME_SHAPE) or _function(loss) in _SAME_SHAPE_FUNCTIONS
+    # (a class of the user's that replaces forward compares as it likes)
+    same = type(loss) in _SAME_SHAPE or _function(loss) in _SAME_SHAPE_FUNCTIONS
     if same and isinstance(target, Tensor) and target.shape != output.shape:
         got = (tuple(output.shape), tuple(target.shape))
         raise InputError("loss", "must compare an output and a target of one shape", got, "squeeze one of the two")
