@@ -66,7 +66,7 @@ def summarize(
     Example:
         >>> import torch
         >>> data = [(torch.eye(4), torch.arange(4))]
-        >>> result = survey(EmpiricalRisk(torch.nn.Linear(4, 4), torch.nn.CrossEntropyLoss(), data))
+        >>> result = summarize(EmpiricalRisk(torch.nn.Linear(4, 4), torch.nn.CrossEntropyLoss(), data))
         >>> float(result.lambda_max) > 0
         True
     """
