@@ -193,7 +193,9 @@ def test_nan_and_infinity_are_kept_and_not_measured_again(tmp_path):
     model.calls = 0
     again = evaluate(risk, line, grid(5, extent=2.0), store=tmp_path / "s.zarr", on_event=events.append)
     xr.testing.assert_identical(again, surface)
-    assert events[0].done == events[0].total == 5 and model.calls <= 6  # the checks of the data, the origin, two points again
+    assert (
+        events[0].done == events[0].total == 5 and model.calls <= 6
+    )  # the checks of the data, the origin, two points again
 
 
 @pytest.mark.parametrize("resident", ["auto", False])
