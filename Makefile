@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test slow check docs dist bench conformance claims clean
+.PHONY: help demo test slow check docs dist bench conformance claims figure clean
 
 help: ## Show the commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,7 +20,7 @@ test: $(VENV)/.dev ## Run the tests (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal # runs of neighbors stay together, and share what their module makes
 
 slow: $(VENV)/.dev ## Run the tests that take longer
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" -n 2 --dist worksteal --durations=15
 
 check: $(VENV)/.dev docs ## Check style, types, layers and the examples in docstrings; build the documentation
 	$(BIN)/ruff format --check .
@@ -33,6 +33,7 @@ docs: $(VENV)/.docs ## Build the documentation into site/
 	OMP_NUM_THREADS=1 $(BIN)/python examples/gallery.py docs/images
 	OMP_NUM_THREADS=1 $(BIN)/python examples/traps.py docs/images/traps
 	OMP_NUM_THREADS=1 $(BIN)/python docs/tools/architecture.py docs/images/architecture.svg
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.figure --only draw
 	$(BIN)/mkdocs build --strict --quiet
 
 dist: $(VENV)/.dev ## Build wheel and sdist into dist/, and try the wheel in an environment of its own
@@ -51,6 +52,9 @@ conformance: $(VENV)/.bench ## Check our tools and other packages against lowlan
 claims: $(VENV)/.dev ## Measure the published claims (resumable; 75 minutes of two cores) and write docs/claims.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.claims --engine processes:2
 
+figure: $(VENV)/.dev ## Train and survey deep networks with and without shortcuts (resumable; hours) and write docs/figure.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m studies.figure
+
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis site
 
@@ -62,7 +66,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[augment,data,dev,hdf5,hf,lightning,optuna,ray,remote,robust,tensorboard]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[augment,data,dev,film,hdf5,hf,lightning,optuna,peft,ray,remote,robust,tensorboard,trackers]"
 	# curvlinops asks for torchvision without importing it: install it and what it really uses by name
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps curvlinops-for-pytorch linear_operator jaxtyping wadler_lindig einops einconv opt_einsum tqdm
 	touch $@ $(VENV)/.demo

@@ -374,6 +374,12 @@ def main() -> None:
     options = parser.parse_args()
     content = json.loads(options.output.read_text()) if options.output.exists() else {"rows": [], "others": None}
     rows = {row["case"]: row for row in content["rows"]}
+
+    def keep() -> None:
+        content["rows"] = list(rows.values())
+        options.output.parent.mkdir(exist_ok=True)
+        options.output.write_text(json.dumps(content, indent=1) + "\n")
+
     for name, make in cases(options.samples, options.epochs).items():
         if options.only and name not in options.only:
             continue
@@ -382,12 +388,11 @@ def main() -> None:
         if not options.check_only:
             rows[name] = {**measure(name, case, options), **provenance(), "threads": torch.get_num_threads()}
             show(rows[name])
+            keep()  # before the comparison, which takes longer than all timings
         if options.checks:
             rows[name] |= exactness(case, options, name, rows[name]["pictures"])
             show(rows[name])
-        content["rows"] = list(rows.values())
-        options.output.parent.mkdir(exist_ok=True)
-        options.output.write_text(json.dumps(content, indent=1) + "\n")
+            keep()
     if not options.only and not options.check_only:
         content["others"] = others(options.side)
         print(*content["others"], sep="\n")

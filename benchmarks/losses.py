@@ -26,7 +26,7 @@ from lowland import losses, models, optim
 from lowland.core.provenance import provenance
 from lowland.core.types import Batch
 from lowland.losses.divergence import tempered_divergence
-from lowland.losses.encoding import RowFormat
+from lowland.losses.records import RecordFormat
 
 IMAGENET = (1_281_167, 1000)
 
@@ -167,8 +167,8 @@ def divergence_error(span: float, rows: int) -> float:
     logits = torch.randn(rows, IMAGENET[1], generator=generator, dtype=torch.float64)
     low, high = logits.aminmax(dim=1, keepdim=True)
     logits = (logits - low) / (high - low) * span
-    kept = RowFormat("int8", (IMAGENET[1],))
-    return float(tempered_divergence(logits, kept.decode(kept.encode(logits, 0)).values.double(), 5.0).mean())
+    kept = RecordFormat("int8", (IMAGENET[1],))
+    return float(tempered_divergence(logits, kept.decode(kept.encode(logits, 0)).double(), 5.0).mean())
 
 
 def resident() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,6 +65,17 @@ def losses(result: Result) -> str:
         f"kept is off by {memory['kl_error_range_10']:.1e} (logits of range 10) and "
         f"{memory['kl_error_range_35']:.1e} (range 35) in divergence at temperature 5." + made(result, "losses")
     )
+
+
+def trainers(result: Result) -> str:
+    text = table(
+        ["", "added to a step, microseconds", "step over that without", "half of the rounds between",
+         "step without, ms", "rounds"],
+        [[row["case"], f"{row['added_us']:.0f}", f"{row['ratio']:.4f}", f"{row['low']:.4f} and {row['high']:.4f}",
+          f"{row['step_ms']:.1f}", str(row["rounds"])] for row in result["rows"]],
+    )  # fmt: skip
+    load = " to ".join(f"{value:.1f}" for value in result["load"])
+    return f"{text}\n\nLoad of the machine (2 cores) meanwhile: {load}." + made(result, "trainers")
 
 
 def landscape(result: Result) -> str:
@@ -210,8 +222,106 @@ def pipeline(result: Result) -> str:
     return text + made(result, "pipeline", f"{result['settings']['threads']} threads")
 
 
+def film(result: Result) -> str:
+    rows = []
+    for name, run in result["runs"].items():
+        frames = run["frames"]
+        counts = sorted(frame["measured"] for frame in frames)
+        wrong, pixels = (sum(frame[key] for frame in frames) for key in ("outside", "pixels"))
+        checks, failed = (sum(frame[key] or 0 for frame in frames) for key in ("checked", "failures"))
+        rows.append([
+            name, str(len(frames)), f"{counts[0]}, {counts[len(counts) // 2]}, {counts[-1]}", f"{sum(counts):,}",
+            f"{sum(counts) / run['points']:.2f}", f"{run['alone'] / run['points']:.2f}", f"{failed} of {checks:,}",
+            f"{max(frame['share_bound'] or 0 for frame in frames):.1%}", f"{wrong} of {pixels:,}",
+            f"{max(frame['outside'] / frame['pixels'] for frame in frames):.1%}",
+        ])  # fmt: skip
+    header = ["ResNet-8", "frames", "points of a frame: least, median, most", "points in all", "as full surfaces",
+              "each frame alone, as full surfaces", "checks beyond the tolerance", "promise of the worst frame",
+              "fresh pixels beyond it", "in the worst frame"]  # fmt: skip
+    text = table(header, rows)
+    text += "\n\nFresh pixels are points of each frame that were measured for this table alone, none of them a check."
+    return text + made(result, "film")
+
+
+def topology(result: Result) -> str:
+    def smad(value: float | None) -> str:
+        return "fails" if value is None else f"{value:.3g}"
+
+    rows = [
+        [row["surface"], "–" if row["planted"] is None else str(row["planted"]), f"{row['error']:g}",
+         str(row["landscaper"]["minima"]), smad(row["landscaper"]["smad"]), str(row["lowland"]["parts"]),
+         str(row["lowland"]["basins"]), f"{row['landscaper']['seconds']:.2f}", f"{row['lowland']['seconds']:.2f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["surface", "planted", "standard error", "landscaper: minima", "its SMAD", "Lowland: parts",
+              "basins beyond the errors", "landscaper, s", "Lowland, s"]  # fmt: skip
+    return table(header, rows) + made(result, "topology")
+
+
+_WAYS = (
+    ("rounding", "INT8 per channel, symmetric"), ("rounding", "INT4 per channel, symmetric"),
+    ("rounding", "INT4 per group of 32, asymmetric"), ("noise", "per filter"), ("worst", ""), ("forgetting", ""),
+)  # fmt: skip
+"""Parts and names of the rows that a page shows."""
+
+
+def robustness_ways(result: Result) -> str:
+    runs = result["runs"]
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    seeds = len({run["seed"] for run in runs})
+
+    def short(value: float) -> str:
+        return f"{float(f'{value:.2g}'):g}".replace("-", "−")
+
+    def over_seeds(values: Sequence[float], more: str = "") -> str:
+        span = "" if seeds == 1 else f" [{short(min(values))}, {short(max(values))}]"
+        return short(statistics.mean(values)) + span + more
+
+    def cell(method: str, key: Sequence[Any]) -> str:
+        rows = [row for run in runs if run["method"] == method
+                for row in run["rows"] if [row["part"], row["name"], row["size"]] == list(key)]  # fmt: skip
+        measured, predicted = (sum(row[name] for row in rows) for name in ("compared", "predicted"))
+        return over_seeds([row["change"] for row in rows], f" ({short(measured / predicted)})")
+
+    def plain(name: str) -> list[str]:
+        return [over_seeds([run[name] for run in runs if run["method"] == method]) for method in methods]
+
+    keys = [(r["part"], r["name"], r["size"]) for r in runs[0]["rows"]
+            if any(r["part"] == part and r["name"].startswith(name) for part, name in _WAYS)]  # fmt: skip
+    last = {key[:2]: key for key in keys}  # of a fine-tune its end
+    keys = [key for key in keys if key[0] != "forgetting" or key == last[key[:2]]]
+    rows = [["train loss", *plain("train_loss")], ["filter-weighted trace", *plain("filter_trace")]]
+    rows += [[f"{part}: {name}, {size:g}", *(cell(method, (part, name, size)) for method in methods)]
+             for part, name, size in keys]  # fmt: skip
+    text = table(["change of the loss (measured over predicted)", *methods], rows)
+    if seeds > 1:
+        text += f"\n\nMeans over {seeds} seeds with the lowest and the highest; ratios are of the means."
+    return text + made(result, "robustness").replace("robustness.py", "robustness.py --part ways")
+
+
+def robustness_card(result: Result) -> str:
+    rows = [[name, f"{row['seconds']:.0f}", f"{row['busy']:.0f}"] for name, row in result["rows"].items()]
+    text = table(["ResNet-20, 32 x 32, part by itself", "seconds", "processor seconds"], rows)
+    text += f"\n\n{result['samples']:,} images; attacks and noise on {result['tested']} test images; "
+    text += f"load {result['load']:.1f} at the start."
+    threads = f"{result['threads']} threads"
+    return text + made(result, "robustness", threads).replace("robustness.py", "robustness.py --part card")
+
+
+def robustness_profile(result: Result) -> str:
+    rows = []
+    for name, row in result["rows"].items():
+        surface, profile = row["surface_ms"], row["profile_ms"]
+        rows.append([name, f"{surface:.2f}", f"{profile:.2f}", f"{profile / surface:.2f}"])
+    text = table([f"{result['directions']} directions x {result['radii']} radii, processor ms per point", "surface",
+                  "profile", "ratio"], rows)  # fmt: skip
+    return text + made(result, "robustness").replace("robustness.py", "robustness.py --part profile")
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "losses": losses, "landscape": landscape, "curvature": curvature, "scale": scale, "pipeline": pipeline,
+    "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
+    "robustness_card": robustness_card, "robustness_profile": robustness_profile,
 }  # fmt: skip
 
 

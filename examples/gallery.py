@@ -80,6 +80,64 @@ def convexity() -> xr.Dataset:
     return result
 
 
+def ways() -> xr.Dataset:
+    """Three ways between two networks."""
+    t = np.linspace(0, 1, 41)
+    heights = {"line": 1.2, "matched line": 0.5, "bezier curve": 0.04}
+    surface = new_surface(t, directions=list(heights))
+    for place, height in enumerate(heights.values()):
+        surface["loss"][place] = 0.02 + height * np.sin(np.pi * t) ** 4
+    surface["status"][:], surface["x"].attrs["units"] = 1, "share of the way"
+    return surface
+
+
+def curved() -> xr.Dataset:
+    """A curve that goes round a ridge between two minima."""
+    x, y, t = np.linspace(-0.3, 1.3, 61), np.linspace(-0.3, 0.9, 51), np.linspace(0, 1, 61)
+    path = {"x": t.tolist(), "y": (1.1 * 2 * t * (1 - t)).tolist(), "distance": [0.0] * 61, "ends": [0.0, 1.0]}
+    surface = new_surface(
+        x, y, attrs={"recipe": {"planes": [{"kind": "test function", "paths": {"bezier curve": path}}]}}
+    )
+    across, up = np.meshgrid(x, y, indexing="ij")
+    valley = 4 * (up - 2.2 * across * (1 - across)) ** 2
+    ridge = 1.5 * np.exp(-(((across - 0.5) / 0.2) ** 2) - ((up + 0.1) / 0.35) ** 2)
+    surface["loss"][:] = 0.02 + valley * (0.1 + 4 * across**2 * (1 - across) ** 2) + ridge
+    surface["status"][:] = 1
+    return surface
+
+
+def pitted(points: int = 51, error: float = 0.04) -> xr.Dataset:
+    """Four pits of known depth, one of them at the edge, under noise of a known standard error."""
+    axis = np.linspace(-1, 1, points)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    surface = new_surface(axis, axis, errors=["loss"], attrs={"samples": 1000})
+    pits = [(-0.4, -0.3, 1.6), (0.5, 0.3, 1.2), (0.1, 0.7, 0.9), (-0.9, 0.95, 0.7)]
+    ground = 2.0 + 0.3 * (x**2 + y**2)
+    ground = ground - sum(depth * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.08) for a, b, depth in pits)
+    surface["loss"][:] = ground + error * np.random.default_rng(0).normal(size=x.shape)
+    surface["loss_se"][:], surface["status"][:] = error, 1
+    return surface
+
+
+def moving(points: int = 51, frames: int = 13) -> xr.Dataset:
+    """A bowl that deepens while a path goes down into it."""
+    axis = np.linspace(-1, 1, points)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    times, path = np.linspace(0, 1, frames), descent(0.05, 0.6)["coordinate"].values
+    places = path[np.linspace(0, 24, frames).astype(int)]
+    planes: list[dict[str, Any]] = [
+        {"frame": k, "step": 50 * k, "place": place.tolist()} for k, place in enumerate(places)
+    ]
+    planes[0] |= {"kind": "test function"}
+    steps = [str(plane["step"]) for plane in planes]
+    film = new_surface(axis, axis, directions=steps, attrs={"recipe": {"planes": planes}, "samples": 1000})
+    for k, t in enumerate(times):
+        bowl = (x**2 + 0.6 * y**2 + 0.5 * x * y) / (0.1 + 0.3 * t)
+        film["loss"][k] = (0.02 + bowl) * t + 2.3 * (1 - t) * (1 + 0.1 * x - 0.1 * y)
+    film["status"][:] = 1
+    return film
+
+
 def slopes() -> xr.Dataset:
     """What LLR did to the losses of a run that falls from 2.3 towards 0."""
     met, reshaper = Multipliers(), Sech(a=2.5, b=0.15)
@@ -108,9 +166,12 @@ def figures(points: int = 51) -> dict[str, Any]:
         "path": ll.viz.path(paths, flat, title="Two optimizers on one plane"),
         "path_alone": ll.viz.path(paths, title="The same paths alone"),
         "line": ll.viz.line({"sharp": lines_of(0.1), "flat": lines_of(0.5)}, title="Along five directions"),
+        "ways": ll.viz.line(ways(), title="Ways between two networks"),
+        "curve": ll.viz.contour(curved(), title="A curve between two networks"),
         "density": ll.viz.draw(build_density({"Hessian": (grid, bulk)}, eigenvalues=[9.0, 17.0, 26.0])),
         "convexity": ll.viz.draw(build_convexity_map(convexity(), title="Where the loss is convex")),
         "cost": ll.viz.draw(build_cost(estimates, title="Accuracy against cost")),
+        "merge_tree": ll.viz.merge_tree(pitted(points), title="Basins"),
         "slope": ll.viz.slope(slopes(), title="LLR's slope over the losses met"),
         "solids": ll.viz.compare({"sharp": sharp, "flat": flat}, kind="surface", columns=2),
     }
@@ -123,6 +184,7 @@ def draw_all(folder: Path, points: int = 51) -> list[Path]:
     for name, figure in figures(points).items():
         written.append(folder / f"{name}.svg")
         figure.savefig(written[-1])
+    written.append(ll.viz.export({"film": moving(points)}, folder / "film.gif", "film"))
     return written
 
 

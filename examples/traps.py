@@ -194,8 +194,11 @@ def one_direction(size: float) -> Figure:
     for seed in range(max(3, round(8 * size))):
         line = survey(model, ll.landscape.random_line(model, seed), len(x))
         curves.append(Curve(f"seed {seed}", x, line["loss"].values))
-    mean = ll.curvature.filter_weighted_trace(risk, directions=max(4, round(48 * size)))
-    text = f"Mean curvature at the center over all directions: {mean.value:.3g} ± {mean.standard_error:.2g}; "
+    spacing = x[1] - x[0]
+    found = ll.curvature.picture_curvature(risk, spacing=spacing, directions=max(4, round(48 * size)))
+    mean, kinks = found.value, found.kinks
+    text = f"Mean curvature at the center over all directions, at spacing {spacing:g}: {mean.value:.3g} ± "
+    text += f"{mean.standard_error:.2g}, of which kinks {kinks.value:.2g} ± {kinks.standard_error:.2g}; "
     text += f"single directions scatter by {100 * mean.spread / mean.value:.0f} %."
     return Line(tuple(curves), Axis("filter-normalized direction"), Axis("loss"), "", text)
 

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 
 @dataclass(frozen=True)
-class Network:
-    """A small network whose products depend on the number of threads, and whose items on what they are handed.
+class Numbers:
+    """Items whose values depend on what they are handed; workers of it start without torch.
 
     An item is (its number, a coordinate, the start handed on to it or None).
     """
@@ -31,11 +30,15 @@ class Network:
         if self.pids:
             with open(self.pids, "a") as file:
                 file.write(f"{os.getpid()}\n")
-        generator = torch.Generator().manual_seed(0)
-        yield torch.randn(64, 64, generator=generator), torch.randn(50, 64, generator=generator)
+        yield self.made()
+
+    def made(self):
+        return np.linspace(-1, 1, 64)
+
+    def value(self, context, coordinate, start):
+        return np.tanh(context * coordinate + start), {}
 
     def __call__(self, context, items):
-        weights, data = context
         result = []
         for number, coordinate, start in items:
             if number in self.kills:
@@ -43,11 +46,28 @@ class Network:
             if number in self.crashes:
                 ctypes.string_at(0)
             time.sleep(self.seconds)
-            hidden = torch.tanh(data @ (weights * coordinate) + (0.0 if start is None else float(start[0]))).mean(0)
-            handed_on = np.resize(hidden.numpy(), self.carry or hidden.numel())
-            value = float(hidden.square().sum())
-            result.append({"value": value, "threads": torch.get_num_threads(), "hidden": handed_on})
+            hidden, more = self.value(context, coordinate, 0.0 if start is None else float(start[0]))
+            handed_on = np.resize(hidden, self.carry or hidden.size)
+            result.append({"value": float(np.square(hidden).sum()), "hidden": handed_on, **more})
         return result
+
+
+@dataclass(frozen=True)
+class Network(Numbers):
+    """A small network whose products depend on the number of threads."""
+
+    def made(self):
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(64, 64, generator=generator), torch.randn(50, 64, generator=generator)
+
+    def value(self, context, coordinate, start):
+        import torch
+
+        weights, data = context
+        hidden = torch.tanh(data @ (weights * coordinate) + start).mean(0)
+        return hidden.numpy(), {"threads": torch.get_num_threads()}
 
 
 def grid(n):

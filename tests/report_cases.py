@@ -38,6 +38,21 @@ def plane(nx: int = 9, ny: int = 6, *, scale: float = 1.0, **attrs: object) -> x
     return surface
 
 
+def film(frames: int = 4, nx: int = 9, ny: int = 7) -> xr.Dataset:
+    x, y = np.linspace(-1.0, 1.5, nx), np.linspace(-0.5, 1.0, ny)
+    steps = [10 * k for k in range(frames)]
+    planes = [{"frame": k, "step": step, "place": [1.2 - 0.3 * k, 0.8 - 0.2 * k]} for k, step in enumerate(steps)]
+    planes[0] |= {"kind": "pca", "arguments": {"anchored": True}}
+    surface = new_surface(
+        x, y, directions=[str(s) for s in steps], attrs={"recipe": {"planes": planes}, "samples": 200}
+    )
+    for k in range(frames):
+        surface["loss"][k] = (2.0 - 0.3 * k) * asymmetric(x, y) + 0.02 * k
+    surface["status"][:] = 2
+    surface["status"][:, ::2, ::2] = 1
+    return surface
+
+
 def walk(steps: int = 12, seed: int = 0, *, share: tuple[float, float] = (0.7, 0.2)) -> xr.Dataset:
     path = np.random.default_rng(seed).normal(size=(steps, 2)).cumsum(0) / 5
     return new_trajectory(
@@ -54,10 +69,19 @@ def walk(steps: int = 12, seed: int = 0, *, share: tuple[float, float] = (0.7, 0
 
 def curvature(train_loss: float, *, top: float = 10.0, bottom: float = -0.2, **variables: float) -> xr.Dataset:
     values = {
-        "trace": 30.0, "trace_se": 1.0, "filter_trace": 4.0, "filter_trace_se": 0.1, "lambda_max": top,
-        "lambda_min": bottom, "lambda_min_converged": 1.0, "sam_sharpness": 0.4, "train_loss": train_loss,
-        "train_accuracy": 0.98, "weight_norm": 12.0, **variables,
-    }  # fmt: skip
+        "trace": 30.0,
+        "trace_se": 1.0,
+        "filter_trace": 4.0,
+        "filter_trace_se": 0.1,
+        "lambda_max": top,
+        "lambda_min": bottom,
+        "lambda_min_converged": 1.0,
+        "sam_sharpness": 0.4,
+        "train_loss": train_loss,
+        "train_accuracy": 0.98,
+        "weight_norm": 12.0,
+        **variables,
+    }
     return new_curvature(
         [bottom, top],
         [0.01, 0.02],
@@ -72,10 +96,12 @@ def spectrum() -> xr.Dataset:
     return new_curvature(
         [-0.2, 10.0],
         [0.01, 0.02],
-        variables={name: ("grid", values) for name, values in (("eigenvalue_grid", grid), ("density", density),
-                                                               ("density_se", 0.1 * density))},
+        variables={
+            name: ("grid", values)
+            for name, values in (("eigenvalue_grid", grid), ("density", density), ("density_se", 0.1 * density))
+        },
         attrs={"scale": "linear", "probes": 4, "products": 200},
-    )  # fmt: skip
+    )
 
 
 def run(

@@ -36,10 +36,15 @@ def loader_data():
 
 def base_run(**options):
     return FitSpec(
-        model=ModelSpec(name="tests.study_cases:tiny_model"), data=DataSpec(name="tests.study_cases:tiny_data"),
-        optimizer=OptimizerSpec(learning_rate=0.1), epochs=3, batch_size=16, snapshots_every_epochs=None, threads=1,
+        model=ModelSpec(name="tests.study_cases:tiny_model"),
+        data=DataSpec(name="tests.study_cases:tiny_data"),
+        optimizer=OptimizerSpec(learning_rate=0.1),
+        epochs=3,
+        batch_size=16,
+        snapshots_every_epochs=None,
+        threads=1,
         **options,
-    )  # fmt: skip
+    )
 
 
 METHODS = {"SGD": {}, "SAM": {"optimizer.method": "sam", "optimizer.options.rho": 0.1}}

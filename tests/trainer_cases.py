@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from tests import optim_cases
 from torch import nn
 
 import lowland.optim as optim
@@ -15,15 +16,9 @@ from lowland.losses import TrainingLoss
 from lowland.training import Hook
 
 METHODS = {
-    "SAM": lambda base, **options: optim.SAM(base, **options),
-    "ASAM": lambda base, **options: optim.ASAM(base, **options),
-    "GSAM": lambda base, **options: optim.GSAM(base, rho=0.1, **options),
-    "LookSAM": lambda base, **options: optim.LookSAM(base, period=2, **options),
-    "SALA": lambda base, **options: optim.SALA(base, **options),
-    "MSAM": lambda base, **_: optim.MSAM(base, rho=0.3),
-    "Lookahead": lambda base, **_: optim.Lookahead(base, period=3),
-    "EMA": lambda base, **_: optim.EMA(base, decay=0.9),
-    "SWA": lambda base, **_: optim.SWA(base, start=2, interval=2),
+    **optim_cases.METHODS,
+    # an epoch does not end where slow and fast weights meet
+    "Lookahead": lambda base, model=None, **_: optim.Lookahead(base, period=3, model=model),
     "SGD": lambda base, **_: base,
 }
 SAMPLES, BATCH = 32, 4
@@ -79,21 +74,43 @@ def batches():
     ]
 
 
-def plain_loop(model, optimizer, loss=None, *, epochs=1, micro_batches=1, cast=nullcontext, scaler=None, clip=None):
+def bfloat16():
+    """Autocast as a trainer enters it."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False)
+
+
+def plain_loop(
+    model,
+    optimizer,
+    loss=None,
+    *,
+    epochs=1,
+    micro_batches=1,
+    cast=nullcontext,
+    forward=nullcontext,
+    scaler=None,
+    clip=None,
+):
     """What everything is compared with; returns the losses of the clean passes.
 
-    A loss of ours is prepared and told about epochs and steps, as its documentation says.
+    A loss of ours is prepared and told about epochs and steps, as its documentation says. `cast` is entered around
+    model and loss, `forward` around the model alone, whose output is in float32 then.
     """
     loss = loss or nn.CrossEntropyLoss()
     ours, seen = isinstance(loss, TrainingLoss), []
     ascent = optimizer if isinstance(optimizer, optim.Ascent) else None
+    if scaler is not None:
+        optimizer.use_scaler(scaler)
     steps = len(batches()) // micro_batches
     if ours:
         loss.prepare(model=model, epochs=epochs, steps_per_epoch=steps, samples=SAMPLES)
 
     def backward(batch):
         with cast():
-            value = loss(model(batch.input), batch if ours else batch.target) / micro_batches
+            with forward():
+                output = model(batch.input)
+            output = output if forward is nullcontext else output.float()
+            value = loss(output, batch if ours else batch.target) / micro_batches
         (value if scaler is None else scaler.scale(value)).backward()
         seen.append(value.item())
 

@@ -66,16 +66,26 @@ def defaults(name: str) -> str:
     if thing.is_module:  # a function and the file it lives in may have one name
         thing = thing[name.rpartition(".")[2]]
     thing = thing.final_target if thing.is_alias else thing
-    signature = thing.parameters
+    taken, described = {p.name: p for p in thing.parameters}, _arguments(thing)
+    for base in thing.mro() if thing.is_class else ():  # what all of a kind take is described once, on their base
+        described = _arguments(base) | described
+        passed = (p for p in base.parameters if p.kind is griffe.ParameterKind.keyword_only and "options" in taken)
+        taken |= {p.name: p for p in passed if p.name not in taken}
+    words = {argument.lstrip("*"): (argument, text) for argument, text in described.items()}
     rows = []
-    for section in thing.docstring.parsed:
-        for argument in section.value if section.kind is griffe.DocstringSectionKind.parameters else ():
-            known = next((p for p in signature if p.name == argument.name.lstrip("*")), None)
-            given = "" if known is None or known.default in (None, "{}", "()") else f"`{known.default}`"
-            rows.append(f"| `{argument.name}` | {given} | {_flat(argument.description)} |")
+    for name, parameter in taken.items():
+        if name in words:
+            given = "" if parameter.default in (None, "{}", "()") else f"`{parameter.default}`"
+            rows.append(f"| `{words[name][0]}` | {given} | {_flat(words[name][1])} |")
     return (
         "| argument | default | meaning, and where the default comes from |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )
+
+
+def _arguments(thing: griffe.Object) -> dict[str, str]:
+    parsed = thing.docstring.parsed if thing.docstring else []
+    found = (section.value for section in parsed if section.kind is griffe.DocstringSectionKind.parameters)
+    return {argument.name: argument.description for section in found for argument in section}
 
 
 def cost(name: str) -> str:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from lowland.results.source import Source
 
-__all__ = ["open", "open_runs"]
-
 
 def open(path: str | Path) -> Run | Runs | xr.Dataset:
     r"""Open a run, a folder of runs, or a single result, whichever the path is.
@@ -56,7 +54,7 @@ def open(path: str | Path) -> Run | Runs | xr.Dataset:
         if (place / "zarr.json").exists() or place.suffix == ".zarr":
             return results.open(place)
         if is_run(place):
-            return _open_run(place)
+            return open_run(place)
         found = list(find_runs(place))
         if found:
             return open_runs(found)
@@ -67,14 +65,15 @@ def open(path: str | Path) -> Run | Runs | xr.Dataset:
 
 def open_runs(folders: Sequence[str | Path]) -> Runs:
     """Open run folders, named apart and by method."""
-    return Runs.read(folders, _open_run)
+    return Runs.read(folders, open_run)
 
 
-def _open_run(folder: Path) -> Run:
-    if not folder.is_dir():
-        raise InputError("run", "must be a folder that a run has written", str(folder))
+def open_run(folder: Path) -> Run:
+    """Open a run folder."""
     if not is_run(folder):
-        raise InputError("run", "must be a folder that a run has written", str(folder), "it holds no results")
+        below = "; its own page is report.html" if (folder / "study.yaml").is_file() else ""
+        advice = f"it holds no results{below}; name the runs below it" if folder.is_dir() else "it does not exist"
+        raise InputError("run", "must be a folder that a run has written", str(folder), advice)
     return Run(folder, source=_trained, reporter=_report)
 
 

@@ -9,7 +9,7 @@ from lowland.core.errors import InputError
 from studies.claims.claim import Claim
 from studies.claims.record import Record
 
-__all__ = ["chosen", "in_order", "seconds_left"]
+__all__ = ["chosen", "in_order", "seconds_left", "to_run"]
 
 
 def in_order(claims: Sequence[Claim]) -> list[Claim]:
@@ -34,7 +34,9 @@ def in_order(claims: Sequence[Claim]) -> list[Claim]:
 
 
 def seconds_left(claim: Claim, record: Record | None) -> float:
-    """Return the time that a row will still take on one core."""
+    """Return the time that a row will still take on one core; one that has a better one does not run."""
+    if claim.better:
+        return 0.0
     known = [] if record is None or record.fingerprint != claim.fingerprint else record.runs
     times = [float(run["cpu_seconds"]) for run in known if not run.get("error")]
     each = sum(times) / len(times) if len(times) >= 2 else claim.seconds
@@ -52,3 +54,11 @@ def chosen(claims: Sequence[Claim], names: Sequence[str]) -> list[Claim]:
             near = [f"did you mean {one!r}?" for one in difflib.get_close_matches(name, known, n=1)]
             raise InputError("rows", "must be names of rows or groups", name, *near)
     return [claim for claim in claims if not names or claim.name in names or claim.group in names]
+
+
+def to_run(claims: Sequence[Claim], names: Sequence[str] = ()) -> list[Claim]:
+    """Return the rows that run: not those whose numbers are kept because another row has a better instrument."""
+    for claim in claims:
+        if claim.better and claim.name in names:
+            raise InputError("rows", "must not be kept for comparison only", claim.name, f"run {claim.better!r}")
+    return [claim for claim in claims if not claim.better]

@@ -12,7 +12,7 @@ from typing import Final, Literal
 from lowland.core.errors import InputError
 from lowland.engine import OnEvent, select
 from studies.claims.answers import Outcome, outcome
-from studies.claims.budget import chosen, in_order
+from studies.claims.budget import chosen, in_order, to_run
 from studies.claims.claim import Claim
 from studies.claims.files import write_whole
 from studies.claims.page import page
@@ -64,8 +64,8 @@ def page_of(options: Options) -> Path:
 
 def run_ledger(options: Options, *, on_event: OnEvent | None = None) -> None:
     """Run the rows that are not done, the cheap and primary ones first."""
+    names = tuple(claim.name for claim in in_order(to_run(chosen(rows_of(options), options.rows), options.rows)))
     write_page(options)  # its budget is there before anything runs
-    names = tuple(claim.name for claim in in_order(chosen(rows_of(options), options.rows)))
     until = None if options.minutes is None else time.time() + 60 * options.minutes
     for _ in select(options.engine).map(_Setup(options, names, until), _run, names, on_event=on_event):
         write_page(options)

@@ -1,34 +1,22 @@
-"""The ledger as a page: budget first, then every row with its number, cost, rule and answer, failed ones as plainly."""
+"""The ledger as a page: all rows in one table, what to take home, what changed, what it cost, and every row in full."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from lowland.report import show, show_interval, t_interval
-from lowland.study import LOSS_RATIO, comparable
-from studies.claims.answers import Outcome, over_the_ledger
+from lowland.results import COUNTED, PASSES
+from lowland.study import Check, largest_spread, power
+from studies.claims.answers import STATES, Outcome, over_the_ledger
 from studies.claims.budget import seconds_left
+from studies.claims.claim import Claim
+from studies.claims.history import Edition, differences, last_edition, words_of
 from studies.claims.rows.undecided import UNDECIDED
+from studies.claims.words import HEAD, RULE, TAKE_HOME, Sentence
 
 __all__ = ["budget_table", "minutes_left", "page"]
-
-_HEAD = """# The claims ledger
-
-Each row is one published claim, measured here at a size that two cores can carry: the published number, ours with its
-interval and cost, the rule that was declared before, and the answer. This page is written by `make claims` from the
-numbers per seed in `studies/claims/results/`; `python -m studies.claims --only table` writes it again without training
-anything. A row is *stale* where files that its module imports have changed since it was measured: its numbers are those
-of the revision that it names, and it is measured anew by the next `make claims`.
-
-The rule of every row: *reproduced* where the 95 % interval of the difference, paired by seed, lies on the claimed side
-of 0; *refuted* where it lies below the smallest effect of interest; *undecided* otherwise, with the seeds that would
-decide with a chance of 80 %. Holm's correction guards the comparisons inside a row, Benjamini and Hochberg's the first
-comparison of the primary rows. "Keeps three quarters of the gain" is tested as one contrast of three arms. A row with a
-failed seed is undecided. A positive difference always means "as claimed". Where a row counts steps to a train loss, a
-run that never gets there counts with all its steps (the restricted mean time), and the share that got there is shown.
-Differences that are all equal have an interval without width: the sign test decides there, from six seeds on.
-"""
 
 
 def budget_table(outcomes: Sequence[Outcome]) -> str:
@@ -37,10 +25,11 @@ def budget_table(outcomes: Sequence[Outcome]) -> str:
         "| group | rows | seeds x rows | open | expected in all (min) | measured (min) | still to go (min) |",
         "|---|---|---|---|---|---|---|",
     ]
-    groups = dict.fromkeys(one.claim.group for one in outcomes)
-    lines += [_budget_line(group, [one for one in outcomes if one.claim.group == group]) for group in groups]
+    alive = [one for one in outcomes if not one.claim.better]
+    groups = dict.fromkeys(one.claim.group for one in alive)
+    lines += [_budget_line(group, [one for one in alive if one.claim.group == group]) for group in groups]
     rest = f"On two cores about {minutes_left(outcomes) / 2:.0f} minutes are still to go."
-    return "\n".join([*lines, _budget_line("together", outcomes), "", rest])
+    return "\n".join([*lines, _budget_line("together", alive), "", rest])
 
 
 def minutes_left(outcomes: Sequence[Outcome]) -> float:
@@ -60,26 +49,110 @@ def _budget_line(name: str, outcomes: Sequence[Outcome]) -> str:
 
 def page(outcomes: Sequence[Outcome]) -> str:
     """Write the page."""
-    claims = [one.claim for one in outcomes]
-    adjusted = over_the_ledger(outcomes)
-    parts = [_HEAD, "## Budget\n", budget_table(outcomes), "", _states(outcomes), ""]
-    for group in dict.fromkeys(claim.group for claim in claims):
+    adjusted, edition = over_the_ledger(outcomes), last_edition()
+    parts = [HEAD, _all_rows(outcomes), "", "## What to take home\n", *_take_home(outcomes)]
+    parts += [f"## What changed since the ledger of {edition.date}\n", *_changes(outcomes, edition), ""]
+    parts += ["## What the instruments rejected\n", *_rejected(outcomes), "", "## The rule\n", RULE, PASSES, ""]
+    parts += ["## Budget\n", budget_table(outcomes), "", _states(outcomes), ""]
+    for group in dict.fromkeys(one.claim.group for one in outcomes):
         parts += [f"## {group}\n"]
-        parts += [_row(one, adjusted.get(one.claim.name, math.nan)) for one in outcomes if one.claim.group == group]
+        own = [one for one in outcomes if one.claim.group == group]
+        parts += [_row(one, adjusted.get(one.claim.name, math.nan), edition) for one in own]
     parts += ["## What cannot be decided here\n", "| group | claim | reason |", "|---|---|---|"]
     parts += [f"| {group} | {claim} | {reason} |" for group, claim, reason in UNDECIDED]
     return "\n".join(parts) + "\n"
 
 
+def _all_rows(outcomes: Sequence[Outcome]) -> str:
+    lines = ["| row | claim | answer | one number: the difference as claimed | cost (s) |", "|---|---|---|---|---|"]
+    for one in outcomes:
+        claim = one.claim
+        link = f"[{claim.name}](#{claim.name})"
+        number = "–" if not one.effects or one.effects[0] is None else _interval(one, 0)
+        spent = "–" if one.record is None else f"{sum(float(run['cpu_seconds']) for run in one.record.runs):.0f}"
+        lines.append(f"| {link} | {claim.statement} | {_short(one)} | {number} | {spent} |")
+    return "\n".join(lines)
+
+
+def _short(one: Outcome) -> str:
+    if not one.answers:
+        return "not run yet"
+    first, rest = one.answers[0].verdict, [given.verdict for given in one.answers[1:]]
+    more = ", ".join(f"{count} {verdict}" for verdict, count in Counter(rest).items())
+    return f"**{first}**" + (f"; of its other comparisons {more}" if more else "")
+
+
+def _interval(one: Outcome, place: int) -> str:
+    effect = one.effects[place]
+    return "–" if effect is None else show_interval(effect.interval, sign=True, decimals=4)
+
+
+def _take_home(outcomes: Sequence[Outcome]) -> list[str]:
+    answers = {one.claim.name: one.answers[0].verdict for one in outcomes if one.answers}
+    lines: list[str] = []
+    for group in dict.fromkeys(one.claim.group for one in outcomes):
+        told = [_told(sentence, answers) for sentence in TAKE_HOME.get(group, ())]
+        lines += [f"**{group.removesuffix('.')}.** {' '.join(told)}\n"] if told else []
+    return lines
+
+
+def _told(sentence: Sentence, answers: Mapping[str, str]) -> str:
+    """Return a sentence, or what has become of it where its rows answer otherwise now."""
+    other = [row for row, verdict in sentence.rests_on.items() if answers.get(row) != verdict]
+    return f"({', '.join(other)} answered otherwise since this was written: see there.)" if other else sentence.text
+
+
+def _changes(outcomes: Sequence[Outcome], edition: Edition) -> list[str]:
+    lines = ["| row | comparison | then | now | why |", "|---|---|---|---|---|"]
+    for one in outcomes:
+        for names, given in zip(one.claim.comparisons, one.answers, strict=False):
+            before = edition.answer(one.claim.name, words_of(names))
+            if before and before != given.verdict:
+                why = one.claim.changed or given.reason
+                lines.append(f"| {one.claim.name} | {words_of(names)} | {before} | {given.verdict} | {why} |")
+    fresh = [one.claim for one in outcomes if one.claim.name not in edition.rows]
+    better = {claim.better: claim.name for claim in (one.claim for one in outcomes) if claim.better}
+    lines += [
+        "",
+        "Rows that are new, declared before they ran (of twelve the first seed had been run once, to time it):",
+        "",
+    ]
+    lines += [f"- `{claim.name}`: {_whence(claim, better)}" for claim in fresh]
+    lines += ["", "Rows whose declaration differs from the one that their stored numbers were measured under:", ""]
+    changed = [(one.claim, differences(one.claim, one.record, edition)) for one in outcomes]
+    told = [f"- `{claim.name}`: {'; '.join(found)}. {claim.changed}" for claim, found in changed if found]
+    return lines + (told or ["- none: no row was changed after its result had been seen."])
+
+
+def _whence(claim: Claim, better: dict[str, str]) -> str:
+    text = claim.statement
+    return (
+        f"the better instrument of `{better[claim.name]}`. {claim.endpoint[:1].upper()}{claim.endpoint[1:]}."
+        if (claim.name in better)
+        else text
+    )
+
+
+def _rejected(outcomes: Sequence[Outcome]) -> list[str]:
+    failed = Counter(c.name for one in outcomes for checks in one.checks for c in checks if c.works is False)
+    seen = sum(check.seen for one in outcomes for checks in one.checks for check in checks)
+    total = sum(len(one.checks) for one in outcomes)
+    out = sum(any(check.works is False for check in checks) for one in outcomes for checks in one.checks)
+    lines = [f"Of {total} comparisons that have numbers, {out} had an instrument that does not work:", ""]
+    lines += [f"- {name}: {count}" for name, count in failed.most_common()]
+    more = (
+        f"In {seen} more the planted effect is too rarely found, but as much or more was seen in the runs themselves."
+    )
+    return [*lines, "", more]
+
+
 def _states(outcomes: Sequence[Outcome]) -> str:
-    counts = {
-        state: sum(one.state == state for one in outcomes) for state in ("done", "incomplete", "stale", "not run yet")
-    }
+    counts = {state: sum(one.state == state for one in outcomes) for state in STATES}
     shown = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return f"State of the rows: {shown}. Only rows that are not done run again."
+    return f"State of the rows: {shown}. Rows that are done do not run again; kept ones have a better instrument."
 
 
-def _row(one: Outcome, ledger: float) -> str:
+def _row(one: Outcome, ledger: float, edition: Edition) -> str:
     claim = one.claim
     lines = [
         f"### {claim.name}\n",
@@ -88,12 +161,33 @@ def _row(one: Outcome, ledger: float) -> str:
         f"- Endpoint: {claim.endpoint}; {'higher' if claim.higher else 'lower'} is claimed; smallest effect of "
         f"interest {claim.smallest:g}",
     ]
-    if claim.note:
-        lines.append(f"- Differs: {claim.note}")
+    lines += [f"- Differs: {claim.note}"] if claim.note else []
+    lines += [f"- Better instrument: [{claim.better}](#{claim.better})"] if claim.better else []
+    changed = differences(claim, one.record, edition)
+    lines += [f"- **Changed after a result was seen**: {'; '.join(changed)}. {claim.changed}"] if changed else []
     if one.record is None:
-        return "\n".join([*lines, f"- **Not run yet** ({claim.seeds} seeds declared)", ""])
-    lines += [f"- State: {_state(one)}", f"- Run: {_provenance(one)}", "", *_arms(one), "", *_answers(one, ledger), ""]
+        return "\n".join([*lines, _declared(claim), f"- **Not run yet** ({claim.seeds} seeds declared)", ""])
+    lines += [f"- State: {_state(one)}", f"- Run: {_provenance(one)}", "", *_arms(one), ""]
+    lines += [*_instrument(one), "", *_answers(one, ledger), ""]
     return "\n".join(lines)
+
+
+def _declared(claim: Claim) -> str:
+    tool, family = claim.instrument, len(claim.comparisons)
+    asked = [f"floor {show(tool.floor)}"] if tool.floor is not None else []
+    asked += [f"ceiling {show(tool.ceiling)}"] if tool.ceiling is not None else []
+    asked += [f"both sides at a train loss of {show(tool.learned)} or less"] if tool.learned is not None else []
+    asked += ["comparable train losses"] if tool.equal_loss else []
+    asked += [f"a loss of {show(tool.edge)} on the border of every surface"] if tool.edge is not None else []
+    spread = largest_spread(claim.seeds, claim.smallest, family=family)
+    text = (
+        f"{claim.smallest:g} is found in 80 % of studies of {claim.seeds} seeds where the paired differences spread by "
+    )
+    text += f"{show(spread)} or less"
+    if claim.spread is not None:
+        chance = power(claim.spread[0], claim.seeds, claim.smallest, family=family)
+        text += f"; {show(claim.spread[0])} is expected ({claim.spread[1]}): power {chance:.2f}"
+    return f"- Instrument, declared: {', '.join([*asked, 'seeds that differ'])}; {text}"
 
 
 def _state(one: Outcome) -> str:
@@ -123,46 +217,44 @@ def _arms(one: Outcome) -> list[str]:
     names = dict.fromkeys(name for run in one.record.runs for name in run["values"])
     censored = any(run.get("reached") for run in one.record.runs)
     more = (" runs that got there |", "---|") if censored else ("", "")
-    lines = [f"| arm | mean over seeds | passes | train loss |{more[0]}", f"|---|---|---|---|{more[1]}"]
+    lines = [f"| arm | mean over seeds | {COUNTED} | train loss |{more[0]}", f"|---|---|---|---|{more[1]}"]
     for name in names:
         values = t_interval([*one.record.values(name).values()])
         passes, loss, reached = (_mean(one, kind, name) for kind in ("passes", "train_loss", "reached"))
         share = "" if not censored else " – |" if reached is None else f" {reached:.0%} |"
         lines.append(f"| {name} | {show_interval(values, decimals=4)} | {show(passes)} | {show(loss)} |{share}")
-    return lines + _comparability(one)
+    return lines
 
 
 def _mean(one: Outcome, kind: str, name: str) -> float | None:
     assert one.record is not None
-    known = [float(run[kind][name]) for run in one.record.runs if name in run.get(kind, {})]
+    known = [*one.record.beside(kind, name).values()]
     return sum(known) / len(known) if known else None
 
 
-def _comparability(one: Outcome) -> list[str]:
-    # a sharpness is not compared where the train losses are too far apart
-    apart = []
-    for names in one.claim.comparisons:
-        losses = [_mean(one, "train_loss", name) for name in names]
-        if all(loss is not None for loss in losses) and not comparable(losses):
-            apart.append(" and ".join(names))
-    text = "not comparable at the end, their train losses differ by more than a factor "
-    text += f"{LOSS_RATIO}; see the rows at equal loss"
-    return ["", f"{'; '.join(apart)}: {text}."] if apart else []
+def _instrument(one: Outcome) -> list[str]:
+    names = [*dict.fromkeys(check.name for checks in one.checks for check in checks)]
+    lines = [f"| instrument of | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
+    for compared, checks in zip(one.claim.comparisons, one.checks, strict=True):
+        known = {check.name: _shown(check) for check in checks}
+        lines.append(f"| {words_of(compared)} | {' | '.join(known.get(name, '–') for name in names)} |")
+    return lines if names else []
+
+
+def _shown(check: Check) -> str:
+    return f"**fails**: {check.shown}" if check.works is False else check.shown
 
 
 def _answers(one: Outcome, ledger: float) -> list[str]:
     lines = ["| comparison | difference as claimed | p (Holm) | p (ledger) | answer |", "|---|---|---|---|---|"]
-    for place, (names, effect, given) in enumerate(zip(one.claim.comparisons, one.effects, one.answers, strict=True)):
-        words = (
-            f"{names[0]} against {names[1]}"
-            if len(names) == 2
-            else f"{names[0]} keeps three quarters of {names[1]}'s gain over {names[2]}"
-        )
-        interval = "–" if effect is None else show_interval(effect.interval, sign=True, decimals=4)
+    for place, (names, given) in enumerate(zip(one.claim.comparisons, one.answers, strict=True)):
+        interval = _interval(one, place)
         needed = (
             f" ({given.seeds_needed} seeds would decide)" if given.verdict == "undecided" and given.seeds_needed else ""
         )
         share = show(ledger, 2) if place == 0 and math.isfinite(ledger) else "–"
         holm = show(given.adjusted, 2) if math.isfinite(given.adjusted) else "–"
-        lines.append(f"| {words} | {interval} | {holm} | {share} | **{given.verdict}**{needed}: {given.reason} |")
+        lines.append(
+            f"| {words_of(names)} | {interval} | {holm} | {share} | **{given.verdict}**{needed}: {given.reason} |"
+        )
     return lines

@@ -9,30 +9,34 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
+from torch import nn
 
 from lowland import curvature, landscape
 from lowland.core.risk import EmpiricalRisk
-from lowland.results import Run, SnapshotReader
-from lowland.study import matched_steps
+from lowland.results import Run, SnapshotReader, basins
 from lowland.workflows import open_run
 from studies.claims.files import write_whole
 from studies.claims.imports import fingerprint
 
 __all__ = [
-    "lambda_max_at_matched_loss",
+    "bumps",
+    "ends_ratio",
+    "log_bowl",
+    "log_lambda_max",
+    "log_sharpness",
     "negative_share",
     "path_share_above_null",
-    "sharpness_at_matched_loss",
     "sharpness_late",
     "surface_number",
 ]
 
-FLOORS: Final = {"roughness": 1e-6, "curvature": 1e-3}
+FLOORS: Final = {"roughness": 1e-6, "curvature": 1e-3, "ratio": 1e-6, "bumps": 1e-4}
 """Numbers that are compared on a logarithmic scale, and what stands for values at or below 0."""
 
 
@@ -49,22 +53,19 @@ def _last(run: Run) -> EmpiricalRisk:
     return risk
 
 
-def _at_matched_loss(paths: Sequence[Path]) -> list[EmpiricalRisk]:
-    """Make the risk of each run at the step where their paths have the same train loss."""
-    runs = [open_run(path) for path in paths]
-    return [run.risk(weights=step) for run, step in zip(runs, matched_steps(runs, _last), strict=True)]
+def log_lambda_max(risk: EmpiricalRisk) -> float:
+    """Return log10 of the Hessian's largest eigenvalue."""
+    return math.log10(max(curvature.extreme_eigenvalues(risk).lambda_max, 1e-300))
 
 
-def lambda_max_at_matched_loss(paths: Sequence[Path]) -> list[float]:
-    """Return log10 of the Hessian's largest eigenvalue of each run, where their paths have the same train loss."""
-    ends = [curvature.extreme_eigenvalues(risk) for risk in _at_matched_loss(paths)]
-    return [math.log10(max(end.lambda_max, 1e-300)) for end in ends]
+def log_sharpness(risk: EmpiricalRisk) -> float:
+    """Return log10 of SAM's sharpness (rho 0.05)."""
+    return math.log10(max(curvature.sam_sharpness(risk).value, 1e-12))
 
 
-def sharpness_at_matched_loss(paths: Sequence[Path]) -> list[float]:
-    """Return log10 of SAM's sharpness (rho 0.05) of each run, where their paths have the same train loss."""
-    found = [curvature.sam_sharpness(risk).value for risk in _at_matched_loss(paths)]
-    return [math.log10(max(value, 1e-12)) for value in found]
+def log_bowl(risk: EmpiricalRisk) -> float:
+    """Return log10 of the curvature at the center of an 11 x 11 filter-normalized surface, with a floor of 1e-3."""
+    return math.log10(max(_plane_numbers(risk, "filter")["curvature"], FLOORS["curvature"]))
 
 
 def sharpness_late(path: Path) -> float:
@@ -85,16 +86,52 @@ def surface_number(name: str, *, normalization: str = "filter") -> Callable[[Pat
 
     def read(path: Path) -> float:
         def measure() -> dict[str, float]:
-            risk = _last(open_run(path))
-            kind: Any = normalization
-            plane = landscape.random_plane(risk.model, 0, normalization=kind)
-            found = landscape.numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
-            return {key: float(np.mean(found[key].values)) for key in ("roughness", "curvature", "basin_width")}
+            return _plane_numbers(_last(open_run(path)), normalization)
 
         value = float(kept(path, f"plane-{normalization}", measure)[name])
         return math.log10(max(value, FLOORS[name])) if name in FLOORS else value
 
     return read
+
+
+def ends_ratio(risk: EmpiricalRisk) -> float:
+    """Return log10 of the median of |lambda_min / lambda_max| over 25 points of a plane, of the weights it moves."""
+    moved = [name for name, module in risk.model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    probe = curvature.Convexity(max_products=40, modules=moved)
+    plane, grid = landscape.random_plane(risk.model, 0), landscape.grid(5, 5, extent=1.0)
+    ratio = landscape.evaluate(risk, plane, grid, probes=[probe])["ratio"].values
+    return math.log10(max(float(np.nanmedian(ratio)), FLOORS["ratio"]))
+
+
+def bumps(risk: EmpiricalRisk) -> dict[str, float]:
+    """Measure log10 of the depth of all local minima of a plane but the deepest, with a floor of 1e-4."""
+    # Heights are the logarithm of the loss, which spans decades out to the border; which minima there are does not
+    # depend on it, and float32 sums are known to a share of their value. Beside it stand the median loss on the
+    # border, and the same measure with one dent planted in the surface, a tenth deeper than its rim.
+    plane = landscape.random_plane(risk.model, 0)
+    surface = landscape.evaluate(risk, plane, landscape.grid(31, 31, extent=1.0), paired=False)
+    values = np.log(np.maximum(surface["loss"].values, 1e-300))
+    dented = values.copy()
+    dented[8, 8] = min(values[7, 8], values[9, 8], values[8, 7], values[8, 9]) - 0.1
+    border = np.concatenate([values[0], values[-1], values[:, 0], values[:, -1]])
+    return {
+        "": _log_depth(values),
+        "planted": _log_depth(dented),
+        "edge": float(np.exp(np.median(border))),
+    }
+
+
+def _log_depth(values: NDArray[np.float64]) -> float:
+    found = basins(values, error=5e-5)  # ten times the rounding of float32 sums over the samples
+    depth = sum(basin.depth for basin in found[1:])
+    return math.log10(max(depth, FLOORS["bumps"]))
+
+
+def _plane_numbers(risk: EmpiricalRisk, normalization: str) -> dict[str, float]:
+    kind: Any = normalization
+    plane = landscape.random_plane(risk.model, 0, normalization=kind)
+    found = landscape.numbers(landscape.evaluate(risk, plane, landscape.grid(11, 11, extent=1.0)))
+    return {key: float(np.mean(found[key].values)) for key in ("roughness", "curvature", "basin_width")}
 
 
 def negative_share(path: Path) -> float:

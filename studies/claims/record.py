@@ -7,13 +7,13 @@ import math
 import os
 import platform
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lowland.core.errors import StoreError
 from lowland.core.provenance import provenance
-from studies.claims.claim import Claim
+from studies.claims.claim import Claim, declaration
 from studies.claims.files import write_whole
 from studies.claims.runs import RunCache
 
@@ -21,8 +21,8 @@ __all__ = ["Record", "read_record", "run_claim"]
 
 SCHEMA = "lowland.claim/1"
 
-BESIDE = ("passes", "train loss", "reached")
-"""What a measure may say of an arm besides its endpoint."""
+BESIDE = ("passes", "train loss", "reached", "reach", "edge", "planted")
+"""What a measure may say of an arm besides its endpoint, see `studies.claims.claim.Measure`."""
 
 
 @dataclass
@@ -33,11 +33,17 @@ class Record:
     fingerprint: str  # Of the code that gave the numbers
     # One entry per seed: seed, values, passes, seconds, created, machine, versions, and error where it failed.
     runs: list[dict[str, Any]] = field(default_factory=list)
+    declared: dict[str, Any] = field(default_factory=dict)  # The row as it was declared when the first seed ran
 
     def values(self, arm: str) -> dict[int, float]:
         """Return the endpoint of an arm by seed."""
         found = {run["seed"]: run["values"].get(arm, math.nan) for run in self.runs if not run.get("error")}
         return {seed: float(value) for seed, value in found.items() if math.isfinite(float(value))}
+
+    def beside(self, kind: str, arm: str) -> dict[int, float]:
+        """Return what was stored beside the endpoint of an arm by seed; empty where nothing was."""
+        found = {run["seed"]: run.get(kind, {}).get(arm, math.nan) for run in self.runs if not run.get("error")}
+        return {seed: float(value) for seed, value in found.items() if not math.isnan(float(value))}
 
     @property
     def failed(self) -> dict[int, str]:
@@ -59,7 +65,8 @@ def read_record(store: Path, claim: str) -> Record | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema"] != SCHEMA:
             raise ValueError(f"its schema is {content['schema']!r}")
-        return Record(content["claim"], content["fingerprint"], list(content["runs"]))
+        runs, declared = list(content["runs"]), dict(content.get("declared", {}))
+        return Record(content["claim"], content["fingerprint"], runs, declared)
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(f"not a record of the ledger: {path} ({error})") from error
 
@@ -70,7 +77,7 @@ def run_claim(
     """Run the seeds of a row that are missing; numbers of changed code are dropped and measured anew."""
     record = read_record(store, claim.name)
     if record is None or record.fingerprint != claim.fingerprint:
-        record = Record(claim.name, claim.fingerprint)
+        record = Record(claim.name, claim.fingerprint, declared=declaration(claim))
     known = {run["seed"] for run in record.runs if not run.get("error")}
     for seed in range(claim.seeds if seeds is None else seeds):
         if seed in known or (until is not None and time.monotonic() > until):
@@ -95,12 +102,13 @@ def _seed(claim: Claim, runs: RunCache, seed: int) -> dict[str, Any]:
     for name, value in found.items():
         kind = next((kind for kind in BESIDE if name.startswith(f"{kind} ")), "")
         (beside[kind] if kind else values)[name.removeprefix(f"{kind} ")] = value
+    stored: dict[str, Any] = {
+        kind.replace(" ", "_"): {name: _plain(v) for name, v in own.items()} for kind, own in beside.items()
+    }
     return {
         "seed": seed,
         "values": {name: _plain(value) for name, value in values.items()},
-        "passes": beside["passes"],
-        "train_loss": {name: _plain(v) for name, v in beside["train loss"].items()},
-        "reached": beside["reached"],
+        **stored,
         "error": error,
         "seconds": round(time.monotonic() - started, 2),
         "cpu_seconds": round(time.process_time() - cpu, 2),
@@ -116,5 +124,5 @@ def _plain(value: float) -> float | str:
 
 
 def _write(store: Path, record: Record) -> None:
-    content = {"schema": SCHEMA, "claim": record.claim, "fingerprint": record.fingerprint, "runs": record.runs}
+    content = {"schema": SCHEMA, **asdict(record)}
     write_whole(store / f"{record.claim}.json", json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.report_cases import plane, run, walk
+from tests.report_cases import film, plane, run, walk
 
 from lowland import report, viz
 from lowland.report.sections import Figure, Gallery, Section
@@ -58,9 +58,18 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.write(built, tmp_path_factory.mktemp("page") / "report.html")
 
 
-def opened(browser: Any, path: Path, **context: Any) -> tuple[Any, list[str], list[str]]:
+@pytest.fixture(scope="module")
+def film_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parts: dict[str, Any] = {"surfaces": {"film": film(5, 31, 25)}, "curvature": {}, "trajectory": None}
+    built = report.build([run("SGD, seed 0", method="SGD", seed=0, accuracy=0.8, **parts)])
+    return report.write(built, tmp_path_factory.mktemp("film") / "report.html")
+
+
+def opened(
+    browser: Any, path: Path, *, size: dict[str, int] | None = None, **context: Any
+) -> tuple[Any, list[str], list[str]]:
     """Open a file and return the page, its errors and its requests beyond the file itself."""
-    page = browser.new_context(viewport={"width": 1280, "height": 900}, **context).new_page()
+    page = browser.new_context(viewport=size or {"width": 1280, "height": 900}, **context).new_page()
     errors: list[str] = []
     requests: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -94,9 +103,8 @@ def test_a_hostile_name_stays_text(desktop: Any) -> None:
     assert page.title() == HOSTILE
     assert page.locator("img[onerror]").count() == 0
     assert HOSTILE in page.locator("h1").inner_text()
-    titles = page.locator(".plot .gtitle").all_text_contents()
-    # plotly turns entities back to characters; the name has no "&amp;" left to read as "&"
-    assert any("<script>document.title" in title for title in titles)
+    assert any("<script>document.title" in title for title in page.locator("figure h3").all_text_contents())
+    assert any("<script>document.title" in name for name in page.locator(".key .entry").all_text_contents())
 
 
 def camera(page: Any, index: int) -> dict[str, float]:
@@ -127,10 +135,9 @@ def test_surfaces_rotate_and_linked_cameras_follow(desktop: Any) -> None:
 
 def test_the_slider_moves_the_path(desktop: Any) -> None:
     page, _, _ = desktop
-    length = """() => { const plots = [...document.querySelectorAll('.plot')];
-        return plots.find(p => (p.layout.sliders || []).length).calcdata.at(-1).length; }"""
+    length = """() => document.querySelector('.frames').previousElementSibling.calcdata.at(-1).length"""
     assert page.evaluate(length) == 12
-    rail = page.locator(".slider-rail-touch-rect").first
+    rail = page.locator(".frames input").first
     rail.scroll_into_view_if_needed()
     box = rail.bounding_box()
     page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)
@@ -139,6 +146,66 @@ def test_the_slider_moves_the_path(desktop: Any) -> None:
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     page.wait_for_timeout(400)
     assert 3 < page.evaluate(length) < 10
+
+
+def film_of(page: Any) -> Any:
+    section = page.locator("section", has=page.locator("h2", has_text="Films"))
+    section.scroll_into_view_if_needed()
+    return section
+
+
+@pytest.mark.parametrize("width", [1300, 1100, 390])
+def test_a_film_is_moved_by_the_keyboard_and_says_where_it_is(
+    browser: Any, film_path: Path, screenshots: Path, width: int
+) -> None:
+    page, errors, outside = opened(browser, film_path)
+    page.set_viewport_size({"width": width, "height": 844})
+    page.reload()
+    page.wait_for_selector("html[data-ready=true]", timeout=120_000)
+    section = film_of(page)
+    low = """() => { const plot = [...document.querySelectorAll('.plot')].find(p => p.data[0].type === 'contour'
+        && p.nextElementSibling.className === 'frames'
+        && p.closest('section').querySelector('h2').textContent === 'Films');
+        return [Math.min(...plot._fullData[0].z.flatMap(row => [...row])), plot._fullData.at(-1).x.length]; }"""
+    slider = section.locator(".frames input")
+    assert slider.get_attribute("aria-valuetext") == "step 40, frame 5 of 5"
+    assert section.locator(".frames").get_attribute("aria-label").startswith("Frames of: SGD, seed 0")
+    assert "full surfaces" in section.locator(".plot").get_attribute("aria-label")
+    last = page.evaluate(low)
+    for _ in range(200):  # by the keyboard alone: as many stops as the page may have
+        page.keyboard.press("Tab")
+        if page.evaluate(
+            "document.activeElement.matches('.frames input') && document.activeElement.closest('section')"
+            "?.querySelector('h2').textContent === 'Films'"
+        ):
+            break
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_timeout(300)
+    assert slider.get_attribute("aria-valuetext") == "step 30, frame 4 of 5"
+    assert section.locator(".frames output").inner_text() == "step 30"
+    page.keyboard.press("Home")
+    page.wait_for_timeout(300)
+    first = page.evaluate(low)
+    assert slider.get_attribute("aria-valuetext") == "step 0, frame 1 of 5"
+    assert first[0] > last[0] + 0.05 and (first[1], last[1]) == (1, 5)
+    section.screenshot(path=screenshots / f"film-{width}.png")
+    section.locator(".frames button").press("Enter")
+    assert section.locator(".frames button").inner_text() == "pause"
+    page.wait_for_timeout(1500)
+    assert section.locator(".frames button").inner_text() == "play"
+    assert page.evaluate(low) == last
+    boxes = section.locator("figure, aside, .frames, p, details").evaluate_all(
+        "parts => parts.map(p => [p.className || p.tagName, ...Object.values(p.getBoundingClientRect().toJSON())])"
+    )
+    for place, (name, x, y, wide, high, *_) in enumerate(boxes):
+        assert x >= 0 and x + wide <= width + 1, name
+        for other, x2, y2, wide2, high2, *_ in boxes[place + 1 :]:
+            apart = x + wide <= x2 + 1 or x2 + wide2 <= x + 1 or y + high <= y2 + 1 or y2 + high2 <= y + 1
+            inside = x2 >= x - 1 and x2 + wide2 <= x + wide + 1 and y2 >= y - 1 and y2 + high2 <= y + high + 1
+            assert apart or inside, (name, other)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert errors == [] and outside == []
+    page.context.close()
 
 
 def test_toggles_hide_and_show_a_run(desktop: Any) -> None:

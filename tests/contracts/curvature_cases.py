@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lowland.testing.networks import Recurrent, Tied
+
 
 @dataclass
 class Case:
@@ -32,28 +34,6 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.encoder(self.embed(x)).mean(1))
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.head = nn.LSTM(2, 3, batch_first=True), nn.Linear(3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.lstm(x)[0][:, -1])
-
-
-class Tied(nn.Module):
-    """One weight used twice, one parameter not used at all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-        self.second.weight = self.first.weight
-        self.spare = nn.Parameter(torch.ones(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))))
 
 
 class Tokens(nn.Module):
@@ -114,10 +94,8 @@ def plain_function() -> Case:
 
 
 def _convolution() -> nn.Module:
-    net = nn.Sequential(
-        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
-    )  # fmt: skip
-    norm = net[1]
+    norm = nn.BatchNorm2d(2)
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2.0)
     return net
@@ -137,11 +115,13 @@ def transformer() -> Case:
 
 
 def recurrent() -> Case:
-    return Case(Recurrent(), nn.CrossEntropyLoss(), _split(torch.randn(6, 4, 2), _labels(6), (4, 2)))
+    return Case(Recurrent(3), nn.CrossEntropyLoss(), _split(torch.randn(6, 4, 2), _labels(6), (4, 2)))
 
 
 def tied_and_unused() -> Case:
-    return Case(Tied(), nn.CrossEntropyLoss(), _split(torch.randn(7, 4), _labels(7), (4, 3)))
+    net = Tied(4, 3)
+    net.spare = nn.Parameter(torch.ones(2))
+    return Case(net, nn.CrossEntropyLoss(), _split(torch.randn(7, 4), _labels(7), (4, 3)))
 
 
 def dictionary() -> Case:
@@ -149,13 +129,11 @@ def dictionary() -> Case:
     return Case(Tokens(), nn.CrossEntropyLoss(), _split(x, _labels(7, 4), (4, 3)))
 
 
-CASES: dict[str, Callable[[], Case]] = {
-    function.__name__: function
-    for function in (
-        mlp, one_batch, sum_reduction, none_reduction, weighted_and_ignored, plain_function, convolution_running,
-        convolution_batch, transformer, recurrent, tied_and_unused, dictionary,
-    )
-}  # fmt: skip
+_FUNCTIONS = (
+    *(mlp, one_batch, sum_reduction, none_reduction, weighted_and_ignored, plain_function),
+    *(convolution_running, convolution_batch, transformer, recurrent, tied_and_unused, dictionary),
+)
+CASES: dict[str, Callable[[], Case]] = {function.__name__: function for function in _FUNCTIONS}
 
 
 def _double(value: Any) -> Any:

@@ -53,10 +53,15 @@ def read_matplotlib(figure: Any) -> Shown:
     return Shown(
         np.array(lines[0].levels) if lines else np.zeros(0),
         (colored.norm.vmin, colored.norm.vmax),
-        axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel(),
-        axes.get_xlim(), axes.get_ylim(), marks, points,
+        axes.get_xlabel(),
+        axes.get_ylabel(),
+        bar.get_ylabel(),
+        axes.get_xlim(),
+        axes.get_ylim(),
+        marks,
+        points,
         [t.get_text() for t in figure.findobj(Text)],
-    )  # fmt: skip
+    )
 
 
 def read_plotly(figure: Any) -> Shown:
@@ -68,16 +73,24 @@ def read_plotly(figure: Any) -> Shown:
     if contour is not None:
         spacing = contour.contours
         levels = np.arange(spacing.start, spacing.end + spacing.size / 2, spacing.size)
-    marks = {t.name.rsplit(" (", 1)[0]: list(zip(t.x, t.y, strict=True))
-             for t in figure.data if t.type == "scatter" and t.mode == "markers" and "(" in (t.name or "")}  # fmt: skip
+    marks = {
+        t.name.rsplit(" (", 1)[0]: list(zip(t.x, t.y, strict=True))
+        for t in figure.data
+        if t.type == "scatter" and t.mode == "markers" and "(" in (t.name or "")
+    }
     texts = [layout.title.text or "", *(t.name or "" for t in figure.data)]
     return Shown(
-        back(levels), (float(back(axis.cmin)), float(back(axis.cmax))),
-        layout.xaxis.title.text, layout.yaxis.title.text, axis.colorbar.title.text,
-        tuple(layout.xaxis.range), tuple(layout.yaxis.range), marks,
+        back(levels),
+        (float(back(axis.cmin)), float(back(axis.cmax))),
+        layout.xaxis.title.text,
+        layout.yaxis.title.text,
+        axis.colorbar.title.text,
+        tuple(layout.xaxis.range),
+        tuple(layout.yaxis.range),
+        marks,
         _plotly_line_points(contour, back(levels), back) if contour is not None else np.zeros((0, 2)),
         [t.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") for t in texts],
-    )  # fmt: skip
+    )
 
 
 def _plotly_line_points(trace: Any, levels: np.ndarray, back: Callable[[Any], Any]) -> np.ndarray:
@@ -153,8 +166,12 @@ def test_points_that_are_no_numbers_are_marked_as_what_they_are(backend: str) ->
     x, y = surface["x"].values, surface["y"].values
     shown = READERS[backend](viz.contour(surface, backend=backend))
     assert {k: len(v) for k, v in shown.marks.items()} == {
-        "failed": 1, "not a number": 1, "+infinite": 1, "−infinite": 1, "not computed yet": 6,
-    }  # fmt: skip
+        "failed": 1,
+        "not a number": 1,
+        "+infinite": 1,
+        "−infinite": 1,
+        "not computed yet": 6,
+    }
     np.testing.assert_allclose(shown.marks["failed"], [(x[0], y[0])])
     np.testing.assert_allclose(shown.marks["not a number"], [(x[1], y[2])])
     np.testing.assert_allclose(shown.marks["+infinite"], [(x[2], y[3])])
@@ -253,3 +270,11 @@ def test_descending_axes_are_sorted_with_their_values() -> None:
     surface = plane()
     turned = surface.isel(x=slice(None, None, -1), y=slice(None, None, -1))
     np.testing.assert_array_equal(build_contour(turned).field.values, build_contour(surface).field.values)
+
+
+@pytest.mark.parametrize(
+    "verb", ["contour", "surface", "heat_map", "line", "density", "convexity_map", "slope", "path"]
+)
+def test_a_figure_of_no_result_says_what_to_do_first(verb):
+    with pytest.raises(InputError, match=r"`result` must be an xarray.Dataset \(got 'dict'\); measure it first"):
+        getattr(viz, verb)({"a": {"loss": 1.0}} if verb in ("line", "density", "path") else {"loss": 1.0})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +60,56 @@ class Ours(nn.Module):
         return F.mse_loss(output, target) * self.options["inner"]["weight"]
 
 
+class Buffered(nn.Module):
+    """A network with a buffer that is saved with it, or is not."""
+
+    def __init__(self, value, persistent):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.register_buffer("shift", torch.full((1,), value), persistent=persistent)
+
+    def forward(self, x):
+        return self.layer(x) + self.shift
+
+
+class Plain(nn.Module):
+    """A network with a tensor that is neither parameter nor buffer, and a function of the user's."""
+
+    def __init__(self, value=1.0, function=torch.tanh):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.shift, self.function = nn.Linear(4, 1), torch.full((1,), value), function
+
+    def forward(self, x):
+        return self.function(self.layer(x)) + self.shift
+
+
+class Source:
+    """Data that are an object of the user's."""
+
+    def __init__(self, seed, noise=0.0):
+        self.seed, self.noise = seed, noise
+
+    def __iter__(self):
+        return iter([(x + self.noise, y) for x, y in data(self.seed)])
+
+
+def by_evaluate(power):
+    def evaluate(model, batch):
+        return {"loss": (model(batch.input) - batch.target).abs().pow(power)[:, 0]}
+
+    return {"evaluate": evaluate}
+
+
+def by_metric(function):
+    return {"metrics": {"size": function}}
+
+
+def size(power, output, batch):
+    return output.detach()[:, 0].abs() ** power
+
+
 def network(activation=nn.Tanh):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 3), activation(), nn.Linear(3, 1))
@@ -71,7 +121,8 @@ def data(seed=1):
 
 
 def survey(model, loss, store, *, batches=None, points=5, **options):
-    risk = EmpiricalRisk(model, loss, batches or data(), **options.pop("risk", {}))
+    batches = data() if batches is None else batches
+    risk = EmpiricalRisk(model, loss, batches, **options.pop("risk", {}))
     line = landscape.random_line(model, seed=0)
     return landscape.evaluate(risk, line, landscape.grid(points), store=store, **options)
 
@@ -90,37 +141,90 @@ PAIRS = {
     ),
     "activation": (lambda: (network(), nn.MSELoss()), lambda: (network(nn.ReLU), nn.MSELoss())),
     "number of the model": (lambda: (Counted(), nn.MSELoss()), lambda: (Counted(1.5), nn.MSELoss())),
+    "default argument": (
+        lambda: (network(), lambda o, t, k=1.0: k * F.mse_loss(o, t)),
+        lambda: (network(), lambda o, t, k=2.0: k * F.mse_loss(o, t)),
+    ),
+    "bound method": (lambda: (network(), Scaled(1.0).__call__), lambda: (network(), Scaled(2.0).__call__)),
+    "class weights": (
+        lambda: (network(), nn.BCEWithLogitsLoss(pos_weight=torch.ones(1)), Source(1, 0.5), TARGETS),
+        lambda: (network(), nn.BCEWithLogitsLoss(pos_weight=torch.full((1,), 2.0)), Source(1, 0.5), TARGETS),
+    ),
+    "buffer": (lambda: (Buffered(1.0, True), nn.MSELoss()), lambda: (Buffered(1.5, True), nn.MSELoss())),
+    "unsaved buffer": (lambda: (Buffered(1.0, False), nn.MSELoss()), lambda: (Buffered(1.5, False), nn.MSELoss())),
+    "plain tensor": (lambda: (Plain(), nn.MSELoss()), lambda: (Plain(1.5), nn.MSELoss())),
+    "function of the model": (
+        lambda: (Plain(), nn.MSELoss()),
+        lambda: (Plain(function=lambda x: torch.sin(x)), nn.MSELoss()),
+    ),
+    "forward hook": (lambda: (network(), nn.MSELoss()), lambda: (hooked(network()), nn.MSELoss())),
+    "data object": (lambda: (network(), nn.MSELoss(), Source(1)), lambda: (network(), nn.MSELoss(), Source(2))),
+    "number of the data": (
+        lambda: (network(), nn.MSELoss(), Source(1, 0.1)),
+        lambda: (network(), nn.MSELoss(), Source(1, 0.2)),
+    ),
+    "adapt": (
+        lambda: (network(), nn.MSELoss(), None, {"adapt": lambda raw: (raw[0], raw[1])}),
+        lambda: (network(), nn.MSELoss(), None, {"adapt": lambda raw: (raw[0], raw[1] + 1)}),
+    ),
+    "evaluate": (
+        lambda: (network(), None, None, by_evaluate(2)),
+        lambda: (network(), None, None, by_evaluate(1)),
+    ),
+    "metric": (
+        lambda: (network(), nn.MSELoss(), None, by_metric(functools.partial(size, 1))),
+        lambda: (network(), nn.MSELoss(), None, by_metric(functools.partial(size, 2))),
+    ),
+    "subset": (
+        lambda: (network(), nn.MSELoss(), None, {"samples": 5, "seed": 0}),
+        lambda: (network(), nn.MSELoss(), None, {"samples": 5, "seed": 1}),
+    ),
 }
+TARGETS = {"adapt": lambda raw: (raw[0], (raw[1] > 0).float())}
+
+
+def hooked(model):
+    model[0].register_forward_hook(lambda module, arguments, output: 2 * output)
+    return model
+
+
+def made(pair, which):
+    """Return a survey of a pair's first or second kind, as a function of its store."""
+    given = PAIRS[pair][which]()
+    model, loss, batches, risk = (*given, *(None, {})[len(given) - 2 :])
+    return functools.partial(survey, model, loss, batches=batches, risk=risk)
+
+
 pairs = pytest.mark.parametrize("pair", list(PAIRS))
 
 
 @pairs
 def test_another_behavior_is_refused_and_changes_nothing(pair, tmp_path):
-    first, second = PAIRS[pair]
-    before = survey(*first(), tmp_path / "s.zarr").load()
-    files = {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()}
+    store = tmp_path / "s.zarr"
+    before = made(pair, 0)(store=store).load()
+    files = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
     with pytest.raises(StoreError, match="choose another store"):
-        survey(*second(), tmp_path / "s.zarr")
-    assert files == {path: path.read_bytes() for path in (tmp_path / "s.zarr").rglob("*") if path.is_file()}
-    assert np.array_equal(survey(*first(), tmp_path / "s.zarr").loss, before.loss)  # the same goes on
+        made(pair, 1)(store=store)
+    assert files == {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert np.array_equal(made(pair, 0)(store=store).loss, before.loss)  # the same goes on
 
 
 @pairs
 def test_an_unfinished_store_is_refused_too(pair, tmp_path):
-    first, second = PAIRS[pair]
+    store = tmp_path / "s.zarr"
 
     def stop(event):
         if event.kind == "progress" and event.done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        survey(*first(), tmp_path / "s.zarr", on_event=stop)
-    assert (results.open(tmp_path / "s.zarr").status.values == STATUS_OPEN).any()
+        made(pair, 0)(store=store, on_event=stop)
+    assert (results.open(store).status.values == STATUS_OPEN).any()
     with pytest.raises(StoreError, match="choose another store"):
-        survey(*second(), tmp_path / "s.zarr")
-    whole = survey(*first(), tmp_path / "s.zarr")
+        made(pair, 1)(store=store)
+    whole = made(pair, 0)(store=store)
     assert (whole.status.values == STATUS_MEASURED).all()
-    assert np.array_equal(whole.loss, survey(*first(), None).loss)
+    assert np.array_equal(whole.loss, made(pair, 0)(store=None).loss)
 
 
 def test_another_metric_of_the_same_name_is_refused(tmp_path):
@@ -133,9 +237,8 @@ def test_another_metric_of_the_same_name_is_refused(tmp_path):
 
 
 def test_without_verification_the_store_says_so(tmp_path):
-    first, second = PAIRS["lambda"]
-    survey(*first(), tmp_path / "s.zarr")
-    found = survey(*second(), tmp_path / "s.zarr", verify=False)
+    made("lambda", 0)(store=tmp_path / "s.zarr")
+    found = made("lambda", 1)(store=tmp_path / "s.zarr", verify=False)
     assert (
         not json.loads(str(found.attrs["verified"]).lower()) and "verified" in results.open(tmp_path / "s.zarr").attrs
     )
@@ -158,28 +261,21 @@ def test_two_points_are_measured_and_no_more(tmp_path):
 
 
 SCRIPT = """
-import functools, sys, torch, torch.nn.functional as F, lowland as ll
-from torch import nn
-torch.manual_seed(0)
-model = nn.Linear(4, 3)
-data = [(torch.randn(10, 4), torch.randint(3, (10,)))]
-class Smooth:
-    def __call__(self, output, target): return F.cross_entropy(output, target, label_smoothing=0.2)
-kinds = {"partial": functools.partial(F.cross_entropy, label_smoothing=0.1), "object": Smooth(),
-         "lambda": lambda o, t: F.cross_entropy(o, t), "metric": nn.CrossEntropyLoss()}
-for name, loss in kinds.items():
-    metrics = {"first": functools.partial(lambda power, o, b: o.detach()[:, 0] ** power, 2)} if name == "metric" else {}
-    risk = ll.EmpiricalRisk(model, loss, data, metrics=metrics)
-    line = ll.landscape.random_line(model, seed=0)
-    print(ll.landscape.evaluate(risk, line, ll.landscape.grid(3), store=sys.argv[1] + f"/{name}.zarr").loss.values)
+import sys
+from tests.contracts.test_identity import PAIRS, made
+for pair in PAIRS:
+    for which in (0, 1):
+        print(pair, made(pair, which)(store=f"{sys.argv[1]}/{pair}-{which}.zarr", points=3).loss.values)
 """
 
 
 def test_the_same_script_goes_on_in_another_process(tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(tmp_path)]
-    first, second = (subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(2))
+    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path)]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([os.getcwd(), *sys.path]))
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, check=False, env=environment) for _ in range(2)
+    )
     assert (first.returncode, second.returncode) == (0, 0), second.stderr[-500:]
     assert first.stdout == second.stdout
-    for name in ("partial", "object", "lambda", "metric"):
-        assert "0x" not in str(results.open(Path(tmp_path) / f"{name}.zarr").attrs["recipe"])
+    for pair in PAIRS:
+        assert "0x" not in str(results.open(tmp_path / f"{pair}-0.zarr").attrs["recipe"])

@@ -10,9 +10,15 @@ from lowland import models
 from lowland.core.errors import InputError
 
 BERT = {
-    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 30,
-    "max_position_embeddings": 12, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-}  # fmt: skip
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 30,
+    "max_position_embeddings": 12,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
 TOKENS = {"transformer": 11, "text_transformer": 11, "huggingface": 30}  # models that take token numbers
 
 # name -> (options of a small build, shape of one input, shape of one output)

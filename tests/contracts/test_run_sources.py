@@ -13,6 +13,7 @@ from torch import nn
 
 import lowland as ll
 from lowland.core.errors import InputError, LowlandError
+from lowland.core.settings import RiskSpec
 from lowland.results import Run
 from lowland.workflows.fitting import create_run
 from lowland.workflows.fitting import fit as fit_run
@@ -23,9 +24,12 @@ from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec
 
 def spec_of(folder: Path) -> FitSpec:
     return FitSpec(
-        folder=str(folder), model=ModelSpec(options={"width": 4}), data=DataSpec(options={"train_size": 40}), epochs=2,
+        folder=str(folder),
+        model=ModelSpec(options={"width": 4}),
+        data=DataSpec(options={"train_size": 40}),
+        epochs=2,
         threads=1,
-    )  # fmt: skip
+    )
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -48,9 +52,14 @@ def network() -> nn.Module:
 def hugging_face(network: nn.Module, folder: Path) -> ExternalModel:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3,
+        vocab_size=13,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        num_labels=3,
         max_position_embeddings=8,
-    )  # fmt: skip
+    )
     transformers.BertForSequenceClassification(config).save_pretrained(folder / "saved")
     return ExternalModel(None, "tests.foreign_cases:tokens", checkpoint=folder / "saved")
 
@@ -143,7 +152,7 @@ def test_weights_of_a_trained_run_by_name_and_step(fitted):
         name for name, tensor in last.items() if tensor.is_floating_point()
     }  # counts of batches are in no snapshot
     assert all(torch.equal(path_end[name], last[name]) for name in floats)
-    risks = run.risks(["train", "test"], weights="last")
+    risks = run.risks(["train", "test"], RiskSpec(weights="last"))
     assert risks["train"].model is risks["test"].model
     assert run.risk("test").evaluate()["loss"].value == pytest.approx(run.result["test"]["loss"], rel=1e-5)
     assert run.source.spec == from_text(FitSpec, run.spec.text).spec

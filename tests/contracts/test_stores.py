@@ -135,6 +135,20 @@ def test_a_second_run_goes_on_and_long_errors_fit(tmp_path):
     assert len(str(found.error.values[-1, -1])) == 200
 
 
+def test_the_last_digits_of_another_processor_are_no_other_recipe(tmp_path):
+    def begun(cosine, name):
+        attrs = {"recipe": {"planes": [{"cosine": cosine, "norms": [1.5]}]}, "recipe_fingerprint": name}
+        return new_surface(np.arange(4.0), np.arange(3.0), metrics=["loss"], attrs=attrs)
+
+    path = tmp_path / "store.zarr"
+    with results.writer(path, begun(-0.0876509370816943, "a")):
+        pass
+    with results.writer(path, begun(-0.08765093708169429, "b")):
+        pass
+    with pytest.raises(StoreError, match="another recipe: planes"), results.writer(path, begun(-0.0876509371, "c")):
+        pass
+
+
 def test_another_recipe_is_refused_with_what_differs(tmp_path):
     with results.writer(tmp_path / "s.zarr", template()) as writer:
         fill(writer, range(5))
@@ -151,8 +165,10 @@ def test_one_writer_at_a_time_and_readers_any_time(tmp_path):
     with results.writer(tmp_path / "s.zarr", template()) as writer:
         fill(writer, range(5))
         writer.flush()
-        for attempt in (lambda: results.writer(tmp_path / "s.zarr", template()).__enter__(),
-                        lambda: results.save(template(), tmp_path / "s.zarr", overwrite=True)):  # fmt: skip
+        for attempt in (
+            lambda: results.writer(tmp_path / "s.zarr", template()).__enter__(),
+            lambda: results.save(template(), tmp_path / "s.zarr", overwrite=True),
+        ):
             with pytest.raises(StoreError, match="being written"):
                 attempt()
         assert int(results.open(tmp_path / "s.zarr").status.sum()) == 5

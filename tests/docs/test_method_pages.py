@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "docs" / "methods").glob("*.md"))
 
 
+@cache
 def tool() -> ModuleType:
     pytest.importorskip("griffe", reason="reads the source for the documentation; comes with the extra docs")
     spec = importlib.util.spec_from_file_location("agree", ROOT / "docs" / "tools" / "agree.py")

@@ -43,9 +43,7 @@ def flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _read(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in "{[":
-        return json.loads(value)
-    return value
+    return json.loads(value) if isinstance(value, str) and value.startswith(("{", "[")) else value
 
 
 def _leaf(value: Any) -> Any:

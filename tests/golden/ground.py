@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from tests.golden import parts
-from tests.golden.names import logits_normalized, measurement_interval, summarize
 from torch import nn
 
 import lowland as ll
@@ -137,7 +136,7 @@ def gauss_newton(dtype: torch.dtype) -> Any:
 def stable(dtype: torch.dtype) -> Any:
     model, risk = start(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.8)
-    interval = measurement_interval(steps=50_000, batch_size=16, samples=48)
+    interval = curvature.measurement_interval(steps=50_000, batch_size=16, samples=48)
     return {"stability": curvature.stability(risk, optimizer), "interval": interval}
 
 
@@ -165,16 +164,13 @@ CURVATURE: dict[str, Make] = {
     "worst_case": on(curvature.worst_case_sharpness, rho=0.1, steps=6),
     "worst_case_box": on(curvature.worst_case_sharpness, rho=0.01, steps=6, norm="linf", kind="keskar"),
     "table": on(curvature.sharpness_table, steps=4, draws=3, samples=32, batch_size=16),
-    "normalized": lambda dtype: curvature.sam_sharpness(logits_normalized(start(dtype)[1])),
-    "summary": on(summarize, trace_products=12, directions=6, top=2, density_probes=2, layer_probes=2, sharpness=True),
+    "normalized": lambda dtype: curvature.sam_sharpness(curvature.logits_normalized(start(dtype)[1])),
+    "summary": on(
+        curvature.summarize,
+        options=curvature.SummaryOptions(
+            trace_products=12, directions=6, top=2, density_probes=2, layer_probes=2, sharpness=True
+        ),
+    ),
     "stability": stable,
     "numbers": numbers,
 }
-
-
-def surfaces(dtype: torch.dtype) -> dict[str, Any]:
-    return {name: make(dtype) for name, make in SURFACES.items()}
-
-
-def curvatures(dtype: torch.dtype) -> dict[str, Any]:
-    return {name: make(dtype) for name, make in CURVATURE.items()}

@@ -1,6 +1,6 @@
-"""Write ``numbers.json`` anew: ``python -m tests.golden.make`` from the root of the repository.
+"""Write cases of ``numbers.json`` anew: ``python -m tests.golden.make GROUP/NAME ...`` from the root of the repository.
 
-Only for numbers that change on purpose; the file was made by version 0.1.0.
+Only for numbers that change on purpose; the file was made by version 0.1.0. Without a case all are written.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ def measured(group: str, name: str) -> dict[str, Any]:
     return {path: summary(leaves[path]) for path in kept}
 
 
-def main() -> None:
+def main(*cases: str) -> None:
     torch.set_num_threads(1)
-    numbers = {group: {name: measured(group, name) for name in cases} for group, cases in GROUPS.items()}
+    numbers = json.loads(NUMBERS.read_text())
+    for case in cases or [f"{group}/{name}" for group, names in GROUPS.items() for name in names]:
+        group, name = case.split("/")
+        numbers.setdefault(group, {})[name] = measured(group, name)
     NUMBERS.write_text(json.dumps(numbers, separators=(",", ":"), sort_keys=True).replace('},"', '},\n"') + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(*sys.argv[1:])

@@ -110,12 +110,14 @@ def optimizer_run(
     return made
 
 
-def optimizers(dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        f"{method}_{base}": optimizer_run(method, base, dtype)
-        for method in METHODS
-        for base in BASES_OF.get(method, tuple(BASES))
-    }
+def as_rows(state: Any) -> Any:
+    """Return a loss's state with its memory as version 0.1.0 kept it: the fields of a record side by side, as bytes."""
+    if not isinstance(state, dict):
+        return state
+    if set(state) >= {"stamp", "output"}:
+        parts = [value.contiguous().view(torch.uint8).reshape(len(value), -1) for value in state.values()]
+        return {"table": torch.cat(parts, dim=1)}
+    return {name: as_rows(value) for name, value in state.items()}
 
 
 def loss_run(name: str, dtype: torch.dtype, *, method: str = "plain", epochs: int = 5) -> dict[str, Any]:
@@ -142,13 +144,8 @@ def loss_run(name: str, dtype: torch.dtype, *, method: str = "plain", epochs: in
                 loss.after_step()
         if ours:
             logs.append(dict(loss.epoch_log()))
-    state = loss.state_dict() if ours else {}
+    state = as_rows(loss.state_dict()) if ours else {}
     return {"values": values, "logs": logs, "state": state, **tensors_of(model)}
-
-
-def losses(dtype: torch.dtype) -> dict[str, Any]:
-    both = {f"{name}_with_sam": loss_run(name, dtype, method="sam") for name in ("llr_sech", "saf", "mesa")}
-    return {**{name: loss_run(name, dtype) for name in LOSSES}, **both}
 
 
 def reshapers(dtype: torch.dtype) -> dict[str, Any]:

@@ -12,10 +12,14 @@ import pytest
 import torch
 from tests.golden import methods
 from tests.golden.flat import flat
-from tests.golden.names import KEYS, SnapshotReader, command, open_result, open_run, respelled
+from tests.golden.names import KEYS, respelled
 from tests.golden.stores import FILES, SURVEYS
 
+import lowland as ll
+from lowland.cli.main import main as command
 from lowland.core.errors import StoreError
+from lowland.results import SnapshotReader
+from lowland.results import open as open_result
 
 MEASURED = 1e-10
 """In float64, on any processor."""
@@ -164,18 +168,13 @@ def test_a_stopped_fit_goes_on_from_its_checkpoint(name, place):
 @pytest.mark.parametrize("name", ["sam", "sala", "ema"])
 def test_a_finished_fit_is_left_alone(name, place, capsys):
     before = contents(place / "runs" / name)
-    result = place / "runs" / name / "result.json"
-    old = json.loads(result.read_text())
     assert command(["fit", "--config", f"runs/{name}/spec.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["passes"] == 12 * (2 if name == "sam" else 1) + 6 * (name == "sala")
-    new = json.loads(result.read_text())  # provenance may be renewed, numbers not
-    for key in ("chosen", "epoch", "test", "steps", "passes"):  # the test part is measured anew, in float32
-        assert new[key] == pytest.approx(old[key], rel=1e-5), key
-    assert {**contents(place / "runs" / name), result: b""} == {**before, result: b""}
+    assert contents(place / "runs" / name) == before
 
 
 def test_a_run_opens():
-    run = open_run(FILES / "runs" / "sam")
+    run = ll.open(FILES / "runs" / "sam")
     assert len(run.metrics) == 4
     assert {"plane", "between", "trajectory"} <= set(run.surfaces)
     assert "hessian" in run.curvature and run.trajectory is not None
@@ -200,9 +199,11 @@ def test_the_yaml_of_a_measurement_reads_back_its_result(name, place):
 @pytest.mark.parametrize("name", ["surface", "line", "trajectory", "curvature"])
 def test_the_yaml_of_a_measurement_measures_the_same(name, place):
     stores = {
-        "surface": "surfaces/plane.zarr", "line": "surfaces/between.zarr", "trajectory": "trajectory.zarr",
+        "surface": "surfaces/plane.zarr",
+        "line": "surfaces/between.zarr",
+        "trajectory": "trajectory.zarr",
         "curvature": "curvature/hessian.zarr",
-    }  # fmt: skip
+    }
     path = place / "runs" / "sam" / stores[name]
     shutil.rmtree(path)
     assert command([name, "--config", f"specs/{name}.yaml", "--quiet"]) == 0

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.trainer_cases import BATCH, EVERY_METHOD, SAMPLES, Samples, assert_same, network, plain_loop, wrapped
+from tests.trainer_cases import (
+    BATCH,
+    EVERY_METHOD,
+    SAMPLES,
+    Samples,
+    assert_same,
+    bfloat16,
+    network,
+    plain_loop,
+    wrapped,
+)
 from torch import nn
 
 from lowland.core.contexts import same_bits
@@ -79,21 +89,30 @@ def test_clipping_comes_after_the_second_pass(ascent):
     assert_same(net, mine[0])
 
 
+@pytest.mark.parametrize("method", ["SGD", "SAM", "SALA", "EMA"])
+def test_bfloat16(method):
+    (net, optimizer), mine = pair(method)
+    plain_loop(net, optimizer, forward=bfloat16, micro_batches=2)
+    loop(*prepared(*mine, gradient_accumulation_steps=2, mixed_precision="bf16"))
+    assert_same(net, mine[0])
+
+
 @pytest.mark.parametrize("ascent", ["step", "micro-batch"])
 @pytest.mark.parametrize("scale", [256.0, 2.0**30])
-def test_float16_also_where_the_scaler_skips_steps(ascent, scale):
+@pytest.mark.parametrize("method", ["SAM", "FSAM"])
+def test_float16_also_where_the_scaler_skips_steps(ascent, scale, method):
     def scaler():
         return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
 
     def cast():
         return torch.autocast("cpu", dtype=torch.float16)
 
-    (net, optimizer), mine = pair(ascent=ascent)
+    (net, optimizer), mine = pair(method, ascent=ascent)
     plain_loop(net, optimizer, micro_batches=2, cast=cast, scaler=scaler(), epochs=3)
     accelerator = accelerator_of(gradient_accumulation_steps=2)
     model, wrapper = mine
-    passes = integration.Passes(wrapper)  # Accelerate itself refuses float16 on the CPU
     scale_by = scaler()
+    passes = integration.Passes(wrapper, scale_by)  # Accelerate itself refuses float16 on the CPU
     loader = torch.utils.data.DataLoader(Samples(), batch_size=BATCH)
     del accelerator
     for _ in range(3):

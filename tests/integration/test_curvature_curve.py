@@ -109,9 +109,15 @@ def test_a_run_too_short_for_its_share_is_refused_before_it_trains(tmp_path: Pat
 
 def test_a_spec_asks_for_the_curve_and_the_report_draws_it(tmp_path: Path) -> None:
     spec = FitSpec(
-        folder=str(tmp_path / "run"), model=ModelSpec(name="resnet8", options={"width": 4}), epochs=110, curvature_share=1.0,
-        data=DataSpec(name="digits", options={"train_size": 40}), batch_size=40, snapshots_every_epochs=None, threads=1,
-    )  # fmt: skip
+        folder=str(tmp_path / "run"),
+        model=ModelSpec(name="resnet8", options={"width": 4}),
+        epochs=110,
+        curvature_share=1.0,
+        data=DataSpec(name="digits", options={"train_size": 40}),
+        batch_size=40,
+        snapshots_every_epochs=None,
+        threads=1,
+    )
     with pytest.raises(InputError, match="two measurements"):
         fit_run(replace(spec, epochs=2))
     assert not (tmp_path / "run").exists()

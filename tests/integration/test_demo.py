@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.command_cases import FUNCTIONS
 
+from lowland.cli.commands import COMMANDS
 from lowland.cli.main import main
+from lowland.core.settings import SummaryOptions
 from lowland.engine import Serial
 from lowland.engine.base import Workers
 from lowland.engine.packing import pack, unpack
+from lowland.workflows import DemoSpec
+from lowland.workflows.parse import call
 
 # What the installed command does. `python -m` would end by SIGINT instead of with 130 when the interrupt happens to arrive
 # inside exec of text, which imports do.
@@ -54,7 +60,7 @@ def test_the_table_has_what_a_reader_needs_and_a_second_call_computes_nothing(tm
     module = import_module("lowland.study.demo")
     monkeypatch.setattr(module, "select", lambda engine: Travelling())
     monkeypatch.setattr(module, "trajectory", partial(module.trajectory, points=(3, 3)))
-    monkeypatch.setattr(module, "curvature", partial(module.curvature, trace_products=6, directions=3))
+    monkeypatch.setattr(module, "SummaryOptions", partial(SummaryOptions, trace_products=6, directions=3))
     assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
     whole = without_costs(capsys.readouterr().out)
     assert Path("demo/report.html").stat().st_size > 1_000_000
@@ -70,19 +76,56 @@ def test_the_table_has_what_a_reader_needs_and_a_second_call_computes_nothing(tm
         "passes",
     ):
         assert any(name.startswith(part) for name in whole[0]), part
-    assert "2.00 ×" in next(cell for name, cell in whole[1].items() if name.startswith("passes"))
+    # 4 steps of one pass or two, and 20 forward passes of evaluation at a third each: (8 + 20 / 3) / (4 + 20 / 3)
+    assert "1.38 ×" in next(cell for name, cell in whole[1].items() if name.startswith("passes"))
     written = {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")}
     assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
     assert without_costs(capsys.readouterr().out) == whole
     assert written == {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")} != {}
 
 
+def test_a_first_page_comes_early_stays_after_ctrl_c_and_nothing_of_it_is_computed_twice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = import_module("lowland.study.demo")
+    monkeypatch.setattr(module, "trajectory", partial(module.trajectory, points=(3, 3)))
+    monkeypatch.setattr(module, "SummaryOptions", partial(SummaryOptions, trace_products=6, directions=3))
+    sizes = {"methods": ["sgd", "sam", "saf"], "seeds": 2, "epochs": 2, "train_size": 40, "points": 3}
+    spec, seen = DemoSpec(folder="demo", engine="serial", **sizes), []
+
+    def interrupted(page):
+        seen.append(page.read_text())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        module.demo(spec, lambda label: lambda event: None, interrupted)
+    page = Path("demo/report.html")
+    assert page.read_text() == seen[0] and "This is a first page" in seen[0]
+    assert "SGD, seed 0" in seen[0] and "SAM, seed 0" in seen[0] and "SAF, seed" not in seen[0]
+    for section in ("Comparison", "Training", "Landscapes", "Curvature"):
+        assert f">{section}</a>" in seen[0], section
+    assert sorted(path.name for path in Path("demo/runs").iterdir()) == ["sam-0", "sgd-0"]
+    kept = {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*") if path.suffix == ".safetensors"}
+    kept |= {path: path.stat().st_mtime_ns for path in Path("demo/runs").glob("*/*/*.zarr/loss/c/**/*")}
+    assert len(kept) > 6
+    found = module.demo(spec, lambda label: lambda event: None, interrupted)  # there is a page: no first one again
+    assert len(seen) == 1 and "This is a first page" not in page.read_text() and "SAF, seed 1" in page.read_text()
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    assert len(found.commands) == 3
+    for command in found.commands:
+        name, *words = shlex.split(command)[1:]
+        assert call(FUNCTIONS[name], words, positional=COMMANDS[name].positional).values
+
+
 def start(folder: Path, engine: str = "serial") -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, "demo", "--folder", "demo", "--engine", engine, *SMALL],
-        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(folder: Path, engine: str = "serial") -> list[dict[str, str]]:

@@ -134,9 +134,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(
 
 def test_a_finished_run_returns_its_result_without_training(tmp_path: Path) -> None:
     first = run(tmp_path / "run")
+    files = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").iterdir() if path.is_file()
+    }
     second = run(tmp_path / "run")
     assert_same(first, second)
     assert second.seconds == first.seconds
+    kept = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").iterdir() if path.is_file()
+    }
+    assert kept == files
 
 
 def test_equal_seeds_give_equal_numbers_and_other_seeds_other_numbers() -> None:
@@ -181,9 +188,17 @@ def test_the_loop_takes_the_steps_of_a_bare_loop() -> None:
             optimizer.step()
             step += 1
     result = fit(
-        model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), nn.CrossEntropyLoss(), data,
-        epochs=2, batch_size=8, seed=3, schedule=schedule, clip=0.5, select="last",
-    )  # fmt: skip
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+        nn.CrossEntropyLoss(),
+        data,
+        epochs=2,
+        batch_size=8,
+        seed=3,
+        schedule=schedule,
+        clip=0.5,
+        select="last",
+    )
     for ours, theirs in zip(result.model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -221,9 +236,16 @@ def test_an_ascent_per_micro_batch_is_another_algorithm_and_equals_a_loop_by_han
         model = plain_network()
         optimizer = optim.SAM(torch.optim.SGD(model.parameters(), lr=0.5), rho=0.5, ascent=ascent)
         fit(
-            model, optimizer, nn.CrossEntropyLoss(), double_splits(), epochs=1, batch_size=40, micro_batches=2,
-            schedule="constant", select="last",
-        )  # fmt: skip
+            model,
+            optimizer,
+            nn.CrossEntropyLoss(),
+            double_splits(),
+            epochs=1,
+            batch_size=40,
+            micro_batches=2,
+            schedule="constant",
+            select="last",
+        )
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     model, batch = plain_network(), next(double_splits().train.batches(40, seed=0, shuffle=True).batches(0))
     parameters = list(model.parameters())
@@ -386,11 +408,16 @@ def test_foreign_optimizers_and_models_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"seed": 4}, "another seed"), ({"epochs": 5}, "another epochs"), ({"optimizer": "adam"}, "another optimizer"),
-     ({"schedule": "constant"}, "another schedule"), ({"loss": nn.CrossEntropyLoss()}, "another loss"),
-     ({"micro_batches": 2}, "another micro_batches"),
-     ({"hooks": [Hook()]}, "`hooks`")],
-)  # fmt: skip
+    [
+        ({"seed": 4}, "another seed"),
+        ({"epochs": 5}, "another epochs"),
+        ({"optimizer": "adam"}, "another optimizer"),
+        ({"schedule": "constant"}, "another schedule"),
+        ({"loss": nn.CrossEntropyLoss()}, "another loss"),
+        ({"micro_batches": 2}, "another micro_batches"),
+        ({"hooks": [Hook()]}, "`hooks`"),
+    ],
+)
 def test_a_folder_with_another_run_is_refused_and_left_alone(tmp_path: Path, change: Options, words: str) -> None:
     run(tmp_path / "run")
     names = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}

@@ -13,12 +13,11 @@ from tests.integration.test_fit import KillAt, Killed, assert_same
 from lowland import data, losses, models, optim, training
 from lowland.cli.main import main
 from lowland.core.errors import CheckpointError, InputError
-from lowland.study.plan import apply_changes, check_changes
 from lowland.training import Hook
-from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, parse
+from lowland.workflows import DataSpec, FitSpec, LossSpec, ModelSpec, StudySpec, open_run, parse
 from lowland.workflows.build import build_augment
+from lowland.workflows.changes import apply_changes, check_changes
 from lowland.workflows.fitting import fit as fit_run
-from lowland.workflows.sources import open_run
 
 PARTS: dict[str, list[Any]] = {
     "crop, cutout": ["crop", {"name": "cutout", "size": 4, "probability": 0.5}],
@@ -65,9 +64,15 @@ def test_a_killed_run_with_augmentation_ends_with_the_same_bits(name: str, metho
 
 def spec(folder: Path, **options: Any) -> FitSpec:
     return FitSpec(
-        folder=str(folder), model=ModelSpec(name="resnet8", options={"width": 2}), epochs=2, batch_size=16, threads=1,
-        data=DataSpec(name="digits", options={"train_size": 40}), snapshots_every_epochs=None, **options,
-    )  # fmt: skip
+        folder=str(folder),
+        model=ModelSpec(name="resnet8", options={"width": 2}),
+        epochs=2,
+        batch_size=16,
+        threads=1,
+        data=DataSpec(name="digits", options={"train_size": 40}),
+        snapshots_every_epochs=None,
+        **options,
+    )
 
 
 def test_the_spec_trains_with_its_augmentation_as_the_loop_does(tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ def broken() -> Any:
 def test_augmentations_are_tried_on_the_data_before_anything_is_written() -> None:
     splits, loss = few(), LossSpec()
     assert build_augment([], splits, loss) is None
-    with pytest.raises(InputError, match=r"must fit the data 'digits' \(no such color\)"):
+    with pytest.raises(InputError, match=r"must fit the data 'digits' \(RuntimeError: no such color\)"):
         build_augment([f"{__name__}:broken"], splits, loss)
     with pytest.raises(InputError, match="images"):
         build_augment(["crop"], data.load("mnist1d", test_size=10), loss)

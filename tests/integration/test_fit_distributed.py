@@ -33,9 +33,19 @@ def train(folder: Path, devices: int, stop: int | None = None) -> None:
     model.insert(1, nn.Dropout(0.2 if devices == 2 and "dropout" in folder.name else 0.0))
     optimizer = optim.SAM(torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9), rho=0.05)
     fit(
-        model, optimizer, nn.CrossEntropyLoss(), double_splits(), epochs=3, batch_size=8, folder=folder, select="last",
-        hooks=[Snapshots(), StopAt(stop)], checkpoint_every_steps=2, devices=devices, precision="64-true",
-    )  # fmt: skip
+        model,
+        optimizer,
+        nn.CrossEntropyLoss(),
+        double_splits(),
+        epochs=3,
+        batch_size=8,
+        folder=folder,
+        select="last",
+        hooks=[Snapshots(), StopAt(stop)],
+        checkpoint_every_steps=2,
+        devices=devices,
+        precision="64-true",
+    )
 
 
 def launch(folder: Path, stop: int | None = None) -> int:

@@ -35,6 +35,8 @@ METHODS = {
     "ASAM": (lambda m: optim.ASAM(sgd(m)), cross_entropy),
     "GSAM": (lambda m: optim.GSAM(sgd(m), rho=0.2), cross_entropy),
     "LookSAM": (lambda m: optim.LookSAM(sgd(m), period=2), cross_entropy),
+    "FSAM": (lambda m: optim.FSAM(sgd(m), rho=0.05), cross_entropy),
+    "WSAM": (lambda m: optim.WSAM(sgd(m), gamma=0.7), cross_entropy),
     "MSAM": (lambda m: optim.MSAM(sgd(m), rho=0.1), cross_entropy),
     "SALA": (lambda m: optim.SALA(sgd(m), period=3, alpha=0.5, rho=0.2), cross_entropy),
     "Lookahead": (lambda m: optim.Lookahead(sgd(m), period=3), cross_entropy),
@@ -69,9 +71,19 @@ def train(folder, devices, stop=None):
         model = plain_network()
         try:
             fit(
-                model, make(model), loss(), double_splits(), epochs=3, batch_size=8, folder=folder / name, select="last",
-                hooks=[StopAt(stop)], checkpoint_every_steps=2, devices=devices, precision="64-true",
-            )  # fmt: skip
+                model,
+                make(model),
+                loss(),
+                double_splits(),
+                epochs=3,
+                batch_size=8,
+                folder=folder / name,
+                select="last",
+                hooks=[StopAt(stop)],
+                checkpoint_every_steps=2,
+                devices=devices,
+                precision="64-true",
+            )
         except Stopped:
             continue
 
@@ -207,9 +219,15 @@ def other(folder, names):
         model = plain_network()
         try:
             fit(
-                model, make(model), loss(), double_splits(), hooks=[StopAt(None)], devices=2, **OPTIONS,
+                model,
+                make(model),
+                loss(),
+                double_splits(),
+                hooks=[StopAt(None)],
+                devices=2,
+                **OPTIONS,
                 folder=Path(folder) / name,
-            )  # fmt: skip
+            )
         except CheckpointError as error:
             print("REFUSED", error, flush=True)  # ruff: ignore[print]
     leave_processes()

@@ -11,9 +11,13 @@ from torch import nn
 from lowland import data, losses, models, optim, training
 
 BERT = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 256,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 256,
     "max_position_embeddings": 64,
-}  # fmt: skip
+}
 
 
 def trained(

@@ -38,11 +38,16 @@ def lightning(state: dict[str, torch.Tensor]) -> dict[str, object]:
     """What a checkpoint of Lightning 2 holds, by its documentation."""
     inside = {f"net._orig_mod.{name}": tensor for name, tensor in state.items()}
     return {
-        "epoch": 3, "global_step": 40, "pytorch-lightning_version": "2.6.0", "loops": {"fit_loop": {"state_dict": {}}},
-        "state_dict": {**inside, "criterion.weight": torch.ones(3)}, "optimizer_states": [], "lr_schedulers": [],
+        "epoch": 3,
+        "global_step": 40,
+        "pytorch-lightning_version": "2.6.0",
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "state_dict": {**inside, "criterion.weight": torch.ones(3)},
+        "optimizer_states": [],
+        "lr_schedulers": [],
         "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_path": "a.ckpt", "best_k_models": {}}},
         "hyper_parameters": {"width": 5},
-    }  # fmt: skip
+    }
 
 
 WRITERS = {
@@ -83,10 +88,16 @@ def test_lines_and_curvature_and_a_report_of_a_model_of_ones_own(trained, tmp_pa
     measure = ["curvature", *words, "--trace_products", "6", "--directions", "3"]
     assert main([*measure, "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
-    assert first["lambda_max"] > 0 and first["train_loss"] == pytest.approx(expected_loss(trained), abs=1e-6)
+    assert first["lambda_max"] > 0 and first["data_loss"] == pytest.approx(expected_loss(trained), abs=1e-6)
     assert main([*measure, "--json"]) == 0  # a second call reads what is there
     assert json.loads(capsys.readouterr().out) == first
+    assert ll.results.open(first["path"]).attrs["split"] == "data" and "train_loss" not in first
+    assert main([*line]) == 0
+    shown = capsys.readouterr().out
+    assert "data" in shown and "train" not in shown  # nobody has said that these are training data
     assert main(["report", str(tmp_path / "out"), "--output", str(tmp_path / "report.html"), "--quiet"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "data loss" in page and "train accuracy" not in page
 
 
 @pytest.mark.parametrize("data", ["dataset", "shuffled", "batches", "splits", "by_part"])
@@ -103,8 +114,18 @@ def test_parts_loss_options_and_known_names(trained, tmp_path, capsys):
     assert main(["surface", *words, *both, "--points", "[1, 1]", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["train"]["center"] != found["test"]["center"]
-    known = ["--model", "resnet8", "--model_options", '{"width": 4, "channels": 1}', "--data", "digits",
-             "--data_options.train_size", "40", "--folder", str(tmp_path / "b")]  # fmt: skip
+    known = [
+        "--model",
+        "resnet8",
+        "--model_options",
+        '{"width": 4, "channels": 1}',
+        "--data",
+        "digits",
+        "--data_options.train_size",
+        "40",
+        "--folder",
+        str(tmp_path / "b"),
+    ]
     assert main(["line", *known, "--points", "2", "--quiet"]) == 0
 
 
@@ -122,9 +143,14 @@ def test_a_run_of_lowland_serves_as_a_checkpoint(tmp_path, capsys):
 def test_a_hugging_face_folder_needs_no_model(tmp_path, capsys):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=13, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3,
+        vocab_size=13,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        num_labels=3,
         max_position_embeddings=8,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path / "saved")
@@ -157,9 +183,14 @@ def test_a_checkpoint_that_lightning_wrote_itself(tmp_path, capsys):
 
     module = Classifier()
     trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[lightning.callbacks.ModelCheckpoint(tmp_path / "kept", save_last=True)],
-    )  # fmt: skip
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[lightning.callbacks.ModelCheckpoint(tmp_path / "kept", save_last=True)],
+    )
     trainer.fit(module, cases.shuffled())
     words = [*MODEL, *DATA, "--checkpoint", str(tmp_path / "kept" / "last.ckpt"), "--folder", str(tmp_path / "out")]
     assert main(["surface", *words, "--points", "[1, 1]", "--json"]) == 0
@@ -180,7 +211,7 @@ class Payload:
 BAD = [
     (["--checkpoint", "{code}", *MODEL, *DATA], "need code to load"),
     (["--checkpoint", "{torn}", *MODEL, *DATA], "truncated"),
-    (["--checkpoint", "{none}", *MODEL, *DATA], "cannot read the weights"),
+    (["--checkpoint", "{none}", *MODEL, *DATA], "`checkpoint` must exist"),
     (["--checkpoint", "{empty}", *MODEL, *DATA], "nor model.safetensors"),
     (["--checkpoint", "{good}", *MODEL, *DATA, "--model_options.width", "7"], "of another shape"),
     (["--checkpoint", "{good}", *MODEL, *DATA, "--prefix", "net."], "no names under the prefix 'net.'"),
@@ -225,8 +256,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, message, places, tmp_pa
 
 def test_two_places_that_fit_are_not_chosen_between(trained, tmp_path):
     state = trained.state_dict()
-    both = {f"{place}.{name}": tensor + (place == "teacher") for name, tensor in state.items()
-            for place in ("student", "teacher")}  # fmt: skip
+    both = {
+        f"{place}.{name}": tensor + (place == "teacher")
+        for name, tensor in state.items()
+        for place in ("student", "teacher")
+    }
     torch.save({"state_dict": both}, tmp_path / "both.ckpt")
     model = cases.net()
     with pytest.raises(CheckpointError, match=r"student\. and teacher\."):
@@ -261,9 +295,12 @@ def test_a_module_in_the_folder_where_the_command_is_called_is_found(tmp_path):
     code = "import sys; sys.path[:] = [p for p in sys.path if p]; from lowland.cli.main import main; sys.exit(main())"
     words = ["surface", "--model", "mine:net", "--data", "mine:data", "--points", "[2, 2]", "--quiet"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *words, "--engine", "processes:1"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", code, *words, "--engine", "processes:1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/survey/surfaces/plane.zarr").is_dir()
 
@@ -272,3 +309,107 @@ def test_the_example_of_five_lines_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(Path(__file__).parents[2] / "examples" / "own_model.py"), run_name="__main__")
     assert (tmp_path / "own_model.pdf").stat().st_size > 1000
+
+
+def saved(folder, count):
+    """Write checkpoints that differ, with numbers in their names that sort otherwise as words."""
+    folder.mkdir()
+    states = []
+    for step in range(count):
+        torch.manual_seed(step)
+        states.append(cases.net().state_dict())
+        torch.save(states[-1], folder / f"epoch{5 * step}.pt")
+    return states
+
+
+def test_a_path_of_checkpoints_of_ones_own_loop(tmp_path, capsys):
+    states = saved(tmp_path / "ckpt", 4)  # 0, 5, 10, 15
+    words = [*MODEL, *DATA, "--checkpoints", str(tmp_path / "ckpt" / "*.pt"), "--folder", str(tmp_path / "out")]
+    assert main(["trajectory", *words, "--points", "3", "--json"]) == 0
+    found = ll.results.open(json.loads(capsys.readouterr().out)["path"])
+    model = cases.net()
+    for place, state in enumerate(states):
+        model.load_state_dict(state)
+        assert float(found["loss"][place]) == pytest.approx(expected_loss(model), abs=1e-6)
+    assert float(found["distance_to_origin"][-1]) == 0.0  # the last is the end
+    assert main(["trajectory", *words, "--points", "3", "--json"]) == 0  # read back
+    surface = ll.results.open(tmp_path / "out" / "surfaces" / "trajectory.zarr")
+    assert surface.sizes == {"x": 3, "y": 3}
+    capsys.readouterr()
+    assert main(["film", *words, "--points", "3", "--engine", "processes:2", "--json"]) == 0
+    film = json.loads(capsys.readouterr().out)
+    assert ll.results.open(film["path"]).sizes == {"direction": 4, "x": 3, "y": 3}
+    assert (tmp_path / "out" / "figures" / "film.gif").read_bytes().startswith(b"GIF89a")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([*MODEL, *DATA], "`checkpoints` must be given"),
+        ([*MODEL, *DATA, "--checkpoints", "none/*.pt"], "`checkpoints` must find at least two files"),
+        (["runs/none", "--checkpoints", "a*.pt"], "`checkpoints` is for a model of your own"),
+    ],
+)
+def test_paths_that_cannot_be_are_refused(words, message, capsys):
+    assert main(["trajectory", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_other_weights_get_a_store_of_their_own(tmp_path, capsys):
+    saved(tmp_path / "ckpt", 2)
+    saved(tmp_path / "again", 3)
+
+    def path(command, file, *more):
+        words = [*MODEL, *DATA, "--checkpoint", str(tmp_path / file), "--folder", str(tmp_path / "out"), "--json"]
+        assert main([command, *words, *more]) == 0
+        return Path(json.loads(capsys.readouterr().out)["path"]).name
+
+    few = ["--points", "3"]
+    small = ["--max_products", "4", "--trace_products", "6", "--directions", "2"]
+    for command, base, more in (("surface", "plane", few), ("line", "line", few), ("curvature", "hessian", small)):
+        first = path(command, "ckpt/epoch0.pt", *more)
+        second = path(command, "ckpt/epoch5.pt", *more)
+        third = path(command, "again/epoch10.pt", *more)
+        assert (first, second, third) == (f"{base}.zarr", f"{base}-epoch5.zarr", f"{base}-epoch10.zarr")
+        assert path(command, "ckpt/epoch5.pt", *more) == second  # goes on, is read back
+        assert path(command, "ckpt/epoch0.pt", *more) == first
+        assert path(command, "ckpt/epoch5.pt", "--name", f"my-{base}", *more) == f"my-{base}.zarr"
+
+
+def test_lines_to_other_weights_get_stores_of_their_own(tmp_path, capsys):
+    saved(tmp_path / "ckpt", 3)
+    words = [*MODEL, *DATA, "--checkpoint", str(tmp_path / "ckpt/epoch0.pt"), "--folder", str(tmp_path / "out")]
+
+    def path(*more):
+        assert main(["line", *words, "--points", "3", "--json", *more]) == 0
+        return Path(json.loads(capsys.readouterr().out)["path"]).name
+
+    ends = [["--other", str(tmp_path / "ckpt" / f"epoch{step}.pt")] for step in (5, 10)]
+    for _ in range(2):
+        assert [path(*end) for end in (*ends, [])] == ["line.zarr", "line-epoch10.zarr", "line-epoch0.zarr"]
+
+
+def test_verification_can_be_left_out(trained, tmp_path, capsys):
+    torch.save(trained.state_dict(), tmp_path / "one.pth")
+    words = [
+        *MODEL,
+        *DATA,
+        "--checkpoint",
+        str(tmp_path / "one.pth"),
+        "--folder",
+        str(tmp_path / "out"),
+        "--points",
+        "3",
+    ]
+    for command in ("surface", "line"):
+        for more in ([], ["--verify", "false"]):
+            assert main([command, *words, *more, "--json"]) == 0
+            found = ll.results.open(json.loads(capsys.readouterr().out)["path"])
+            assert ("verified" in found.attrs) == bool(more)
+
+
+def test_a_model_that_does_not_fit_the_data_is_one_line(tmp_path, capsys):
+    words = ["--model", "resnet8", *DATA, "--folder", str(tmp_path / "out")]
+    assert main(["curvature", *words]) == 2
+    said = capsys.readouterr().err
+    assert "`model` must fit the data: called on a batch of shape (24, 4)" in said and "Traceback" not in said

@@ -41,20 +41,43 @@ socket.gethostbyname = lookup
 
 # What must be importable nowhere. Pillow stays: matplotlib needs it; fsspec stays: Fabric does.
 OPTIONAL = {
-    "ray", "sklearn", "mlxtend", "mnist1d", "foolbox", "eagerpy", "transformers", "accelerate", "datasets", "kornia",
-    "lightning", "pytorch_lightning", "curvlinops", "optuna", "tensorboard", "h5py", "pyarrow",
-}  # fmt: skip
+    "ray",
+    "sklearn",
+    "mlxtend",
+    "mnist1d",
+    "foolbox",
+    "eagerpy",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "kornia",
+    "lightning",
+    "pytorch_lightning",
+    "curvlinops",
+    "optuna",
+    "tensorboard",
+    "h5py",
+    "pyarrow",
+    "imageio_ffmpeg",
+}
 
 
 def python(code: str, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=280, cwd=cwd,
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
 
 
 def test_train_survey_and_report_without_network_and_without_optional_packages(tmp_path):
-    code = BLOCK.format(names=OPTIONAL) + OFFLINE + """
+    code = (
+        BLOCK.format(names=OPTIONAL)
+        + OFFLINE
+        + """
 from lowland.cli.main import main
 run = sys.argv[1]
 fit = ["--data.name", "tests.foreign_cases:splits", "--model.name", "tests.foreign_cases:net", "--epochs", "2"]
@@ -66,7 +89,8 @@ assert main(["curvature", run, "--trace_products", "6", "--directions", "3", "--
 assert main(["report", run, "--output", run + "/report.html", "--quiet"]) == 0
 assert main(["figure", run + "/surfaces/plane.zarr", "--output", run + "/figure.pdf", "--quiet"]) == 0
 assert main(["doctor"]) == 0
-"""  # fmt: skip
+"""
+    )
     done = python(code, str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
@@ -82,23 +106,32 @@ USES = {
     "ray": "from lowland.engine import ray; ray._connect(None, 1, 1, None)",
     "remote": "import lowland; lowland.results.open('s3://bucket/surface.zarr')",
     "data": "import lowland; lowland.data.load('digits')",
-    "robust": "from lowland.robustness.attacks import attacked; attacked(None, None, None, 0).__enter__()",
+    "robust": "from lowland.robustness.attacks import attacked; attacked(None, None, None, 1, 0).__enter__()",
     "hf": "import lowland; lowland.models.create('huggingface', model_type='bert')",
     "augment": "from lowland.data.kornia import kornia_by_name; kornia_by_name('RandomErasing')",
     "lightning": "import lowland.integrations.lightning",
     "optuna": "from lowland.study.search import suggest; next(suggest(None, 'a', lambda n, c: 0.0))",
     "parquet": "import lowland; lowland.results.to_parquet([], 'a.parquet')",
     "hdf5": "import lowland; lowland.results.read_li_hdf5('a.h5')",
+    "film": "from lowland.viz import movie; movie._mp4(movie.Movie(None), 'a.mp4')",
 }
 """Extra -> a call that needs it."""
 
-NOT_ASKED_FOR = {"curvlinops": "operators are handed in", "tensorboard": "Fabric's own logger asks for it",
-                 "dev": "for developers", "docs": "for developers"}  # fmt: skip
+NOT_ASKED_FOR = {
+    "curvlinops": "operators are handed in",
+    "tensorboard": "Fabric's own logger asks for it",
+    "peft": "wrapped models are handed in",
+    "trackers": "the trainer's own logger is handed in",
+    "dev": "for developers",
+    "docs": "for developers",
+}
 
 
 def test_every_extra_is_asked_for_by_name_where_it_is_missing():
     assert set(EXTRAS) == set(USES) | set(NOT_ASKED_FOR)
-    code = BLOCK.format(names=OPTIONAL) + f"""
+    code = (
+        BLOCK.format(names=OPTIONAL)
+        + f"""
 import importlib, json, pkgutil
 import lowland
 from lowland.core import errors
@@ -117,7 +150,8 @@ for extra, use in {USES!r}.items():
     except Exception as error:
         said[extra] = f"{{type(error).__name__}}: {{error}}"
 print(json.dumps([broken, said]))
-"""  # fmt: skip
+"""
+    )
     done = python(code)
     assert done.returncode == 0, done.stderr
     broken, said = json.loads(done.stdout.splitlines()[-1])
@@ -138,7 +172,9 @@ def test_what_reads_and_draws_imports_no_torch_and_nothing_optional(room):
 
 
 def test_doctor_names_what_is_missing_and_how_to_get_it(tmp_path):
-    code = BLOCK.format(names=OPTIONAL | {"torch"}) + """
+    code = (
+        BLOCK.format(names=OPTIONAL | {"torch"})
+        + """
 import importlib.metadata as metadata
 real = metadata.version
 def version(name):
@@ -148,7 +184,8 @@ def version(name):
 metadata.version = version
 from lowland.cli.main import main
 sys.exit(main(["doctor", "--json"]))
-"""  # fmt: skip
+"""
+    )
     done = python(code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -173,9 +210,22 @@ def copy_of_sources(folder: Path) -> Path:
     """Return a copy of what git tracks or would track, so that the build leaves nothing behind."""
     place = folder / "sources"
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "src", "pyproject.toml", "README.md",
-         "LICENSE"], cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "git",
+            "ls-files",
+            "-z",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "src",
+            "pyproject.toml",
+            "README.md",
+            "LICENSE",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -189,9 +239,10 @@ def test_the_wheel_holds_everything_and_works_without_the_source_tree(wheel, tmp
         inside = set(archive.namelist())
     source = ROOT / "src"
     wanted = {
-        str(path.relative_to(source)) for path in (source / "lowland").rglob("*")
+        str(path.relative_to(source))
+        for path in (source / "lowland").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-    }  # fmt: skip
+    }
     assert wanted <= inside, sorted(wanted - inside)
     assert "lowland/py.typed" in inside and any(name.endswith("licenses/LICENSE") for name in inside)
     target = tmp_path / "installed"
@@ -214,8 +265,11 @@ assert main(["report", run, "--output", run + "/report.html", "--quiet"]) == 0
 assert main(["list", "--json"]) == 0
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run")], capture_output=True, text=True, cwd=tmp_path,
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
         env={**{k: v for k, v in os.environ.items() if k != "PYTHONPATH"}, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert (target / "bin" / "lowland").is_file()

@@ -13,6 +13,7 @@ from tests.trainer_cases import (
     StopAfter,
     Unending,
     assert_same,
+    bfloat16,
     network,
     plain_loop,
     slow_but,
@@ -68,9 +69,16 @@ def loader(*, indexed=False):
 
 def fit(module, callbacks=(), *, indexed=False, data=None, validate=False, epochs=1, folder=None, ckpt=None, **options):
     trainer = lightning.Trainer(
-        accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=folder is not None, default_root_dir=folder, **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=folder is not None,
+        default_root_dir=folder,
+        **options,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer.fit(
@@ -110,14 +118,26 @@ def test_same_bits_as_the_plain_loop(method, ascent, micro_batches):
 @pytest.mark.parametrize("ascent", ["step", "micro-batch"])
 @pytest.mark.parametrize("micro_batches", [1, 2, 4])
 @pytest.mark.parametrize("scale", [256.0, 2.0**30])
-def test_float16_also_where_the_scaler_skips_steps(ascent, micro_batches, scale):
-    (net, optimizer), mine = pair(ascent=ascent)
+@pytest.mark.parametrize("method", ["SAM", "FSAM"])
+def test_float16_also_where_the_scaler_skips_steps(ascent, micro_batches, scale, method):
+    (net, optimizer), mine = pair(method, ascent=ascent)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
     plain_loop(net, optimizer, micro_batches=micro_batches, cast=cast, scaler=scaler, epochs=2)
     module = Net(*mine)
     fit(module, [LightningCallback()], accumulate_grad_batches=micro_batches, plugins=mixed(scale), epochs=2)
     assert_same(net, mine[0])
     assert (mine[1].steps < 16 // micro_batches) == (scale > 256)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"), [("SAM", None), ("GSAM", None), ("SALA", "LLR"), ("EMA", "MESA"), ("SAM", "SAF")]
+)
+def test_bfloat16(method, kind):
+    (net, optimizer), mine = pair(method)
+    plain_loop(net, optimizer, kind and criterion_of(kind), cast=bfloat16, epochs=2, micro_batches=2)
+    module, options = Net(*mine, kind and criterion_of(kind)), {"accumulate_grad_batches": 2, "precision": "bf16-mixed"}
+    fit(module, [LightningCallback(model="net")], epochs=2, indexed=kind == "SAF", **options)
+    assert_same(net, mine[0])
 
 
 @pytest.mark.parametrize("clip", [0.01, 1.0])
@@ -279,9 +299,13 @@ def test_losses_in_an_unchanged_module(kind, method, micro_batches):
     criterion = criterion_of(kind)
     module = Net(*mine, criterion)
     trainer = fit(
-        module, [LightningCallback(model="net")], indexed=kind in ("SAF", "both"), epochs=3, validate=True,
+        module,
+        [LightningCallback(model="net")],
+        indexed=kind in ("SAF", "both"),
+        epochs=3,
+        validate=True,
         accumulate_grad_batches=micro_batches,
-    )  # fmt: skip
+    )
     assert_same(net, mine[0])
     assert module.criterion is criterion
     if kind != "LLR":

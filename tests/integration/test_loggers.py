@@ -12,7 +12,7 @@ from lowland import data, models
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
 from lowland.integrations import LogTo, line_figure
-from lowland.training import fit
+from lowland.training import Hook, fit
 
 
 class Kept:
@@ -52,6 +52,213 @@ def test_tensorboard_gets_scalars_and_figures(tmp_path):
     assert {"train_loss", "validation_accuracy"} <= set(board.Tags()["scalars"])
     assert [event.step for event in board.Scalars("train_loss")] == [2, 4, 6]
     assert [event.step for event in board.Images("line")] == [2, 4, 6]
+
+
+# The trainer's own logger object.
+
+FIGURES = {"static": line_figure(points=3, samples=16), "moving": line_figure(points=3, samples=16, backend="plotly")}
+
+
+def in_lightning(logger, folder):
+    lightning = pytest.importorskip("lightning.pytorch")
+    from tests.integration.test_lightning_evaluation import Net, loader
+
+    from lowland.integrations import LightningCallback
+
+    hook = LogTo(logger, figures=FIGURES, numbers=False)
+    callback = LightningCallback(loss=nn.CrossEntropyLoss(), hooks=[hook, Said()], folder=folder)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[callback],
+        logger=logger,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(Net("SAM"), loader(), loader())
+
+
+class Said(Hook):
+    def on_epoch_end(self, run):
+        run.row["said"] = 0.5
+
+
+def in_transformers(callback, logger, folder):
+    pytest.importorskip("transformers")
+    from tests.integration.test_transformers import Flat, arguments, trainer_of
+    from tests.trainer_cases import network, wrapped
+
+    net, hooks = network(), [LogTo(logger, figures=FIGURES, numbers=False), Said()]
+    args = arguments(folder, epochs=2, logging_strategy="epoch")
+    trainer_of(
+        Flat, net, wrapped(net), args, hooks=hooks, survey_loss=nn.CrossEntropyLoss(), callbacks=[callback]
+    ).train()
+
+
+def board_of(folder):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    return events.EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+
+
+def test_tensorboard_of_lightning(tmp_path):
+    loggers = pytest.importorskip("lightning.pytorch.loggers")
+    logger = loggers.TensorBoardLogger(tmp_path / "board")
+    in_lightning(logger, tmp_path)
+    board = board_of(logger.log_dir)
+    assert {"said", "val"} <= set(board.Tags()["scalars"]) and len(board.Images("static")) == 2
+    assert sorted(path.suffix for path in (tmp_path / "figures").iterdir()) == [".html", ".html"]
+
+
+def test_tensorboard_of_the_trainer(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    writer = tensorboard.SummaryWriter(str(tmp_path / "board"))
+    in_transformers(transformers.integrations.TensorBoardCallback(writer), writer, tmp_path)
+    writer.close()
+    board = board_of(tmp_path / "board")
+    assert {"train/said", "train/loss"} <= set(board.Tags()["scalars"]) and len(board.Images("static")) == 2
+
+
+@pytest.mark.slow
+def test_weights_and_biases(tmp_path, monkeypatch):
+    pytest.importorskip("wandb.sdk", reason='needs pip install "lowland[trackers]"')
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)  # it writes beside the program too
+    loggers = pytest.importorskip("lightning.pytorch.loggers")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    sent = []
+    real = wandb.sdk.wandb_run.Run.log
+    monkeypatch.setattr(
+        wandb.sdk.wandb_run.Run, "log", lambda run, data, *a, **k: (sent.append(data), real(run, data, *a, **k))
+    )
+    logger = loggers.WandbLogger(save_dir=tmp_path, offline=True)
+    in_lightning(logger, tmp_path)
+    wandb.finish()
+    found = {name: value for row in sent for name, value in row.items()}
+    assert {"said", "val"} <= set(found)
+    assert isinstance(found["static"], wandb.Image) and isinstance(found["moving"], wandb.Html)
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb")) and not (tmp_path / "figures").exists()
+
+
+@pytest.mark.slow
+def test_weights_and_biases_of_the_trainer(tmp_path, monkeypatch):
+    pytest.importorskip("wandb.sdk", reason='needs pip install "lowland[trackers]"')
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)  # it writes beside the program too
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    run = wandb.init()
+    in_transformers(transformers.integrations.WandbCallback(), run, tmp_path)
+    assert run.summary["train/said"] == 0.5 and run.summary["static"]["_type"] == "image-file"
+    assert run.summary["moving"]["_type"] == "html-file"
+    wandb.finish()
+
+
+@pytest.mark.slow
+def test_mlflow(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mlflow = pytest.importorskip("mlflow", reason='needs pip install "lowland[trackers]"')
+    loggers = pytest.importorskip("lightning.pytorch.loggers")
+    logger = loggers.MLFlowLogger(
+        tracking_uri=f"sqlite:///{tmp_path}/runs.db", artifact_location=str(tmp_path / "kept")
+    )
+    in_lightning(logger, tmp_path)
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/runs.db")
+    assert {"said", "val"} <= set(client.get_run(logger.run_id).data.metrics)
+    kept = sorted(path.path for path in client.list_artifacts(logger.run_id))
+    assert kept == [
+        f"{name}-{step:06d}.{kind}" for name, kind in (("moving", "html"), ("static", "png")) for step in (4, 8)
+    ]
+
+
+@pytest.mark.slow
+def test_mlflow_of_the_trainer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mlflow = pytest.importorskip("mlflow", reason='needs pip install "lowland[trackers]"')
+    transformers = pytest.importorskip("transformers")
+    place = f"sqlite:///{tmp_path}/runs.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    mlflow.set_tracking_uri(place)
+    try:
+        experiment = mlflow.create_experiment("here", artifact_location=str(tmp_path / "kept"))
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "here")
+        in_transformers(transformers.integrations.MLflowCallback(), mlflow, tmp_path)
+    finally:
+        mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+    client = mlflow.MlflowClient(place)
+    (run,) = client.search_runs([experiment])
+    assert {"said", "loss"} <= set(run.data.metrics)
+    assert sorted(path.path for path in client.list_artifacts(run.info.run_id)) == [
+        f"{name}-{step:06d}.{kind}" for name, kind in (("moving", "html"), ("static", "png")) for step in (8, 16)
+    ]
+
+
+# Accelerate: the loop is one's own, and so is the call.
+
+
+def in_accelerate(kind, folder, monkeypatch):
+    pytest.importorskip("accelerate")
+    from tests.integration.test_accelerate import accelerator_of, loop
+    from tests.trainer_cases import Samples, network, wrapped
+
+    net = network()
+    accelerator = accelerator_of(log_with=kind, project_dir=str(folder / "board"))
+    accelerator.init_trackers("here", init_kwargs={"wandb": {"dir": str(folder)}})
+    loader = torch.utils.data.DataLoader(Samples(), batch_size=4)
+    parts = accelerator.prepare(net, wrapped(net, "SAM"), loader)
+    board = LogTo(accelerator.get_tracker(kind))
+    figures = {}
+    for epoch in range(2):
+        losses = loop(accelerator, *parts)
+        accelerator.log({"loss": losses[-1]}, step=epoch)
+        board.send({"said": 0.5}, epoch)
+        for name, draw in FIGURES.items():
+            figures[name] = board.show(name, draw(run_of(net, loader)), epoch)
+    return accelerator, figures
+
+
+def run_of(net, loader):
+    from lowland.integrations.trainer_bridge import foreign_data
+    from lowland.training import FitState
+
+    return FitState(net, None, nn.CrossEntropyLoss(), foreign_data("own", loader), None, 2, 8, 0, 0, 0, 0)
+
+
+def test_tensorboard_of_accelerate(tmp_path, monkeypatch):
+    accelerator, shown = in_accelerate("tensorboard", tmp_path, monkeypatch)
+    assert shown == {"static": True, "moving": False}
+    accelerator.end_training()
+    board = board_of(tmp_path / "board" / "here")
+    assert {"said", "loss"} <= set(board.Tags()["scalars"]) and len(board.Images("static")) == 2
+
+
+@pytest.mark.slow
+def test_weights_and_biases_of_accelerate(tmp_path, monkeypatch):
+    pytest.importorskip("wandb.sdk", reason='needs pip install "lowland[trackers]"')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    accelerator, shown = in_accelerate("wandb", tmp_path, monkeypatch)
+    summary = accelerator.get_tracker("wandb", unwrap=True).summary
+    assert shown == {"static": True, "moving": True} and summary["said"] == 0.5 and summary["loss"] > 0
+    assert (summary["static"]["_type"], summary["moving"]["_type"]) == ("image-file", "html-file")
+    accelerator.end_training()
+
+
+def test_trackio(tmp_path, monkeypatch):
+    trackio = pytest.importorskip("trackio", reason="needs pip install trackio")
+    sent = []
+    monkeypatch.setattr(trackio, "log", lambda metrics, step=None: sent.append((step, metrics)))
+    trained(tmp_path / "run", [LogTo(trackio, figures={"line": line_figure(points=5)})])
+    figures = [(step, metrics["line"]) for step, metrics in sent if "line" in metrics]
+    assert [step for step, _ in figures] == [2, 4, 6]
+    assert all(isinstance(figure, trackio.Image) for _, figure in figures)
+    assert [metrics["train_loss"] > 0 for _, metrics in sent if "train_loss" in metrics] == [True] * 3
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((object(),), "`logger`"), ((Kept(),), "`every_epochs`")])

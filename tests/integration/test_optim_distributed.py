@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tests.optim_cases import METHODS
+from tests.optim_cases import COMPOSITIONS, METHODS
 from torch import nn
 
 import lowland.optim as optim
@@ -16,6 +16,7 @@ from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
 
 pytestmark = pytest.mark.slow
+MEMBERS = METHODS | COMPOSITIONS
 STEPS = 5
 loss_of = nn.CrossEntropyLoss()
 
@@ -79,11 +80,15 @@ def ddp_runs(rank, found):
     from torch.nn.parallel import DistributedDataParallel
 
     batches = [batch_of(step, rank) for step in range(2 * STEPS)]
-    for name, make in METHODS.items():
+    for name, make in MEMBERS.items():
         for distributed in ("local", "synced"):
             model = network("batch")
             train(DistributedDataParallel(model), make(sgd(model), distributed=distributed), batches[:STEPS])
             found[f"ddp {name} {distributed}"] = state_of(model)
+            model = network("batch")
+            wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            train(wrapped, make(sgd(model), distributed=distributed), batches[:STEPS])
+            found[f"ddp {name} {distributed} in views"] = state_of(model)
         model = network()
         optimizer = make(sgd(model), distributed="local", ascent="micro-batch")
         train(DistributedDataParallel(model), optimizer, batches, micro_batches=2)
@@ -121,7 +126,7 @@ def fsdp_runs(rank, found, folder):
         return fully_shard(model, mesh=mesh)
 
     batches = [batch_of(step, rank) for step in range(2 * STEPS)]
-    for name, make in METHODS.items():
+    for name, make in MEMBERS.items():
         model = sharded()
         optimizer = make(sgd(model))
         train(model, optimizer, batches[:STEPS])
@@ -223,14 +228,21 @@ def test_local_ascent_equals_its_emulation_buffers_of_both_ranks_included(ranks)
 
 
 @pytest.mark.parametrize("distributed", ["local", "synced"])
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(MEMBERS))
 def test_parameters_stay_bit_identical_on_all_ranks(ranks, method, distributed):
     count = len(list(network("batch").parameters()))
     first, second = (found[f"ddp {method} {distributed}"][:count] for found in ranks)
     assert same_bits(first, second)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("distributed", ["local", "synced"])
+@pytest.mark.parametrize("method", list(MEMBERS))
+def test_gradients_that_are_views_of_buckets_change_no_bit(ranks, method, distributed):
+    for found in ranks:
+        assert same_bits(found[f"ddp {method} {distributed}"], found[f"ddp {method} {distributed} in views"])
+
+
+@pytest.mark.parametrize("method", list(MEMBERS))
 def test_parameters_stay_bit_identical_with_accumulation(ranks, method):
     assert same_bits(*(found[f"micro {method}"] for found in ranks))
 
@@ -250,20 +262,20 @@ def large_batch(make, norm=None, steps=STEPS):
 
 @pytest.mark.parametrize("norm", [None, "synced"])
 def test_synced_ascent_is_large_batch_sam(ranks, norm):
-    assert close(ranks[0][f"large batch {norm}"], large_batch(METHODS["SAM"], norm))
+    assert close(ranks[0][f"large batch {norm}"], large_batch(MEMBERS["SAM"], norm))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(MEMBERS))
 def test_sharded_training_agrees_with_the_unsharded_run(ranks, method):
-    assert close(ranks[0][f"fsdp {method}"], large_batch(METHODS[method]))
-    assert close(ranks[0][f"fsdp {method} on"], large_batch(METHODS[method], steps=2 * STEPS), 1e-5)
+    assert close(ranks[0][f"fsdp {method}"], large_batch(MEMBERS[method]))
+    assert close(ranks[0][f"fsdp {method} on"], large_batch(MEMBERS[method], steps=2 * STEPS), 1e-5)
 
 
 def test_sharded_weights_are_restored(ranks):
     assert same_bits(ranks[0]["fsdp restored"], state_of(network()))
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", list(MEMBERS))
 def test_distributed_checkpoints_resume_bit_for_bit(ranks, method):
     for found in ranks:
         assert same_bits(found[f"fsdp {method} on"], found[f"fsdp {method} resumed"])

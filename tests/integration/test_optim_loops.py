@@ -8,14 +8,15 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tests.optim_cases import METHODS
+from tests.optim_cases import COMPOSED, COMPOSITIONS, METHODS
 from torch import nn
 
 import lowland.optim as optim
 from lowland.core.contexts import same_bits
 from lowland.core.errors import MissingPass
 
-methods = pytest.mark.parametrize("method", list(METHODS))
+MEMBERS = METHODS | COMPOSITIONS
+methods = pytest.mark.parametrize("method", [*METHODS, *COMPOSED])
 bases = pytest.mark.parametrize("base", ["sgd", "adamw"])
 cases = pytest.mark.parametrize(("base", "micro_batches"), [("sgd", 1), ("sgd", 2), ("adamw", 1), ("adamw", 2)])
 loss_of = nn.CrossEntropyLoss()
@@ -30,7 +31,7 @@ def build(method, base="sgd", **options):
         "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
         "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
     }[base]
-    return model, METHODS[method](make(model.parameters()), model=model, **options)
+    return model, MEMBERS[method](make(model.parameters()), model=model, **options)
 
 
 def data(count=8):
@@ -43,6 +44,7 @@ def data(count=8):
 def plain_loop(model, optimizer, *, micro_batches=1, cast=nullcontext, scaler=None):
     """What everything is compared with; the ascent is per micro-batch where there are several."""
     batches = data()
+    optimizer.use_scaler(scaler)
     for start in range(0, len(batches), micro_batches):
         optimizer.zero_grad()
         for x, y in batches[start : start + micro_batches]:
@@ -172,19 +174,29 @@ def hugging_face_trainer(model, wrapper, folder, micro_batches):
 
     samples = [{"x": x[i], "labels": y[i]} for x, y in data() for i in range(len(y))]
     arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=4, num_train_epochs=1, gradient_accumulation_steps=micro_batches,
-        max_grad_norm=0.0, use_cpu=True, report_to=[], save_strategy="no", lr_scheduler_type="constant",
-        disable_tqdm=True, logging_strategy="no",
-    )  # fmt: skip
+        str(folder),
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        gradient_accumulation_steps=micro_batches,
+        max_grad_norm=0.0,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        lr_scheduler_type="constant",
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
 
     class InOrder(SharpnessAwareTrainer):
         def _get_train_sampler(self, *_):
             return torch.utils.data.SequentialSampler(samples)
 
     trainer = InOrder(
-        Classifier(), arguments, train_dataset=samples,
+        Classifier(),
+        arguments,
+        train_dataset=samples,
         optimizers=(wrapper, torch.optim.lr_scheduler.ConstantLR(wrapper, 1.0, 0)),
-    )  # fmt: skip
+    )
     trainer.train()
 
 
@@ -289,11 +301,14 @@ def test_float16_autocast_gives_the_same_bits_however_driven(method):
 
     expected = plain_loop(*build(method), cast=cast, scaler=torch.amp.GradScaler("cpu", init_scale=256.0))
     mine, wrapper = build(method)
-    fit_with_lightning(mine, wrapper, "wrapped", plugins=mixed_precision())
+    plugin = mixed_precision()
+    wrapper.use_scaler(plugin.scaler)
+    fit_with_lightning(mine, wrapper, "wrapped", plugins=plugin)
     assert_same(expected, mine)
 
     other, wrapper = build(method)
     precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0))
+    wrapper.use_scaler(precision.scaler)
     fabric = Fabric(accelerator="cpu", devices=1, plugins=precision)
     model, optimizer = fabric.setup(other, wrapper)
     for x, y in data():
@@ -322,3 +337,15 @@ def test_lightning_accumulation_without_the_hooks_says_so():
     with pytest.raises(InputError, match="earlier micro-batches"):
         fit_with_lightning(mine, wrapper, "plain", micro_batches=2)
     assert same_bits(before, list(mine.parameters()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in COMPOSITIONS if name not in COMPOSED])
+def test_compositions_in_trainers_that_accumulate(method, tmp_path):
+    expected = plain_loop(*build(method, ascent="micro-batch"), micro_batches=2)
+    mine, wrapper = build(method, ascent="micro-batch")
+    hugging_face_trainer(mine, wrapper, tmp_path, 2)
+    assert_same(expected, mine)
+    mine, wrapper = build(method, ascent="micro-batch")
+    fit_with_lightning(mine, wrapper, "accumulating", micro_batches=2)
+    assert_same(expected, mine)

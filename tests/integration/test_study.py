@@ -4,6 +4,8 @@ import io
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,17 +13,18 @@ from rich.console import Console
 from tests.study_cases import METHODS, base_run, tiny_study
 
 from lowland.cli.main import main
-from lowland.cli.studies import LiveOutput
+from lowland.cli.studies import LiveOutput, show_recommend
 from lowland.core.errors import InputError, LowlandError
 from lowland.engine import Event
 from lowland.results import Run
 from lowland.study import compare_methods, recommend, run_study, work, write_report
 from lowland.study.compare import check_same_data, page_of
-from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint
-from lowland.study.plan import Job, apply_changes
+from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint, read_reach
+from lowland.study.plan import Job
 from lowland.study.run import check_study
 from lowland.study.work import Failure
 from lowland.workflows import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
+from lowland.workflows.changes import apply_changes
 
 
 def rows_of(study):
@@ -39,7 +42,9 @@ def test_a_study_compares_at_equal_epochs_and_at_equal_compute(tmp_path):
     longer = rows["compute", "SGD"]
     assert longer.epochs == 5 and abs(longer.passes - sam.passes) <= 4
     assert rows["compute", "SAM"].values == sam.values
-    assert sgd.verdict == "" and sam.verdict in ("reproduced", "refuted", "undecided")
+    assert sgd.verdict == "" and sam.verdict in ("reproduced", "refuted", "undecided", "not measurable here")
+    assert [one.partition(":")[0] for one in sam.instrument] == ["reach", "floor and ceiling", "planted effect"]
+    assert "it acted in 100 % of the steps" in sam.instrument[0]
 
 
 def test_pairs_share_initial_weights_and_order(tmp_path):
@@ -58,8 +63,9 @@ def test_a_killed_study_goes_on_from_the_last_epoch_to_the_same_numbers(tmp_path
 
     def dies(spec, *, on_event=None):
         def count(event):
-            ends.append(event.kind)
-            if ends.count("progress") == 8:  # in the third run, after its second epoch
+            ends.append((event.kind, event.done))
+            epochs = [one for one, next_ in pairwise(ends) if one == next_]  # the last step is told again after them
+            if len(epochs) == 8:  # in the third run, after its second epoch
                 raise Killed
             if on_event is not None:
                 on_event(event)
@@ -112,8 +118,9 @@ def test_a_run_that_diverges_counts_as_failed(tmp_path):
 
 
 def test_the_search_tries_as_much_for_every_method_and_never_sees_the_test_part(tmp_path):
-    search = SearchSpec(trials=2, grid={"optimizer.learning_rate": [0.001, 0.3]},
-                        grids={"SAM": {"optimizer.options.rho": [0.05, 0.1]}})  # fmt: skip
+    search = SearchSpec(
+        trials=2, grid={"optimizer.learning_rate": [0.001, 0.3]}, grids={"SAM": {"optimizer.options.rho": [0.05, 0.1]}}
+    )
     study = run_study(tiny_study(tmp_path / "s", search=search, seeds=2))
     assert {len(tried) for tried in study.trials.values()} == {2}
     assert study.settings["", "SGD"] == {"optimizer.learning_rate": 0.3}
@@ -150,8 +157,15 @@ def test_the_page_has_every_part(tmp_path):
     search = SearchSpec(trials=2, grid={"optimizer.learning_rate": [0.1, 0.3]})
     study = run_study(tiny_study(tmp_path / "s", survey=survey, search=search, seeds=2, question="Does SAM help here?"))
     text = write_report(study, date="").read_text(encoding="utf-8")
-    for words in ("Does SAM help here?", "Declared before anything ran", "Paired differences", "Pareto front",
-                  "expected validation score", "Does sharper mean worse?", "Kendall"):  # fmt: skip
+    for words in (
+        "Does SAM help here?",
+        "Declared before anything ran",
+        "Paired differences",
+        "Pareto front",
+        "expected validation score",
+        "Does sharper mean worse?",
+        "Kendall",
+    ):
         assert words in text
     assert text == write_report(study, date="").read_text(encoding="utf-8")
     page = page_of(study)
@@ -171,6 +185,7 @@ def test_every_endpoint_reads_a_number(tmp_path):
     rows = Run(folder).metrics
     levels = ("steps_to_loss", "passes_to_loss", "restricted_steps_to_loss", "reached_loss")
     threshold = {**dict.fromkeys(levels, ":9"), "loss_spikes": ":1.5"}
+    threshold |= {"largest_drop_from": ":1", "mean_square_drop_from": ":1"}
     values = {name: read_endpoint(folder, name + threshold.get(name, "")) for name in ENDPOINTS}
     assert all(math.isfinite(value) for value in values.values())
     assert values["steps_to_loss"] == 3 and math.isnan(read_endpoint(folder, "steps_to_loss:0"))
@@ -180,7 +195,61 @@ def test_every_endpoint_reads_a_number(tmp_path):
     assert values["largest_drop"] == max(
         a["train_loss"] - b["train_loss"] for a, b in zip(rows, rows[1:], strict=False)
     )
-    assert cost_of(folder).epochs == 3
+    assert values["largest_drop_from"] == values["largest_drop"] >= read_endpoint(folder, "largest_drop_from:2")
+    pairs = list(zip(rows, rows[1:], strict=False))
+    assert values["climb"] == sum(max(0.0, math.log(b["train_loss"] / a["train_loss"])) for a, b in pairs)
+    assert cost_of(folder).epochs == 3 and cost_of(folder).passes > cost_of(folder).training == 9
+
+
+def test_reach_is_the_share_of_epochs_in_which_the_method_acted_before_the_measured_weights(tmp_path):
+    methods = {
+        "SGD": {},
+        "SAM": {"optimizer.method": "sam"},
+        "late": {"optimizer.method": "sam", "optimizer.options.start": 6},
+        "SAF": {"loss.method": "saf", "loss.options.start": 1, "loss.options.look_back": 1},
+    }
+    base = replace(base_run(), select="last")
+    jobs = run_study(tiny_study(tmp_path / "s", methods=methods, base=base, seeds=2)).jobs["epochs"]
+    folders = {job.method: job.spec.folder for job in jobs}
+    assert math.isnan(read_reach(folders["SGD"])) and read_reach(folders["SAM"]) == 1.0
+    assert read_reach(folders["late"]) == pytest.approx(1 / 3) and read_reach(folders["late"], step=6) == 0.0
+    assert read_reach(folders["SAF"]) == pytest.approx(2 / 3)
+
+
+def test_a_treatment_that_begins_after_the_chosen_checkpoint_is_not_measurable_here(tmp_path):
+    never = {"SGD": {}, "late": {"optimizer.method": "sam", "optimizer.options.start": 9}}
+    row = rows_of(run_study(tiny_study(tmp_path / "s", methods=never)))["epochs", "late"]
+    assert row.verdict == "not measurable here" and "reach: 0 of 4 seeds differ" in row.reason
+    assert (
+        "reach: 0 of 4 seeds differ" in write_report(run_study(tiny_study(tmp_path / "s", methods=never))).read_text()
+    )
+
+
+def test_a_study_says_before_it_trains_what_it_can_see(tmp_path):
+    methods = {"SGD": {}, "late": {"optimizer.method": "sam", "optimizer.options.start": 6}}
+    told, trained = [], []
+    spec = tiny_study(tmp_path / "s", methods=methods, smallest_effect=0.005)
+    run_study(
+        spec, on_note=lambda line: told.append((line, len(trained))), on_run=lambda job, failure: trained.append(job)
+    )
+    assert trained and all(count == 0 for _, count in told)
+    power, reach, resolution = (line for line, _ in told)
+    assert power.startswith("Power: 4 seeds find a difference of 0.005 in 80 % of studies where the paired differences")
+    assert "standard deviation of 0.0024 or less" in power and check_study(spec) == [power, reach, resolution]
+    assert reach.startswith("Reach: late acts in the last 33 % of training") and "base.select: last" in reach
+    assert resolution.startswith("Resolution: the test part has 96 samples, so that one is 0.01")
+    assert "two" not in power and check_study(replace(spec, seeds=3))[0] == (
+        "Power: 3 seeds decide nothing; four are the fewest."
+    )
+
+
+def test_no_difference_is_not_said_where_the_smallest_effect_would_not_be_found(tmp_path):
+    same = {"SGD": {}, "decay": {"optimizer.weight_decay": 0.02}}
+    rows = rows_of(run_study(tiny_study(tmp_path / "s", methods=same, smallest_effect=1e-4)))
+    given = rows["epochs", "decay"]
+    assert given.verdict == "not measurable here"
+    sure = rows_of(run_study(tiny_study(tmp_path / "t", methods=same, smallest_effect=0.5, endpoint="test_loss")))
+    assert sure["epochs", "decay"].verdict == "refuted"
 
 
 LOADERS = replace(base_run(), data=DataSpec(name="tests.study_cases:loader_data"))
@@ -266,8 +335,9 @@ def test_the_check_trains_nothing_and_writes_nothing(tmp_path):
 def recommended(folder, methods, **options):
     base = base_run()
     sizes = {"seeds": 2, "fresh": 6, "trials": 1, **options}
-    return recommend(RecommendSpec(folder=str(folder), model=base.model, data=base.data, base=base, methods=methods,
-                                   **sizes))  # fmt: skip
+    return recommend(
+        RecommendSpec(folder=str(folder), model=base.model, data=base.data, base=base, methods=methods, **sizes)
+    )
 
 
 def test_recommend_confirms_a_planted_winner_on_fresh_seeds(tmp_path):
@@ -275,18 +345,25 @@ def test_recommend_confirms_a_planted_winner_on_fresh_seeds(tmp_path):
     assert found.winner == "awake" and found.lines[0].startswith("awake helped: +")
     assert {seed for row in found.confirm for seed in row.values} == set(range(1000, 1006))
     assert {row.budget for row in found.confirm} == {"epochs", "compute"}
+    base = base_run()
+    asked = SimpleNamespace(spec=RecommendSpec(model=base.model, data=base.data, base=base))
+    head, *table = show_recommend(found, asked).table
+    assert head[:2] == ["look", "part of the data"] and "validation" not in " ".join(head)
+    assert {tuple(row[:2]) for row in table} == {("first look", "validation"), ("confirmation", "test")}
+    assert "points of test accuracy" in found.lines[0]
 
 
 def test_recommend_says_so_where_nothing_differs(tmp_path):
     found = recommended(tmp_path / "r", {"SGD": {}, "same": {"optimizer.momentum": 0.9}})
-    assert found.lines[0].startswith("No difference") and found.winner == "SGD"
+    assert found.lines[0].startswith("Nothing to confirm") and found.winner == "SGD"
+    assert "2 seeds cannot say more" in found.lines[0]
     assert "same" in found.lines[1] and "1.00" in found.lines[2]
 
 
 def test_a_live_table_stands_above_bars_with_the_time_left(tmp_path):
     screen = io.StringIO()
     output = LiveOutput()
-    output._console = Console(file=screen, force_terminal=True, width=140)
+    output.bars.console = Console(file=screen, force_terminal=True, width=140)
     with output:
         run_study(tiny_study(tmp_path / "s", seeds=2), progress=output.progress, on_run=output.on_run)
         output.progress("equal epochs")(Event("progress", 4, 12, 10.0, 65.0, 0.4))
@@ -304,7 +381,14 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert main(["study", str(file), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["method"] for row in found["rows"]} == {"SGD", "SAM"}
+    assert found["instrument"][0].startswith("Power: 2 seeds decide nothing")
     content = yaml.safe_load(file.read_text()) | {"sseds": 3}
     file.write_text(yaml.safe_dump(content))
     assert main(["study", str(file)]) == 2
     assert "sseds" in capsys.readouterr().err
+
+
+def test_an_endpoint_of_the_whole_run_is_reached_by_what_acts_after_the_chosen_epoch(tmp_path):
+    late = {"SGD": {}, "late": {"optimizer.method": "sam", "optimizer.options.start": 6}}
+    row = rows_of(run_study(tiny_study(tmp_path / "s", methods=late, endpoint="train_loss")))["epochs", "late"]
+    assert "it acted in 33 % of the steps" in row.instrument[0]

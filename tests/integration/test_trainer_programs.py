@@ -6,8 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 from lowland import results
+from lowland.core.contexts import same_bits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -48,3 +50,20 @@ def test_accelerate(tmp_path, capsys):
     program("accelerate_sam").main([str(tmp_path), "--epochs", "4"])
     last = capsys.readouterr().out.splitlines()[-1]
     assert "'saf_hit_rate': 1.0" in last and (tmp_path / "custom_checkpoint_0.pkl").exists()
+
+
+def test_adapters(tmp_path, capsys):
+    pytest.importorskip("peft", reason='needs pip install "lowland[peft]"')
+    program("bert_lora_sam").main([str(tmp_path), "--epochs", "2"])
+    assert capsys.readouterr().out.count("{'sharpness': 0") == 2 and list((tmp_path / "board").iterdir())
+
+
+def test_a_loop_of_one_s_own_that_is_stopped_ends_with_the_same_bits(tmp_path, capsys):
+    run = program("plain_loop").main
+    run([str(tmp_path / "whole"), "--epochs", "3"])
+    run([str(tmp_path / "parts"), "--epochs", "3", "--stop", "0"])
+    run([str(tmp_path / "parts"), "--epochs", "3"])
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    assert same_bits(list(whole["model"].values()), list(parts["model"].values()))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == lines[3:]

@@ -88,10 +88,18 @@ def lightning_runs(rank, folder):
         hooks = [] if criterion is None else [Snapshots(), SharpnessLog(samples=8)]
         callback = LightningCallback(model="net", hooks=hooks, folder=folder / "run")
         trainer = lightning.Trainer(
-            accelerator="cpu", devices=2, strategy="ddp", max_epochs=epochs, callbacks=[callback, *callbacks],
-            logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=bool(callbacks),
-            default_root_dir=folder, **options,
-        )  # fmt: skip
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            max_epochs=epochs,
+            callbacks=[callback, *callbacks],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=bool(callbacks),
+            default_root_dir=folder,
+            **options,
+        )
         # of its own accord Lightning shuffles the training data of several processes
         in_order = None if criterion else torch.utils.data.DistributedSampler(data, 2, rank, shuffle=False)
         loader = DataLoader(data, batch_size=BATCH, sampler=in_order, generator=torch.Generator())
@@ -146,11 +154,18 @@ def sharded(rank, data, folder):
 
     def fit(**options):
         trainer = lightning.Trainer(
-            accelerator="cpu", devices=2, max_epochs=1, callbacks=[LightningCallback(model="net")], logger=False,
+            accelerator="cpu",
+            devices=2,
+            max_epochs=1,
+            callbacks=[LightningCallback(model="net")],
+            logger=False,
             strategy=lightning.strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=folder,
             **options,
-        )  # fmt: skip
+        )
         in_order = torch.utils.data.DistributedSampler(data, 2, rank, shuffle=False)
         module = Net()
         trainer.fit(module, DataLoader(data, batch_size=BATCH, sampler=in_order))
@@ -188,16 +203,26 @@ def trainer_runs(rank, folder):
             net = network()
             optimizer = wrapped(net, **options_of(case))
             arguments = TrainingArguments(
-                str(folder), per_device_train_batch_size=BATCH, num_train_epochs=1, use_cpu=True, report_to=[],
-                gradient_accumulation_steps=case[2], max_grad_norm=0.0, save_strategy="no", logging_strategy="no",
-                disable_tqdm=True, remove_unused_columns=False,
-            )  # fmt: skip
+                str(folder),
+                per_device_train_batch_size=BATCH,
+                num_train_epochs=1,
+                use_cpu=True,
+                report_to=[],
+                gradient_accumulation_steps=case[2],
+                max_grad_norm=0.0,
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+            )
             own = Samples(dicts=True)
             Flat(
-                Classifier(net), arguments, train_dataset=own if criterion is None else Indexed(own),
+                Classifier(net),
+                arguments,
+                train_dataset=own if criterion is None else Indexed(own),
                 optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)),
                 compute_loss_func=criterion,
-            ).train()  # fmt: skip
+            ).train()
             found["trainer" if criterion is None else "loss", case] = state_of(net)
         found["by hand", case] = expected_of(case, batches)
     return found
@@ -234,9 +259,16 @@ KINDS = {"lightning": lightning_runs, "transformers": trainer_runs, "accelerate"
 
 def process(rank, kind, port, folder, queue):
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
-        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="test", ACCELERATE_USE_CPU="true",
-    )  # fmt: skip
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_WORLD_SIZE="2",
+        GROUP_RANK="0",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="test",
+        ACCELERATE_USE_CPU="true",
+    )
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     try:

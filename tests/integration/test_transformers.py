@@ -62,19 +62,29 @@ class Bare(InOrder, transformers.Trainer):
 
 def arguments(folder, *, micro_batches=1, epochs=1, clip=0.0, **options):
     return transformers.TrainingArguments(
-        str(folder), per_device_train_batch_size=4, num_train_epochs=epochs, gradient_accumulation_steps=micro_batches,
-        max_grad_norm=clip, use_cpu=True, report_to=[], disable_tqdm=True,
+        str(folder),
+        per_device_train_batch_size=4,
+        num_train_epochs=epochs,
+        gradient_accumulation_steps=micro_batches,
+        max_grad_norm=clip,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
         **{"save_strategy": "no", "logging_strategy": "no", "remove_unused_columns": False, **options},
-    )  # fmt: skip
+    )
 
 
 def trainer_of(kind, net, optimizer, args, *, indexed=False, **options):
     data = Samples(dicts=True)
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)
     return kind(
-        Classifier(net), args, train_dataset=Indexed(data) if indexed else data, eval_dataset=data,
-        optimizers=(optimizer, schedule), **options,
-    )  # fmt: skip
+        Classifier(net),
+        args,
+        train_dataset=Indexed(data) if indexed else data,
+        eval_dataset=data,
+        optimizers=(optimizer, schedule),
+        **options,
+    )
 
 
 def pair(method="SAM", **options):
@@ -145,9 +155,12 @@ def test_losses_as_compute_loss_func(kind, method, micro_batches, tmp_path):
     (net, optimizer), mine = pair(method)
     plain_loop(net, optimizer, criterion_of(kind), epochs=3, micro_batches=micro_batches)
     trainer = trainer_of(
-        Flat, *mine, arguments(tmp_path, epochs=3, micro_batches=micro_batches, eval_strategy="epoch"),
-        indexed=kind in ("SAF", "both"), compute_loss_func=criterion_of(kind),
-    )  # fmt: skip
+        Flat,
+        *mine,
+        arguments(tmp_path, epochs=3, micro_batches=micro_batches, eval_strategy="epoch"),
+        indexed=kind in ("SAF", "both"),
+        compute_loss_func=criterion_of(kind),
+    )
     trainer.train()
     assert_same(net, mine[0])
     logged = {name: value for entry in trainer.state.log_history for name, value in entry.items()}
@@ -201,9 +214,12 @@ def test_path_sharpness_and_surface_without_a_trace_in_the_weights(tmp_path):
     (net, optimizer), mine = pair()
     plain_loop(net, optimizer, epochs=2)
     trainer = trainer_of(
-        Flat, *mine, arguments(tmp_path, epochs=2), survey_loss=nn.CrossEntropyLoss(),
+        Flat,
+        *mine,
+        arguments(tmp_path, epochs=2),
+        survey_loss=nn.CrossEntropyLoss(),
         hooks=[Snapshots(every_steps=4), SharpnessLog(samples=16), SurfaceAtEnd(points=3, samples=16)],
-    )  # fmt: skip
+    )
     trainer.train()
     assert_same(net, mine[0])
     assert results.SnapshotReader(tmp_path / "snapshots").steps == (0, 4, 8, 12, 16)
@@ -284,7 +300,7 @@ def test_an_exception_leaves_no_work_behind(tmp_path):
 
 def test_the_mixin_changes_no_other_step_of_the_trainer():
     own = {name for name, value in vars(integration.TrainerMixin).items() if inspect.isfunction(value)}
-    assert own == {"__init__", "train", "training_step"}
+    assert own == {"__init__", "train", "training_step", "evaluation_loop"}
 
 
 def test_a_hook_ends_the_run(tmp_path):
@@ -299,8 +315,10 @@ def test_data_without_a_length(tmp_path):
     net = network()
     optimizer = wrapped(net)
     trainer = Flat(
-        Classifier(net), arguments(tmp_path, max_steps=6), train_dataset=Unending(dicts=True),
+        Classifier(net),
+        arguments(tmp_path, max_steps=6),
+        train_dataset=Unending(dicts=True),
         optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)),
-    )  # fmt: skip
+    )
     trainer.train()
     assert trainer.state.global_step == 6 and optimizer.steps == 6

@@ -104,6 +104,62 @@ def looksam(loop, step, rho=0.05, period=4, alpha=0.7):
         loop.descend(combine((1, g), (alpha * length(g) / length(loop.kept), loop.kept)))
 
 
+def fsam(loop, step, rho=0.2, sigma=1.0, decay=0.6):
+    g, w = loop.slope(step), loop.weights()
+    d = g if step == 0 else combine((1, g), (-sigma, loop.average))
+    perturbed = loop.slope_elsewhere(step, combine((1, w), (rho / length(d), d)))
+    loop.average = g if step == 0 else combine((decay, loop.average), (1 - decay, g))
+    loop.descend(perturbed)
+
+
+def wsam(loop, step, rho=0.05, gamma=0.9, decoupled=True):
+    g, w, alpha = loop.slope(step), loop.weights(), gamma / (1 - gamma)
+    perturbed = loop.slope_elsewhere(step, combine((1, w), (rho / length(g), g)))
+    if not decoupled:
+        loop.descend(combine((1 - alpha, g), (alpha, perturbed)))
+        return
+    loop.descend(g)
+    loop.put(combine((1, loop.weights()), (-loop.lr * alpha, perturbed), (loop.lr * alpha, g)))
+
+
+def late_sam(loop, step, rho=0.05, total=50, share=0.3, decay=lambda done: 1 - done, floor=0.0):
+    tail = step - (total - round(share * total))
+    if step == 0:
+        loop.rate = loop.lr
+    if tail < 0:
+        loop.descend(loop.slope(step))
+        return
+    loop.lr = loop.rate * (floor + (1 - floor) * decay(tail / round(share * total)))
+    sam(loop, step, rho)
+
+
+def swa_in_cycles(loop, step, start, interval, high, low):
+    if step == 0:
+        loop.rate, loop.seen = loop.lr, []
+    if step == start:
+        loop.seen.append(loop.weights())
+    if step >= start:
+        share = ((step - start) % interval + 1) / interval
+        loop.lr = loop.rate * ((1 - share) * high + share * low)
+    loop.descend(loop.slope(step))
+    if step >= start and (step + 1 - start) % interval == 0:
+        loop.seen.append(loop.weights())
+    if loop.seen:
+        loop.slow = combine(*[(1 / len(loop.seen), weights) for weights in loop.seen])
+
+
+def sampa(loop, step, previous, rho=0.1, mix=0.2):
+    """With x in the model; the gradient uphill is of the batch before, the one ahead of the present batch."""
+    x = loop.weights()
+    if step == 0:
+        uphill = ahead = loop.slope(step)
+    else:
+        uphill = loop.slope_elsewhere(previous, combine((1, x), (rho / length(loop.ahead), loop.ahead)))
+        ahead = loop.slope_elsewhere(step, combine((1, x), (-loop.lr, loop.ahead)))
+    loop.ahead = ahead
+    loop.descend(combine((1 - mix, uphill), (mix, ahead)))
+
+
 def msam(loop, step, rho=3.0):
     shifted = loop.weights()
     g = loop.slope(step)

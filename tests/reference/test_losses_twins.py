@@ -153,17 +153,28 @@ def pairs(squared: bool, placement: str, tmp_path: Any) -> dict[str, Callable[[n
     def saf(model: nn.Module) -> tuple[Any, Any]:
         path = tmp_path / "outputs" if placement == "file" else None
         ours = SAF(
-            nn.CrossEntropyLoss(), look_back=2, start=2, weight=WEIGHT, temperature=TEMPERATURE, precision="float64",
-            temperature_squared=squared, placement=placement, path=path,
-        )  # fmt: skip
+            nn.CrossEntropyLoss(),
+            look_back=2,
+            start=2,
+            weight=WEIGHT,
+            temperature=TEMPERATURE,
+            precision="float64",
+            temperature_squared=squared,
+            placement=placement,
+            path=path,
+        )
         ours.prepare(samples=SAMPLES)
         return Ours(ours), DictionarySAF(2, 2, squared)
 
     def mesa(model: nn.Module) -> tuple[Any, Any]:
         ours = MESA(
-            nn.CrossEntropyLoss(), start=1, weight=WEIGHT, temperature=TEMPERATURE, temperature_squared=squared,
+            nn.CrossEntropyLoss(),
+            start=1,
+            weight=WEIGHT,
+            temperature=TEMPERATURE,
+            temperature_squared=squared,
             half_life=1.0,
-        )  # fmt: skip
+        )
         ours.prepare(model=model, steps_per_epoch=3)
         return Ours(ours), DictionaryMESA(model, 1, squared, 3.0)
 

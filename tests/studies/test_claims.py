@@ -11,7 +11,7 @@ from studies.claims import ledger
 from studies.claims import runs as runs_module
 from studies.claims.__main__ import main
 from studies.claims.answers import outcome, over_the_ledger
-from studies.claims.budget import chosen, in_order, seconds_left
+from studies.claims.budget import chosen, in_order, seconds_left, to_run
 from studies.claims.claim import Claim
 from studies.claims.page import budget_table, minutes_left, page
 from studies.claims.record import read_record, run_claim
@@ -23,7 +23,7 @@ from studies.claims.runs import Arm, RunCache, settings_of
 from tests.study_cases import base_run
 
 from lowland.core.errors import InputError, StoreError
-from lowland.study import read_endpoint
+from lowland.study import Instrument, read_endpoint
 
 TINY = Size("small", 2, 2, 64, 2, 48, 2)
 
@@ -36,7 +36,7 @@ def planted(gain=0.1, *, fails=(), calls=None, **options):
             raise RuntimeError("no power")
         return {"base": 0.5 + 0.01 * seed, "treated": 0.5 + 0.011 * seed + gain, "passes base": 10.0}
 
-    settings = {"seeds": 6, **options}
+    settings = {"seeds": 6, "instrument": Instrument(), **options}
     return Claim(
         "planted", "Group", "It helps.", "a number", "accuracy", 0.01, (("treated", "base"),), measure, **settings
     )
@@ -105,7 +105,9 @@ def test_three_arms_ask_whether_the_gain_is_kept(tmp_path):
     def measure(runs, arms, seed):
         return {"base": 0.5 + 0.01 * seed, "sam": 0.6 + 0.0101 * seed, "sala": 0.6 + 0.0102 * seed}
 
-    claim = Claim("kept", "G", "s", "p", "e", 0.01, (("sala", "sam", "base"),), measure, seeds=6)
+    claim = Claim(
+        "kept", "G", "s", "p", "e", 0.01, (("sala", "sam", "base"),), measure, seeds=6, instrument=Instrument()
+    )
     run_claim(claim, tmp_path, RunCache(tmp_path))
     found = outcome(claim, read_record(tmp_path, "kept"))
     assert found.answers[0].verdict == "reproduced"
@@ -136,7 +138,19 @@ def test_runs_are_shared_and_belong_to_their_code(tmp_path, monkeypatch):
 
 def test_a_row_is_computed_again_from_its_stored_runs_without_training(tmp_path, monkeypatch):
     arms = {"SGD": arm(base_run()), "SAM": arm(base_run(), {"optimizer.method": "sam"})}
-    claim = Claim("row", "G", "s", "p", "e", 0.01, (("SAM", "SGD"),), endpoint("test_accuracy"), arms, seeds=3)
+    claim = Claim(
+        "row",
+        "G",
+        "s",
+        "p",
+        "e",
+        0.01,
+        (("SAM", "SGD"),),
+        endpoint("test_accuracy"),
+        arms,
+        seeds=3,
+        instrument=Instrument(),
+    )
     first = run_claim(claim, tmp_path / "store", RunCache(tmp_path / "runs"))
     (tmp_path / "store" / "row.json").unlink()
     monkeypatch.setattr(runs_module, "fit", lambda spec: pytest.fail("trained again"))
@@ -166,7 +180,7 @@ def test_every_row_is_declared_in_full(size):
 def test_the_small_ledger_fits_in_75_minutes_of_two_cores():
     rows = claims(SMALL)
     outcomes = [outcome(row, None) for row in rows]
-    assert minutes_left(outcomes) == sum(row.seeds * row.seconds for row in rows) / 60 <= 150
+    assert minutes_left(outcomes) == sum(row.seeds * row.seconds for row in to_run(rows)) / 60 <= 150
     assert minutes_left([outcome(row, None) for row in claims(FULL)]) > 10 * minutes_left(outcomes)
     assert "| together |" in budget_table(outcomes)
 
@@ -205,7 +219,7 @@ def test_an_interruption_loses_only_the_seed_in_flight(tmp_path):
             raise KeyboardInterrupt
         return {"base": 0.5, "treated": 0.6}
 
-    claim = Claim("planted", "G", "s", "p", "e", 0.01, (("treated", "base"),), killed, seeds=6)
+    claim = Claim("planted", "G", "s", "p", "e", 0.01, (("treated", "base"),), killed, seeds=6, instrument=Instrument())
     with pytest.raises(KeyboardInterrupt):
         run_claim(claim, tmp_path, RunCache(tmp_path))
     assert [run["seed"] for run in read_record(tmp_path, "planted").runs] == [0, 1, 2]
@@ -223,8 +237,20 @@ def test_runs_that_never_reach_a_loss_count_with_all_their_steps_and_the_share_i
     run = base_run()  # 3 epochs of 3 steps
     arms = {"reaches": arm(run, {"optimizer.learning_rate": 0.5}), "asleep": arm(run, {"schedule.warmup": 1e9})}
     level = 1.0986 - 0.05  # ln 3 is the loss of a guess
-    claim = Claim("speed", "G", "s", "p", "steps", 1.0, (("reaches", "asleep"),), steps_to(level), arms,
-                  higher=False, seeds=6)  # fmt: skip
+    claim = Claim(
+        "speed",
+        "G",
+        "s",
+        "p",
+        "steps",
+        1.0,
+        (("reaches", "asleep"),),
+        steps_to(level),
+        arms,
+        higher=False,
+        seeds=6,
+        instrument=Instrument(ties=True),
+    )
     record = run_claim(claim, tmp_path / "store", RunCache(tmp_path / "runs"))
     assert set(record.values("asleep").values()) == {9.0} and not record.failed
     assert max(record.values("reaches").values()) < 9.0
@@ -295,10 +321,15 @@ def test_every_row_gives_a_number_for_every_arm(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_run_rows_side_by_side(tmp_path):
     sizes = ["--store", str(tmp_path / "store"), "--page", str(tmp_path / "claims.md"), "--folder", str(tmp_path / "r")]
-    rows = ["llr-escape", "sala-direction"]
+    rows = ["llr-escape-rate", "sala-direction"]
     assert main([*rows, "--seeds", "2", "--engine", "processes:2", "--quiet", *sizes]) == 0
     assert sorted(path.stem for path in (tmp_path / "store").glob("*.json")) == rows
     assert "incomplete, 2 of 20 seeds" in (tmp_path / "claims.md").read_text(encoding="utf-8")
+
+
+def test_a_row_that_is_kept_for_comparison_names_the_one_to_run(tmp_path, capsys):
+    assert main(["llr-escape", "--store", str(tmp_path / "store"), "--page", str(tmp_path / "claims.md")]) == 2
+    assert "llr-escape-rate" in capsys.readouterr().err
 
 
 def test_a_sharpness_is_shown_with_its_train_loss_and_with_what_cannot_be_compared(tmp_path):
@@ -306,8 +337,10 @@ def test_a_sharpness_is_shown_with_its_train_loss_and_with_what_cannot_be_compar
         values = {"base": 1.0 + 0.01 * seed, "treated": 1.1 + 0.011 * seed}
         return {**values, "train loss base": 0.1, "train loss treated": 0.1 if seed < 0 else 0.4}
 
-    claim = planted()
-    claim = Claim(claim.name, "G", "s", "p", "e", 0.01, claim.comparisons, measure, seeds=6)
+    tool = Instrument(equal_loss=True)
+    claim = Claim("planted", "G", "s", "p", "e", 0.01, (("treated", "base"),), measure, seeds=6, instrument=tool)
     run_claim(claim, tmp_path, RunCache(tmp_path))
-    text = page([outcome(claim, read_record(tmp_path, "planted"))])
-    assert "treated and base: not comparable at the end" in text and "| 0.400 |" in text
+    found = outcome(claim, read_record(tmp_path, "planted"))
+    assert found.answers[0].verdict == "not measurable here"
+    text = page([found])
+    assert "**fails**: train losses treated 0.400, base 0.100" in text and "| 0.400 |" in text

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+import lowland as ll
 from lowland.core import contexts
 from lowland.core.errors import InputError
+from lowland.core.interrupts import held_interrupts
 from lowland.core.params import ParameterSpace
 from lowland.core.types import Batch
 
@@ -25,7 +27,7 @@ def test_pass_flag_nests_and_survives_an_exception():
 
 def test_interrupt_is_held_back_and_then_delivered():
     done = []
-    with pytest.raises(KeyboardInterrupt), contexts.held_interrupts():
+    with pytest.raises(KeyboardInterrupt), held_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("the write goes on")
     assert done == ["the write goes on"]
@@ -107,3 +109,20 @@ def test_bits_tell_zero_signs_and_types_apart():
     assert not contexts.same_bits([torch.tensor([0.0])], [torch.tensor([-0.0])])
     assert not contexts.same_bits([torch.zeros(1)], [torch.zeros(1, dtype=torch.float64)])
     assert not contexts.same_bits([torch.zeros(1)], [])
+
+
+def test_backward_hooks_change_no_number_and_are_back_afterwards():
+    x, y, calls = torch.randn(6, 3), torch.randn(6, 1), []
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    risk = ll.EmpiricalRisk(model, nn.MSELoss(), [(x, y)])
+    expected = risk.gradient()
+    model[0].weight.register_hook(lambda gradient: calls.append("tensor") or 2 * gradient)
+    model[1].register_full_backward_hook(lambda module, inputs, outputs: calls.append("module") or (3 * inputs[0],))
+    model[2].register_full_backward_pre_hook(lambda module, outputs: calls.append("pre") or (5 * outputs[0],))
+    model[0].register_forward_hook(lambda module, inputs, output: calls.append("forward"))
+    found = risk.gradient()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert set(calls) == {"forward"}
+    nn.functional.mse_loss(model(x), y).backward()
+    assert {"tensor", "module", "pre"} < set(calls)
+    torch.testing.assert_close(model[0].weight.grad, 30 * expected["0.weight"])

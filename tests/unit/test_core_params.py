@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from lowland.core.contexts import effective_weights, same_bits, weights_restored
+from lowland.core.contexts import same_bits, weights_restored
+from lowland.core.effective import effective_weights
 from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace, global_norm, normalized_scale, unwrap
 from lowland.core.units import UnitRule, clean_name, unit_rules
@@ -106,16 +107,25 @@ RULES = [
     (nn.PReLU(3), {"weight": "fixed"}),
     (
         nn.LSTM(3, 4),
-        {"weight_ih_l0": "filter axis 0", "weight_hh_l0": "filter axis 0", "bias_ih_l0": "fixed", "bias_hh_l0": "fixed"},
+        {
+            "weight_ih_l0": "filter axis 0",
+            "weight_hh_l0": "filter axis 0",
+            "bias_ih_l0": "fixed",
+            "bias_hh_l0": "fixed",
+        },
     ),
     (
         nn.MultiheadAttention(4, 2, add_bias_kv=True),
         {
-            "in_proj_weight": "filter axis 0", "in_proj_bias": "fixed", "bias_k": "fixed", "bias_v": "fixed",
-            "out_proj.weight": "filter axis 0", "out_proj.bias": "fixed",
+            "in_proj_weight": "filter axis 0",
+            "in_proj_bias": "fixed",
+            "bias_k": "fixed",
+            "bias_v": "fixed",
+            "out_proj.weight": "filter axis 0",
+            "out_proj.bias": "fixed",
         },
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("module", "expected"), RULES, ids=lambda m: type(m).__name__)
@@ -140,10 +150,17 @@ class Odd(nn.Module):
 def test_tables_tokens_and_bare_parameters():
     found = {name: rule.kind for name, rule in unit_rules(Odd()).items()}
     assert found == {
-        "pos_embed": "tensor", "cls_token": "tensor", "wpe.weight": "tensor",
-        "relative_position_bias_table": "tensor", "position_embeddings.weight": "tensor", "layer_scale": "tensor",
-        "scale": "fixed", "mixing": "tensor", "composer.weight": "filter", "composer.bias": "fixed",
-    }  # fmt: skip
+        "pos_embed": "tensor",
+        "cls_token": "tensor",
+        "wpe.weight": "tensor",
+        "relative_position_bias_table": "tensor",
+        "position_embeddings.weight": "tensor",
+        "layer_scale": "tensor",
+        "scale": "fixed",
+        "mixing": "tensor",
+        "composer.weight": "filter",
+        "composer.bias": "fixed",
+    }
 
 
 def test_hugging_face_conv1d_keeps_inputs_first():
@@ -203,10 +220,15 @@ def test_weight_norm_is_seen_as_its_effective_weight_and_comes_back():
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("wrap", [
-    nn.utils.weight_norm, nn.utils.spectral_norm,
-    lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", amount=0.5),
-], ids=["weight_norm", "spectral_norm", "pruned"])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda layer: nn.utils.prune.l1_unstructured(layer, "weight", amount=0.5),
+    ],
+    ids=["weight_norm", "spectral_norm", "pruned"],
+)
 def test_weights_made_by_hooks_are_plain_inside_and_back_afterwards(wrap):
     layer = wrap(nn.Linear(3, 2))
     model, x = nn.Sequential(layer, nn.Softplus()).eval(), torch.randn(5, 3)

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from lowland.core.errors import InputError
-from lowland.core.per_sample import Estimate, accuracy, merged, moments, per_sample_loss
+from lowland.core.moments import Estimate, Tally
+from lowland.core.per_sample import accuracy, per_sample_loss
 from lowland.core.risk import EmpiricalRisk
 
 N, C = 17, 5
@@ -148,21 +149,34 @@ def test_accuracy_counts_what_is_not_ignored():
 
 def test_standard_error_of_a_mean_and_of_a_ratio():
     values = torch.randn(200, dtype=torch.float64)
-    estimate = Estimate.of(moments(values))
+    estimate = estimate_of(values)
     assert estimate.standard_error == pytest.approx((values.std() / math.sqrt(200)).item(), rel=1e-10)
     weights = torch.rand(200, dtype=torch.float64) + 0.5
-    ratio = Estimate.of(moments(values * weights, weights))
+    ratio = estimate_of((values * weights, weights))
     residual = values * weights - ratio.value * weights
     expected = math.sqrt(200 / 199 * (residual**2).sum().item()) / weights.sum().item()
     assert ratio.value == pytest.approx(((values * weights).sum() / weights.sum()).item(), rel=1e-12)
     assert ratio.standard_error == pytest.approx(expected, rel=1e-9)
 
 
-def test_moments_add_up_and_match_explicit_ones():
+def moments(*pairs):
+    tally = Tally()
+    for pair in pairs:
+        tally.add({"loss": pair if isinstance(pair, tuple) else (pair, None)})
+    return tally.moments()["loss"]
+
+
+def estimate_of(*pairs):
+    return Estimate.of(moments(*pairs).tolist())
+
+
+def test_moments_match_explicit_ones_and_blocks_those_of_the_whole(monkeypatch):
     values, ones = torch.rand(30, dtype=torch.float64), torch.ones(30, dtype=torch.float64)
-    assert torch.allclose(moments(values), moments(values, ones), rtol=1e-14)
-    parts = Estimate.of(merged(merged(None, moments(values[:7])), moments(values[7:])))
-    whole = Estimate.of(moments(values))
+    assert torch.allclose(moments(values), moments((values, ones)), rtol=1e-14)
+    whole = estimate_of(values)
+    monkeypatch.setattr("lowland.core.moments._BLOCK", 7)
+    assert len(moments(values)) == 5
+    parts = estimate_of(values)
     for name in ("value", "standard_error", "samples", "weight", "skewness"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-12)
 
@@ -175,10 +189,8 @@ def test_moments_of_values_far_from_zero(center, spread, sizes, weighted):
     generator = torch.Generator().manual_seed(3)
     values = center + spread * torch.randn(1000, generator=generator).double()
     weights = torch.rand(1000, generator=generator).double() + 0.5 if weighted else torch.ones(1000).double()
-    rows = None
-    for v, w in zip(values.split(sizes), weights.split(sizes), strict=True):
-        rows = merged(rows, moments(v * w, w if weighted else None))
-    found = Estimate.of(rows)
+    parts = zip(values.split(sizes), weights.split(sizes), strict=True)
+    found = estimate_of(*((v * w, w if weighted else None) for v, w in parts))
     v, w = ([Fraction(x) for x in part.tolist()] for part in (values * weights, weights))
     ratio = sum(v) / sum(w)
     rest = [a - ratio * b for a, b in zip(v, w, strict=True)]
@@ -188,21 +200,59 @@ def test_moments_of_values_far_from_zero(center, spread, sizes, weighted):
     assert found.skewness == pytest.approx(third / 1000 / (second / 1000) ** 1.5, rel=100 * loose, abs=loose)
 
 
+@pytest.mark.parametrize("block", [5, 16, 1 << 14])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_have_the_same_bits_for_every_batching(block, weighted, monkeypatch):
+    monkeypatch.setattr("lowland.core.moments._BLOCK", block)
+    values, weights = torch.randn(40), torch.rand(40)
+
+    def found(sizes):
+        parts = zip(values.split(sizes), weights.split(sizes), strict=True)
+        return moments(*((v, w if weighted else None) for v, w in parts))
+
+    whole = found(40)
+    assert len(whole) == -(-40 // block)
+    for sizes in (1, 7, [3, 30, 7], [39, 1]):
+        assert torch.equal(found(sizes), whole)
+
+
+def test_quantities_of_other_sizes_kinds_and_totals_are_tallied_side_by_side(monkeypatch):
+    """A batch may give a total where another gives values, and two metrics may count differently."""
+    monkeypatch.setattr("lowland.core.moments._BLOCK", 4)
+    tally = Tally()
+    a, b = torch.arange(6.0), torch.arange(3.0, dtype=torch.float64)
+    tally.add({"a": (a, None), "b": (b, 2.0), "c": (torch.tensor(4.0), 8.0)})
+    tally.add({"a": (a + 1, torch.full((6,), 3.0)), "b": (b, torch.tensor(1.0)), "c": (torch.tensor(2.0), None)})
+    found = {name: Estimate.of(rows.tolist()) for name, rows in tally.moments().items()}
+    assert list(found) == ["a", "b", "c"]
+    assert found["a"].value == pytest.approx(float(a.sum() + (a + 1).sum()) / (6 + 18))
+    assert (found["b"].value, found["b"].samples) == (pytest.approx(6 / 9), 6)
+    assert found["c"].value == pytest.approx(6 / 9)
+    assert (found["c"].samples, math.isnan(found["c"].standard_error)) == (0, True)
+
+
+@pytest.mark.parametrize("size", [1e-130, 1e-160, 1e110, 1e150, 1e170])
+def test_moments_of_the_smallest_and_largest_values_end_in_numbers(size):
+    found = estimate_of(size * torch.arange(5, dtype=torch.float64))
+    assert found.value == pytest.approx(2 * size)
+    assert found.standard_error == pytest.approx(size * 0.5**0.5, rel=1e-6) or not 1e-150 < size < 1e150
+
+
 def test_skewness_flags_few_samples_of_a_skewed_loss():
     skewed = torch.zeros(100, dtype=torch.float64)
     skewed[0] = 1.0
-    estimate = Estimate.of(moments(skewed))
+    estimate = estimate_of(skewed)
     centered = skewed - skewed.mean()
     assert estimate.skewness == pytest.approx(((centered**3).mean() / (centered**2).mean() ** 1.5).item(), rel=1e-9)
     assert not estimate.reliable
-    assert Estimate.of(moments(torch.rand(100))).reliable
+    assert estimate_of(torch.rand(100)).reliable
 
 
 def test_coverage_of_the_standard_error_at_one_and_two():
     """Nominal rates 0.683 and 0.954 within four binomial standard errors of 2,000 trials."""
     generator = torch.Generator().manual_seed(1)
     values = torch.randn(2000, 50, generator=generator, dtype=torch.float64)
-    estimates = [Estimate.of(moments(row)) for row in values]
+    estimates = [estimate_of(row) for row in values]
     for width, nominal in ((1, 0.683), (2, 0.954)):
         rate = sum(abs(e.value) <= width * e.standard_error for e in estimates) / len(estimates)
         assert abs(rate - nominal) < 4 * math.sqrt(nominal * (1 - nominal) / 2000) + 0.01  # + t against normal

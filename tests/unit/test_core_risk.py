@@ -234,3 +234,47 @@ def test_a_subset_of_a_list_comes_in_whole_batches_as_from_a_loader() -> None:
     ragged = [(torch.zeros(4, k), torch.zeros(4, dtype=torch.int64)) for k in (2, 3)]
     kept = EmpiricalRisk(nn.Identity(), nn.CrossEntropyLoss(), ragged, samples=8, device="cpu")
     assert [batch.size for batch in kept.batches()] == [4, 4]
+
+
+@pytest.mark.parametrize("kind", ["list", "iterator", "empty data", "dropped"])
+def test_data_of_no_batch_are_refused_when_the_risk_is_made(kind):
+    three = TensorDataset(*data(3))
+    batches = {
+        "list": [],
+        "iterator": iter(()),
+        "empty data": DataLoader(TensorDataset(*data(0)), 2),
+        "dropped": DataLoader(three, 4, drop_last=True),
+    }[kind]
+    with pytest.raises(InputError, match="`batches` must hold at least one batch"):
+        EmpiricalRisk(Net(), nn.CrossEntropyLoss(), batches)
+
+
+def test_a_risk_is_printed_in_one_line_without_reading_its_loader():
+    class Unread(IterableDataset):
+        def __iter__(self):
+            pytest.fail("read")
+
+    loader = DataLoader(TensorDataset(*data(20)), 8)
+    told = [repr(EmpiricalRisk(Net(), nn.CrossEntropyLoss(), batches)) for batches in ([data(3), data(2)], loader)]
+    assert told == [f"EmpiricalRisk(Net, CrossEntropyLoss, {n} samples, batch norm running)" for n in (5, 20)]
+    stream = EmpiricalRisk(Net(), nn.functional.cross_entropy, DataLoader(Unread(), None), batch_norm="batch")
+    assert repr(stream) == "EmpiricalRisk(Net, cross_entropy, data of unknown size, batch norm batch)"
+
+
+def test_a_model_or_loss_that_does_not_fit_the_data_is_told_with_shapes_and_place():
+    class Wrong(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).nothing
+
+    vectors = [(torch.zeros(5, 7), torch.zeros(5, dtype=torch.long))]
+    with pytest.raises(
+        InputError, match=r"`model` must fit the data.* \(5, 7\) it raises RuntimeError.*self.conv\(x\)"
+    ):
+        EmpiricalRisk(Net(), nn.CrossEntropyLoss(), vectors).evaluate()
+    with pytest.raises(InputError, match=r"AttributeError.*see test_core_risk.py:\d+, return super"):
+        EmpiricalRisk(Wrong(), nn.CrossEntropyLoss(), [data(5)], batch_norm="recalibrated").check_deterministic()
+    x, y = data(5)
+    with pytest.raises(InputError, match=r"`loss` must fit the data.*\(5, 3\) and \(5,\) it raises IndexError"):
+        EmpiricalRisk(Net(), nn.CrossEntropyLoss(), [(x, y + 3)]).gradient()
+    with pytest.raises(torch.OutOfMemoryError):  # no matter of the model
+        EmpiricalRisk(Net(), lambda o, t: (_ for _ in ()).throw(torch.OutOfMemoryError("full")), [(x, y)]).evaluate()

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.unit.test_curvature_eigenvalues import SPECTRA, planted
+from tests.unit.test_curvature_eigenvalues import EDGES, SPECTRA, planted
 from tests.unit.test_curvature_trace import small_risk
 
 from lowland.core.errors import InputError
@@ -51,6 +51,22 @@ def test_bands_of_the_density_at_one_two_and_five_standard_errors() -> None:
         deviations.append(abs(found.density[middle] - exact) / found.standard_error[middle])
     shares = [float(np.mean(np.asarray(deviations) <= limit)) for limit in (1, 2, 5)]
     assert 0.60 <= shares[0] <= 0.75 and 0.90 <= shares[1] <= 0.99 and shares[2] >= 0.995
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize(("probes", "steps"), [(8, 30), (8, 6), (2, 20)])
+def test_intervals_of_a_mean_cover_at_their_rate(name: str, probes: int, steps: int) -> None:
+    values = EDGES[name].double()
+    operator, truth, hits = planted(values), float(values.mean()), []
+    for seed in range(240):
+        low, high = spectral_density(operator, probes=probes, steps=steps, points=4, seed=seed).interval(lambda x: x)
+        hits.append(low - 1e-12 <= truth <= high + 1e-12)
+    assert np.mean(hits) >= 0.91  # 0.95 less three errors of 240 tries
+
+
+def test_intervals_of_one_start_vector_are_not_known() -> None:
+    assert all(math.isnan(edge) for edge in spectral_density(planted(SPECTRA["pairs"]), probes=1).interval(lambda x: x))
 
 
 def test_the_zero_operator_and_single_probes() -> None:

@@ -125,15 +125,17 @@ def test_adaptive_measures_are_invariant_under_compensated_rescaling_and_plain_o
 
     def values(risk: EmpiricalRisk, *, adaptive: bool) -> np.ndarray:
         kind = "adaptive" if adaptive else "plain"
-        return np.array([
-            sam_sharpness(risk, rho=0.3, adaptive=adaptive).value,
-            sam_sharpness(risk, rho=0.3, adaptive=adaptive, per_batch=True).value,
-            average_case_sharpness(risk, rho=0.3, kind=kind, draws=4).raw,
-            average_case_sharpness(risk, rho=0.3, norm="linf", kind=kind, draws=4).raw,
-            worst_case_sharpness(risk, rho=0.3, kind=kind).value,
-            worst_case_sharpness(risk, rho=0.05, norm="linf", kind=kind).value,
-            worst_case_sharpness(logits_normalized(risk), rho=0.3, kind=kind).value,
-        ])  # fmt: skip
+        return np.array(
+            [
+                sam_sharpness(risk, rho=0.3, adaptive=adaptive).value,
+                sam_sharpness(risk, rho=0.3, adaptive=adaptive, per_batch=True).value,
+                average_case_sharpness(risk, rho=0.3, kind=kind, draws=4).raw,
+                average_case_sharpness(risk, rho=0.3, norm="linf", kind=kind, draws=4).raw,
+                worst_case_sharpness(risk, rho=0.3, kind=kind).value,
+                worst_case_sharpness(risk, rho=0.05, norm="linf", kind=kind).value,
+                worst_case_sharpness(logits_normalized(risk), rho=0.3, kind=kind).value,
+            ]
+        )
 
     np.testing.assert_allclose(values(first, adaptive=True), values(second, adaptive=True), rtol=1e-6)
     plain = values(first, adaptive=False) / values(second, adaptive=False) - 1
@@ -162,12 +164,14 @@ def test_batching_changes_nothing_and_the_model_keeps_its_bits(mode: str) -> Non
         if mode == "recalibrated":  # cumulative statistics depend on the partition; use one for both
             risk._recalibration = [next(iter(risk_of(batches=1).batches()))]
         before = [t.detach().clone() for t in (*risk.model.parameters(), *risk.model.buffers())]
-        results.append((
-            average_case_sharpness(risk, draws=3).raw,
-            worst_case_sharpness(risk, rho=0.2, per_batch=False, steps=6).value,
-            worst_case_sharpness(protocol_risk(risk, samples=16, batch_size=8), rho=0.2, steps=4).value,
-            sam_sharpness(risk).value,
-        ))  # fmt: skip
+        results.append(
+            (
+                average_case_sharpness(risk, draws=3).raw,
+                worst_case_sharpness(risk, rho=0.2, per_batch=False, steps=6).value,
+                worst_case_sharpness(protocol_risk(risk, samples=16, batch_size=8), rho=0.2, steps=4).value,
+                sam_sharpness(risk).value,
+            )
+        )
         assert same_bits(before, [t.detach() for t in (*risk.model.parameters(), *risk.model.buffers())])
     np.testing.assert_allclose(results[0], results[1], rtol=1e-6)
 

@@ -12,6 +12,7 @@ from torch import nn
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, extreme_eigenvalues, measurement_interval, stability, warm_started_extremes
+from lowland.curvature.step_sizes import step_size_of
 
 
 def quadratic() -> EmpiricalRisk:
@@ -55,9 +56,10 @@ def test_adam_with_a_frozen_metric_diverges_exactly_beyond_the_edge(beyond: floa
     def made(rate: float) -> torch.optim.Adam:
         optimizer = torch.optim.Adam(risk.model.parameters(), lr=rate, betas=(0.9, 1.0 - 1e-12), eps=1e-8)
         optimizer.state[weight] = {
-            "step": torch.tensor(1e14), "exp_avg": torch.zeros_like(weight),
+            "step": torch.tensor(1e14),
+            "exp_avg": torch.zeros_like(weight),
             "exp_avg_sq": torch.tensor([[4.0, 1.0, 0.25]]).double(),
-        }  # fmt: skip
+        }
         return optimizer
 
     unit = stability(risk, made(1.0))
@@ -134,8 +136,134 @@ def test_known_ends_save_the_run_where_all_steps_are_equal() -> None:
 def test_momentum_alone_does_not_make_an_optimizer_sgd() -> None:
     layer = torch.nn.Linear(3, 3, bias=False)
     risk = EmpiricalRisk(layer, torch.nn.MSELoss(), [(torch.eye(3), torch.eye(3))])
-    with pytest.raises(InputError, match="SGD, RMSprop or Adam"):
+    with pytest.raises(InputError, match=r"Muon.*without momentum"):
         stability(risk, torch.optim.Muon(layer.parameters()))
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """Schedule-Free SGD (or, with a square, its AdamW in a frozen metric), written from x, y and z; c stays what it is."""
+
+    def __init__(
+        self, parameters: Any, lr: float, beta: float, share: float, warmup: int = 0, square: Any = None
+    ) -> None:
+        options = {"lr": lr, "k": 0, "r": 0.0, "warmup_steps": warmup, "weight_lr_power": 0.0, "lr_max": -1.0}
+        metric = {"momentum": beta} if square is None else {"betas": (beta, 0.0), "eps": 1e-8}
+        super().__init__(parameters, {**options, **metric, "weight_sum": 1 / share - 1})
+        self.beta, self.share, self.square = beta, share, square
+        (self.y,) = self.param_groups[0]["params"]
+        self.x, self.z = self.y.detach().clone(), self.y.detach() + 0.1
+        if square is not None:
+            self.state[self.y]["exp_avg_sq"] = square
+
+    def step(self, closure: Any = None) -> None:
+        metric = 1.0 if self.square is None else self.square.sqrt() + 1e-8
+        self.z -= self.param_groups[0]["lr"] * self.y.grad / metric
+        self.x = (1 - self.share) * self.x + self.share * self.z
+        with torch.no_grad():
+            self.y.copy_((1 - self.beta) * self.z + self.beta * self.x)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9])
+@pytest.mark.parametrize("share", [1.0, 0.3, 1e-3])
+@pytest.mark.parametrize("square", [None, torch.tensor([[4.0, 1.0, 0.25]]).double()])
+@pytest.mark.parametrize("beyond", [0.97, 1.03])
+def test_schedule_free_diverges_exactly_beyond_the_edge(beta: float, share: float, square: Any, beyond: float) -> None:
+    risk = quadratic()
+    unit = stability(risk, ScheduleFree(risk.model.parameters(), 1.0, beta, share, square=square))
+    optimizer = ScheduleFree(risk.model.parameters(), beyond / unit.ratio, beta, share, square=square)
+    assert stability(risk, optimizer).ratio == pytest.approx(beyond)
+    assert diverges(risk, optimizer) == (beyond > 1)
+
+
+def test_schedule_free_warms_up() -> None:
+    whole, risk = (stability(r := quadratic(), ScheduleFree(r.model.parameters(), 0.1, 0.9, 0.1)).ratio, quadratic())
+    warming = ScheduleFree(risk.model.parameters(), 0.1, 0.9, 0.1, warmup=4)
+    assert stability(risk, warming).ratio == pytest.approx(whole / 4)
+
+
+def test_the_published_schedule_free_is_recognized() -> None:
+    published = pytest.importorskip("schedulefree")
+    risk = quadratic()
+    for make in (published.SGDScheduleFree, published.AdamWScheduleFree):
+        optimizer = make(risk.model.parameters(), lr=1e-9)
+        optimizer.train()
+        assert not diverges(risk, optimizer)
+        assert stability(risk, optimizer).limit == pytest.approx(2 / (1 - 0.9), rel=0.02)
+
+
+def factored(rows: int, columns: int) -> EmpiricalRisk:
+    """L = mean of (W x)^2 over scaled basis vectors x, with small weights."""
+    layer = nn.Linear(columns, rows, bias=False).double()
+    nn.init.constant_(layer.weight, 1e-3)
+    inputs = torch.diag(torch.arange(1.0, columns + 1)).double()
+    return EmpiricalRisk(layer, nn.MSELoss(), [(inputs, torch.zeros(columns, rows).double())])
+
+
+def is_driven_apart(risk: EmpiricalRisk, optimizer: Any, weight: Any) -> bool:
+    """Step with the metric that is there now: what the optimizer learns of it is put back."""
+    metric = {name: value.clone() for name, value in optimizer.state[weight].items()}
+    for _ in range(1000):
+        optimizer.zero_grad()
+        loss, count = risk.loss_terms(next(iter(risk.batches())))
+        (loss / count).backward()
+        optimizer.state[weight].update({name: value.clone() for name, value in metric.items()})
+        optimizer.step()
+        if float(weight.detach().abs().max()) > 0.5:  # beyond 1 its scale would follow the weights
+            return True
+    return False
+
+
+@pytest.mark.parametrize("beyond", [0.95, 1.05])
+@pytest.mark.parametrize("shape", [(1, 3), (3, 4)])
+def test_adafactor_with_a_frozen_metric_diverges_exactly_beyond_the_edge(shape: tuple[int, int], beyond: float) -> None:
+    risk = factored(*shape)
+    weight = next(risk.model.parameters())
+
+    def made(rate: float) -> torch.optim.Adafactor:
+        # a second moment that hardly moves, a scale that is not the weights', no clipping
+        options: Any = {"beta2_decay": -2.0, "eps": (None, 1.0), "d": 1e12, "weight_decay": 0.0}
+        optimizer = torch.optim.Adafactor([weight], lr=rate, **options)
+        rows, columns = (torch.arange(1.0, size + 1).double() * 2 for size in shape)
+        optimizer.state[weight] = {
+            "step": torch.tensor(1e5),
+            "row_var": 1e-6 * rows[:, None],
+            "col_var": 1e-6 * columns[None],
+        }
+        return optimizer
+
+    unit = stability(risk, made(1e-6))
+    assert unit.limit == 2.0
+    assert is_driven_apart(risk, made(1e-6 * beyond / unit.ratio), weight) == (beyond > 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"beta1": 0.9}, {"scale_parameter": True}])
+@pytest.mark.parametrize("shape", [(3, 4), (5,)])
+def test_adafactor_of_transformers_has_the_metric_it_steps_in(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    adafactor = pytest.importorskip("transformers.optimization").Adafactor
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape).double())
+    optimizer = adafactor([weight], lr=1e-3, relative_step=False, **{"scale_parameter": False, **options})
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+    state = optimizer.state[weight]
+    expected = step_size_of(optimizer.param_groups[0], state, weight)
+    assert expected.limit == pytest.approx(2 * (1 + options.get("beta1", 0.0)))
+    if "exp_avg" in state:
+        state["exp_avg"].zero_()
+    state["step"], optimizer.param_groups[0]["decay_rate"] = 10**9, -2.0  # its metric hardly moves any more
+    before, weight.grad = weight.detach().clone(), torch.randn_like(weight) * 1e-3
+    optimizer.step()
+    assert torch.allclose((before - weight.detach()) / weight.grad, expected.step, rtol=1e-6)
+
+
+def test_adafactor_without_a_rate_is_refused() -> None:
+    risk = quadratic()
+    optimizer = pytest.importorskip("transformers.optimization").Adafactor(risk.model.parameters())
+    with pytest.raises(InputError, match="relative_step"):
+        stability(risk, optimizer)
+    with pytest.raises(InputError, match="taken a step"):
+        stability(risk, torch.optim.Adafactor(risk.model.parameters()))
 
 
 def test_the_interval_keeps_the_cost_below_its_share() -> None:

@@ -12,7 +12,7 @@ from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import check
-from lowland.curvature import Hessian, sam_sharpness, summarize
+from lowland.curvature import Hessian, SummaryOptions, sam_sharpness, summarize
 
 
 def risk_of(*, batches: int = 2, batch_norm: str = "running", scale: float = 1.0) -> EmpiricalRisk:
@@ -70,17 +70,33 @@ def test_the_survey_holds_what_the_report_reads_and_leaves_the_model_alone(mode:
     risk.model.train()
     before = [t.detach().clone() for t in (*risk.model.parameters(), *risk.model.buffers())]
     seen: list[int] = []
-    result = summarize(risk, trace_products=12, directions=8, max_products=40, on_product=seen.append)
+    result = summarize(risk, SummaryOptions(trace_products=12, directions=8, max_products=40), on_product=seen.append)
     assert same_bits(before, [t.detach() for t in (*risk.model.parameters(), *risk.model.buffers())])
     assert risk.model.training
     assert check(result, "curvature") == "curvature"
     scalars = (
-        "trace", "trace_se", "filter_trace", "filter_trace_se", "lambda_max", "lambda_min", "lambda_min_converged",
-        "lambda_min_bound", "sam_sharpness", "train_loss", "train_accuracy", "weight_norm",
-    )  # fmt: skip
+        "trace",
+        "trace_se",
+        "filter_trace",
+        "filter_trace_se",
+        "lambda_max",
+        "lambda_min",
+        "lambda_min_converged",
+        "lambda_min_bound",
+        "picture_curvature",
+        "picture_curvature_se",
+        "kinks",
+        "kinks_se",
+        "sam_sharpness",
+        "train_loss",
+        "train_accuracy",
+        "weight_norm",
+    )
     assert all(result[name].dims == () for name in scalars)
     assert result.attrs["batch_norm"] == mode and result.attrs["samples"] == 24
     assert result.attrs["products"] == seen[-1] == len(seen)
+    assert float(result.kinks) == pytest.approx(float(result.picture_curvature - result.filter_trace), rel=1e-9)
+    assert result.kinks.attrs["spacing"] == 0.04 and "Relu" in result.kinks.attrs["causes"]
     dense = torch.linalg.eigvalsh(Hessian(risk).dense())
     assert float(result.lambda_max) == pytest.approx(float(dense[-1]), rel=2e-3)
     assert abs(float(result.trace) - float(dense.sum())) <= 5 * float(result.trace_se)
@@ -89,7 +105,10 @@ def test_the_survey_holds_what_the_report_reads_and_leaves_the_model_alone(mode:
 
 def test_the_survey_can_hold_everything_at_once() -> None:
     risk = risk_of()
-    found = summarize(risk, trace_products=6, directions=2, top=3, density_probes=2, layer_probes=4, sharpness=True)
+    found = summarize(
+        risk,
+        SummaryOptions(trace_products=6, directions=2, top=3, density_probes=2, layer_probes=4, sharpness=True),
+    )
     assert check(found, "curvature") == "curvature"
     values = torch.linalg.eigvalsh(Hessian(risk).dense()).flip(0)[:3].numpy()
     assert found.top_eigenvalue.values == pytest.approx(values, rel=1e-3) and bool(found.top_checked)
@@ -100,7 +119,8 @@ def test_the_survey_can_hold_everything_at_once() -> None:
 
 def test_batch_norm_modes_give_different_curvature() -> None:
     running, batch = (
-        summarize(risk_of(batch_norm=mode), trace_products=6, directions=2) for mode in ("running", "batch")
+        summarize(risk_of(batch_norm=mode), SummaryOptions(trace_products=6, directions=2))
+        for mode in ("running", "batch")
     )
     assert abs(float(running.lambda_max) / float(batch.lambda_max) - 1) > 0.05
 
@@ -110,3 +130,13 @@ def test_the_survey_does_not_depend_on_batching_or_repetition() -> None:
     for name in first.data_vars:
         assert float(first[name].sum()) == float(again[name].sum())
         assert float(other[name].sum()) == pytest.approx(float(first[name].sum()), rel=1e-6, abs=1e-9)
+
+
+def test_options_are_taken_by_name_too():
+    risk = EmpiricalRisk(torch.nn.Linear(4, 4), torch.nn.CrossEntropyLoss(), [(torch.eye(4), torch.arange(4))])
+    found, same = summarize(risk, top=2), summarize(risk, SummaryOptions(top=2))
+    assert found.equals(same) and found.sizes["rank"] == 2
+    with pytest.raises(InputError, match="unexpected keyword argument 'tpo'.*Known: max_products"):
+        summarize(risk, tpo=2)
+    with pytest.raises(InputError, match="`rho` must be positive"):
+        summarize(risk, rho=-1.0)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.unit.test_curvature_eigenvalues import SPECTRA, planted
+from tests.unit.test_curvature_eigenvalues import EDGES, SPECTRA, planted
 from torch import nn
 
 from lowland.core.contexts import weights_restored
@@ -36,6 +36,25 @@ def test_error_bars_at_one_two_and_five_standard_errors(method: str) -> None:
         deviations.append(abs(found.value - truth) / found.standard_error)
     shares = [float(np.mean(np.asarray(deviations) <= limit)) for limit in (1, 2, 5)]
     assert 0.60 <= shares[0] <= 0.75 and 0.90 <= shares[1] <= 0.99 and shares[2] == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("products", [6, 30, 60])
+@pytest.mark.parametrize("name", ["one outlier", "outlier over equal ones", "ten outliers", "flat", "two values"])
+def test_intervals_of_hutch_plus_plus_cover(name: str, products: int) -> None:
+    values = EDGES[name].double()
+    operator, truth, hits = planted(values), float(values.sum()), []
+    for seed in range(240):
+        low, high = trace(operator, products=products, seed=seed).interval()
+        hits.append(low - 1e-9 <= truth <= high + 1e-9)
+    assert np.mean(hits) >= 0.88  # as its documentation says
+
+
+def test_plain_probes_of_one_outlier_say_that_they_are_skewed() -> None:
+    found = [trace(planted(EDGES["one outlier"].double()), method="hutchinson", products=12, seed=s) for s in range(60)]
+    assert np.mean([one.skewed for one in found]) > 0.8
+    even = [trace(planted(EDGES["flat"].double()), method="hutchinson", products=200, seed=s) for s in range(10)]
+    assert not any(one.skewed for one in even)
 
 
 def test_hutch_plus_plus_beats_hutchinson_where_few_eigenvalues_dominate() -> None:

@@ -19,13 +19,13 @@ pytest.importorskip("sklearn")
 def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     from lowland.data import digits
 
-    train = digits(train_size=200).train
+    train = digits(train_size=120).train
     net = create("resnet8", channels=1, width=8, seed=0)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 15)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     torch.manual_seed(0)
-    for _ in range(15):
-        for index in torch.randperm(200).split(40):
+    for _ in range(20):
+        for index in torch.randperm(120).split(40):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(train.input[index]), train.target[index]).backward()
             optimizer.step()
@@ -36,7 +36,7 @@ def trained() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 def risk_in(mode: str) -> EmpiricalRisk:
     net, x, y = trained()
-    return EmpiricalRisk(net, nn.CrossEntropyLoss(), [(x[:100], y[:100]), (x[100:], y[100:])], batch_norm=mode)  # type: ignore[arg-type]
+    return EmpiricalRisk(net, nn.CrossEntropyLoss(), [(x[:60], y[:60]), (x[60:], y[60:])], batch_norm=mode)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["running", "batch"])

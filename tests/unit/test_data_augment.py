@@ -124,8 +124,10 @@ def test_a_name_gives_what_its_class_gives(name: str) -> None:
 def test_names_are_applied_in_order_and_none_is_none() -> None:
     named = data.augmentation(["crop", {"name": "cutmix"}, "torch.nn:Identity"], classes=5)
     assert isinstance(named, data.Compose) and [type(part).__name__ for part in named.parts] == [
-        "RandomCrop", "CutMix", "Identity",
-    ]  # fmt: skip
+        "RandomCrop",
+        "CutMix",
+        "Identity",
+    ]
     assert data.augmentation([], classes=5) is None
 
 

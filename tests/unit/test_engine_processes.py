@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from tests.engine_cases import Late, Network, alive, bits, children, grid, in_waves, values
+from tests.engine_cases import Late, Network, Numbers, alive, bits, children, grid, in_waves, values
 
 from lowland.core.errors import EngineError, InputError
 from lowland.engine import Processes, Serial
@@ -30,21 +30,21 @@ def test_the_same_bits_as_one_process_alone(workers, chunk):
 
 
 def test_large_results_and_items_pass_each_other_without_a_deadlock():
-    task, size = Network(carry=1_000_000), 1_000_000  # 4 and 8 MB, more than a socket's buffer
+    task, size = Numbers(carry=1_000_000), 1_000_000  # 4 and 8 MB, more than a socket's buffer
     found = list(Processes(2, threads=1).map(task.setup, task, Late(grid(20), {}, size)))
     assert len(found) == 20 and not any(result.failed for result in found)
 
 
 def test_workers_have_gone_at_the_end_and_the_driver_keeps_no_children(tmp_path):
     log = tmp_path / "pids"
-    assert len(values(Processes(2, threads=1), Network(pids=str(log)), grid(6))) == 6
+    assert len(values(Processes(2, threads=1), Numbers(pids=str(log)), grid(6))) == 6
     assert not any(alive(int(pid)) for pid in log.read_text().split())
     assert not set(children(os.getpid())) & {int(pid) for pid in log.read_text().split()}
 
 
 def test_an_item_that_kills_its_worker_is_given_up_alone():
-    found = in_waves(Processes(2, threads=1), Network(kills=(7,)), grid(20), chunk=4)
-    alone = in_waves(Serial(), Network(), grid(20))
+    found = in_waves(Processes(2, threads=1), Numbers(kills=(7,)), grid(20), chunk=4)
+    alone = in_waves(Serial(), Numbers(), grid(20))
     assert [i for i, result in found.items() if result.failed] == [7]
     assert found[7].error == "its worker was killed by SIGKILL (out of memory?), 4 times"
     untouched = [i for i in range(20) if i not in (7, 17)]  # 17 lost its warm start
@@ -55,7 +55,7 @@ def test_an_item_that_kills_its_worker_is_given_up_alone():
 @pytest.mark.slow
 def test_a_crash_leaves_its_traceback():
     events = []
-    found = values(Processes(1), Network(crashes=(2,)), grid(4), on_event=events.append)
+    found = values(Processes(1), Numbers(crashes=(2,)), grid(4), on_event=events.append)
     assert "SIGSEGV" in found[2].error and "string_at" in found[2].traceback and "__call__" in found[2].traceback
     assert [event.traceback for event in events if event.kind == "failed"] == [found[2].traceback]
 
@@ -78,7 +78,7 @@ def test_twenty_workers_killed_at_random_in_one_survey(tmp_path):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    task = Network(seconds=0.05, pids=str(log))
+    task = Numbers(seconds=0.05, pids=str(log))
     try:
         for result in Processes(2, threads=1).map(task.setup, task, Late(todo, {}), chunk=3):
             assert result.index not in done
@@ -87,7 +87,7 @@ def test_twenty_workers_killed_at_random_in_one_survey(tmp_path):
         stop.set()
         thread.join()
     assert len(killed) == 20 and len(set(killed)) == 20
-    assert bits(done) == bits(values(Serial(), Network(), todo))
+    assert bits(done) == bits(values(Serial(), Numbers(), todo))
 
 
 _DRIVER = """
@@ -145,7 +145,7 @@ def test_a_driver_that_is_stopped_leaves_no_process_behind(number, tmp_path):
 
 
 @dataclass(frozen=True)
-class Stubborn(Network):
+class Stubborn(Numbers):
     """Does not listen to a request to end."""
 
     @contextmanager
@@ -175,7 +175,7 @@ class Destroyed:
 
 
 @dataclass(frozen=True)
-class Told(Network):
+class Told(Numbers):
     """Is told to end at its first item, at a moment when no exception passes."""
 
     folder: str = ""
@@ -195,7 +195,7 @@ class Told(Network):
 
 
 @dataclass(frozen=True)
-class Dies(Network):
+class Dies(Numbers):
     """Cannot be set up: the process ends."""
 
     @contextmanager
@@ -223,4 +223,4 @@ def test_bad_input():
     with pytest.raises(InputError, match="threads"):
         Processes(1, threads=0)
     with pytest.raises(InputError, match="cores there are"):
-        values(Processes(10_000), Network(), grid(3))
+        values(Processes(10_000), Numbers(), grid(3))

@@ -151,8 +151,8 @@ class Counting(Scheduler):
 
     out = most = 0
 
-    def take(self, workers=1, held=()):
-        chunk = super().take(workers, held)
+    def take(self, *state):
+        chunk = super().take(*state)
         Counting.out += bool(chunk)
         Counting.most = max(Counting.most, Counting.out)
         return chunk

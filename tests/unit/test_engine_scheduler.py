@@ -27,6 +27,15 @@ def test_the_last_chunks_are_small_so_that_all_workers_end_together():
     assert sizes[0] == 10 and sizes[-1] == 1 and sum(sizes) == 100 and sizes == sorted(sizes, reverse=True)
 
 
+def test_few_items_are_shared_with_workers_that_still_start():
+    """The first that was ready took both of two long items, and the second worker none."""
+    scheduler = Scheduler(3, 1)
+    assert scheduler.take(2, [], 2) == [0]
+    assert scheduler.take(2, [[0]], 1) == [1]  # one is left for the other
+    assert scheduler.take(2, [[0]], 1) == []
+    assert scheduler.take(2, [], 1) == [2]
+
+
 def test_a_lost_chunk_goes_out_again_item_by_item_and_before_later_items():
     scheduler = Scheduler(6, 3)
     assert scheduler.lost(scheduler.take(), "was killed") == []

@@ -31,9 +31,12 @@ from lowland.training import CheckpointFolder
 from lowland.training.checkpoint import to_safetensors
 
 FEW = settings(
-    max_examples=60, deadline=None, derandomize=True, database=None,
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=8),
@@ -105,9 +108,10 @@ DECODERS = {
     "old torch": (lambda: saved(state(), old=True), lambda data: decode_pickle(data, Path("f"))),
     "safetensors": (lambda: to_safetensors(state()), lambda data: decode_safetensors(data, Path("f"))),
     "plain pickle": (
-        lambda: pickle.dumps({b"data": np.arange(6.0), b"labels": [1, 2]}, 2), lambda data: read_plain_pickle(data, "f")
+        lambda: pickle.dumps({b"data": np.arange(6.0), b"labels": [1, 2]}, 2),
+        lambda data: read_plain_pickle(data, "f"),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore")  # torch and NumPy warn of bytes that look like old files
@@ -182,9 +186,15 @@ def test_an_array_of_pickles_inside_a_store_is_never_read(whole_store, tmp_path)
     payload = np.array([[Payload(mark)] * 2] * 3, dtype=object)
     (path / "loss").mkdir()
     head = {
-        "zarr_format": 2, "shape": [3, 2], "chunks": [3, 2], "dtype": "|O", "order": "C", "fill_value": None,
-        "compressor": None, "filters": [{"id": "pickle", "protocol": 4}],
-    }  # fmt: skip
+        "zarr_format": 2,
+        "shape": [3, 2],
+        "chunks": [3, 2],
+        "dtype": "|O",
+        "order": "C",
+        "fill_value": None,
+        "compressor": None,
+        "filters": [{"id": "pickle", "protocol": 4}],
+    }
     (path / "loss" / ".zarray").write_text(json.dumps(head))
     (path / "loss" / ".zattrs").write_text('{"_ARRAY_DIMENSIONS": ["x", "y"]}')
     (path / "loss" / "0.0").write_bytes(numcodecs.Pickle().encode(payload))
@@ -316,9 +326,12 @@ def test_surface_files_of_the_tool(changes, tmp_path):
 def test_surface_files_of_the_tool_with_other_contents(kind, tmp_path):
     h5py = pytest.importorskip("h5py")
     contents = {
-        "text": "a", "scalar": 3.0, "two axes": np.ones((2, 2)), "twice the same": np.ones(3),
+        "text": "a",
+        "scalar": 3.0,
+        "two axes": np.ones((2, 2)),
+        "twice the same": np.ones(3),
         "strings": np.array([b"a", b"b"]),
-    }  # fmt: skip
+    }
     for name in ("xcoordinates", "train_loss", "xdirection"):
         with h5py.File(tmp_path / "f.h5", "w") as file:
             file.update({"xcoordinates": np.arange(3.0), "train_loss": np.ones(3)})

@@ -14,14 +14,34 @@ from lowland.workflows import SubjectSpec, fit, surface, to_yaml
 from lowland.workflows.parse import call, from_text
 
 FEW = settings(
-    max_examples=30, deadline=None, derandomize=True, database=None,
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+)
 
 KEYS = st.sampled_from(
-    ["model", "data", "optimizer", "loss", "name", "options", "epochs", "seed", "version", "run", "points", "risk",
-     "samples", "method", "config", "splits", "checkpoint"]
-) | st.text(max_size=4)  # fmt: skip
+    [
+        "model",
+        "data",
+        "optimizer",
+        "loss",
+        "name",
+        "options",
+        "epochs",
+        "seed",
+        "version",
+        "run",
+        "points",
+        "risk",
+        "samples",
+        "method",
+        "config",
+        "splits",
+        "checkpoint",
+    ]
+) | st.text(max_size=4)
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),

@@ -19,9 +19,17 @@ from lowland.models import resnet
 def network(seed, **options):
     torch.manual_seed(seed)
     model = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(),
-        nn.Flatten(), nn.Linear(6 * 16, 8), nn.ReLU(), nn.Linear(8, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 16, 8),
+        nn.ReLU(),
+        nn.Linear(8, 3),
+    )
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -166,8 +174,11 @@ def test_adapters_move_in_the_space_of_weight_changes():
     axis = plane.axes[0].values["0.base_layer.weight"]
     torch.testing.assert_close(axis.norm(dim=1), merged[0].weight.norm(dim=1))
     surface = evaluate(EmpiricalRisk(model, nn.CrossEntropyLoss(), batches), plane, grid(3, 3))
-    twin = landscape.user_plane(merged, [{"0.weight": a.values["0.base_layer.weight"], "0.bias": torch.zeros(6)}
-                                         for a in plane.axes], modules=["0"])  # fmt: skip
+    twin = landscape.user_plane(
+        merged,
+        [{"0.weight": a.values["0.base_layer.weight"], "0.bias": torch.zeros(6)} for a in plane.axes],
+        modules=["0"],
+    )
     expected = evaluate(EmpiricalRisk(merged, nn.CrossEntropyLoss(), batches), twin, grid(3, 3))
     np.testing.assert_allclose(surface.loss, expected.loss, rtol=1e-10)
     rescaled = copy.deepcopy(model)
@@ -256,3 +267,37 @@ def test_models_that_cannot_be_traced_are_refused():
         landscape.match_weights(nn.Linear(3, 3), nn.Linear(3, 3), (torch.randn(2, 3), torch.zeros(2)))
     with pytest.raises(InputError, match="architecture"):
         landscape.match_weights(network(0), nn.Linear(3, 3), images()[0])
+
+
+class _Weights(nn.Module):
+    """Tied to itself, added by broadcasting, or used twice."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, width = kind, 8 if kind == "tied" else 16
+        self.first, self.gate = nn.Linear(8, width, bias=False), nn.Linear(8, 1)
+        self.hidden, self.last = nn.Linear(width, width), nn.Linear(width, 8, bias=False)
+        if kind == "tied":
+            self.last.weight = self.first.weight
+
+    def forward(self, x):
+        y = self.first(x) + self.gate(x) if self.kind == "broadcast" else self.first(x)
+        y = torch.relu(y)
+        for _ in range(2 if self.kind == "shared" else 0):
+            y = torch.relu(self.hidden(y))
+        return self.last(y)
+
+
+@pytest.mark.parametrize("kind", ["tied", "broadcast", "shared"])
+@pytest.mark.parametrize("seed", range(5))
+def test_tied_broadcast_and_shared_layers_keep_their_function_or_are_refused(kind, seed):
+    torch.manual_seed(seed)
+    model, other = _Weights(kind).double().eval(), _Weights(kind).double().eval()
+    x = torch.randn(6, 8).double()
+    if kind == "tied":
+        with pytest.raises(InputError, match="reordered"):
+            landscape.match_weights(model, other, (x, torch.zeros(6)))
+        return
+    found = landscape.match_weights(model, other, (x, torch.zeros(6)))
+    torch.testing.assert_close(found.model(x), other(x), rtol=1e-12, atol=1e-12)
+    assert found.similarity_after > found.similarity_before

@@ -31,13 +31,19 @@ def test_extents_per_axis_and_zero_anywhere():
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ({"nx": 0}, "nx"), ({"nx": 3, "ny": 0}, "ny"), ({"nx": 2.5}, "nx"), ({"nx": True}, "nx"),
-        ({"nx": 3, "extent": 0}, "extent"), ({"nx": 3, "extent": -1.0}, "extent"),
-        ({"nx": 3, "extent": (1, 1)}, "extent"), ({"nx": 3, "extent": float("nan")}, "extent"),
-        ({"nx": 3, "extent": (0, float("inf"))}, "extent"), ({"nx": 3, "ny": 3, "extent": ((0, 1),)}, "extent"),
+        ({"nx": 0}, "nx"),
+        ({"nx": 3, "ny": 0}, "ny"),
+        ({"nx": 2.5}, "nx"),
+        ({"nx": True}, "nx"),
+        ({"nx": 3, "extent": 0}, "extent"),
+        ({"nx": 3, "extent": -1.0}, "extent"),
+        ({"nx": 3, "extent": (1, 1)}, "extent"),
+        ({"nx": 3, "extent": float("nan")}, "extent"),
+        ({"nx": 3, "extent": (0, float("inf"))}, "extent"),
+        ({"nx": 3, "ny": 3, "extent": ((0, 1),)}, "extent"),
         ({"nx": 3, "ny": 3, "extent": (0, 1, 2)}, "extent"),
     ],
-)  # fmt: skip
+)
 def test_bad_grids(arguments, name):
     with pytest.raises(InputError, match=f"`{name}`"):
         grid(**arguments)

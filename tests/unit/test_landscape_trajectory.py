@@ -8,9 +8,22 @@ from torch import nn
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape import grid_around, pca_plane, project_trajectory, random_plane, trajectory, user_plane
+from lowland.landscape import (
+    evaluate,
+    film,
+    grid,
+    grid_around,
+    line_between,
+    pca_plane,
+    plane_through,
+    project_trajectory,
+    random_plane,
+    trajectory,
+    user_plane,
+)
 from lowland.landscape.paths import consecutive_cosines, step_lengths, walk_shares
 from lowland.results import SnapshotWriter
+from lowland.viz.paths import null_spread
 
 
 def model_and_path(steps=8, seed=0):
@@ -79,18 +92,19 @@ def test_coordinates_on_skew_axes_of_any_length():
 
 def test_a_random_walk_shows_what_science_says():
     generator = np.random.default_rng(0)
-    centered, spread = walk_shares(np.ones(300), 10**6, 2, generator, anchored=False, walks=4)
-    anchored, _ = walk_shares(np.ones(300), 10**6, 2, generator, anchored=True, walks=4)
-    assert centered.sum() == pytest.approx(0.76, abs=0.01) and anchored.sum() == pytest.approx(0.90, abs=0.01)
-    assert (spread < 0.01).all()
+    centered = walk_shares(np.ones(300), 10**6, 2, generator, anchored=False, walks=4)
+    anchored = walk_shares(np.ones(300), 10**6, 2, generator, anchored=True, walks=4)
+    assert centered.mean(0).sum() == pytest.approx(0.76, abs=0.01)
+    assert anchored.mean(0).sum() == pytest.approx(0.90, abs=0.01)
+    assert (centered.std(0, ddof=1) < 0.01).all()
 
 
 @pytest.mark.parametrize("dimensions", [5, 400])
 def test_the_null_is_that_of_walks_really_walked(dimensions):
     generator = np.random.default_rng(1)
     lengths = generator.uniform(0.1, 2.0, size=30)
-    mean, spread = walk_shares(lengths, dimensions, 2, generator, anchored=True, walks=200)
-    shares = []
+    drawn = walk_shares(lengths, dimensions, 2, generator, anchored=True, walks=200)
+    mean, spread, shares = drawn.mean(0), drawn.std(0, ddof=1), []
     for _ in range(200):
         steps = generator.standard_normal((30, dimensions))
         steps *= (lengths / np.linalg.norm(steps, axis=1))[:, None]
@@ -99,6 +113,34 @@ def test_the_null_is_that_of_walks_really_walked(dimensions):
         shares.append((values / values.sum())[:2])
     error = np.sqrt(spread**2 / 200 + np.var(shares, 0, ddof=1) / 200)
     assert (np.abs(mean - np.mean(shares, 0)) < 4 * error).all()
+    assert drawn.sum(1).std(ddof=1) == pytest.approx(np.sum(shares, 1).std(ddof=1), rel=0.3)
+
+
+def test_the_sum_of_two_shares_scatters_less_than_either():
+    model, path = model_and_path()
+    found = project_trajectory(model, path, walks=200)
+    assert 0 < found.attrs["null_share_sd_of_two"] < found.null_share_sd.values.min()
+    assert null_spread(found) == found.attrs["null_share_sd_of_two"]
+    del found.attrs["null_share_sd_of_two"]  # as in files of before
+    assert null_spread(found) == pytest.approx(np.linalg.norm(found.null_share_sd))
+
+
+@pytest.mark.parametrize("kind", ["line", "plane"])
+def test_where_a_plane_moves_statistics_its_losses_are_those_of_its_surface(kind):
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)) for _ in range(3)]
+    x = torch.randn(30, 3)
+    for scale, network in enumerate(networks, 1):
+        network.train()(scale * x)
+    model, second, third = networks
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, (x[:, 0] > 0).long())])
+    plane = line_between(model, second) if kind == "line" else plane_through(model, second, third)
+    path = [(0, second.state_dict()), (1, model.state_dict())]
+    found = project_trajectory(model, path, plane, risk=risk)
+    surface = evaluate(risk, plane, grid(2, None if kind == "line" else 2, extent=(0.0, 1.0)))
+    assert float(found.plane_loss[0]) == pytest.approx(float(surface.loss.values.reshape(2, -1)[1, 0]), rel=1e-6)
+    assert float(found.plane_loss[0]) == pytest.approx(float(found.loss[0]), rel=1e-5)  # second lies on it
+    assert float(found.plane_loss[1]) == risk.evaluate()["loss"].value
 
 
 def test_a_walk_is_not_above_its_null_and_a_straight_run_is():
@@ -171,6 +213,11 @@ def test_the_grid_shows_the_whole_path():
     assert around.y[0] < min(y.min(), 0) and around.y[-1] > max(y.max(), 0)
 
 
+def film_of(model, path):
+    batch = (torch.randn(4, 4).double(), torch.randint(2, (4,)))
+    return film(EmpiricalRisk(model, nn.CrossEntropyLoss(), [batch]), path)
+
+
 def test_bad_paths():
     model, path = model_and_path()
     with pytest.raises(InputError, match="at least two"):
@@ -183,6 +230,10 @@ def test_bad_paths():
         pca_plane(model, [(0, {}), (1, {})])
     with pytest.raises(InputError, match="fit the model"):
         pca_plane(nn.Sequential(nn.Linear(4, 2), nn.Tanh(), nn.Linear(2, 2)).double(), path)
+    broken = [(step, {n: v * (torch.nan if step == 50 else 1) for n, v in arrays.items()}) for step, arrays in path]
+    for make in (pca_plane, film_of):
+        with pytest.raises(InputError, match=r"finite weights.*NaN or infinite ones at step 50.*diverged"):
+            make(model, broken)
     plane = random_plane(model)
     with torch.no_grad():
         model[0].weight.add_(1)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 import torch
 
 from lowland.core.errors import CheckpointError, InputError
 from lowland.losses import OutputMemory, memory_bytes
 from lowland.losses.divergence import tempered_divergence
-from lowland.losses.encoding import RowFormat, SampleRows
-from lowland.losses.sharing import last_of_each
-from lowland.losses.tables import FileTable, TensorTable, available_bytes
+from lowland.losses.records import RecordFormat, SampleRows, last_of_each
+from lowland.losses.tables import FileTable, Table, available_bytes
 
 
 def build(tmp_path, placement="device", **options) -> OutputMemory:
@@ -125,20 +128,20 @@ def test_int8_error_of_the_tempered_divergence():
         logits = torch.randn(200, 1000, generator=generator, dtype=torch.float64)
         low, high = logits.aminmax(dim=1, keepdim=True)
         logits = (logits - low) / (high - low) * span
-        kept = RowFormat("int8", (1000,))
-        values = kept.decode(kept.encode(logits, 0)).values
+        kept = RecordFormat("int8", (1000,))
+        values = kept.decode(kept.encode(logits, 0))
         assert float((values - logits).abs().max()) <= span / 254 / 2 * (1 + 1e-4)
         assert float(tempered_divergence(logits, values.double(), 5.0).mean()) <= allowed
 
 
 def test_constant_and_extreme_outputs_survive():
     for precision in ("int8", "float16"):
-        kept = RowFormat(precision, (4,))
+        kept = RecordFormat(precision, (4,))
         for value in (0.0, 7.25, -1e4, 3e4):
             outputs = torch.full((2, 4), value)
-            torch.testing.assert_close(kept.decode(kept.encode(outputs, 0)).values, outputs, rtol=1e-3, atol=0)
+            torch.testing.assert_close(kept.decode(kept.encode(outputs, 0)), outputs, rtol=1e-3, atol=0)
     wide = torch.tensor([[-1e38, 1e38, 0.0, 1e38]])
-    assert torch.isfinite(RowFormat("float16", (4,)).decode(RowFormat("float16", (4,)).encode(wide, 0)).values).all()
+    assert torch.isfinite(RecordFormat("float16", (4,)).decode(RecordFormat("float16", (4,)).encode(wide, 0))).all()
 
 
 def test_pairs_match_only_the_same_pair_and_share(tmp_path):
@@ -268,19 +271,63 @@ def test_size_is_known_beforehand_and_too_much_is_refused(tmp_path, monkeypatch)
     assert available_bytes(torch.device("cpu"), None) > 0 < available_bytes(torch.device("cpu"), tmp_path / "a" / "b")
 
 
+def records(form, values):
+    outputs = torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, *form.shape)
+    return form.encode(outputs, 0)
+
+
 def test_a_file_takes_only_the_room_that_was_written(tmp_path):
-    table = FileTable(tmp_path / "rows", 10**7, 1000, {})
-    table.write(torch.tensor([10**7 - 1, 3, -1]), torch.full((3, 1000), 7, dtype=torch.uint8))
-    assert table.read(torch.tensor([3, 4, 10**7 - 1, -1]))[:, 0].tolist() == [7, 0, 7, 0]
+    form = RecordFormat("float32", (250,))
+    table = FileTable(tmp_path / "rows", form, 10**7, {})
+    table.write(torch.tensor([10**7 - 1, 3, -1]), records(form, [7.0, 8.0, 9.0]))
+    found = table.read(torch.tensor([3, 4, 10**7 - 1, -1]))
+    assert found["stamp"].tolist() == [1, 0, 1, 0] and found["output"][[0, 2], 0].tolist() == [8, 7]
     assert (tmp_path / "rows").stat().st_blocks * 512 < 10**6
-    table.close()
+    table.grow(2 * 10**7)
+    assert table.read(torch.tensor([10**7 - 1, 2 * 10**7 - 1]))["stamp"].tolist() == [1, 0]
+
+
+def test_what_was_read_and_written_in_a_file_does_not_stay_resident(tmp_path):
+    form, count = RecordFormat("float32", (1023,)), 16_000  # 65 MB
+    table = FileTable(tmp_path / "rows", form, count, {})
+    outputs = form.encode(torch.ones(100, 1023), 0)
+    table.write(torch.arange(100), outputs)
+    before = psutil.Process().memory_info().rss
+    for start in range(0, count, 100):
+        table.write(torch.arange(start, start + 100), outputs)
+        assert table.read(torch.arange(start, start + 100))["stamp"].eq(1).all()
+    assert psutil.Process().memory_info().rss - before < 16 << 20
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8", "float64"])
+def test_a_killed_process_leaves_what_it_wrote(tmp_path, precision):
+    code = f"""
+import os, signal, sys, torch
+from lowland.losses.records import RecordFormat
+from lowland.losses.tables import FileTable
+form = RecordFormat({precision!r}, (3,), True)
+table = FileTable(__import__("pathlib").Path(sys.argv[1]), form, 10, {{}})
+table.write(torch.tensor([9, 2]), form.encode(torch.tensor([[1.0, 2, 3], [4, 5, 6]]), 6))
+print(table.key, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "rows")], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    form = RecordFormat(precision, (3,), True)
+    found = FileTable(tmp_path / "rows", form, 10, {}, key=done.stdout.strip()).read(torch.tensor([2, 9, 0]))
+    assert found["stamp"].tolist() == [7, 7, 0]
+    torch.testing.assert_close(
+        form.decode(found)[:2].float(), torch.tensor([[4.0, 5, 6], [1, 2, 3]]), atol=0.01, rtol=0
+    )
 
 
 def test_tables_drop_what_has_no_place():
-    table = TensorTable(3, 1, "cpu")
-    table.write(torch.tensor([-1, 2, -1]), torch.tensor([[1], [2], [3]], dtype=torch.uint8))
+    form = RecordFormat("float32", ())
+    table = Table(form, 3, "cpu")
+    table.write(torch.tensor([-1, 2, -1]), form.encode(torch.tensor([1.0, 2, 3]), 0))
     table.grow(5)
-    assert table.read(torch.tensor([0, 1, 2, 3, 4, -1]))[:, 0].tolist() == [0, 0, 2, 0, 0, 0]
+    found = table.read(torch.tensor([0, 1, 2, 3, 4, -1]))
+    assert found["stamp"].tolist() == [0, 0, 1, 0, 0, 0] and found["output"][2] == 2
 
 
 @pytest.mark.parametrize(

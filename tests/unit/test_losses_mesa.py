@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -253,3 +254,74 @@ def test_a_teacher_of_another_model_is_refused():
 def test_bad_settings_are_refused(options, argument):
     with pytest.raises(InputError, match=f"^`{argument}`"):
         MESA(nn.CrossEntropyLoss(), **options)
+
+
+@pytest.mark.parametrize("kind", ["closure", "partial", "cycle"])
+def test_a_forward_that_a_trainer_put_on_the_model_does_not_make_the_student_its_own_teacher(kind):
+    model = nn.Linear(4, 3)
+    original = model.forward
+
+    def patched(x):
+        return other(x) if x is None else original(x)
+
+    def other(x):
+        return patched(x) if kind == "cycle" else x
+
+    model.forward = functools.partial(patched) if kind == "partial" else patched
+    loss = MESA(nn.CrossEntropyLoss(), start=0)
+    loss.prepare(model=model, epochs=1, steps_per_epoch=2)
+    batch = Batch(torch.randn(5, 4), torch.randint(3, (5,)))
+    with torch.no_grad():
+        model.weight.add_(torch.arange(12.0).view(3, 4))
+    assert loss(model(batch.input), batch) > loss.plain_value
+
+
+class Heads(nn.Module):
+    """Two heads in training; in evaluation mode both, or the main one alone."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.main, self.aux, self.both = nn.Linear(3, 4).double(), nn.Linear(3, 4).double(), both
+
+    def forward(self, x: torch.Tensor):
+        return (self.main(x), self.aux(x)) if self.training or self.both else self.main(x)
+
+
+@pytest.mark.parametrize(("both", "match"), [(False, "plain criterion"), (True, "one tensor")])
+def test_a_second_head_is_not_compared_with_the_teacher_s_main_one(both, match):
+    model, data = Heads(both), batch()
+    loss = prepared(model, start=0)
+    main, aux = model(data.input)
+    with pytest.raises(InputError, match=match):
+        loss(main, data) + loss(aux, data)
+    if not both:
+        loss.after_step()
+        main, aux = model(data.input)
+        (loss(main, data) + CE(aux, data.target)).backward()
+        loss(model(data.input)[0], data).backward()  # the same input again, after the backward pass
+
+
+@pytest.mark.parametrize("shape", [(6, 1), (6,), (6, 4)], ids=str)
+def test_binary_labels_have_the_divergence_of_bernoulli(shape):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, shape[-1] if len(shape) > 1 else 1).double()
+    model = nn.Sequential(layer, nn.Identity() if len(shape) > 1 else nn.Flatten(0))
+    loss = MESA(nn.BCEWithLogitsLoss(), start=0, temperature=2.0)
+    loss.prepare(model=model, epochs=2, steps_per_epoch=2)
+    x = batch().input
+    past = model(x).detach()
+    with torch.no_grad():
+        layer.weight.add_(0.3)
+    now = model(x)
+    loss(now, Batch(x, torch.ones(shape, dtype=torch.float64)))
+    p, q = torch.sigmoid(past / 2), torch.sigmoid(now.detach() / 2)
+    expected = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum() / 6
+    assert loss.epoch_log()["mesa_kl"] == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_batches_without_labels_have_a_teacher_too():
+    model = network()
+    loss = MESA(lambda output, _: output.square().mean(), start=0)
+    loss.prepare(model=model, epochs=2, steps_per_epoch=2)
+    loss(model(batch().input), Batch(batch().input, None)).backward()
+    assert loss.epoch_log()["mesa_kl"] > 0

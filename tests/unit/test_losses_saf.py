@@ -265,6 +265,60 @@ def test_a_sample_that_is_drawn_again_after_its_backward_pass_is_no_second_head(
         for step in range(3):
             loss(logits(step), Batch(None, TARGET, IDS)).backward()
     assert loss.epoch_log()["saf_hit_rate"] == 1.0
+    loss.epoch = 2
+    loss(logits(3), Batch(None, TARGET, IDS))  # a batch whose backward pass was left out
+    loss.after_step()
+    loss(logits(4), Batch(None, TARGET, IDS))
+
+
+@pytest.mark.parametrize("other", [{"target": TARGET.flip(0)}, {"index": IDS.flip(0)}], ids=["target", "ids"])
+def test_two_targets_for_one_output_are_refused_as_mixed_by_hand(other):
+    loss, output = SAF(nn.CrossEntropyLoss(), look_back=1, start=1), logits(0)
+    loss.prepare(epochs=3, samples=40)
+    loss.epoch = 0
+    given = {"target": TARGET, "index": IDS}
+    loss(output, Batch(None, **given))
+    loss(output, Batch(None, TARGET.clone(), IDS.clone()))  # said again, it is the same
+    with pytest.raises(InputError, match=r"one for an output.*partner=ids"):
+        loss(output, Batch(None, **{**given, **other}))
+    loss(output, Batch(None, **given)).backward()
+    loss(output, Batch(None, **{**given, **other})).backward()
+
+
+def probabilities(kind: str) -> torch.Tensor:
+    eye = torch.eye(6)
+    first, second = eye[[0, 1, 2, 0]], eye[[3, 0, 2, 1]]
+    return {
+        "mixup": 0.7 * first + 0.3 * second,
+        "mixup, even": 0.5 * first + 0.5 * second,
+        "mixup, smoothed": 0.9 * (0.7 * first + 0.3 * second) + 0.1 / 6,
+        "smoothed": 0.9 * first + 0.1 / 6,
+        "one-hot": first,
+        "distilled": torch.linspace(0, 3, 24).cos().reshape(4, 6).softmax(1),
+        "two labels": (first + eye[[5, 4, 3, 5]]),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["mixup", "mixup, even", "mixup, smoothed"])
+def test_probabilities_that_mix_two_classes_are_told_of_once(kind):
+    loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
+    loss.prepare(epochs=3, samples=4)
+    loss.epoch = 0
+    loss(logits(0, classes=6), Batch(None, probabilities(kind), IDS)).backward()
+    with pytest.warns(LowlandWarning, match=r"mix two classes.*partner=ids"):
+        loss.epoch = 1
+    loss(logits(0, classes=6), Batch(None, probabilities(kind), IDS)).backward()
+    assert loss.epoch_log()["criterion"] > 0  # without another warning, which is an error in these tests
+
+
+@pytest.mark.parametrize("kind", ["smoothed", "one-hot", "distilled", "two labels", "mixup"])
+def test_other_probabilities_and_known_partners_are_right(kind):
+    loss = SAF(nn.BCEWithLogitsLoss() if kind == "two labels" else nn.CrossEntropyLoss(), look_back=1, start=1)
+    loss.prepare(epochs=3, samples=4)
+    loss.epoch = 0
+    known = {"partner": IDS.flip(0), "share": torch.full((4,), 0.7)} if kind == "mixup" else {}
+    loss(logits(0, classes=6), Batch(None, probabilities(kind), IDS, **known)).backward()
+    assert loss.epoch_log()["criterion"] > 0  # without a warning, which is an error in these tests
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (4,), (4, 3)], ids=str)
@@ -288,3 +342,39 @@ def test_one_number_of_a_regression_is_refused():
     loss.epoch = 1
     with pytest.raises(InputError, match="regression"):
         loss(torch.zeros(4, 1, requires_grad=True), Batch(None, torch.zeros(4, 1), IDS))
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((4, 5, 3), 2), ((4, 3, 5, 2), 1), ((4, 5, 2, 3), -1)], ids=str)
+def test_logits_by_position_are_compared_along_their_classes_or_refused(shape, axis):
+    torch.manual_seed(0)
+    past, now = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    last = axis % len(shape)
+    labels = torch.zeros(shape[:last] + shape[last + 1 :], dtype=torch.int64)
+
+    def criterion(output, target):
+        return CE(output.movedim(axis, 1), target)
+
+    loss, wrong = (
+        SAF(criterion, look_back=1, start=1, precision="float64", class_axis=each)
+        for each in (axis, 1 if last > 1 else 2)
+    )
+    for epoch, output in enumerate((past, now)):
+        loss.epoch = epoch
+        value = loss(output, Batch(None, labels, IDS))
+        value.backward()
+    flat = [x.detach().movedim(axis, -1).flatten(1, -2) for x in (past, now)]
+    expected = torch.stack(
+        [tempered_divergence(flat[0][:, k], flat[1][:, k], 5.0) for k in range(flat[0].shape[1])]
+    ).mean()
+    assert loss.epoch_log()["saf_kl"] == pytest.approx(expected.item(), rel=1e-12)
+    wrong.epoch = 0
+    with pytest.raises(InputError, match="class_axis"):
+        wrong(past, Batch(None, labels, IDS))
+
+
+def test_batches_without_labels_have_a_memory_too():
+    loss = SAF(lambda output, _: output.square().mean(), look_back=1, start=1)
+    for epoch in range(2):
+        loss.epoch = epoch
+        loss(logits(epoch), Batch(None, None, IDS)).backward()
+    assert loss.epoch_log()["saf_hit_rate"] == 1.0

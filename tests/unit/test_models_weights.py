@@ -52,10 +52,16 @@ def test_a_t7_file_of_the_tool_loads(tmp_path: Path, wrapped: bool, noshort: boo
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("vgg9", models.VGG), ("densenet121", models.DenseNet), ("resnet18", models.ImageNetResNet),
-     ("resnet50_16_noshort", models.CifarResNet), ("wrn56_8_noshort", models.CifarResNet),
-     ("resnet34_noshort", models.ImageNetResNet), ("resnet110", models.CifarResNet)],
-)  # fmt: skip
+    [
+        ("vgg9", models.VGG),
+        ("densenet121", models.DenseNet),
+        ("resnet18", models.ImageNetResNet),
+        ("resnet50_16_noshort", models.CifarResNet),
+        ("wrn56_8_noshort", models.CifarResNet),
+        ("resnet34_noshort", models.ImageNetResNet),
+        ("resnet110", models.CifarResNet),
+    ],
+)
 def test_names_of_the_tool_give_the_network_they_mean(name: str, kind: type[nn.Module]) -> None:
     with torch.device("meta"):
         model = models.tool_model(name)

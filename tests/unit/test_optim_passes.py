@@ -487,12 +487,19 @@ def test_first_step_does_not_mix_with_perturb():
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        ({"rho": -0.1}, "rho"), ({"rho": float("nan")}, "rho"), ({"ascent": "batch"}, "ascent"),
-        ({"distributed": "both"}, "distributed"), ({"batch_norm": "second"}, "batch_norm"), ({"rng": "same"}, "rng"),
-        ({"norm": "layer"}, "norm"), ({"weight_decay": 0.1}, "weight_decay"), ({"start": -1}, "start"),
-        ({"start": 5, "stop": 4}, "stop"), ({"interval": 0}, "interval"),
+        ({"rho": -0.1}, "rho"),
+        ({"rho": float("nan")}, "rho"),
+        ({"ascent": "batch"}, "ascent"),
+        ({"distributed": "both"}, "distributed"),
+        ({"batch_norm": "second"}, "batch_norm"),
+        ({"rng": "same"}, "rng"),
+        ({"norm": "layer"}, "norm"),
+        ({"weight_decay": 0.1}, "weight_decay"),
+        ({"start": -1}, "start"),
+        ({"start": 5, "stop": 4}, "stop"),
+        ({"interval": 0}, "interval"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_are_refused(options, argument):
     base = sgd(network())
     with pytest.raises(InputError, match=f"`{argument}`"):

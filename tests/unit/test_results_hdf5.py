@@ -72,8 +72,10 @@ def test_directions_go_there_and_back_and_give_the_same_surface(tmp_path):
     plane = landscape.random_plane(model)
     names = [name for name, _ in model.named_parameters()]
     weights = [[axis.values[name].numpy() for name in names] for axis in plane.axes]
-    states = [[axis.values[n].numpy() if n in names else np.zeros(t.shape) for n, t in model.state_dict().items()]
-              for axis in plane.axes]  # fmt: skip
+    states = [
+        [axis.values[n].numpy() if n in names else np.zeros(t.shape) for n, t in model.state_dict().items()]
+        for axis in plane.axes
+    ]
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 1, 6, 6, generator=generator)
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, torch.randint(3, (9,), generator=generator))])

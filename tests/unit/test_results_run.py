@@ -26,9 +26,14 @@ from lowland.results.folders import find_runs, open_run_folder
 SOURCE = Path(ll.__file__).parent
 SPEC = "seed: {seed}\nfolder: x\ndata: {{name: digits}}\nloss: {{name: mse, method: llr}}\noptimizer: {{name: sgd, method: {method}}}\n"
 RESULT = {
-    "epoch": 2, "passes": 40, "steps": 20, "seconds": 1.5, "test": {"accuracy": 0.9, "loss": 0.4},
-    "chosen": {"train_loss": 0.2, "learning_rate": 0.1}, "recipe": {"optimizer settings": [{"lr": 0.1, "momentum": 0.9}]},
-}  # fmt: skip
+    "epoch": 2,
+    "passes": 40,
+    "steps": 20,
+    "seconds": 1.5,
+    "test": {"accuracy": 0.9, "loss": 0.4},
+    "chosen": {"train_loss": 0.2, "learning_rate": 0.1},
+    "recipe": {"optimizer settings": [{"lr": 0.1, "momentum": 0.9}]},
+}
 
 
 def written(folder: Path, *, seed: int = 0, method: str = "sam", stores: bool = True) -> Path:

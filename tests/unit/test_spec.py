@@ -9,27 +9,24 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.command_cases import FUNCTIONS, NEEDED
 
 from lowland import engine, workflows
-from lowland.cli.commands import COMMANDS
 from lowland.core.errors import InputError
-from lowland.core.names import import_path
-from lowland.workflows import FitSpec, curvature, figure, fit, line, surface, to_yaml, trajectory
-from lowland.workflows.checks import ENGINES
+from lowland.core.names import ENGINES, check_engine
+from lowland.core.settings import SummaryOptions
+from lowland.workflows import FitSpec, SurveyOptions, curvature, figure, fit, line, surface, to_yaml, trajectory
 from lowland.workflows.options import HOOKS, options_of
 from lowland.workflows.parse import call, from_text, from_yaml, parse, parser_of
 
-FUNCTIONS = {name: import_path("command", command.function) for name, command in COMMANDS.items()}
 OLD = Path(__file__).parent / "options_of_0_1_0"
-NEEDED = {"surface": ["--run", "r"], "line": ["--run", "r"], "trajectory": ["--run", "r"], "curvature": ["--run", "r"],
-          "report": ["--runs", "a,b"], "figure": ["--results", "a.zarr"]}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_yaml_round_trip(name):
     made = call(FUNCTIONS[name], NEEDED.get(name, []))
     again = from_text(FUNCTIONS[name], to_yaml(made.values) if made.values else "{}")
-    assert (again.spec, again.options, again.values) == (made.spec, made.options, made.values)
+    assert (again.arguments, again.values) == (made.arguments, made.values)
 
 
 def test_a_spec_is_written_and_read_back(tmp_path):
@@ -81,9 +78,9 @@ def test_help_shows_every_option_with_the_words_of_the_signature(name):
 def test_every_argument_of_a_command_is_a_flag_with_its_default(name):
     made = call(FUNCTIONS[name], NEEDED.get(name, []))
     for argument, parameter in inspect.signature(FUNCTIONS[name]).parameters.items():
-        if argument in made.options and parameter.default is not parameter.empty:
-            assert made.options[argument] == parameter.default
-        assert argument in made.options or argument in HOOKS or type(made.spec).__name__ in str(parameter.annotation)
+        if argument in made.arguments and parameter.default is not parameter.empty:
+            assert made.arguments[argument] == parameter.default
+        assert argument in made.arguments or argument in HOOKS
 
 
 def test_flags_win_over_the_file_before_them(tmp_path):
@@ -97,23 +94,32 @@ def test_flags_win_over_the_file_before_them(tmp_path):
 
 @pytest.mark.parametrize("text", ["51", "51x51", "51,51", "[51,51]", "[51, 51]", "51 x 51"])
 def test_lists_are_taken_in_every_form(text, tmp_path):
-    assert call(surface, ["r", "--points", text], positional="run").options["points"] == (51, 51)
-    assert call(surface, ["r", f"--points={text}"], positional="run").options["points"] == (51, 51)
+    assert call(surface, ["r", "--points", text], positional="run").arguments["points"] == (51, 51)
+    assert call(surface, ["r", f"--points={text}"], positional="run").arguments["points"] == (51, 51)
     (tmp_path / "a.yaml").write_text(f"run: r\npoints: {text}\n")
-    assert call(surface, ["--config", str(tmp_path / "a.yaml")]).options["points"] == (51, 51)
+    assert call(surface, ["--config", str(tmp_path / "a.yaml")]).arguments["points"] == (51, 51)
 
 
 def test_words_are_split_and_switches_need_no_value():
     made = call(
         surface, ["r", "--splits", "train,test", "--refine", "--probes", "gradient", "--run", "s"], positional="run"
     )
-    assert made.options["splits"] == ["train", "test"] and made.options["refine"] and made.spec.run == "s"
-    assert call(surface, ["r", "--splits", "none"], positional="run").options["splits"] is None
+    assert made.values["splits"] == ["train", "test"] and made.arguments["refine"] and made.spec.run == "s"
+    assert call(surface, ["r", "--splits", "none"], positional="run").values["splits"] is None
     assert parse(FitSpec, ["--augment", "crop,flip"]).augment == ["crop", "flip"]
     assert parse(FitSpec, ["--schedule.milestones", "3,4.5"]).schedule.milestones == [3.0, 4.5]
     assert call(figure, ["a", "b", "--size", "3x2"], positional="results").spec.size == (3.0, 2.0)
     assert call(figure, ["a", "--size", "slide"], positional="results").spec.size == "slide"
     assert parse(FitSpec, ["--batch-size", "8"]).batch_size == 8
+
+
+def test_a_word_alone_is_a_name_or_a_method(tmp_path):
+    spec = parse(FitSpec, ["--data", "digits", "--model=resnet20", "--optimizer", "sam", "--loss", "mse"])
+    assert (spec.data.name, spec.model.name, spec.loss.name) == ("digits", "resnet20", "mse")
+    assert (spec.optimizer.name, spec.optimizer.method) == ("sgd", "sam")
+    (tmp_path / "spec.yaml").write_text("optimizer: adamw\nloss: llr\nmodel: {name: resnet20}\n")
+    spec = parse(FitSpec, ["--config", str(tmp_path / "spec.yaml")])
+    assert (spec.optimizer.name, spec.loss.method, spec.model.name) == ("adamw", "llr", "resnet20")
 
 
 WRONG = [
@@ -124,6 +130,7 @@ WRONG = [
     (fit, ["--optimizer.learning_rate", "-0.1"], "must be positive (got -0.1)"),
     (fit, ["--optimizer.momentum", "1"], "`optimizer.momentum` must be in [0, 1)"),
     (fit, ["--optimizer", "3"], "`optimizer` must hold names with values (got '3'); such as --optimizer.name sgd"),
+    (fit, ["--optimizer", "same"], "`optimizer.name` must be a known name (got 'same')"),
     (fit, ["--schedule.kind", "cosin"], "must be one of cosine, constant, step (got 'cosin'); did you mean cosine?"),
     (fit, ["--version", "2"], "`version` must be 1"),
     (fit, ["--no_such_flag", "2"], "--no_such_flag"),
@@ -132,12 +139,16 @@ WRONG = [
     (fit, ["stray"], "stray"),
     (surface, [], "`run` must be given"),
     (surface, ["--run", "r", "--version", "2"], "`version` must be 1"),
-    (surface, ["--run", "r", "--points", "3x"], "`points` must be of the type tuple[int, int] (got '3x'); such as --points 51x51"),
+    (
+        surface,
+        ["--run", "r", "--points", "3x"],
+        "`points` must be of the type tuple[int, int] (got '3x'); such as --points 51x51",
+    ),
     (surface, ["--run", "r", "--risk.samples", "-5"], "must be positive (got -5)"),
     (surface, ["--run", "r", "--risk.splt", "test"], "did you mean --risk.split?"),
-    (trajectory, [], "`run` must be given; such as --run runs/sam"),
+    (trajectory, [], "`run` must be given; or --model, --checkpoint and --data for a model of your own"),
     (FUNCTIONS["demo"], ["--seeds", "1"], "`seeds` must be at least 2"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("command", "arguments", "message"), WRONG, ids=lambda v: v if isinstance(v, str) else None)
@@ -151,14 +162,15 @@ def test_wrong_flags(command, arguments, message):
 CALLS = [
     (lambda: surface("r", points=(0, 3)), "`points` must be positive"),
     (lambda: surface("r", extent=0), "`extent` must be positive"),
-    (lambda: surface("r", name="../x"), "`name` must be a plain file name"),
-    (lambda: surface("r", engine="warp"), "`engine` must be a known name"),
+    (lambda: surface("r", SurveyOptions(name="../x")), "`name` must be a plain file name"),
+    (lambda: surface("r", SurveyOptions(engine="warp")), "`engine` must be a known name"),
     (lambda: surface("no/run"), "`run` must be the folder of a run"),
     (lambda: line("r", start=1, stop=0), "`start, stop`"),
+    (lambda: line("r", start=1), "`start, stop`"),
     (lambda: line("r", match=True), "`match` needs another run"),
     (lambda: line("r", other="s", directions=2), "`directions` must be 1"),
-    (lambda: curvature("r", rho=-1), "`rho` must be positive"),
-    (lambda: curvature("r", top=-1), "`top` must not be negative"),
+    (lambda: curvature("r", SummaryOptions(rho=-1)), "`rho` must be positive"),
+    (lambda: curvature("r", SummaryOptions(top=-1)), "`top` must not be negative"),
     (lambda: trajectory("r", points=(1, 0)), "`points` must be positive"),
 ]
 
@@ -171,9 +183,15 @@ def test_functions_check_like_commands(measure, message):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("epochs: [1\n", "YAML"), ("- 3\n", "mapping"), ("nonsense: 1\n", "nonsense"), ("epochs: null\n", "epochs"),
-     ("model: 3\n", "model"), ("epoch: 1\n", "did you mean epochs?")],
-)  # fmt: skip
+    [
+        ("epochs: [1\n", "YAML"),
+        ("- 3\n", "mapping"),
+        ("nonsense: 1\n", "nonsense"),
+        ("epochs: null\n", "epochs"),
+        ("model: 3\n", "model"),
+        ("epoch: 1\n", "did you mean epochs?"),
+    ],
+)
 def test_wrong_files(text, words, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(InputError, match=words.replace("?", r"\?")) as caught:
@@ -181,14 +199,16 @@ def test_wrong_files(text, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_engines_are_checked_by_the_words_of_their_room():
-    assert {form: pattern for form, (pattern, _) in engine.ENGINES.items()} == {
-        form: pattern if "//" not in pattern else f"({pattern})" for form, pattern in _grouped(ENGINES).items()
-    }
-
-
-def _grouped(patterns: dict[str, str]) -> dict[str, str]:
-    return {form: pattern.replace(r"\d+", r"(\d+)") for form, pattern in patterns.items()}
+@pytest.mark.parametrize("form", ENGINES)
+def test_engines_are_what_their_documented_names_say(form):
+    name = form.replace("N", "2").replace("HOST:PORT", "10.0.0.1:6379")
+    assert engine.select(name).name == name
+    check_engine(name)
+    for wrong in (name + "x", name.upper(), f" {name}"):
+        if "//" in name and wrong.startswith(name):
+            continue
+        with pytest.raises(InputError, match="engine"):
+            check_engine(wrong)
 
 
 def test_every_spec_has_a_version_or_is_no_file_of_its_own():
@@ -197,3 +217,11 @@ def test_every_spec_has_a_version_or_is_no_file_of_its_own():
         kind = getattr(workflows, name)
         if dataclasses.is_dataclass(kind) and name in kept:
             assert "version" in kind.__dataclass_fields__, name
+
+
+@pytest.mark.parametrize("text", ["optimizer: {learning_rat: 1}", "optimizer.learning_rat: 1"])
+def test_a_wrong_inner_name_of_a_file_names_the_near_one_and_its_neighbours(text):
+    with pytest.raises(
+        InputError, match=r"did you mean optimizer\.learning_rate\? optimizer holds name, learning_rate"
+    ):
+        from_text(FitSpec, text)

@@ -12,11 +12,10 @@ from lowland import data, models
 from lowland.cli.main import main
 from lowland.core.errors import InputError
 from lowland.core.names import check_options
-from lowland.workflows import FitSpec, LossSpec, ModelSpec, ScheduleSpec, parse, read_recipe, recipe_names
+from lowland.workflows import FitSpec, LossSpec, ModelSpec, ScheduleSpec, open_run, parse, read_recipe, recipe_names
 from lowland.workflows.build import build_augment, build_loss, build_model, build_optimizer, build_schedule
 from lowland.workflows.parse import call
 from lowland.workflows.recipe import expand, small
-from lowland.workflows.sources import open_run
 from lowland.workflows.specs import DataSpec
 
 NAMES = recipe_names()
@@ -28,7 +27,7 @@ def test_a_recipe_says_where_it_comes_from_and_its_full_size_fits_what_it_names(
     recipe = read_recipe(name)
     spec = recipe.spec()
     assert recipe.about and recipe.published and len(recipe.source) > 40 and recipe.unknown and recipe.differs
-    assert name.split("-")[0] in ("li", "saf", "mesa", "sala", "llr")
+    assert name.split("-")[0] in ("li", "saf", "mesa", "sala", "llr", "fsam", "wsam", "late", "samon")
     build = models.MODELS[spec.model.name]
     check_options("model", spec.model.name, build, {"classes": 10, **spec.model.options})
     check_options("data", spec.data.name, data.DATASETS[spec.data.name], spec.data.options)
@@ -50,21 +49,33 @@ def test_a_small_recipe_builds_on_data_that_are_there_offline(name: str) -> None
 
 def test_the_small_rule_in_numbers() -> None:
     full = FitSpec(
-        model=ModelSpec(name="wrn28_10"), data=DataSpec(name="cifar100", options={"folder": "x", "label_noise": 0.2}),
-        schedule=ScheduleSpec(kind="step", milestones=[60.0, 120.0], warmup=5.0), epochs=205, batch_size=8192,
-        augment=["crop", {"name": "crop", "padding": 3, "mode": "reflect"}, "flip", {"name": "flip"},
-                 {"name": "cutout", "size": 16, "probability": 0.5}, "cutmix"],
-        accelerator="auto", seed=3,
-    )  # fmt: skip
+        model=ModelSpec(name="wrn28_10"),
+        data=DataSpec(name="cifar100", options={"folder": "x", "label_noise": 0.2}),
+        schedule=ScheduleSpec(kind="step", milestones=[60.0, 120.0], warmup=5.0),
+        epochs=205,
+        batch_size=8192,
+        augment=[
+            "crop",
+            {"name": "crop", "padding": 3, "mode": "reflect"},
+            "flip",
+            {"name": "flip"},
+            {"name": "cutout", "size": 16, "probability": 0.5},
+            "cutmix",
+        ],
+        accelerator="auto",
+        seed=3,
+    )
     made = small(full)
     assert made.model.options == {"factor": 3}
     assert (made.data.name, made.data.options) == ("digits", {"train_size": 896, "label_noise": 0.2})
     assert (made.schedule.milestones, made.schedule.warmup) == ([6.0, 12.0], 0.5)
     assert (made.epochs, made.batch_size, made.accelerator, made.seed) == (20, 149, "cpu", 3)
     assert made.augment == [
-        {"name": "crop", "padding": 1}, {"name": "crop", "padding": 1, "mode": "reflect"},
-        {"name": "cutout", "size": 4, "probability": 0.5}, "cutmix",
-    ]  # fmt: skip
+        {"name": "crop", "padding": 1},
+        {"name": "crop", "padding": 1, "mode": "reflect"},
+        {"name": "cutout", "size": 4, "probability": 0.5},
+        "cutmix",
+    ]
     assert made.optimizer == full.optimizer and made.loss == full.loss
     assert full.epochs == 205 and full.augment[0] == "crop"
 
@@ -90,11 +101,16 @@ def test_flags_after_a_recipe_win_and_its_folder_is_named_after_it() -> None:
     made = call(FitSpec, words, flags={"scale": ("full", "small")})
     spec, flags = made.spec, made.flags
     assert (spec.folder, spec.epochs, spec.loss.label_smoothing, flags["scale"]) == (
-        "runs/li-resnet20-small", 2, 0.1, "small",
-    )  # fmt: skip
+        "runs/li-resnet20-small",
+        2,
+        0.1,
+        "small",
+    )
     assert spec.optimizer == read_recipe("li-resnet20").spec().optimizer
-    plain = parse(FitSpec, expand(["--folder", "a", "--config", "saf-resnet18-cifar10", "--loss.method", "none",
-                                   "--loss.options", "{}"]))  # fmt: skip
+    plain = parse(
+        FitSpec,
+        expand(["--folder", "a", "--config", "saf-resnet18-cifar10", "--loss.method", "none", "--loss.options", "{}"]),
+    )
     assert (plain.folder, plain.loss) == ("a", LossSpec())
     assert expand(["--epochs", "3"]) == ["--epochs", "3"]
 

@@ -54,9 +54,12 @@ def test_a_covariate_that_drives_both_is_taken_out():
     assert found.tau > 0.6 and abs(found.partial) < 0.35
     assert math.isnan(partial_tau(0.5, 1.0, 0.2))
     tied = association(
-        [2, 2, 2, 1, 2, 2, 1, 1], [0, 0, 0, 0, 2, 0, 0, 0], stratum="a" * 8, cluster=range(8),
+        [2, 2, 2, 1, 2, 2, 1, 1],
+        [0, 0, 0, 0, 2, 0, 0, 0],
+        stratum="a" * 8,
+        cluster=range(8),
         covariate=np.array([0, 0, 0, 2, 1, 0, 0, 1]),
-    )  # fmt: skip
+    )
     assert -1 <= tied.partial <= 1
 
 

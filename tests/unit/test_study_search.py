@@ -9,9 +9,10 @@ from tests.study_cases import METHODS, tiny_study
 
 from lowland.core.errors import InputError
 from lowland.study.endpoints import equal_cost_epochs
-from lowland.study.plan import apply_changes, check_changes, jobs
+from lowland.study.plan import jobs
 from lowland.study.search import Trial, best_trial, expected_best, grid_settings, settings_of, withhold_test
-from lowland.workflows import FitSpec, SearchSpec, build_data
+from lowland.workflows import FitSpec, OptimizerSpec, SearchSpec, build_data
+from lowland.workflows.changes import apply_changes, check_changes
 
 
 def test_the_expected_best_of_k_is_the_mean_over_all_subsets():
@@ -33,8 +34,11 @@ def test_the_best_trial_is_the_earlier_of_equals_and_never_a_failed_one():
 
 
 def test_every_method_gets_the_same_number_of_settings_and_always_the_same_ones(tmp_path):
-    search = SearchSpec(trials=4, grid={"optimizer.learning_rate": [0.1, 0.2, 0.3], "optimizer.weight_decay": [0, 1e-3]},
-                        grids={"SAM": {"optimizer.options.rho": [0.05, 0.1]}})  # fmt: skip
+    search = SearchSpec(
+        trials=4,
+        grid={"optimizer.learning_rate": [0.1, 0.2, 0.3], "optimizer.weight_decay": [0, 1e-3]},
+        grids={"SAM": {"optimizer.options.rho": [0.05, 0.1]}},
+    )
     spec = tiny_study(tmp_path / "s", search=search)
     for method, keys in (("SGD", 2), ("SAM", 3)):
         settings = settings_of(spec, method)
@@ -47,9 +51,17 @@ def test_changes_reach_nested_values_and_leave_the_base_alone():
     made = apply_changes(base, {"optimizer.options.rho": 0.1, "optimizer.method": "sam", "clip": 1.0}, "methods.SAM")
     assert made.optimizer.options == {"rho": 0.1} and made.clip == 1.0 and base.optimizer.method == "none"
     assert apply_changes(base, {"clip": None}, "x") == base
-    assert apply_changes(base, {"optimizer.options": {"a": 1}}, "x").optimizer.options == {"a": 1}
+    whole = {"optimizer.method": "sam", "optimizer.options": {"interval": 2}}
+    assert apply_changes(base, whole, "x").optimizer.options == {"interval": 2}
+    with pytest.raises(InputError, match="must be empty"):
+        apply_changes(base, {"optimizer.options": {"a": 1}}, "x")
     with pytest.raises(InputError, match=r"x.optimizer.rate.*Known: .*optimizer.learning_rate"):
         apply_changes(base, {"optimizer.rate": 1}, "x")
+    made = apply_changes(base, {"optimizer.arguments.dampening": 0.1}, "x")  # any name, as in a file
+    assert made.optimizer.arguments == {"dampening": 0.1} and base.optimizer.arguments == {}
+    for key in ("optimizer.method.rho", "optimizer.options.rho.x"):  # below a single value
+        with pytest.raises(InputError, match="known name"):
+            apply_changes(FitSpec(optimizer=OptimizerSpec(method="sam", options={"rho": 1.0})), {key: 1}, "x")
 
 
 def test_runs_come_seed_by_seed_so_that_pairs_are_whole(tmp_path):

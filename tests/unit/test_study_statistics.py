@@ -10,8 +10,11 @@ from scipy import stats
 from lowland.core.errors import InputError
 from lowland.report.statistics import t_interval
 from lowland.study.statistics import (
+    Answer,
+    all_noninferior,
     answer,
     equivalent,
+    guarded,
     holm,
     noninferior,
     p_value,
@@ -63,6 +66,57 @@ def test_without_correction_the_row_would_claim_too_much():
         ]
         false += min(raw) <= 0.05
     assert false / 500 > 0.1
+
+
+def test_what_would_decide_alone_says_so_among_several():
+    random = np.random.default_rng(3)
+    found = met = 0
+    for _ in range(200):
+        effects = [paired_effect(*arms(random, 8, effect=0.009)) for _ in range(4)]
+        for effect, given in zip(effects, answer(effects, smallest=0.001), strict=True):
+            if given.verdict == "undecided" and effect.interval.low > 0:
+                found += 1
+                assert given.reason == "the interval would decide alone, not among 4" and given.adjusted > 0.05
+                assert given.seeds_needed > (seeds_to_decide(effect, 0.001) or 0) - 1
+    assert found > 20
+    for _ in range(200):
+        effects = [paired_effect(*arms(random, 8, effect=0.0)) for _ in range(4)]
+        for effect, given in zip(effects, all_noninferior(effects, 0.009), strict=True):
+            alone = noninferior(effect, 0.009)
+            assert given.adjusted >= given.p == p_value(effect, null=-0.009)
+            assert given.verdict == (alone.verdict if given.adjusted <= 0.05 else "undecided")
+            met += given.verdict != alone.verdict
+    assert met > 20
+
+
+def test_contrasts_of_one_row_share_holms_correction():
+    base = dict.fromkeys(range(8), 0.0)
+    effects = [paired_effect({k: m + 0.01 * (-1) ** k for k in range(8)}, base) for m in (0.0095, 0.03)]
+    alone = [noninferior(effect, 1e-9) for effect in effects]
+    assert [one.verdict for one in alone] == ["reproduced", "reproduced"] and 0.025 < alone[0].p <= 0.05
+    doubtful = guarded(effects[:1] * 2, alone[:1] * 2)
+    assert [one.verdict for one in doubtful] == ["undecided"] * 2 and doubtful[0].adjusted == 2 * alone[0].p
+    assert [one.verdict for one in guarded(effects, alone)] == ["reproduced"] * 2  # the stronger goes first
+    unknown = guarded(effects, [alone[1], Answer("undecided", "no margin")])
+    assert unknown[0].adjusted == 2 * alone[1].p and math.isnan(unknown[1].adjusted)
+
+
+def test_a_row_of_methods_at_the_margin_rarely_claims_noninferiority():
+    random, passed = np.random.default_rng(8), 0
+    for _ in range(STUDIES):
+        effects = [paired_effect(*arms(random, 8, effect=-0.01)) for _ in range(5)]
+        passed += any(given.verdict == "reproduced" for given in all_noninferior(effects, 0.01))
+    assert passed / STUDIES <= 0.05  # 0.12 without the correction
+
+
+def test_the_seeds_asked_for_decide_among_several():
+    random = np.random.default_rng(9)
+    effect = paired_effect({0: 0.002, 1: 0.014, 2: 0.005, 3: 0.011}, dict.fromkeys(range(4), 0.0))
+    needed = seeds_to_decide(effect, 0.001, family=4)
+    assert needed > seeds_to_decide(effect, 0.001)
+    draws = random.normal(effect.interval.mean, effect.deviation, size=(STUDIES, needed))
+    p = stats.ttest_1samp(draws, 0.0, axis=1).pvalue
+    assert ((4 * p <= 0.05) & (draws.mean(1) > 0)).mean() >= 0.78
 
 
 @pytest.mark.parametrize("seeds", [4, 8, 20])
@@ -173,9 +227,24 @@ def test_equivalence_needs_the_whole_interval_inside_the_margin():
 
 def test_equal_runs_give_a_point_and_no_division_by_zero():
     same = paired_effect(dict.fromkeys(range(6), 0.5), dict.fromkeys(range(6), 0.5))
-    assert p_value(same) == 1.0 and answer([same], smallest=0.01)[0].verdict == "refuted"
+    assert p_value(same) == 1.0 and answer([same], smallest=0.01)[0].verdict == "not measurable here"
     apart = paired_effect(dict.fromkeys(range(6), 0.1 + 0.2), {k: 0.1 * (k % 2) * 1e-17 for k in range(6)})
     assert p_value(apart) == 2.0**-5  # the sign test's: a t test of rounding errors would give 1e-80
+
+
+@pytest.mark.parametrize(("same", "seen"), [(0, True), (9, True), (10, False), (17, False), (20, False)])
+def test_where_half_of_the_seeds_do_not_differ_at_all_nothing_is_said(same, seen):
+    # a checkpoint chosen before the treatment began gave the base's bits on 17 of 20 seeds, and "refuted" was printed
+    random = np.random.default_rng(4)
+    base = dict(enumerate(random.standard_normal(20)))
+    treated = {k: v + (0.0 if k < same else 0.001 * random.standard_normal()) for k, v in base.items()}
+    effect = paired_effect(treated, base)
+    for found in (answer([effect], smallest=0.1)[0], noninferior(effect, 0.1), *all_noninferior([effect], 0.1)):
+        assert (found.verdict == "not measurable here") is not seen and found.seeds_needed is None
+        assert seen or f"{same} of 20 differences are exactly 0" in found.reason
+    assert equivalent(effect, 0.1) is seen
+    reference = {k: v + 0.5 + 0.01 * k for k, v in base.items()}
+    assert retention(base, reference, base)[1].verdict == "refuted"  # the contrast with a gain is not 0
 
 
 @pytest.mark.parametrize("count", [4, 5])

@@ -16,7 +16,7 @@ from tests.reference.naive_faults import FAULTS
 from tests.reference.naive_tools import NaiveCurvature, NaiveLandscape, NaiveOptimizer
 
 from lowland.core.errors import InputError
-from lowland.testing import Breach, LandscapeAdapter, NotOffered, check, demand, rules
+from lowland.testing import Breach, LandscapeAdapter, NotOffered, check, demand, own_adapters, rules
 from lowland.testing.planted import Planted, dense_hessian, planted_data
 from lowland.testing.rulebook import Rule
 
@@ -124,8 +124,12 @@ def run_pytest(folder, *arguments):
     alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # others import for seconds
     return subprocess.run(
         [*command, "--rootdir", str(folder), *arguments],
-        cwd=folder, env=alone, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        cwd=folder,
+        env=alone,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def test_plugin_checks_the_adapters_of_a_file(tmp_path):
@@ -172,6 +176,7 @@ def test_page_and_stored_results_agree():
         text.split(page.BEGIN)[1].split(page.END)[0].strip()
         == page.results(found, stored["provenance"]["created"][:10]).strip()
     )
+    assert [tool.name for tool in found.tools if tool.package == "lowland"] == [tool.name for tool in own_adapters()]
     for tool in found.tools:
         assert set(tool.outcomes) == {rule.name for rule in rules(tool.family)}
         broken = {name for name, (status, _) in tool.outcomes.items() if status == "broken"}
@@ -192,9 +197,15 @@ def test_adapter_on_the_page_breaks_what_the_page_says(tmp_path):
     (tmp_path / "mine.py").write_text(blocks[0])
     (adapter,) = plugin._adapters(plugin._loaded(tmp_path / "mine.py"))
     assert [o.rule.name for o in check(adapter) if o.status == "broken"] == [
-        "nothing_to_train", "zero_gradient", "failure_in_second_pass", "batch_norm_counts_once", "new_group_is_trained",
-        "resumes_at_every_step", "deep_copy_goes_on", "pickle_goes_on",
-    ]  # fmt: skip
+        "nothing_to_train",
+        "zero_gradient",
+        "failure_in_second_pass",
+        "batch_norm_counts_once",
+        "new_group_is_trained",
+        "resumes_at_every_step",
+        "deep_copy_goes_on",
+        "pickle_goes_on",
+    ]
 
 
 @pytest.mark.slow

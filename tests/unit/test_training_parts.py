@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from lowland.core.errors import CheckpointError, InputError, StoreError
+from lowland.data import DataSplits
 from lowland.results import Run
 from lowland.results.files import write_atomically
 from lowland.results.folders import open_run_folder
-from lowland.training import CheckpointFolder, Schedule, read_weights
+from lowland.training import CheckpointFolder, Schedule, fit, read_weights
 from lowland.training.checkpoint import random_state, restore_random_state
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result
 
@@ -180,3 +181,24 @@ def test_extra_state_of_a_module_travels_with_the_checkpoint() -> None:
 
     tensors, extra = split_state(nn.Sequential(nn.Linear(1, 1), Counter()))
     assert set(tensors) == {"0.weight", "0.bias"} and list(extra.values()) == [3]
+
+
+@pytest.mark.parametrize("data", [[], None])
+def test_data_that_are_no_parts_are_refused_with_the_way_to_make_them(data):
+    model = nn.Linear(2, 2)
+    with pytest.raises(InputError, match="`data` must be lowland.data.DataSplits, or a mapping of train"):
+        fit(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), data, epochs=1)
+
+
+def test_three_parts_may_come_by_name():
+    part = [(torch.eye(4), torch.arange(4))]
+    given = {"train": part, "validation": part, "test": part}
+    results = []
+    for data in (given, DataSplits("parts", **given, classes=4, shape=(4,))):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        results.append(fit(model, optimizer, nn.CrossEntropyLoss(), data, epochs=1).test)
+    assert results[0] == results[1]
+    with pytest.raises(InputError, match="`data` must hold train, validation, test .*'train'"):
+        fit(model, optimizer, nn.CrossEntropyLoss(), {"train": part}, epochs=1)

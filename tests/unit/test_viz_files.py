@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.report_cases import asymmetric, plane, spectrum, walk
+from tests.report_cases import asymmetric, film, plane, spectrum, walk
 
 from lowland import viz
 from lowland.core.errors import InputError
@@ -147,12 +147,18 @@ def test_every_kind_exports_or_says_why_not(tmp_path: Path, kind: str, suffix: s
         surface = plane()
         surface["negative_curvature"] = np.sign(surface["loss"] - 2)
         results = {"s": surface}
+    if kind == "film":
+        results = {"s": film()}
     target = tmp_path / f"figure{suffix}"
     scenes = (".vts", ".vtp")
-    refused = {("animation", s) for s in (".pdf", ".svg", ".png", *scenes)}
-    refused |= {(flat, s) for flat in ("line", "density") for s in scenes}
+    moving, movies = ("animation", "film"), (".gif", ".mp4")
+    if kind in moving and suffix == ".mp4":
+        pytest.importorskip("imageio_ffmpeg", reason="the extra film is not installed")
+    refused = {(kind, s) for kind in moving for s in (".pdf", ".svg", ".png", *scenes)}
+    refused |= {(kind, s) for kind in KINDS if kind not in moving for s in movies}
+    refused |= {(flat, s) for flat in ("line", "density", "merge-tree") for s in scenes}
     if (kind, suffix) in refused:
-        with pytest.raises(InputError, match="backend"):
+        with pytest.raises(InputError, match="path" if kind not in moving else "backend"):
             viz.export(results, target, kind, trajectories={"SGD": walk()})
         assert not target.exists()
         return

@@ -56,12 +56,26 @@ COMMANDS: Final = {
         positional="run",
         label="line of",
     ),
+    "connect": Command(
+        "train a curve of low loss from one run to another, beside the straight line",
+        "lowland.workflows.connecting:connect",
+        "lowland connect runs/sgd --others runs/sam --epochs 20",
+        positional="run",
+        label="curve from",
+    ),
     "trajectory": Command(
         "project the training path of a run",
         "lowland.workflows.surveys:trajectory",
         "lowland trajectory runs/sam --points 25",
         positional="run",
         label="path of",
+    ),
+    "film": Command(
+        "film the landscape along the training of a run",
+        "lowland.workflows.filming:film",
+        "lowland film runs/sam --output film.gif",
+        positional="run",
+        label="film of",
     ),
     "curvature": Command(
         "measure the Hessian at the weights of a run",
@@ -70,8 +84,15 @@ COMMANDS: Final = {
         positional="run",
         label="curvature of",
     ),
+    "robustness": Command(
+        "measure what rounding, noise, a fine-tune and merging do to the weights of a run",
+        "lowland.workflows.robustness:robustness",
+        "lowland robustness runs/sgd --other runs/sam --risk.samples 2000",
+        positional="run",
+        label="robustness of",
+    ),
     "report": Command(
-        "write one self-contained page about runs",
+        "write one self-contained page about runs, or a site with a page for each",
         "lowland.cli.report:report",
         "lowland report runs/sgd runs/sam --output page.html",
         positional="runs",
@@ -81,6 +102,24 @@ COMMANDS: Final = {
         "lowland.workflows.figures:figure",
         "lowland figure runs/sam/surfaces/plane.zarr --kind contour --output plane.pdf",
         positional="results",
+    ),
+    "inspect": Command(
+        "say what a checkpoint or a series of them is, and measure it",
+        "lowland.workflows.inspecting:inspect",
+        "lowland inspect outputs --data mydata:test_set",
+        positional="path",
+    ),
+    "topology": Command(
+        "count the basins of a stored surface beyond its errors, and compare two surfaces",
+        "lowland.workflows.topology:topology",
+        "lowland topology runs/sam/surfaces/plane.zarr --other runs/sgd/surfaces/plane.zarr --output tree.pdf",
+        positional="surface",
+    ),
+    "merge": Command(
+        "merge checkpoints with the weights that stand for a decay of the learning rate",
+        "lowland.workflows.merging:merge",
+        "lowland merge runs/constant --last 8 --decay 1-sqrt",
+        positional="checkpoints",
     ),
     "list": Command(
         "show the known models, data sets, methods and recipes",

@@ -74,7 +74,9 @@ def _version(name: str) -> str:
 
 def _machine() -> dict[str, Any]:
     """Return what computes here; without torch only what Python knows."""
-    known: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": _cores()}
+    # those this process may use, which a cluster or a container often restricts
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    known: dict[str, Any] = {"system": f"{platform.system()} {platform.machine()}", "cores": cores}
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a library of its own cannot be loaded
@@ -84,11 +86,6 @@ def _machine() -> dict[str, Any]:
     if torch.backends.mps.is_available():
         devices.append("Apple GPU (mps)")
     return {**known, "accelerators": ", ".join(devices) or "none"}
-
-
-def _cores() -> int:
-    # those this process may use, which a cluster or a container often restricts
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _advice(found: dict[str, Any]) -> list[str]:

@@ -6,21 +6,18 @@ import json
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from lowland.engine import Event
+from lowland.core.bars import Bars
 
-_LINE_EVERY = 10.0
-"""Seconds between progress lines where there is no terminal."""
+if TYPE_CHECKING:
+    from lowland.core.pace import OnEvent
 
 
 @dataclass(frozen=True)
@@ -39,51 +36,26 @@ class Output:
         quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks for all
         self.quiet, self.as_json = quiet or as_json, as_json
         self._silent = quiet
-        self._console = Console(stderr=True)
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._said = 0.0
+        self.bars = Bars()
 
     def __enter__(self) -> Output:
-        if not self.quiet and self._console.is_terminal:
-            self._progress = self._bars(*_columns(), console=self._console)
-            self._progress.start()
+        if not self.quiet:
+            self.bars.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        self.bars.__exit__(kind, error, trace)
 
-    def _bars(self, *columns: ProgressColumn, console: Console) -> Progress:
-        return Progress(*columns, console=console)
-
-    def progress(self, label: str) -> Callable[[Event], None]:
+    def progress(self, label: str) -> OnEvent:
         """Return a receiver of events that shows them under a label."""
-
-        def receive(event: Event) -> None:
-            if self.quiet:
-                return
-            left = "" if event.remaining is None else f"{_clock(event.remaining)} left"
-            if event.kind == "failed":
-                self.note(f"{label}: a point failed: {event.message}")
-            if self._progress is not None:
-                if label not in self._tasks:
-                    self._tasks[label] = self._progress.add_task(label, total=event.total, left="")
-                shown = left if event.kind != "done" else ""
-                self._progress.update(self._tasks[label], completed=event.done, total=event.total, left=shown)
-            elif event.kind == "done" or time.monotonic() - self._said > _LINE_EVERY:
-                self._said = time.monotonic()
-                self.note(f"{label}: {event.done}/{event.total}" + (f", {left}" if left else ""))
-
-        return receive
+        return (lambda event: None) if self.quiet else self.bars.progress(label)
 
     def note(self, text: str) -> None:
         """Print a line for people, to standard error."""
         if not self.quiet:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self.bars.note(text)
 
     def result(self, shown: Shown) -> None:
         """Print the result to standard output: as JSON, or as a table and lines."""
@@ -102,11 +74,6 @@ class Output:
             print(line)
 
 
-def _columns() -> tuple[ProgressColumn, ...]:
-    counted = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return (TextColumn("{task.description}"), *counted, TextColumn("{task.fields[left]}"))
-
-
 def _finite(value: Any) -> Any:
     """Return a value that JSON can hold: numbers that are not finite are null."""
     if isinstance(value, Mapping):
@@ -114,9 +81,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

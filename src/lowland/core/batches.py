@@ -30,20 +30,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 from lowland.core.errors import InputError
-
-__all__ = [
-    "Batch",
-    "RawBatch",
-    "as_batch",
-    "batch_bytes",
-    "batch_tensors",
-    "is_sample_list",
-    "joined",
-    "mapped",
-    "move",
-    "resized",
-    "take",
-]
+from lowland.core.facts import ShowsFacts, form_of
 
 RawBatch: TypeAlias = Any
 """What a loader yields; the table above."""
@@ -54,8 +41,8 @@ _FIELDS = ("input", "target", "index", "partner", "share")
 _SETTING = (str, bytes, int, float, bool, type(None))
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+@dataclass(repr=False, frozen=True, slots=True)
+class Batch(ShowsFacts):
     """One batch of data.
 
     Args:
@@ -81,6 +68,11 @@ class Batch:
     count: int | None = None
     number: int = 0
 
+    def _facts(self) -> dict[str, str]:
+        size = self.known_size
+        parts = {name: form_of(getattr(self, name)) for name in ("input", "target", "index", "partner")}
+        return {"n": "" if size is None else str(size), **parts}
+
     @property
     def size(self) -> int:
         """Number of samples: given, or what the parts agree on.
@@ -91,10 +83,9 @@ class Batch:
         found = self.known_size
         if found is None:
             told = [sorted(some) for some in map(_counts, (self.target, self.index, self.input)) if some]
-            raise InputError(
-                "batches", "must tell how many samples a batch holds" + (f" (its parts say {told})" if told else ""),
-                type(self.input).__name__, "give samples_of=lambda batch: ..., or Batch(input, target, count=...)",
-            )  # fmt: skip
+            rule = "must tell how many samples a batch holds" + (f" (its parts say {told})" if told else "")
+            advice = "give samples_of=lambda batch: ..., or Batch(input, target, count=...)"
+            raise InputError("batches", rule, type(self.input).__name__, advice)
         return found
 
     @property
@@ -109,15 +100,7 @@ class Batch:
         return common.pop() if len(common) == 1 else None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on a device.
-
-        Args:
-            device: Where to.
-            non_blocking: As in `torch.Tensor.to`.
-
-        Returns:
-            A new batch (tensors already there are shared).
-        """
+        """Return a new batch on a device, as `torch.Tensor.to` does; tensors that are there already are shared."""
         return replace(self, **{name: move(getattr(self, name), device, non_blocking=non_blocking) for name in _FIELDS})
 
 
@@ -140,14 +123,12 @@ def as_batch(raw: RawBatch, adapt: Callable[[Any], Any] | None = None) -> Batch:
         if target_key is not None and target_key.startswith("target"):
             rest.pop(target_key)
         return Batch(rest, target, index)
-    if isinstance(raw, tuple | list) and 1 <= len(raw) <= 3:
+    if isinstance(raw, tuple | list) and 1 <= len(raw) <= 3 and not _are_samples(raw):
         if len(raw) == 3 and raw[2] is not None and not _are_ids(raw[2]):
             got = f"{raw[2].dtype} of shape {tuple(raw[2].shape)}" if isinstance(raw[2], Tensor) else type(raw[2])
-            raise InputError(
-                "batches", "must hold sample ids (int64, one axis) as the third entry of a tuple", f"{got}",
-                "put weights or a second target into the target, (x, (y, w)), with a loss that returns "
-                "(values, weights)",
-            )  # fmt: skip
+            rule = "must hold sample ids (int64, one axis) as the third entry of a tuple"
+            advice = "put weights or a second target into the target, (x, (y, w)), for a loss of (values, weights)"
+            raise InputError("batches", rule, f"{got}", advice)
         return Batch(*raw)
     if callable(getattr(raw, "to", None)):
         return Batch(raw, getattr(raw, "y", None))
@@ -157,6 +138,12 @@ def as_batch(raw: RawBatch, adapt: Callable[[Any], Any] | None = None) -> Batch:
         type(raw).__name__ if not isinstance(raw, tuple | list) else f"{type(raw).__name__} of {len(raw)}",
         "give adapt=, a function from what the loader yields to Batch(input, target)",
     )
+
+
+def _are_samples(raw: Any) -> bool:
+    """Tell whether a list, never collated, holds samples: texts, or mappings of the same keys."""
+    kinds = {frozenset(entry) if isinstance(entry, Mapping) else type(entry) for entry in raw}
+    return len(raw) > 1 and len(kinds) == 1 and all(isinstance(entry, Mapping | str) for entry in raw)
 
 
 def _are_ids(value: Any) -> bool:
@@ -217,6 +204,8 @@ def move(value: Any, device: torch.device | str, *, non_blocking: bool = False) 
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, PackedSequence):
         return value.to(device=torch.device(device))  # type: ignore[call-arg]
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return torch.as_tensor(value, device=device)
     if isinstance(value, Mapping | tuple | list):
         return _rebuilt(value, lambda entry: move(entry, device, non_blocking=non_blocking))
     return value.to(device) if callable(getattr(value, "to", None)) and not isinstance(value, type) else value
@@ -263,10 +252,9 @@ def _taken(value: Any, rows: Tensor, size: int, beside: Any = None) -> Any:
         return type(value)(value[row] for row in rows.tolist())
     if samples is None or not isinstance(value, Mapping | tuple | list):
         got = tuple(value.shape) if isinstance(value, Tensor | np.ndarray) else type(value).__name__
-        raise InputError(
-            "batches", f"must be cut into samples here, and {size} samples cannot be told apart in a part of it", got,
-            "choose the samples in the data set, or give adapt= that returns tensors with one row per sample",
-        )  # fmt: skip
+        rule = f"must be cut into samples here, and {size} samples cannot be told apart in a part of it"
+        advice = "choose the samples in the data set, or give adapt= that returns tensors with one row per sample"
+        raise InputError("batches", rule, got, advice)
     return _rebuilt(value, lambda entry: _taken(entry, rows, size))
 
 
@@ -292,11 +280,8 @@ def _join(values: list[Any], samples: bool | None = False) -> Any:
         return torch.nested.as_nested_tensor(entries, layout=first.layout)
     if isinstance(first, Tensor) and first.ndim:
         if any(value.shape[1:] != first.shape[1:] for value in values):
-            raise InputError(
-                "batch_size",
-                "must be None where samples of different batches differ in shape",
-                [tuple(value.shape) for value in values][:2],
-            )
+            rule = "must be None where samples of different batches differ in shape"
+            raise InputError("batch_size", rule, [tuple(value.shape) for value in values][:2])
         return torch.cat(values)
     if isinstance(first, np.ndarray):
         return np.concatenate(values)

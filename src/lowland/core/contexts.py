@@ -6,48 +6,23 @@ the clean pass only.
 
 from __future__ import annotations
 
+import copy
 import random
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
-from types import FrameType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils import parametrize
-from torch.nn.utils.prune import BasePruningMethod
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils.checkpoint import CheckpointFunction
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.interrupts import held_interrupts
 from lowland.core.params import ParameterSpace
-from lowland.core.types import Batch, forward
-
-__all__ = [
-    "BatchNormMode",
-    "batch_norm_mode",
-    "buffers_restored",
-    "current_pass",
-    "differentiable_kernels",
-    "effective_weights",
-    "evaluation_mode",
-    "forked_rng",
-    "gradients_aside",
-    "has_running_statistics",
-    "held_interrupts",
-    "measuring",
-    "parameters_kept",
-    "perturbed_pass",
-    "recalibrate",
-    "running_buffers",
-    "same_bits",
-    "weights_restored",
-]
+from lowland.core.types import Batch, fitting, forward
 
 BatchNormMode = Literal["running", "batch", "recalibrated"]
 
@@ -70,27 +45,6 @@ def perturbed_pass() -> Generator[None, None, None]:
 
 
 @contextmanager
-def held_interrupts() -> Generator[None, None, None]:
-    """Hold SIGINT back while weights are being written, and deliver it afterwards."""
-    # Only the main thread receives signals, so that elsewhere this does nothing.
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    caught: list[tuple[int, FrameType | None]] = []
-    previous = signal.getsignal(signal.SIGINT)
-    if previous is None:  # installed by a C library: it cannot be put back from Python
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if caught and callable(previous):
-            previous(*caught[0])
-
-
-@contextmanager
 def weights_restored(space: ParameterSpace) -> Generator[list[Tensor], None, None]:
     """Save the parameters of a space and write the same bits back at the end."""
     base = space.copy()
@@ -106,13 +60,13 @@ def measuring() -> Generator[None, None, None]:
     """Make ambient state no input: gradients on, inference mode and autocast off, no weights cached by autocast."""
     # The cache would hand out weights as they were before a move. Precision is an argument of what is measured.
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise InputError(
-            "risk", "must be measured outside torch.func transforms (grad, vmap, jvp, ...)",
-            advice="call Lowland outside, or use lowland.curvature.Hessian for derivatives",
-        )  # fmt: skip
-    kinds = ["cpu", *(["cuda"] if torch.cuda.is_available() else []), *(["mps"] if torch.mps.is_available() else [])]
-    active = [kind for kind in kinds if torch.is_autocast_enabled(kind)]
+        advice = "call Lowland outside, or use lowland.curvature.Hessian for derivatives"
+        raise InputError("risk", "must be measured outside torch.func transforms (grad, vmap, ...)", advice=advice)
+    active = [kind for kind in ("cpu", "cuda", "mps") if torch.is_autocast_enabled(kind)]
     cached = torch.is_autocast_cache_enabled()
+    if torch.is_grad_enabled() and not (torch.is_inference_mode_enabled() or active or cached):
+        yield  # inside another measurement, once per product: it must cost nothing
+        return
     with torch.inference_mode(False), torch.enable_grad():
         for kind in active:
             torch.set_autocast_enabled(kind, False)
@@ -123,6 +77,20 @@ def measuring() -> Generator[None, None, None]:
             torch.set_autocast_cache_enabled(cached)
             for kind in active:
                 torch.set_autocast_enabled(kind, True)
+
+
+@contextmanager
+def checkpoints_kept() -> Generator[None, None, None]:
+    """Keep what reentrant checkpoints would compute again: they have no derivative by chosen tensors, or none."""
+    kind: Any = CheckpointFunction
+    if "apply" in vars(kind):  # inside another measurement
+        yield
+        return
+    kind.apply = staticmethod(lambda function, preserve, *inputs: function(*inputs))
+    try:
+        yield
+    finally:
+        del kind.apply
 
 
 @contextmanager
@@ -141,32 +109,48 @@ def parameters_kept(model: nn.Module) -> Generator[None, None, None]:
 
 
 @contextmanager
-def buffers_restored(model: nn.Module) -> Generator[None, None, None]:
+def buffers_restored(model: nn.Module, *, attributes: bool = True) -> Generator[None, None, None]:
     """Save what a model holds beside its parameters, and put it back at the end, also where forward rebound it."""
-    # Buffers, and plain tensors among a module's attributes (hand-written statistics). What cannot be written in
-    # place (expanded, sparse, made in inference mode) can only have been rebound: the object is put back.
-    kept = [(module, dict(module._buffers), _plain_tensors(module)) for module in model.modules()]
-    tensors = [t for _, buffers, plain in kept for t in (*buffers.values(), *plain.values()) if t is not None]
-    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if _writable(tensor)]
+    # Buffers, and a module's own attributes: hand-written statistics, the state of a recurrent cell, counters. What
+    # cannot be written in place (expanded, sparse, made in inference mode) can only have been rebound: the object is
+    # put back.
+    kept = [(module, dict(module._buffers), _own(module) if attributes else {}) for module in model.modules()]
+    tensors = [t for _, buffers, own in kept for t in (*buffers.values(), *_tensors(list(own.values())))]
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if tensor is not None and writable(tensor)]
+    filled = [(value, copy.copy(value)) for _, _, own in kept for value in own.values() if type(value) in (list, dict)]
     try:
         yield
     finally:
         with held_interrupts(), torch.no_grad():
             for tensor, value in saved:
                 tensor.data.copy_(value)
-            for module, buffers, plain in kept:
-                _put_back(module, buffers, plain)
+            for held, entries in filled:
+                held.clear()
+                held.extend(entries) if isinstance(held, list) else held.update(entries)
+            for module, buffers, own in kept:
+                _put_back(module, buffers, own if attributes else None)
 
 
-def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-    }
+_OF_TORCH: Final = frozenset(vars(nn.Module()))
+"""Where torch keeps what belongs to a module; the rest are its own attributes."""
 
 
-def _writable(tensor: Tensor) -> bool:
+def _own(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own attributes; those of scripted ones live in C++."""
+    scripted = isinstance(module, torch.jit.ScriptModule)
+    return {} if scripted else {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+
+
+def _tensors(value: Any, depth: int = 4) -> list[Tensor]:
+    """Return the tensors in plain containers, which may hold themselves."""
+    if isinstance(value, dict | list | tuple):
+        entries = value.values() if isinstance(value, dict) else value
+        return [tensor for entry in entries for tensor in _tensors(entry, depth - 1)] if depth else []
+    return [value] if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) else []
+
+
+def writable(tensor: Tensor) -> bool:
+    """Tell whether a tensor can be written in place; what cannot can only be bound anew."""
     if (
         nn.parameter.is_lazy(tensor)
         or tensor.is_inference()
@@ -178,46 +162,46 @@ def _writable(tensor: Tensor) -> bool:
     return all(step > 0 or size < 2 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-def _put_back(module: nn.Module, buffers: dict[str, Any], plain: dict[str, Tensor]) -> None:
+def _put_back(module: nn.Module, buffers: dict[str, Any], own: dict[str, Any] | None) -> None:
     if isinstance(module, torch.jit.ScriptModule):  # its buffers live in C++ and are written in place alone
         return
     for name in [name for name in module._buffers if name not in buffers]:
         del module._buffers[name]
     module._buffers.update(buffers)
-    for name in _plain_tensors(module):
-        if name not in plain:
-            delattr(module, name)
-    module.__dict__.update(plain)
+    if own is not None:
+        for name in _own(module).keys() - own.keys():
+            del module.__dict__[name]
+        module.__dict__.update(own)
+
+
+_HOOKS: Final = ("_backward_hooks", "_backward_pre_hooks")
+"""Where torch keeps backward hooks; it has no public way to list or to set them aside, hence read here."""
 
 
 @contextmanager
 def gradients_aside(model: nn.Module) -> Generator[None, None, None]:
     """Put every ``.grad`` and all backward hooks aside and restore them, and ``requires_grad``, at the end."""
     # A hook that scales or masks gradients belongs to training; the derivative of the risk knows none.
-    saved = [(p, p.grad, p.requires_grad, p._backward_hooks) for p in model.parameters()]
-    hooked: list[tuple[Any, dict[int, Any]]] = [
-        (hooks, dict(hooks))
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-        for hooks in (module._backward_hooks, module._backward_pre_hooks)
-        if hooks
-    ]
+    saved = [(p, p.grad, p.requires_grad, getattr(p, _HOOKS[0])) for p in model.parameters()]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    tables: list[dict[int, Any]] = [getattr(module, name) for module in modules for name in _HOOKS]
+    hooked = [(table, dict(table)) for table in tables if table]
     for parameter, _, _, hooks in saved:
         parameter.grad = None
         if hooks:
-            parameter._backward_hooks = None
-    for hooks, _ in hooked:
-        hooks.clear()
+            setattr(parameter, _HOOKS[0], None)
+    for table, _ in hooked:
+        table.clear()
     try:
         yield
     finally:
-        for hooks, entries in hooked:
-            hooks.update(entries)
+        for table, entries in hooked:
+            table.update(entries)
         for parameter, gradient, requires, hooks in saved:
             parameter.grad = gradient
             parameter.requires_grad_(requires)
             if hooks:
-                parameter._backward_hooks = hooks
+                setattr(parameter, _HOOKS[0], hooks)
 
 
 @contextmanager
@@ -267,10 +251,9 @@ def _check_own_norms(model: nn.Module, mode: str) -> None:
     for name, module in model.named_modules():
         scripted = isinstance(module, torch.jit.ScriptModule)
         if running_buffers(module) and (scripted or not isinstance(module, nn.modules.batchnorm._NormBase)):
-            raise InputError(
-                "batch_norm", f'must be "running" for a model with {"scripted" if scripted else "hand-written"} '
-                f"running statistics (at {name!r})", mode, "use torch's own norm layers for the other modes",
-            )  # fmt: skip
+            kind = "scripted" if scripted else "hand-written"
+            rule = f'must be "running" for a model with {kind} running statistics (at {name!r})'
+            raise InputError("batch_norm", rule, mode, "use torch's own norm layers for the other modes")
 
 
 @torch.no_grad()
@@ -288,13 +271,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch]) -> int:
                 norm.reset_running_stats()
                 norm.momentum, norm.training = None, True
             for batch in batches:
-                forward(model, batch)
+                with nullcontext() if count else fitting("model", batch.input):
+                    forward(model, batch)
                 count += 1
         finally:
             for norm, momentum, training in saved:
                 norm.momentum, norm.training = momentum, training
-    if count == 0:
-        raise InputError("batches", "must hold at least one batch to recalibrate on", 0)
+    require(count != 0, "batches", "must hold at least one batch to recalibrate on", 0)
     return count
 
 
@@ -314,105 +297,6 @@ def batch_norm_mode(model: nn.Module, mode: BatchNormMode) -> Generator[None, No
             for norm in _tracking(model):
                 norm.training = True
         yield
-
-
-@contextmanager
-def effective_weights(model: nn.Module) -> Generator[None, None, None]:
-    """Replace weights that are made of others (parametrizations, pruning, old norm hooks) by the ones that are used."""
-    # Inside, moves and derivatives act on the weight that the layer really uses; at the end the parametrization
-    # is back with its own tensors, bit for bit. Rows that `max_norm` would shorten in forward are shorter, and
-    # embeddings give dense gradients. Compiled parts run eagerly: compiled backward passes have no derivative.
-    undo: list[Callable[[], None]] = []
-    with ExitStack() as stack:
-        stack.enter_context(measuring())
-        if any(_is_compiled(module) for module in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        try:
-            with evaluation_mode(model), torch.no_grad():
-                for module in list(model.modules()):
-                    if parametrize.is_parametrized(module):
-                        undo.append(_materialize(module))
-                    if not isinstance(module, torch.jit.ScriptModule):
-                        undo += [_unhooked(module, key, hook) for key, hook in _weight_hooks(module)]
-                    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-                        undo.append(_plain_embedding(module))
-            yield
-        finally:
-            with held_interrupts():
-                for step in reversed(undo):
-                    step()
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
-
-
-def _materialize(module: nn.Module) -> Callable[[], None]:
-    kind = type(module)
-    lists: Any = module.parametrizations
-    values: dict[str, nn.Parameter] = {}
-    with buffers_restored(lists):
-        for name in lists:
-            trainable = any(p.requires_grad for p in lists[name].parameters())
-            values[name] = nn.Parameter(getattr(module, name).detach().clone(), requires_grad=trainable)
-    del module._modules["parametrizations"]
-    module.__class__ = kind.__mro__[1]  # parametrize made a subclass that holds only the properties
-    for name, value in values.items():
-        module._parameters[name] = value
-
-    def undo() -> None:
-        for name in values:
-            del module._parameters[name]
-        module.__class__ = kind
-        module._modules["parametrizations"] = lists
-
-    return undo
-
-
-def _weight_hooks(module: nn.Module) -> list[tuple[int, Any]]:
-    """Return the hooks of torch that make a weight before each forward pass: old norms and pruning."""
-    kinds = (WeightNorm, SpectralNorm, BasePruningMethod)
-    return [(key, hook) for key, hook in module._forward_pre_hooks.items() if isinstance(hook, kinds)]
-
-
-def _unhooked(module: nn.Module, key: int, hook: Any) -> Callable[[], None]:
-    name = getattr(hook, "_tensor_name", None) or hook.name
-    parameters, hooks, made = dict(module._parameters), dict(module._forward_pre_hooks), vars(module).get(name)
-    hook(module, None)
-    value: Tensor = getattr(module, name)
-    sources = [part for part in parameters if part.startswith(f"{name}_")]
-    trainable = any(made_of.requires_grad for part in sources if (made_of := parameters[part]) is not None)
-    del module._forward_pre_hooks[key]
-    vars(module).pop(name, None)
-    for part in sources:
-        del module._parameters[part]
-    setattr(module, name, nn.Parameter(value.detach().clone(), requires_grad=trainable))
-
-    def undo() -> None:
-        module._forward_pre_hooks.clear()
-        module._forward_pre_hooks.update(hooks)
-        module._parameters.clear()
-        module._parameters.update(parameters)
-        if made is not None:
-            setattr(module, name, made)
-
-    return undo
-
-
-def _plain_embedding(module: nn.Embedding | nn.EmbeddingBag) -> Callable[[], None]:
-    limit, sparse, data = module.max_norm, module.sparse, module.weight.data
-    module.max_norm, module.sparse = None, False
-    if limit is not None:
-        module.weight.data = data.clone()
-        rows = torch.arange(data.shape[0], device=data.device)
-        torch.embedding_renorm_(module.weight.data, rows, limit, module.norm_type)
-
-    def undo() -> None:
-        module.max_norm, module.sparse = limit, sparse
-        if limit is not None:
-            module.weight.data = data
-
-    return undo
 
 
 @contextmanager
@@ -441,14 +325,10 @@ def has_running_statistics(model: nn.Module) -> bool:
 
 def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     """Tell whether two lists of tensors agree bit for bit (NaN equals NaN of the same bits)."""
-    if len(first) != len(second):
-        return False
-    return all(
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and torch.equal(_bits(a), _bits(b))
+    return len(first) == len(second) and all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
         for a, b in zip(first, second, strict=True)
-    )  # fmt: skip
+    )
 
 
 def _bits(tensor: Tensor) -> Tensor:

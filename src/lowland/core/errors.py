@@ -7,21 +7,12 @@ The CLI prints `InputError` (and its kin) as one line and exits with 2, everythi
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
+from typing import Final
 
-__all__ = [
-    "CheckpointError",
-    "EngineError",
-    "InputError",
-    "LowlandError",
-    "LowlandWarning",
-    "MissingExtra",
-    "MissingPass",
-    "NotDeterministic",
-    "NotFinite",
-    "StoreError",
-    "optional_import",
-]
+_ABSENT: Final = object()
 
 
 class LowlandError(Exception):
@@ -46,17 +37,27 @@ class InputError(LowlandError, ValueError):
         `rho` must not be negative (got -1.0); use rho=0 to leave a group out
     """
 
-    _ABSENT = object()
-
     def __init__(self, argument: str, rule: str, got: object = _ABSENT, advice: str = "") -> None:
         self.argument, self.rule, self.got, self.advice = argument, rule, got, advice
         text = f"`{argument}` {rule}"
-        if got is not InputError._ABSENT:
+        if got is not _ABSENT:
             shown = repr(got)
             text += f" (got {shown if len(shown) <= 200 else shown[:197] + '...'})"
         if advice:
             text += f"; {advice}"
         super().__init__(text)
+
+
+def require(holds: object, argument: str, rule: str, got: object = _ABSENT, advice: str = "") -> None:
+    """Raise the `InputError` of an argument unless its rule holds."""
+    if not holds:
+        raise InputError(argument, rule, got, advice)
+
+
+def check_positive(**values: float | None) -> None:
+    """Check that numbers are positive; None passes."""
+    for name, value in values.items():
+        require(value is None or value > 0, name, "must be positive", value)
 
 
 class NotFinite(InputError):
@@ -87,24 +88,37 @@ class MissingExtra(LowlandError, ImportError):
     """An optional package is not installed."""
 
 
+DAMAGED: Final = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+"""What reading a file raises that is missing, cut off, or of another form; formats have errors of their own besides."""
+
+
+@contextmanager
+def reworded(
+    kinds: type[Exception] | tuple[type[Exception], ...], make: Callable[[str], LowlandError]
+) -> Generator[None]:
+    """Say in our words what a library complains of; what Lowland itself raises passes as it is."""
+    try:
+        yield
+    except LowlandError:
+        raise
+    except kinds as error:
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise make(f"{type(error).__name__}: {text}" if kinds is Exception else text) from error
+
+
+def refused(
+    kinds: type[Exception] | tuple[type[Exception], ...],
+    argument: str,
+    rule: str,
+    got: object = _ABSENT,
+    advice: str = "",
+) -> AbstractContextManager[None]:
+    """Refuse an argument where a library complains of it, with what it says in brackets."""
+    return reworded(kinds, lambda why: InputError(argument, f"{rule} ({why})", got, advice))
+
+
 def optional_import(module: str, *, extra: str, needed_for: str) -> ModuleType:
-    """Import an optional package or say how to install it.
-
-    Args:
-        module: Name to import, such as ``"vtk"``.
-        extra: Name of Lowland's extra that installs it.
-        needed_for: What the user asked for, for the message.
-
-    Returns:
-        The imported module.
-
-    Raises:
-        MissingExtra: If the package cannot be imported.
-
-    Example:
-        >>> optional_import("json", extra="none", needed_for="this example").__name__
-        'json'
-    """
+    """Import an optional package that an extra of Lowland installs, or say how to install it and what needs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.units import UnitRule, clean_name, unit_rules
 
-__all__ = ["ParameterSpace", "check_parameters", "global_norm", "normalized_scale", "unwrap"]
-
+_SHOWN: Final = 12
+"""Lines of a table in a message."""
 
 _INNER: Final = {
     "OptimizedModule": "_orig_mod",
@@ -33,14 +35,42 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy of the user's own module that runs its own weights, whatever a trainer put on the original."""
+    model = unwrap(model)
+    twin, of_model = copy.deepcopy(model), set(model.modules())
+    for module in twin.modules():
+        # trainers (TRL) put forwards on instances; a closure is not copied, and would run the original
+        if _reaches(vars(module).get("forward"), of_model):
+            del module.forward
+    return twin
+
+
+def _reaches(function: Any, modules: set[nn.Module]) -> bool:
+    # whether a function holds one of these modules, bound or in its closure
+    waiting, seen = [function], set()
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, nn.Module) and part in modules:
+            return True
+        if not callable(part) or isinstance(part, type | nn.Module) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        waiting += [getattr(part, name, None) for name in ("__self__", "__func__", "func")]
+        for cell in getattr(part, "__closure__", None) or ():
+            with suppress(ValueError):  # an empty cell
+                waiting.append(cell.cell_contents)
+    return False
+
+
 def check_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Refuse parameters that cannot be moved in place, each by its name."""
     spans: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
     for name, tensor in tensors.items():
         problem = _problem(tensor)
         if problem:
-            raise InputError("model", f"must not have {problem[0]} parameters (at {name!r})", type(model).__name__,
-                             problem[1])  # fmt: skip
+            rule = f"must not have {problem[0]} parameters (at {name!r})"
+            raise InputError("model", rule, type(model).__name__, problem[1])
         storage = getattr(tensor, "untyped_storage", None)
         if storage is None or type(tensor) is not nn.Parameter or tensor.layout != torch.strided:
             continue
@@ -53,10 +83,9 @@ def check_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         found.sort()
         for (_, stop, name), (start, _, other) in itertools.pairwise(found):
             if start <= stop:
-                raise InputError(
-                    "model", f"must not have two parameters in the same memory ({name!r} and {other!r})",
-                    type(model).__name__, "tie them by assigning the parameter itself: a.weight = b.weight",
-                )  # fmt: skip
+                rule = f"must not have two parameters in the same memory ({name!r} and {other!r})"
+                advice = "tie them by assigning the parameter itself: a.weight = b.weight"
+                raise InputError("model", rule, type(model).__name__, advice)
 
 
 def _problem(tensor: Tensor) -> tuple[str, str] | None:
@@ -94,8 +123,7 @@ class ParameterSpace:
         if modules is not None:
             known = {clean_name(name) for name, _ in model.named_modules()}
             for module in modules:
-                if module not in known:
-                    raise InputError("modules", "must name submodules of the model", module)
+                require(module in known, "modules", "must name submodules of the model", module)
             named = {n: p for n, p in named.items() if any(m == "" or n.startswith(m + ".") for m in modules)}
         if not named:
             raise InputError(
@@ -108,13 +136,13 @@ class ParameterSpace:
             )
         found = unit_rules(model)
         unknown = set(rules or {}) - set(found)
-        if unknown:
-            raise InputError("rules", "must name parameters of the model", sorted(unknown))
+        require(not unknown, "rules", "must name parameters of the model", sorted(unknown))
         self.names: tuple[str, ...] = tuple(named)
         self.tensors: tuple[nn.Parameter, ...] = tuple(named.values())
         self.rules: tuple[UnitRule, ...] = tuple((rules or {}).get(name, found[name]) for name in self.names)
         self.sizes: tuple[int, ...] = tuple(p.numel() for p in self.tensors)
         self.numel: int = sum(self.sizes)
+        self.modules, self.trainable = None if modules is None else tuple(modules), trainable
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -158,8 +186,7 @@ class ParameterSpace:
             if set(values) != set(self.names):
                 raise InputError("values", "must have the parameters' names", sorted(set(values) ^ set(self.names)))
             values = [values[name] for name in self.names]
-        if len(values) != len(self.tensors):
-            raise InputError("values", f"must hold {len(self.tensors)} tensors", len(values))
+        require(len(values) == len(self.tensors), "values", f"must hold {len(self.tensors)} tensors", len(values))
         for name, parameter, value in zip(self.names, self.tensors, values, strict=True):
             if value.shape != parameter.shape:
                 raise InputError(
@@ -169,8 +196,7 @@ class ParameterSpace:
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
         """Cut a vector into one tensor per parameter (views where possible)."""
-        if vector.shape != (self.numel,):
-            raise InputError("vector", f"must have the shape [{self.numel}]", tuple(vector.shape))
+        require(vector.shape == (self.numel,), "vector", f"must have the shape [{self.numel}]", tuple(vector.shape))
         parts = torch.split(vector, list(self.sizes))
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 
@@ -181,6 +207,18 @@ class ParameterSpace:
     def norm(self) -> float:
         """Return the Euclidean norm of all parameters."""
         return float(global_norm([p.detach().double() for p in self.tensors]))
+
+
+def differing_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:
+    """Return a table of the names under which two models hold other tensors, a line each; empty where none do."""
+    names = [n for n in {**ours, **theirs} if n not in ours or n not in theirs or ours[n].shape != theirs[n].shape]
+    rows = [
+        (name, *(str(tuple(part[name].shape)) if name in part else "-" for part in (ours, theirs))) for name in names
+    ]
+    shown = [("name", "model", "given"), *rows[:_SHOWN]]
+    width = [max(len(row[k]) for row in shown) for k in range(3)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in shown]
+    return "\n".join([*lines, *([f"... and {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else [])]) if rows else ""
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:

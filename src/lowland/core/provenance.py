@@ -14,8 +14,6 @@ from typing import Any
 
 import lowland
 
-__all__ = ["fingerprint", "provenance", "revision", "versions"]
-
 _PACKAGES = ("torch", "numpy", "scipy", "xarray", "zarr")
 
 

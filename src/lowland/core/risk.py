@@ -7,52 +7,31 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lowland.core.batches import Batch, as_batch, batch_bytes, batch_tensors
-from lowland.core.contexts import (
-    BatchNormMode,
-    batch_norm_mode,
-    effective_weights,
-    forked_rng,
-    gradients_aside,
-    measuring,
-    parameters_kept,
-    recalibrate,
-    same_bits,
-)
-from lowland.core.errors import InputError, NotDeterministic
-from lowland.core.loaders import fixed_batches
+from lowland.core import contexts
+from lowland.core.batches import Batch, batch_tensors
+from lowland.core.effective import effective_weights
+from lowland.core.errors import InputError, NotDeterministic, require
+from lowland.core.facts import ShowsFacts
+from lowland.core.loaders import ResidentBatches, fixed_batches
+from lowland.core.measure import BatchMeasure, check_callables, written
+from lowland.core.moments import Estimate, Tally, estimates
 from lowland.core.params import ParameterSpace, check_parameters, unwrap
-from lowland.core.per_sample import (
-    Estimate,
-    Loss,
-    accuracy,
-    all_moments,
-    loss_settings,
-    measured_pair,
-    merged,
-    per_sample_loss,
-)
+from lowland.core.per_sample import Loss, loss_settings
 from lowland.core.provenance import fingerprint
-from lowland.core.seeds import torch_seed
-from lowland.core.types import Evaluate, Metric, forward
-
-__all__ = ["EmpiricalRisk"]
-
-_Pairs: TypeAlias = dict[str, tuple[Tensor, "Tensor | float | None"]]
-
-_RESIDENT_BYTES: Final = 1 << 30
-"""Data up to this size are kept on the device when ``resident="auto"``."""
+from lowland.core.ranks import Ranks
+from lowland.core.types import Evaluate, FirstBatch, Metric
 
 
-class EmpiricalRisk:
+class EmpiricalRisk(ShowsFacts):
     """What is measured, on which data, in which batch-norm mode.
 
     The risk of a metric is ``sum_i v_i / sum_i w_i`` over all samples (see `lowland.core.per_sample`), the same
@@ -80,6 +59,10 @@ class EmpiricalRisk:
         samples_of: Number of samples in a `Batch`, where it cannot be read off.
         seeded: Measure a loss that draws random numbers (dropout, VAE, diffusion) at fixed noise: every batch has its
             own, of ``seed``, the same at all weights. Default False: such a loss is `NotDeterministic`.
+        process_group: Ranks of torch.distributed that measure together: ``batches`` are this rank's shard, and every
+            number is that of all shards, the same bits on all ranks; they must make the same calls in the same order.
+            A `DistributedSampler` pads, so that some samples count twice: give each rank its own part instead. Default
+            None: this process alone.
 
     Raises:
         InputError: If arguments contradict each other, the data are empty, or something is of no known kind.
@@ -99,7 +82,7 @@ class EmpiricalRisk:
         *,
         evaluate: Evaluate | None = None,
         metrics: Mapping[str, Metric] | None = None,
-        batch_norm: BatchNormMode = "running",
+        batch_norm: contexts.BatchNormMode = "running",
         recalibration: Iterable[Any] | None = None,
         samples: int | None = None,
         seed: int = 0,
@@ -108,85 +91,64 @@ class EmpiricalRisk:
         adapt: Callable[[Any], Any] | None = None,
         samples_of: Callable[[Batch], int] | None = None,
         seeded: bool = False,
+        process_group: Any | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError("model", "must be a torch.nn.Module", type(model).__name__)
+        require(isinstance(model, nn.Module), "model", "must be a torch.nn.Module", type(model).__name__)
+        check_callables(metrics, loss=loss, evaluate=evaluate, adapt=adapt, samples_of=samples_of)
         if (loss is None) == (evaluate is None):
             raise InputError("loss", "must be given, or `evaluate` instead of it, not both")
         if batches is None:
             raise InputError("batches", "must be given", None, "pass a DataLoader or a list of batches")
         if batch_norm not in ("running", "batch", "recalibrated"):
             raise InputError("batch_norm", 'must be "running", "batch" or "recalibrated"', batch_norm)
+        require(resident in (True, False, "auto"), "resident", 'must be True, False or "auto"', resident)
+        self.ranks = Ranks(process_group)
+        if process_group is not None and batch_norm == "recalibrated" and recalibration is None:
+            rule = "must be given where ranks share the data: the same batches on all of them"
+            raise InputError("recalibration", rule, None)
         self.model = unwrap(model)
         self.loss, self.metrics, self.custom = loss, dict(metrics or {}), evaluate
-        self.batch_norm: BatchNormMode = batch_norm
+        self.batch_norm: contexts.BatchNormMode = batch_norm
         self.samples, self.seed, self.resident = samples, seed, resident
         first = next(self.model.parameters(), None)
-        self.device = torch.device(device if device is not None else first.device if first is not None else "cpu")
+        self.device = _present(device if device is not None else first.device if first is not None else "cpu")
         self.adapt, self.samples_of, self.seeded = adapt, samples_of, seeded
         check_parameters(self.model, dict(self.model.named_parameters()))
-        self._source = fixed_batches(batches, samples, seed, adapt=adapt)
-        self._cache: list[Batch] | None = None
-        self._recalibration = None if recalibration is None else fixed_batches(recalibration, None, seed, adapt=adapt)
-        self._fingerprint: str | None = None
-        self._with_graph, self._checked, self._writes = False, False, True
+        self._data = self._on_device(batches, samples)
+        self._recalibration = None if recalibration is None else self._on_device(recalibration)
+        self._checked, self._writes = False, True
+        self._measure = self._new_measure()
+
+    def _on_device(self, batches: Iterable[Any], samples: int | None = None) -> ResidentBatches:
+        source = fixed_batches(batches, samples, self.seed, adapt=self.adapt)
+        return ResidentBatches(source, self.device, self.resident, adapt=self.adapt, samples_of=self.samples_of)
+
+    def _new_measure(self) -> BatchMeasure:
+        return BatchMeasure(self.model, self.loss, self.metrics, self.custom, self.seed if self.seeded else None)
 
     def replaced(self, *, batches: Iterable[Any] | None = None, evaluate: Evaluate | None = None) -> EmpiricalRisk:
-        """Return a risk of the same model, mode and recalibration data on other batches or by another measure.
-
-        Args:
-            batches: Other data; None keeps the data.
-            evaluate: Another measure; None keeps the measure.
-
-        Returns:
-            A new risk; this one is not changed.
-        """
+        """Return a new risk of the same model, mode and recalibration data on other batches or by another measure."""
         other = copy.copy(self)
-        other._fingerprint, other._checked = None, False
+        other._checked = False
         if batches is not None:
             if self.batch_norm == "recalibrated" and self._recalibration is None:
-                other._recalibration = self._source
-            source = fixed_batches(batches, None, self.seed, adapt=self.adapt)
-            other._source, other._cache, other.samples = source, None, None
+                other._recalibration = self._data
+            other._data, other.samples = self._on_device(batches), None
         if evaluate is not None:
             other.custom = evaluate
+        other._measure = other._new_measure()
         return other
 
+    def _facts(self) -> dict[str, str]:
+        what = self.custom if self.custom is not None else self.loss
+        name = type(what).__name__ if isinstance(what, nn.Module) else getattr(what, "__name__", type(what).__name__)
+        samples = self._data.known_size
+        size = "data of unknown size" if samples is None else f"{samples} samples"
+        return {"": f"{type(self.model).__name__}, {name}, {size}", "batch norm": self.batch_norm}
+
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches on the device, always the same ones in the same order.
-
-        Yields:
-            Each batch.
-
-        Raises:
-            InputError: If there are none.
-        """
-        if self._cache is not None:
-            yield from self._cache
-            return
-        kept: list[Batch] | None = [] if self.resident else None
-        size, count = 0, 0
-        for raw in self._source:
-            batch = self._read(raw, count)
-            count += 1
-            if kept is not None:
-                size += batch_bytes(batch)
-                kept.append(batch)
-                if self.resident == "auto" and size > _RESIDENT_BYTES:
-                    kept = None
-            yield batch
-        if count == 0:
-            raise InputError("batches", "must hold at least one batch", 0)
-        self._cache = kept
-
-    def _read(self, raw: Any, number: int) -> Batch:
-        batch = as_batch(raw, self.adapt).to(self.device)
-        count = batch.count
-        if self.samples_of is not None and count is None:
-            count = int(self.samples_of(batch))
-            if count < 1:
-                raise InputError("samples_of", "must give at least 1", count)
-        return replace(batch, count=count, number=number) if (count, number) != (batch.count, batch.number) else batch
+        """Return an iterator of the batches on the device, always the same ones in the same order, or refuse none."""
+        return iter(self._data)
 
     @contextmanager
     def prepared(self) -> Generator[None, None, None]:
@@ -194,102 +156,42 @@ class EmpiricalRisk:
 
         Inside: evaluation mode, the risk's batch-norm mode, effective instead of parametrized weights, no gradients,
         forked random state. `measure` and `loss_terms` are to be called inside; make a `ParameterSpace` inside too.
-
-        Yields:
-            Nothing.
         """
         with ExitStack() as stack:
-            stack.enter_context(measuring())
-            stack.enter_context(forked_rng())
-            stack.enter_context(gradients_aside(self.model))
+            stack.enter_context(contexts.measuring())
+            stack.enter_context(contexts.checkpoints_kept())
+            stack.enter_context(contexts.forked_rng())
+            stack.enter_context(contexts.gradients_aside(self.model))
             stack.enter_context(effective_weights(self.model))
-            stack.enter_context(batch_norm_mode(self.model, self.batch_norm))
+            stack.enter_context(contexts.batch_norm_mode(self.model, self.batch_norm))
+            for part in (self.loss, self.custom, *self.metrics.values()):  # those with layers and states of their own
+                if isinstance(part, nn.Module):
+                    stack.enter_context(contexts.evaluation_mode(part))
+                    stack.enter_context(contexts.buffers_restored(part))
             yield
 
     @contextmanager
     def _kept(self) -> Generator[None, None, None]:
         """Prepare, and keep the weights too until a forward pass has been seen to leave them alone."""
-        with self.prepared(), parameters_kept(self.model) if self._writes else nullcontext():
+        with self.prepared(), contexts.parameters_kept(self.model) if self._writes else nullcontext():
             yield
 
     def recalibrate(self) -> None:
         """Renew batch-norm statistics at the present weights if the risk's mode asks for it; only inside `prepared`."""
         if self.batch_norm == "recalibrated":
-            source = self.batches() if self._recalibration is None else self._recalibration_batches()
-            recalibrate(self.model, source)
-
-    def _recalibration_batches(self) -> Iterator[Batch]:
-        assert self._recalibration is not None
-        for raw in self._recalibration:
-            yield as_batch(raw, self.adapt).to(self.device)
+            contexts.recalibrate(self.model, self._data if self._recalibration is None else self._recalibration)
 
     def measure(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float | None]]:
-        """Measure one batch at the present weights: per-sample numerators and denominators by name, with graph.
-
-        Args:
-            batch: One of `batches`.
-
-        Returns:
-            Name -> (values, weights), see `lowland.core.types.Measured`; weights None means ones.
-        """
-        return self._run(batch, self._measured)
-
-    def _run(self, batch: Batch, measure: Callable[[Batch], _Pairs]) -> _Pairs:
-        """Measure at the noise of the batch where the risk is seeded, and with a graph where forward needs one."""
-        with forked_rng(torch_seed(self.seed, "probe", "noise", batch.number)) if self.seeded else nullcontext():
-            if torch.is_grad_enabled():
-                return measure(batch)
-            if not self._with_graph:
-                try:
-                    return measure(batch)
-                except RuntimeError as error:  # a model that differentiates by its input (PINN, forces)
-                    if "does not require grad" not in str(error):
-                        raise
-                    self._with_graph = True
-            with torch.enable_grad():
-                found = measure(batch)
-            return {name: (values.detach(), weights) for name, (values, weights) in found.items()}
-
-    def _measured(self, batch: Batch) -> _Pairs:
-        if self.custom is not None:
-            found: Any = self.custom(self.model, batch)
-            if not isinstance(found, Mapping):
-                raise InputError(
-                    "evaluate", 'must return a mapping from names to values, {"loss": ...}', type(found).__name__
-                )
-            return {name: measured_pair(name, value, batch) for name, value in found.items()}
-        output = forward(self.model, batch)
-        result = self._loss(output, batch)
-        ignored = getattr(self.loss, "ignore_index", -100)
-        hits = accuracy(output, batch.target, ignore_index=ignored) if "accuracy" not in self.metrics else None
-        if hits is not None:
-            result["accuracy"] = hits
-        for name, metric in self.metrics.items():
-            result[name] = measured_pair(name, metric(output, batch), batch)
-        return result
-
-    def _loss(self, output: Any, batch: Batch) -> _Pairs:
-        assert self.loss is not None
-        return {"loss": per_sample_loss(self.loss, output, batch.target, batch=batch)}
+        """Measure one of `batches`: per-sample numerators and denominators (None: ones) by name, with graph."""
+        return self._measure(batch)
 
     def loss_terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the loss of one batch as a sum with graph and its weight; only inside `prepared`.
-
-        Args:
-            batch: One of `batches`.
-
-        Returns:
-            The total of the numerators and the total of the denominators, scalars.
-
-        Raises:
-            InputError: If ``evaluate`` gives no ``"loss"``.
-        """
-        # of a loss, that alone: metrics have no part in a graph
-        alone = self.custom is None
-        measured = self._run(batch, lambda b: self._loss(forward(self.model, b), b) if alone else self._measured(b))
+        """Return the totals of numerators (with graph) and denominators of one of `batches`; only inside `prepared`."""
+        measured = self._measure(batch, loss_alone=True)
         if "loss" not in measured:
             raise InputError("evaluate", 'must give "loss" for gradients and curvature', sorted(measured))
         values, weights = measured["loss"]
+        wide = torch.promote_types(values.dtype, torch.float32)  # sums of half types overflow
         many, weights = values.ndim > 0, 1.0 if weights is None else weights
         if isinstance(weights, Tensor):
             total = (
@@ -297,8 +199,8 @@ class EmpiricalRisk:
             )
         else:
             each = float(weights) * (values.numel() if many else 1)
-            total = torch.as_tensor(each, dtype=torch.promote_types(values.dtype, torch.float32), device=values.device)
-        return values.sum(), total
+            total = torch.as_tensor(each, dtype=wide, device=values.device)
+        return values.sum(dtype=wide), total
 
     def evaluate(self) -> dict[str, Estimate]:
         """Measure every quantity on all data at the present weights.
@@ -313,58 +215,77 @@ class EmpiricalRisk:
         """
         with self._kept():
             self.recalibrate()
-            return {name: Estimate.of(sums) for name, sums in self.sums().items()}
+            return self.estimates()
 
     @torch.no_grad()
-    def sums(self) -> dict[str, Tensor]:
-        """Return the moments of every quantity at the present weights; only inside `prepared`.
-
-        Returns:
-            Name -> rows of `lowland.core.per_sample.moments`, one per batch, on the device.
-        """
-        totals: dict[str, Tensor] = {}
-        for batch in self.batches():
-            for name, part in all_moments(self.measure(batch)).items():
-                totals[name] = merged(totals.get(name), part)
-        return totals
+    def estimates(self) -> dict[str, Estimate]:
+        """Measure every quantity at the present weights, as `evaluate` does; only inside `prepared`."""
+        with self.ranks.together():
+            tally = Tally()
+            for batch in self.batches():
+                tally.add(self.measure(batch))
+        return estimates([tally], self.ranks)[0]
 
     def gradient(self, *, modules: list[str] | None = None) -> dict[str, Tensor]:
-        """Return the exact gradient of the risk by parameter name; unused parameters give zeros.
-
-        Args:
-            modules: Only parameters of these submodules; None takes all trainable ones.
-
-        Returns:
-            Name -> gradient, of the parameters' shape and type.
-        """
+        """Return the exact gradient by name of the trainable parameters (of some `modules`); unused ones give zeros."""
         with self._kept():
             self.recalibrate()
             space = ParameterSpace(self.model, modules=modules)
-            total, weight = space.zeros(), 0.0
-            for batch in self.batches():
-                loss, part = self.loss_terms(batch)
-                weight += float(part)
-                if not loss.requires_grad:
-                    raise InputError("risk", "must depend on the parameters by differentiable operations")
-                grads = torch.autograd.grad(loss, space.tensors, allow_unused=True, materialize_grads=True)
-                torch._foreach_add_(total, [grad.to_dense() if grad.is_sparse else grad for grad in grads])
-            torch._foreach_div_(total, weight)
+            _, total, _ = self.loss_and_gradient(space)
             return space.named(total)
 
-    def check_deterministic(self, *, once: bool = False) -> None:
-        """Measure the first batch twice, read it twice, and demand the same bits.
+    def loss_and_gradient(
+        self, space: ParameterSpace, batches: Iterable[Batch] | None = None
+    ) -> tuple[float, list[Tensor], float]:
+        """Return the loss, its gradient, and the total of denominators, of all batches or some; inside `prepared`."""
+        total, weight, sums = 0.0, 0.0, space.zeros()
+        with self.ranks.together():
+            for batch in self.batches() if batches is None else batches:
+                loss, share = self.loss_terms(batch)
+                require(loss.requires_grad, "risk", "must depend on the parameters by differentiable operations")
+                parts = torch.autograd.grad(loss, space.tensors, allow_unused=True, materialize_grads=True)
+                torch._foreach_add_(sums, [part.to_dense() if part.is_sparse else part for part in parts])
+                total, weight = total + float(loss.detach().double()), weight + float(share.double())
+        total, weight = map(sum, zip(*self.ranks.gather((total, weight)), strict=True))
+        self.ranks.sum(sums)
+        torch._foreach_div_(sums, weight)
+        return total / weight if weight else math.nan, sums, weight
 
-        Args:
-            once: Leave it out if it has been done for this risk. Default False.
+    @torch.no_grad()
+    def loss_alone(self, batches: Iterable[Batch] | None = None) -> tuple[float, float]:
+        """Return the loss and the total of denominators, of all batches or some; inside `prepared`."""
+        total, weight = 0.0, 0.0
+        with self.ranks.together():
+            for batch in self.batches() if batches is None else batches:
+                part, share = self.loss_terms(batch)
+                total, weight = total + float(part.double()), weight + float(share.double())
+        total, weight = map(sum, zip(*self.ranks.gather((total, weight)), strict=True))
+        return total / weight if weight else math.nan, weight
+
+    def check_deterministic(self, *, once: bool = False) -> FirstBatch | None:
+        """Read and measure the first batch twice, and demand the same bits.
+
+        Returns:
+            What was measured; None where ``once`` finds that this has been done.
 
         Raises:
             NotDeterministic: If the data, the model's outputs or the loss differ between two passes; says which.
             InputError: If forward writes to its parameters.
         """
         if once and self._checked:
-            return
-        first, again = self._read_twice()
-        if not same_bits(batch_tensors(first), batch_tensors(again)):
+            return None
+        with self.ranks.together():
+            seen = self._checked_twice()
+            held = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+            state = "" if self.ranks.alone else fingerprint(held)
+        if len(set(self.ranks.gather(state))) > 1:
+            advice = "load the same state on each; buffers of batch norm count too"
+            raise InputError("model", "must have the same parameters and buffers on all ranks", "others", advice)
+        return seen
+
+    def _checked_twice(self) -> FirstBatch:
+        first, again = self._data.first_twice()
+        if not contexts.same_bits(batch_tensors(first), batch_tensors(again)):
             raise NotDeterministic(
                 "`batches` changes between two passes over it (random augmentation or a shuffling iterable?); "
                 "pass data without augmentation in a fixed order, or a list of batches"
@@ -372,62 +293,32 @@ class EmpiricalRisk:
         with self._kept(), torch.no_grad():
             self.recalibrate()
             before = [p.detach().clone() for p in self.model.parameters()] if self._writes else []
-            results = [self.measure(first) for _ in range(2)]
-            if before and not same_bits(before, list(self.model.parameters())):
+            results = [self.measure(first)]
+            begin = time.perf_counter()
+            results.append(self.measure(first))
+            seconds = time.perf_counter() - begin  # with warm caches
+            if before and not contexts.same_bits(before, list(self.model.parameters())):
+                advice = "keep the change out of forward (torch.nn.Embedding's own max_norm is understood)"
                 raise InputError(
-                    "model", "must not write to its parameters in forward", self._written(before),
-                    "keep the change out of forward (torch.nn.Embedding's own max_norm is understood)",
-                )  # fmt: skip
+                    "model", "must not write to its parameters in forward", written(self.model, before), advice
+                )
             for name in results[0]:
                 pair = [[part for part in found[name] if isinstance(part, Tensor)] for found in results]
-                if not same_bits(*pair):
-                    raise NotDeterministic(self._changing(name, first))
+                if not contexts.same_bits(*pair):
+                    raise NotDeterministic(self._measure.what_changes(name, first))
         self._checked, self._writes = True, False
-
-    def _written(self, before: list[Tensor]) -> str:
-        named = zip(self.model.named_parameters(), before, strict=True)
-        return next(name for (name, p), old in named if not same_bits([old], [p]))
-
-    def _changing(self, name: str, batch: Batch) -> str:
-        """Say whether the model or the loss gives something else each time."""
-        advice = "; make it deterministic in evaluation mode, or measure at fixed noise by seeded=True"
-        if self.custom is not None:
-            return f"`evaluate` gives another {name} each time (random numbers in the model or in `evaluate`?)" + advice
-        outputs = [batch_tensors(forward(self.model, batch)) for _ in range(2)]
-        if same_bits(*outputs):
-            return f"`{name}` gives another value each time on the same output of the model" + advice
-        return (
-            f"`model` gives another output, and {name}, each time although it is in evaluation mode (dropout that "
-            "ignores the mode, or random numbers in forward?)" + advice
+        return FirstBatch(
+            {name: values.ndim > 0 for name, (values, _) in results[0].items()}, seconds, first.known_size
         )
 
-    def _read_twice(self) -> tuple[Batch, Batch]:
-        with forked_rng():  # a loader draws a seed each time it is read
-            found = [next(iter(self._source), None) for _ in range(2)]
-        if found[0] is None or found[1] is None:
-            raise InputError("batches", "must hold at least one batch", 0)
-        return self._read(found[0], 0), self._read(found[1], 0)
-
     def data_fingerprint(self) -> str:
-        """Return a fingerprint of all data in their order (one pass over them, kept).
-
-        Returns:
-            Sixteen hexadecimal digits.
-        """
-        if self._fingerprint is None:
-            digest = hashlib.sha256()
-            with forked_rng():
-                for batch in self.batches():
-                    digest.update(fingerprint(batch_tensors(batch)).encode())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+        """Return sixteen hexadecimal digits of all data in their order (one pass over them, kept)."""
+        own = self._data.fingerprint()
+        shards = self.ranks.gather(own)
+        return own if self.ranks.alone else hashlib.sha256("".join(shards).encode()).hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """Return what must agree for two results to be comparable, as plain values.
-
-        Returns:
-            Loss, metrics, batch-norm mode, samples, seed, fingerprint of the data.
-        """
+        """Return loss, metrics, batch-norm mode, samples, seed and data, which must agree for results to compare."""
         named = {name: getattr(metric, "__qualname__", repr(metric)) for name, metric in self.metrics.items()}
         what = self.custom if self.custom is not None else self.loss
         return {
@@ -440,3 +331,16 @@ class EmpiricalRisk:
             "data": self.data_fingerprint(),
             **({"noise_seed": self.seed} if self.seeded else {}),
         }
+
+
+def _present(device: torch.device | str) -> torch.device:
+    """Return a device that data can be put on."""
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found, reason = None, str(error).partition("\n")[0][:80]
+    else:
+        reason = "it holds no data"
+    if found is None or found.type == "meta":
+        raise InputError("device", f"must be one that is there ({reason})", f"{device}", 'for instance "cpu"')
+    return torch.device(device)

@@ -1,6 +1,6 @@
 """Names, dimensions, units and version of every stored variable; imports no torch.
 
-Three kinds of result are written by Lowland, each an `xarray.Dataset` with ``attrs["schema"]`` =
+Four kinds of result are written by Lowland, each an `xarray.Dataset` with ``attrs["schema"]`` =
 ``"lowland.KIND/VERSION"``:
 
 surface     dims ``x`` or ``x, y`` (plus ``split`` and ``direction`` where there is more than one).
@@ -8,6 +8,7 @@ surface     dims ``x`` or ``x, y`` (plus ``split`` and ``direction`` where there
             ``accuracy``, ...) with ``NAME_se`` beside it, ``status`` and ``error``.
 trajectory  dims ``snapshot, axis``: projected coordinates of training snapshots, and what the projection loses.
 curvature   dims ``pair``: eigenvalues with residuals, and scalars with standard errors.
+robustness  dims ``row, quantile``: what a change of the weights or inputs did, beside what curvature predicts.
 
 Attributes hold plain JSON values only. Values are kept as measured: NaN and inf stay NaN and inf, and
 `STATUS_OPEN` (never NaN) marks a point that was not computed.
@@ -23,25 +24,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from lowland.core.errors import InputError, StoreError
+from lowland.core.errors import DAMAGED, InputError, StoreError, refused, require, reworded
 
-__all__ = [
-    "KINDS",
-    "MIGRATIONS",
-    "STATUS_FAILED",
-    "STATUS_INTERPOLATED",
-    "STATUS_MEASURED",
-    "STATUS_OPEN",
-    "UNITS",
-    "check",
-    "identifier",
-    "migrated",
-    "new_curvature",
-    "new_surface",
-    "new_trajectory",
-]
-
-KINDS: Final = {"surface": 2, "trajectory": 1, "curvature": 2}
+KINDS: Final = {"surface": 2, "trajectory": 1, "curvature": 2, "robustness": 1}
 """Kind of result -> its current schema version; a higher version is refused, a lower one migrated."""
 
 
@@ -76,11 +61,19 @@ UNITS: Final[dict[str, str]] = {
     "x": "normalized direction",
     "y": "normalized direction",
     "loss": "loss",
+    "loss_difference_se": "loss",
+    "accuracy_difference_se": "fraction",
     "accuracy": "fraction",
     "gradient_norm": "loss per unit of weight",
     "lambda_max": "loss per squared unit of weight",
     "lambda_min": "loss per squared unit of weight",
+    "lambda_min_bound": "loss per squared unit of weight",
+    "residual_max": "loss per squared unit of weight",
+    "residual_min": "loss per squared unit of weight",
     "ratio": "1",
+    "loss_skew": "1",
+    "accuracy_skew": "1",
+    "products": "products",
 }
 """Unit of each coordinate and known metric; a user's own metric has the unit ``""``."""
 
@@ -104,6 +97,12 @@ def check(dataset: xr.Dataset, kind: str | None = None) -> str:
     return name
 
 
+def check_dataset(result: object) -> None:
+    """Check that something is a result at all, and not what it would be measured from."""
+    advice = "measure it first by landscape.evaluate(risk, plane, grid) or curvature.summarize(risk), or open a store"
+    require(isinstance(result, xr.Dataset), "result", "must be an xarray.Dataset", type(result).__name__, advice)
+
+
 def migrated(dataset: xr.Dataset) -> xr.Dataset:
     """Return a result of any version up to the current one as one of the current version."""
     name, version = _stamp(dataset)
@@ -112,12 +111,9 @@ def migrated(dataset: xr.Dataset) -> xr.Dataset:
         if step is None:
             stamp = dataset.attrs["schema"]
             raise StoreError(f"the result has schema {stamp!r}, which this Lowland no longer reads; measure it anew")
-        try:
+        damaged = f"the {name} is damaged: it cannot be migrated from version {version}"
+        with reworded(DAMAGED, lambda why, damaged=damaged: StoreError(f"{damaged} ({why})")):  # type: ignore[misc]
             dataset = step(dataset.copy())
-        except (KeyError, ValueError, TypeError) as error:
-            raise StoreError(
-                f"the {name} is damaged: it cannot be migrated from version {version} ({error})"
-            ) from error
         version += 1
         dataset.attrs["schema"] = f"lowland.{name}/{version}"
     return dataset
@@ -125,6 +121,7 @@ def migrated(dataset: xr.Dataset) -> xr.Dataset:
 
 def _stamp(dataset: xr.Dataset) -> tuple[str, int]:
     """Return kind and version of a result; refuse foreign and newer ones."""
+    check_dataset(dataset)
     stamp = str(dataset.attrs.get("schema", ""))
     name, _, version = stamp.removeprefix("lowland.").partition("/")
     if not stamp.startswith("lowland.") or name not in KINDS or not (version.isascii() and version.isdigit()):
@@ -151,13 +148,11 @@ def new_surface(
     if y is not None:
         axes["y"] = np.asarray(y, dtype=np.float64)
     for name, values in axes.items():
-        if values.ndim != 1 or values.size == 0:
-            raise InputError(name, "must hold at least one coordinate", values.tolist())
+        require(values.ndim == 1 and values.size != 0, name, "must hold at least one coordinate", values.tolist())
         if np.unique(values).size != values.size or not np.isfinite(values).all():
             raise InputError(name, "must hold finite coordinates, each once", values.tolist())
     reserved = {"status", "error", "x", "y", "split", "direction"} & set(metrics)
-    if reserved:
-        raise InputError("metrics", "must not use the reserved names", sorted(reserved))
+    require(not reserved, "metrics", "must not use the reserved names", sorted(reserved))
     coords: dict[str, Any] = {name: (name, values, {"units": UNITS[name]}) for name, values in axes.items()}
     outer = [("direction", list(directions)), ("split", list(splits))]
     for name, labels in outer:
@@ -216,6 +211,17 @@ def new_curvature(
     )
 
 
+def new_robustness(
+    rows: Sequence[Mapping[str, Any]], quantiles: Sequence[float], *, attrs: Mapping[str, Any] | None = None
+) -> xr.Dataset:
+    """Make a robustness card: one row for every change that was made; fields of several numbers are by quantile."""
+    names = rows[0] if rows else {}
+    found = {name: np.asarray([row[name] for row in rows]) for name in names}
+    variables = {name: (("row", "quantile")[: values.ndim], values) for name, values in found.items()}
+    coords = {"quantile": list(quantiles)}
+    return xr.Dataset(variables, coords=coords, attrs={"schema": identifier("robustness"), **plain(attrs)})
+
+
 def plain(attrs: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return attributes as plain JSON values; nested ones become JSON text."""
     result: dict[str, Any] = {}
@@ -223,8 +229,6 @@ def plain(attrs: Mapping[str, Any] | None) -> dict[str, Any]:
         if isinstance(value, str | int | float | bool):
             result[key] = value
             continue
-        try:
+        with refused(TypeError, key, "must be a plain JSON value", type(value).__name__):
             result[key] = json.dumps(value, sort_keys=True)
-        except TypeError as error:
-            raise InputError(key, f"must be a plain JSON value ({error})", type(value).__name__) from error
     return result

@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
-
-__all__ = ["PURPOSES", "generator", "normal", "rademacher", "torch_seed"]
+from lowland.core.errors import InputError, require
 
 PURPOSES: Final[Mapping[str, str]] = {
     "weights": "initial weights of a model",
@@ -62,7 +60,6 @@ def rademacher(like: Tensor, seed: int, purpose: str, *names: str | int) -> Tens
 def _key(seed: int, purpose: str, names: tuple[str | int, ...]) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise InputError("seed", "must be a non-negative integer", seed)
-    if purpose not in PURPOSES:
-        raise InputError("purpose", f"must be one of {', '.join(PURPOSES)}", purpose)
+    require(purpose in PURPOSES, "purpose", f"must be one of {', '.join(PURPOSES)}", purpose)
     text = json.dumps([int(seed), purpose, *(name if isinstance(name, str) else int(name) for name in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias
+import re
+import traceback
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.utils.rnn import PackedSequence
 
-from lowland.core.batches import Batch, RawBatch, as_batch, is_sample_list, move
-
-__all__ = ["Batch", "Evaluate", "Measured", "Metric", "RawBatch", "as_batch", "forward", "move"]
+from lowland.core.batches import Batch as Batch
+from lowland.core.batches import RawBatch as RawBatch
+from lowland.core.batches import as_batch as as_batch
+from lowland.core.batches import batch_tensors, is_sample_list
+from lowland.core.batches import move as move
+from lowland.core.errors import InputError, LowlandError
 
 Measured: TypeAlias = Mapping[str, "Tensor | float | tuple[Tensor, Tensor | float]"]
 """What an `Evaluate` returns, by name, in one of four forms:
@@ -40,11 +49,19 @@ class Metric(Protocol):
         """Return per-sample values, or numerators and denominators."""
 
 
+class FirstBatch(NamedTuple):
+    """What a look at the first batch of a risk tells."""
+
+    names: dict[str, bool]  # Measured quantities, and whether they are known per sample
+    seconds: float  # Of one measurement
+    samples: int | None
+
+
 def forward(model: nn.Module, batch: Batch) -> Any:
     """Call the model on a batch: a dict becomes keyword arguments, a tuple positional ones, samples stay a list."""
     value = batch.input
     if isinstance(value, Mapping):
-        output = model(**value)
+        output = model(**_arguments(model, value))
     elif isinstance(value, PackedSequence):
         output = model(value)
     elif isinstance(value, tuple | list) and not _is_one_argument(model, value, batch):
@@ -54,8 +71,56 @@ def forward(model: nn.Module, batch: Batch) -> Any:
     # What Hugging Face models return, and dicts like it; a distribution has `logits` too, and is the output itself.
     if isinstance(output, Distribution):
         return output
-    logits = output.get("logits") if isinstance(output, Mapping) else _field(output)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return output if logits is None else logits
+
+
+_FAULTS: Final = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+
+
+@contextmanager
+def fitting(argument: str, *parts: Any) -> Generator[None]:
+    """Say of what a user's model or loss raises on the first batch that it does not fit these parts, and where."""
+    # only there: what fails later, or for want of memory, is no matter of the argument
+    try:
+        yield
+    except (LowlandError, Warning, torch.OutOfMemoryError):
+        raise
+    except _FAULTS as error:
+        text = " ".join(str(error).split())
+        if "does not require grad" in text or "memory" in text:
+            raise
+        shapes = " and ".join(str(tuple(tensor.shape)) for part in parts for tensor in batch_tensors(part)[:3])
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not _OURS.search(f.filename)]
+        place = f"see {Path(frames[-1].filename).name}:{frames[-1].lineno}, {frames[-1].line}" if frames else ""
+        rule = f"must fit the data: called on a batch of shape {shapes} it raises {type(error).__name__} ({text})"
+        raise InputError(argument, rule, advice=place) from error
+
+
+_OURS: Final = re.compile(r"[/\\](torch|lowland[/\\]core)[/\\]|contextlib\.py$|^<")
+"""Files that say nothing to who reads where a model fails."""
+
+
+def _arguments(model: nn.Module, value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the entries that forward takes: labels may be for the loss alone, anything else must fit."""
+    known = _keywords(getattr(model.forward, "__func__", model.forward))
+    unknown = [] if known is None else [name for name in value if name not in known]
+    if any(not name.startswith("label") for name in unknown):
+        advice = "give adapt=, a function from what the loader yields to Batch(input, target)"
+        raise InputError("batches", "must hold what the model's forward takes by name", unknown, advice)
+    return {name: entry for name, entry in value.items() if name not in unknown} if unknown else value
+
+
+@functools.lru_cache(maxsize=64)
+def _keywords(function: Any) -> frozenset[str] | None:
+    """Return the names of a function's arguments; None where it takes any, or does not tell."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return frozenset(parameters)
 
 
 def _is_one_argument(model: nn.Module, value: Any, batch: Batch) -> bool:
@@ -66,7 +131,3 @@ def _is_one_argument(model: nn.Module, value: Any, batch: Batch) -> bool:
         except (TypeError, ValueError):
             return True
     return bool(samples)
-
-
-def _field(output: Any) -> Any:
-    return getattr(output, "logits", None) if not isinstance(output, Tensor) else None

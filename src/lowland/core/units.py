@@ -14,8 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["UnitRule", "clean_name", "unit_rules"]
-
 _WRAPPERS = ("_orig_mod.", "_forward_module.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch and Fabric call the module inside a wrapper; a user's own attribute ``module`` is none."""
 _WHOLE = re.compile(
@@ -64,6 +62,13 @@ class UnitRule:
         norms: Tensor = torch.linalg.vector_norm(self.split(values), dim=1)
         return norms
 
+    def matched(self, values: Tensor, weights: Tensor) -> Tensor:
+        """Return values with the norms of the weights' units; a unit of norm 0 stays (Li et al. 2018, section 4)."""
+        found = self.norms(values)
+        usable = found > 0
+        ratio = torch.where(usable, self.norms(weights) / torch.where(usable, found, torch.ones_like(found)), 0.0)
+        return self.join(self.split(values) * ratio.unsqueeze(1), weights.shape)
+
     def describe(self) -> str:
         """Return the rule as a short text for a stored result."""
         if self.kind != "filter":
@@ -101,10 +106,9 @@ def _rule(module: nn.Module, name: str, parameter: Tensor) -> UnitRule:
     if kind == "Conv1D":  # transformers.pytorch_utils.Conv1D keeps [in, out]
         return UnitRule("filter", axis=1)
     rows = (
-        nn.Linear, nn.Bilinear, nn.Embedding, nn.EmbeddingBag, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
-        nn.modules.conv._ConvNd,
-    )  # fmt: skip
-    return UnitRule("filter") if isinstance(module, rows) else UnitRule("tensor")
+        nn.Linear | nn.Bilinear | nn.Embedding | nn.EmbeddingBag | nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase
+    )
+    return UnitRule("filter" if isinstance(module, rows | nn.modules.conv._ConvNd) else "tensor")
 
 
 def _is_norm(module: nn.Module) -> bool:

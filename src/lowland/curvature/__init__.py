@@ -3,16 +3,22 @@
 Everything is an operator with ``@``; estimators eat operators, or a risk (its Hessian is meant).
 """
 
+from lowland.core.settings import SummaryOptions
 from lowland.curvature.average_case import average_case_sharpness
+from lowland.curvature.critical import CriticalSharpness, critical_sharpness
 from lowland.curvature.density import SpectralDensity, spectral_density
 from lowland.curvature.diagonal import DiagonalEstimate, diagonal, layer_traces
 from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues
-from lowland.curvature.gauss_newton import GaussNewton
+from lowland.curvature.fisher_rao import fisher_rao_norm
+from lowland.curvature.gauss_newton import GaussNewton, gauss_newton_trace
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.interop import ForeignOperator, from_curvlinops
+from lowland.curvature.kinks import PictureCurvature, picture_curvature
 from lowland.curvature.lanczos import Lanczos, Ritz
 from lowland.curvature.measures import MEASURES, Measure, sharpness_table
+from lowland.curvature.numbers import NUMBERS, Number, number
 from lowland.curvature.operator import AbstractOperator, MatrixOperator, ScaledOperator
+from lowland.curvature.parts import curvature_by_part, parts
 from lowland.curvature.probe import Convexity, convexity_summary
 from lowland.curvature.protocol import logits_normalized, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
@@ -24,13 +30,18 @@ from lowland.curvature.worst_case import WorstCase, worst_case_sharpness
 
 __all__ = [
     "summarize",
+    "SummaryOptions",
     "extreme_eigenvalues",
     "top_eigenvalues",
     "SpectrumEnds",
     "TopEigenvalues",
     "trace",
     "filter_weighted_trace",
+    "picture_curvature",
+    "PictureCurvature",
     "layer_traces",
+    "curvature_by_part",
+    "parts",
     "diagonal",
     "spectral_density",
     "stability",
@@ -45,15 +56,22 @@ __all__ = [
     "sam_sharpness",
     "average_case_sharpness",
     "worst_case_sharpness",
+    "fisher_rao_norm",
+    "critical_sharpness",
     "sharpness_table",
     "protocol_risk",
     "logits_normalized",
+    "NUMBERS",
+    "Number",
+    "number",
     "MEASURES",
     "Measure",
     "Sharpness",
+    "CriticalSharpness",
     "WorstCase",
     "Hessian",
     "GaussNewton",
+    "gauss_newton_trace",
     "AbstractOperator",
     "MatrixOperator",
     "ScaledOperator",

@@ -12,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import generator, normal
-from lowland.curvature.perturbed_risk import PerturbedRisk, perturbed_risk
+from lowland.curvature.perturbed_risk import perturbed_risk
 from lowland.curvature.protocol import Metric, metric
 from lowland.curvature.sharpness import Sharpness
+from lowland.curvature.trace import estimate
 from lowland.curvature.worst_case import Norm
-
-__all__ = ["average_case_sharpness"]
 
 
 def average_case_sharpness(
@@ -48,29 +47,22 @@ def average_case_sharpness(
         >>> average_case_sharpness(risk, rho=0.0).value
         0.0
     """
-    if rho < 0:
-        raise InputError("rho", "must not be negative", rho)
-    if norm not in ("l2", "linf"):
-        raise InputError("norm", 'must be "l2" or "linf"', norm)
-    if draws < 2:
-        raise InputError("draws", "must be at least 2", draws)
+    require(0 <= rho < math.inf, "rho", "must be finite and not negative", rho)
+    require(norm in ("l2", "linf"), "norm", 'must be "l2" or "linf"', norm)
+    require(draws >= 2, "draws", "must be at least 2", draws)
     with perturbed_risk(risk) as here:
         units = metric(here.base, kind)
         loss = here.loss()
-        rises = np.array([here.loss(_draw(here, units, rho, norm, seed, k)) - loss for k in range(draws)])
-    mean = float(rises.mean())
-    error = float(rises.std(ddof=1) / math.sqrt(draws))
+        named = list(zip(here.space.names, units, strict=True))
+        steps = ([rho * unit * _drawn(norm, unit, seed, k, name) for name, unit in named] for k in range(draws))
+        rises = np.array([here.loss(step) - loss for step in steps])
     law = "normal, rho per weight" if norm == "l2" else "uniform in the box"
-    return Sharpness(max(0.0, mean), mean, loss, rho, error, draws, f"average case, {norm}, {kind}, {law}, seed {seed}")
+    found = estimate(rises, 0, f"average case, {norm}, {kind}, {law}, seed {seed}", seed)
+    return Sharpness(max(found.value, 0.0), found.value, loss, rho, found.standard_error, draws, found.method)
 
 
-def _draw(here: PerturbedRisk, units: list[Tensor], rho: float, norm: Norm, seed: int, index: int) -> list[Tensor]:
-    step = []
-    for name, unit in zip(here.space.names, units, strict=True):
-        if norm == "l2":
-            numbers = normal(unit, seed, "probe", "average case", index, name)
-        else:
-            drawn = generator(seed, "probe", "average case", index, name).uniform(-1.0, 1.0, tuple(unit.shape))
-            numbers = torch.as_tensor(drawn).to(unit)
-        step.append(rho * unit * numbers)
-    return step
+def _drawn(norm: Norm, unit: Tensor, seed: int, index: int, name: str) -> Tensor:
+    key = ("probe", "average case", index, name)
+    if norm == "l2":
+        return normal(unit, seed, *key)
+    return torch.as_tensor(generator(seed, *key).uniform(-1.0, 1.0, tuple(unit.shape))).to(unit)

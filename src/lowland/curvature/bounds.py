@@ -6,8 +6,6 @@ import math
 
 from lowland.curvature.lanczos import Lanczos, Ritz
 
-__all__ = ["lower_reach", "missed_share"]
-
 
 def missed_share(steps: int, size: int, *, randomness: float = 1.0, risk: float = 0.01) -> float:
     """Return how far beyond an extreme Ritz value the spectrum may reach, relative to its width."""

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.facts import ShowsFacts
+from lowland.curvature.counted import counted
 from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.operator import AbstractOperator
-from lowland.curvature.trace import ProbeEstimate, estimate, signs
-
-__all__ = ["DiagonalEstimate", "diagonal", "layer_traces"]
+from lowland.curvature.trace import ProbeEstimate, estimate, images, signs
 
 
-@dataclass(frozen=True, slots=True)
-class DiagonalEstimate:
+@dataclass(repr=False, frozen=True, slots=True)
+class DiagonalEstimate(ShowsFacts):
     """An estimated diagonal.
 
     Args:
@@ -37,8 +37,13 @@ class DiagonalEstimate:
     probes: int
     seed: int
 
+    def _facts(self) -> dict[str, str]:
+        return {"": f"{len(self.values)} entries", "probes": str(self.probes)}
 
-def diagonal(source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0) -> DiagonalEstimate:
+
+def diagonal(
+    source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0, progress: bool = False
+) -> DiagonalEstimate:
     """Return the diagonal with a standard error for each entry.
 
     Args:
@@ -46,6 +51,7 @@ def diagonal(source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0)
         probes: Number of probes, one product each; at least 2. Default 32.
         chunk: Vectors multiplied at once. Default 8.
         seed: Seed of the probes.
+        progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
         The estimate; use ``operator.split`` for tensors by name.
@@ -61,14 +67,17 @@ def diagonal(source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0)
     operator = as_operator(source)
     mean = torch.zeros(operator.size, dtype=torch.float64, device=operator.device)
     spread = torch.zeros_like(mean)
-    for count, product in enumerate(_products(operator, probes, chunk, seed), 1):
-        change = product - mean
-        mean += change / count
-        spread += change * (product - mean)
+    with counted(operator, progress, "diagonal", probes):
+        for count, product in enumerate(_products(operator, probes, chunk, seed), 1):
+            change = product - mean
+            mean += change / count
+            spread += change * (product - mean)
     return DiagonalEstimate(mean, (spread / (probes - 1) / probes).sqrt(), probes, seed)
 
 
-def layer_traces(source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0) -> dict[str, ProbeEstimate]:
+def layer_traces(
+    source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0, progress: bool = False
+) -> dict[str, ProbeEstimate]:
     """Return the trace of every tensor's diagonal block; they add up to the trace.
 
     Args:
@@ -76,6 +85,7 @@ def layer_traces(source: Source, *, probes: int = 32, chunk: int = 8, seed: int 
         probes: Number of probes, one product each; at least 2. Default 32.
         chunk: Vectors multiplied at once. Default 8.
         seed: Seed of the probes.
+        progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
         Parameter name -> estimate.
@@ -87,19 +97,17 @@ def layer_traces(source: Source, *, probes: int = 32, chunk: int = 8, seed: int 
     if operator.shapes is None:
         raise InputError("source", "must have parameter names", type(operator).__name__)
     samples: dict[str, list[float]] = {name: [] for name in operator.shapes}
-    for product in _products(operator, probes, chunk, seed):
-        for name, part in operator.split(product).items():
-            samples[name].append(float(part.sum()))
+    with counted(operator, progress, "traces of layers", probes):
+        for product in _products(operator, probes, chunk, seed):
+            for name, part in operator.split(product).items():
+                samples[name].append(float(part.sum()))
     return {name: estimate(np.asarray(found), probes, "hutchinson", seed) for name, found in samples.items()}
 
 
 def _products(operator: AbstractOperator, probes: int, chunk: int, seed: int) -> Iterator[Tensor]:
     """Yield ``z * (A z)`` in float64 for each probe z."""
-    if probes < 2:
-        raise InputError("probes", "must be at least 2", probes)
+    require(probes >= 2, "probes", "must be at least 2", probes)
     wide = torch.float32 if operator.device.type == "mps" else torch.float64
-    with operator:
-        for start in range(0, probes, chunk):
-            vectors = [signs(operator, seed, index) for index in range(start, min(start + chunk, probes))]
-            for vector, image in zip(vectors, operator.apply(vectors), strict=True):
-                yield vector.to(wide) * image.to(wide)
+    vectors = (signs(operator, seed, index) for index in range(probes))
+    for vector, image in images(operator, vectors, chunk):
+        yield vector.to(wide) * image.to(wide)

@@ -7,19 +7,19 @@ so that a residual measured against the largest says nothing about it. It has it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.facts import ShowsFacts, with_error
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature.bounds import lower_reach
+from lowland.curvature.counted import counted
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.lanczos import Lanczos, Ritz
 from lowland.curvature.operator import AbstractOperator
-
-__all__ = ["Source", "SpectrumEnds", "as_operator", "extreme_eigenvalues"]
 
 Source: TypeAlias = "EmpiricalRisk | AbstractOperator"
 """A risk (its Hessian is meant) or any operator."""
@@ -40,13 +40,15 @@ def as_operator(source: Source) -> AbstractOperator:
     if isinstance(source, EmpiricalRisk):
         return Hessian(source)
     raise InputError(
-        "source", "must be an EmpiricalRisk or an operator", type(source).__name__,
+        "source",
+        "must be an EmpiricalRisk or an operator",
+        type(source).__name__,
         "wrap a curvlinops operator by lowland.curvature.from_curvlinops, a matrix by MatrixOperator",
-    )  # fmt: skip
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class SpectrumEnds:
+@dataclass(repr=False, frozen=True, slots=True)
+class SpectrumEnds(ShowsFacts):
     """The largest and the smallest eigenvalue with everything needed to judge them.
 
     Args:
@@ -83,6 +85,17 @@ class SpectrumEnds:
     vectors: Tensor = field(repr=False, compare=False)
     rounding: float = 0.0
 
+    def _facts(self) -> dict[str, str]:
+        ends = {
+            "lambda_max": (self.lambda_max, self.residual_max, self.converged_max),
+            "lambda_min": (self.lambda_min, self.residual_min, self.converged_min),
+        }
+        shown = {
+            name: with_error(value, residual) + ("" if converged else " (not converged)")
+            for name, (value, residual, converged) in ends.items()
+        }
+        return shown | {"products": str(self.products)}
+
     @property
     def ratio(self) -> float:
         """``|lambda_min| / |lambda_max|``, what the convexity map of Li et al. 2018 (section 6) shows."""
@@ -108,6 +121,7 @@ def extreme_eigenvalues(
     noise: float = 0.1,
     pairs: int = 1,
     seed: int = 0,
+    progress: bool = False,
 ) -> SpectrumEnds:
     """Return both ends of the spectrum from one Krylov run.
 
@@ -118,7 +132,9 @@ def extreme_eigenvalues(
         tolerance: Residual of the upper pair relative to the spectral scale. Default 1e-3.
         lower_tolerance: Stop when the residual of the lower pair is at most this times ``|lambda_min|``, or 1e-4 of the
             scale. The error of the value is about its square over the gap to the next one. Default 0.05, half of what
-            counts as converged: on trained networks the error was below one per cent as a rule, and 5.4 at worst.
+            counts as converged. On 300 starts of a planted spectrum like a trained network's the error was 0.9 % in
+            the median and 4.4 % at worst, on trained networks 5.8 % at worst. With 0.01 it is 1.2 % at worst, for twice
+            the products.
         confirm: Both residuals must stay small for this share of further products, at least 3: an eigenvector that the
             start hardly holds shows up late, after the run has converged to its neighbor, and the first sign of it is
             a lower residual that grows again, so that the run also goes on until that has fallen. Default 0.1 (on 40
@@ -129,6 +145,7 @@ def extreme_eigenvalues(
         noise: Random part of a warm start, see `Lanczos`. Default 0.1.
         pairs: Ritz vectors to return from each end; the inner ones need not have converged. Default 1.
         seed: Seed of the random vectors.
+        progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
         Values, residuals, flags, bound, number of products and the vectors.
@@ -143,16 +160,14 @@ def extreme_eigenvalues(
         >>> round(ends.lambda_max, 6), round(ends.lambda_min, 6), ends.negative
         (8.0, -1.0, 'negative')
     """
-    if not 0 < tolerance < 1:
-        raise InputError("tolerance", "must lie between 0 and 1", tolerance)
+    require(0 < tolerance < 1, "tolerance", "must lie between 0 and 1", tolerance)
     if not 0 < lower_tolerance <= _LOWER_RELATIVE:
         raise InputError("lower_tolerance", f"must be positive and at most {_LOWER_RELATIVE}", lower_tolerance)
-    if not 0 <= confirm <= 1:
-        raise InputError("confirm", "must lie between 0 and 1", confirm)
+    require(0 <= confirm <= 1, "confirm", "must lie between 0 and 1", confirm)
     if not 1 <= min_products <= max_products:
         raise InputError("max_products", "must be at least `min_products`, and that at least 1", max_products)
     operator = as_operator(source)
-    with operator:
+    with operator, counted(operator, progress, "ends of the spectrum", max_products, bound=True):
         run = Lanczos(operator, start=start, noise=noise, seed=seed)
         run.extend(min_products)
         ritz, since, residual = run.ritz(), None, 0.0
@@ -161,16 +176,16 @@ def extreme_eigenvalues(
                 since = None
             elif since is None:
                 since, residual = run.steps, float(ritz.residuals[0])
-            long_enough = since is not None and run.steps >= since + _confirming(since, confirm)
+            more = max(_CONFIRM_LEAST, math.ceil(confirm * (since or 0))) if confirm > 0 else 0
+            long_enough = since is not None and run.steps >= since + more
             if long_enough and float(ritz.residuals[0]) <= max(residual, 0.5 * _lower_limit(ritz, lower_tolerance)):
                 break
             run.extend()
             ritz = run.ritz()
-    return _ends(run, ritz, tolerance, seed, pairs, warm=start is not None)
-
-
-def _confirming(steps: int, share: float) -> int:
-    return max(_CONFIRM_LEAST, math.ceil(share * steps)) if share > 0 else 0
+        ends = _ends(run, ritz, tolerance, seed, pairs, warm=start is not None)
+        if ends.negative == "negative":  # is it, or do terms that cancel inside the products say so?
+            ends = replace(ends, rounding=max(ends.rounding, operator.rounding()))
+    return ends
 
 
 def _converged(ritz: Ritz, tolerance: float, lower_tolerance: float = _LOWER_RELATIVE) -> tuple[bool, bool]:

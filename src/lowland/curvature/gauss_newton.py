@@ -12,21 +12,22 @@ Deviations from the textbook:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.params import ParameterSpace
-from lowland.core.per_sample import per_sample_loss
+from lowland.core.per_sample import loss_settings, per_sample_loss
+from lowland.core.risk import EmpiricalRisk
+from lowland.core.seeds import generator
 from lowland.core.types import Batch, forward
-from lowland.curvature.graph import check_finite, check_twice_differentiable
+from lowland.curvature.graph import check_finite, check_twice_differentiable, kinked
 from lowland.curvature.risk_operator import AbstractRiskOperator, BatchGraph
-
-__all__ = ["GaussNewton"]
+from lowland.curvature.trace import ProbeEstimate, estimate
 
 
 class GaussNewton(AbstractRiskOperator):
@@ -55,51 +56,104 @@ class GaussNewton(AbstractRiskOperator):
             weights = float(values.numel()) * (1.0 if weights is None else weights)
         weight = torch.as_tensor(weights, device=output.device)
         if not values.requires_grad or not output.requires_grad:
-            return _GaussNewtonGraph(space.tensors, output, inner, [], [], [], output, weight.sum().detach())
+            self.check_reached()
+            return BatchGraph(space.tensors, weight.sum().detach())
         if not self.built:
             check_twice_differentiable(values.sum())
+            self.kinks = kinked([values, output])
         (slope,) = torch.autograd.grad(values.sum(), inner, create_graph=True)
         active = [p for p in space.tensors if p.requires_grad]
         dummy = torch.zeros_like(output, requires_grad=True)
         pulled = torch.autograd.grad(output, active, dummy, create_graph=True, allow_unused=True)
-        used = [(p, g) for p, g in zip(active, pulled, strict=True) if g is not None and g.requires_grad]
         check_finite([output, slope])
-        return _GaussNewtonGraph(
-            space.tensors, output, inner, [slope] if slope.requires_grad else [],
-            [p for p, _ in used], [g for _, g in used], dummy, weight.sum().detach(),
-        )  # fmt: skip
+        used = {p: g for p, g in zip(active, pulled, strict=True) if g is not None and g.requires_grad}
+        sources, roots = (list(used), [slope, *used.values()]) if slope.requires_grad else ([], [])
+
+        def along(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+            pushed = torch.autograd.grad(roots[1:], dummy, parts, retain_graph=True)[0]
+            return torch.autograd.grad(slope, inner, pushed, retain_graph=True, materialize_grads=True)
+
+        return BatchGraph(space.tensors, weight.sum().detach(), sources, [output], [output, *roots], along)
 
 
-@dataclass(slots=True)
-class _GaussNewtonGraph:
-    """Outputs, the loss's slope at them, and the pulled-back dummy, all with graph."""
+def gauss_newton_trace(
+    risk: EmpiricalRisk, *, draws: int = 16, modules: Sequence[str] | None = None, seed: int = 0
+) -> ProbeEstimate:
+    """Return the trace of the Gauss-Newton matrix of a cross entropy by backward passes alone.
 
-    tensors: Sequence[Tensor]
-    output: Tensor
-    inner: Tensor
-    slope: Sequence[Tensor]
-    sources: Sequence[Tensor]
-    pulled: Sequence[Tensor]
-    dummy: Tensor
-    weight: Tensor
+    For cross entropy the curvature by outputs is ``diag p - p p^T = E (p - e_y)(p - e_y)^T`` with labels y drawn from
+    the network's own probabilities p (Fisher information), so that the trace is ``E ||sum_i s_i J_i^T (p_i -
+    e_y_i)||^2`` with random signs s. A draw costs a forward and a backward pass, and holds nothing larger than the
+    logits: no matrix of logits by classes, however large the vocabulary.
 
-    @property
-    def roots(self) -> Sequence[Tensor]:
-        """What the graph hangs on."""
-        return [self.output, *self.slope, *self.pulled]
+    Args:
+        risk: A risk made from `torch.nn.CrossEntropyLoss` or its function, without label smoothing.
+        draws: Draws of labels and signs, at least 2. Default 16.
+        modules: Names of submodules whose parameters count; None takes all.
+        seed: Seed of labels and signs.
 
-    def product(self, parts: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
-        """Return the product with one vector; see `BatchGraph`."""
-        if not self.pulled or not self.slope:
-            return [torch.zeros_like(p) for p in self.tensors]
-        place = {id(p): part for p, part in zip(self.tensors, parts, strict=True)}
-        pushed = torch.autograd.grad(
-            self.pulled, self.dummy, [place[id(p)] for p in self.sources], retain_graph=True
-        )[0]  # fmt: skip
-        bent = torch.autograd.grad(self.slope, self.inner, pushed, retain_graph=True, materialize_grads=True)[0]
-        active = [p for p in self.tensors if p.requires_grad]
-        results = torch.autograd.grad(
-            self.output, active, bent, retain_graph=keep, allow_unused=True, materialize_grads=True
-        )
-        found = {id(p): result for p, result in zip(active, results, strict=True)}
-        return [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in self.tensors]
+    Returns:
+        Value and standard error over draws.
+
+    Raises:
+        InputError: If the loss is another one, or the model returns no single tensor.
+
+    Example:
+        >>> from lowland.core.risk import EmpiricalRisk
+        >>> data = [(torch.eye(3), torch.arange(3))]
+        >>> risk = EmpiricalRisk(torch.nn.Linear(3, 3), torch.nn.CrossEntropyLoss(), data)
+        >>> gauss_newton_trace(risk).value > 0
+        True
+    """
+    require(draws >= 2, "draws", "must be at least 2", draws)
+    loss = risk.loss
+    settings = loss_settings(loss) if loss is not None else {}
+    plain = isinstance(loss, nn.CrossEntropyLoss) or loss is nn.functional.cross_entropy
+    if not plain or settings.get("label_smoothing", 0.0):
+        rule = "must be made from torch.nn.CrossEntropyLoss without label smoothing"
+        raise InputError("risk", rule, type(loss).__name__, "trace(GaussNewton(risk)) takes any loss")
+    samples = []
+    with risk.prepared():
+        risk.recalibrate()
+        space = ParameterSpace(risk.model, modules=modules)
+        for index in range(draws):
+            sums, weight = space.zeros(), 0.0
+            with risk.ranks.together():
+                for batch in risk.batches():
+                    weight += _add_slopes(risk, batch, space, sums, (seed, index, risk.ranks.number))
+            risk.ranks.sum(sums)
+            total = sum(risk.ranks.gather(weight))
+            samples.append(sum(float(part.double().square().sum()) for part in sums) / total)
+    return estimate(np.asarray(samples), 0, "labels drawn from the model", seed)
+
+
+def _add_slopes(
+    risk: EmpiricalRisk, batch: Batch, space: ParameterSpace, sums: list[Tensor], key: tuple[int, int, int]
+) -> float:
+    """Add the slopes along ``s_i sqrt(w_i) (p_i - e_y_i)`` of a batch, and return the total of its weights w."""
+    logits: Any = forward(risk.model, batch)
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
+        raise InputError("model", "must return one tensor of logits", type(logits).__name__)
+    drawn = generator(key[0], "probe", "labels", key[1], key[2], batch.number or 0)
+    flat = torch.softmax(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), 1).movedim(1, -1)
+    shape, flat = flat.shape, flat.reshape(-1, logits.shape[1])
+    uniform = torch.as_tensor(drawn.random(len(flat))).to(flat)
+    labels = torch.searchsorted(flat.cumsum(1), uniform[:, None]).clamp(max=flat.shape[1] - 1)
+    flips = torch.as_tensor(drawn.integers(0, 2, len(flat)) * 2.0 - 1.0).to(flat)
+    each = _weights(risk.loss, batch.target, flat)
+    slope = flat.scatter_add(1, labels, flat.new_full(labels.shape, -1.0)) * (each.sqrt() * flips)[:, None]
+    slope = slope.reshape(shape).movedim(-1, 1).to(logits)
+    parts = torch.autograd.grad(logits, space.tensors, slope, allow_unused=True, materialize_grads=True)
+    torch._foreach_add_(sums, [part.to_dense() if part.is_sparse else part for part in parts])
+    return float(risk.loss_terms(batch)[1])
+
+
+def _weights(loss: Any, target: Tensor, flat: Tensor) -> Tensor:
+    """Return what each output counts in the sum of a cross entropy: class weights, and 0 where it is ignored."""
+    classes = getattr(loss, "weight", None)
+    classes = flat.new_ones(flat.shape[1]) if classes is None else classes.to(flat)
+    if target.is_floating_point():  # probabilities of classes
+        return target.movedim(1, -1).reshape(-1, flat.shape[1]).to(flat) @ classes
+    labels = target.reshape(-1)
+    ignored = labels == getattr(loss, "ignore_index", -100)
+    return torch.where(ignored, 0.0, classes[labels.masked_fill(ignored, 0)])

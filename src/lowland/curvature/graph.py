@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
 
 from lowland.core.errors import InputError, NotFinite
-
-__all__ = ["check_finite", "check_twice_differentiable", "graph_bytes"]
 
 
 def graph_bytes(roots: Sequence[Tensor], parameters: Sequence[Tensor] = ()) -> int:
@@ -34,10 +33,28 @@ def check_twice_differentiable(loss: Tensor) -> None:
         backward = getattr(function, "backward", None)
         if backward is not None and getattr(backward, "__globals__", {}).get("__name__") == "torch.autograd.function":
             name = getattr(function, "__name__", "a function")
-            raise InputError(
-                "risk", "must have a second derivative", f"{name}, which is once_differentiable",
-                "replace that operation",
-            )  # fmt: skip
+            got = f"{name}, which is once_differentiable"
+            raise InputError("risk", "must have a second derivative", got, "replace that operation")
+
+
+_KINKED: Final = re.compile(
+    r"(LeakyRelu|Relu|RreluWithNoise|PreluKernel|Threshold|Hardtanh|Hardsigmoid|Hardswish|Softshrink|Hardshrink|Elu"
+    r"|Abs|Clamp|ClampMin|ClampMax|Maximum|Minimum|Fmax|Fmin|Max|Min|Amax|Amin|Aminmax|Cummax|Cummin|Sort|Topk"
+    r"|Kthvalue|Median|Nanmedian|.*MaxPool.*|MultiMarginLoss|MultilabelMarginLoss)Backward[0-9]*"
+)
+"""Nodes of autograd whose slope jumps somewhere."""
+
+
+def kinked(roots: Sequence[Tensor]) -> tuple[str, ...]:
+    """Return the functions in a graph that are known to have kinks, by autograd's names without ``Backward``."""
+    found = [node for node in _nodes(roots) if _KINKED.fullmatch(type(node).__name__)]
+    names = {type(node).__name__.partition("Backward")[0] for node in found if not _smooth_elu(node)}
+    return tuple(sorted(names))
+
+
+def _smooth_elu(node: Any) -> bool:
+    # Torch's notes on autograd document `_saved_NAME` of a node as the way to what it saved; there is no other.
+    return hasattr(node, "_saved_input_scale") and node._saved_alpha * node._saved_input_scale == 1.0
 
 
 def check_finite(gradients: Sequence[Tensor]) -> None:
@@ -52,10 +69,8 @@ def check_finite(gradients: Sequence[Tensor]) -> None:
             return
         norms = torch.stack(torch._foreach_norm(list(gradients), torch.inf))
     if not bool(torch.isfinite(norms).all()):
-        raise NotFinite(
-            "risk", "must have a finite gradient at the present weights", "nan or inf",
-            "the loss has overflowed here: lower the learning rate, shorten the axis, or use float64",
-        )  # fmt: skip
+        advice = "the loss has overflowed here: lower the learning rate, shorten the axis, or use float64"
+        raise NotFinite("risk", "must have a finite gradient at the present weights", "nan or inf", advice)
 
 
 def _nodes(roots: Sequence[Tensor]) -> Iterator[Any]:

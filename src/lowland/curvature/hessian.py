@@ -6,20 +6,14 @@ runs per product: the forward pass and the first backward pass are kept (see `ri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace
 from lowland.core.types import Batch
-from lowland.curvature.graph import check_finite, check_twice_differentiable
+from lowland.curvature.graph import check_finite, check_twice_differentiable, kinked
 from lowland.curvature.risk_operator import AbstractRiskOperator, BatchGraph
-
-__all__ = ["Hessian"]
 
 
 class Hessian(AbstractRiskOperator):
@@ -41,37 +35,16 @@ class Hessian(AbstractRiskOperator):
         loss, weight = self.risk.loss_terms(batch)
         active = [p for p in space.tensors if p.requires_grad]
         if not loss.requires_grad:
-            return _HessianGraph(space.tensors, [], [], weight)
+            self.check_reached()
+            return BatchGraph(space.tensors, weight)
         if not self.built:
             check_twice_differentiable(loss)
+            self.kinks = kinked([loss])
         gradients = torch.autograd.grad(loss, active, create_graph=True, allow_unused=True)
         used = [(p, g) for p, g in zip(active, gradients, strict=True) if g is not None]
         if any(g.is_sparse for _, g in used):
-            raise InputError("model", "must give dense gradients for curvature", "sparse",
-                             "call functional.embedding with sparse=False")  # fmt: skip
+            advice = "call functional.embedding with sparse=False"
+            raise InputError("model", "must give dense gradients for curvature", "sparse", advice)
         check_finite([g for _, g in used])
-        curved = [(p, g) for p, g in used if g.requires_grad]
-        return _HessianGraph(space.tensors, [p for p, _ in curved], [g for _, g in curved], weight)
-
-
-@dataclass(slots=True)
-class _HessianGraph:
-    """Gradients with graph of those parameters whose gradient depends on parameters."""
-
-    tensors: Sequence[Tensor]
-    sources: Sequence[Tensor]
-    roots: Sequence[Tensor]
-    weight: Tensor
-
-    def product(self, parts: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
-        """Return the product with one vector; see `BatchGraph`."""
-        if not self.roots:
-            return [torch.zeros_like(p) for p in self.tensors]
-        place = {id(p): part for p, part in zip(self.tensors, parts, strict=True)}
-        active = [p for p in self.tensors if p.requires_grad]
-        results = torch.autograd.grad(
-            self.roots, active, [place[id(p)] for p in self.sources],
-            retain_graph=keep, allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
-        found = {id(p): result for p, result in zip(active, results, strict=True)}
-        return [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in self.tensors]
+        sources, curved = [p for p, g in used if g.requires_grad], [g for _, g in used if g.requires_grad]
+        return BatchGraph(space.tensors, weight, sources, curved, curved)

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.params import unwrap
 from lowland.core.units import clean_name
 from lowland.curvature.operator import AbstractOperator
-
-__all__ = ["ForeignOperator", "from_curvlinops"]
 
 
 class ForeignOperator(AbstractOperator):
@@ -50,8 +48,7 @@ class ForeignOperator(AbstractOperator):
         on_product: Callable[[int], None] | None = None,
     ) -> None:
         for name in ("shape", "dtype", "device", "__matmul__"):
-            if not hasattr(foreign, name):
-                raise InputError("foreign", f"must have `{name}`", type(foreign).__name__)
+            require(hasattr(foreign, name), "foreign", f"must have `{name}`", type(foreign).__name__)
         if len(foreign.shape) != 2 or foreign.shape[0] != foreign.shape[1]:
             raise InputError("foreign", "must be square", tuple(foreign.shape))
         size = int(foreign.shape[0])

@@ -24,11 +24,9 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from lowland.core.errors import InputError, NotFinite
+from lowland.core.errors import InputError, NotFinite, require
 from lowland.core.seeds import normal
 from lowland.curvature.operator import AbstractOperator
-
-__all__ = ["Lanczos", "Ritz"]
 
 _BREAKDOWN: Final = 30.0
 """A new direction below this many rounding units of the spectral scale is rounding noise."""
@@ -116,15 +114,12 @@ class Lanczos:
     def _warm(self, start: Tensor, random: Tensor, noise: float) -> Tensor:
         columns = start.detach().to(random)
         columns = columns[:, None] if columns.ndim == 1 else columns
-        if columns.ndim != 2 or columns.shape[0] != self.operator.size:
-            raise InputError(
-                "start", f"must have the shape [{self.operator.size}] or [{self.operator.size}, k]", tuple(start.shape)
-            )
+        size, fits = self.operator.size, columns.ndim == 2 and columns.shape[0] == self.operator.size
+        require(fits, "start", f"must have the shape [{size}] or [{size}, k]", tuple(start.shape))
         norms = torch.linalg.vector_norm(columns, dim=0)
         if not bool((torch.isfinite(norms) & (norms > 0)).all()):
             raise InputError("start", "must hold finite vectors that are not zero", norms.tolist())
-        guess = columns.sum(1)
-        guess = guess / torch.linalg.vector_norm(guess)
+        guess = columns.sum(1) / torch.linalg.vector_norm(columns.sum(1))
         self.randomness = noise / float(np.hypot(1.0, noise))
         warm: Tensor = guess + noise * random / torch.linalg.vector_norm(random)
         return warm
@@ -145,14 +140,7 @@ class Lanczos:
         return self.operator.size - (0 if self._against is None else self._against.shape[1])
 
     def extend(self, steps: int = 1) -> int:
-        """Take further steps, one product each; stops when the space is exhausted.
-
-        Args:
-            steps: How many.
-
-        Returns:
-            Number of steps of the whole run.
-        """
+        """Take so many further steps, one product each, or until the space is exhausted; return those of the run."""
         with self.operator:
             for _ in range(steps):
                 if self.exhausted:
@@ -194,61 +182,30 @@ class Lanczos:
         self._basis[step] = vector
 
     def ritz(self) -> Ritz:
-        """Return the Ritz pairs of the run so far.
-
-        Returns:
-            Values, residuals and quadrature weights.
-
-        Raises:
-            InputError: If no step was taken.
-        """
-        if self.steps == 0:
-            raise InputError("steps", "must be at least 1 before Ritz pairs exist", 0)
+        """Return the Ritz pairs of the run so far; without a step that is an `InputError`."""
+        require(self.steps != 0, "steps", "must be at least 1 before Ritz pairs exist", 0)
         diagonal, beside = np.asarray(self._diagonal), np.asarray(self._off_diagonal)
         values, vectors = (np.asarray(part, dtype=np.float64) for part in eigh_tridiagonal(diagonal, beside[:-1]))
         residuals = np.hypot(np.abs(beside[-1] * vectors[-1]), self.rounding(values))
         return Ritz(values, residuals, vectors[0] ** 2, vectors)
 
     def rounding(self, values: NDArray[np.float64]) -> float:
-        """Return the operator's own error: the arithmetic's, or what was measured where a symmetric one has nothing.
-
-        Args:
-            values: Ritz values.
-
-        Returns:
-            The larger of the two.
-        """
+        """Return the larger error at Ritz values: the arithmetic's, or what a symmetric operator would not have."""
         return max(self.epsilon * float(np.abs(values).max()), self._noise)
 
     def vectors(self, ritz: Ritz, which: list[int]) -> Tensor:
-        """Return Ritz vectors.
-
-        Args:
-            ritz: What `ritz` returned at the present length.
-            which: Numbers of the pairs.
-
-        Returns:
-            Shape [n, len(which)], columns of length one.
-        """
+        """Return the Ritz vectors of numbered pairs of `ritz` at the present length: columns of length one, [n, k]."""
         chosen = torch.as_tensor(ritz.coefficients[:, which]).to(self._basis)
         return self._basis[: len(ritz.values)].T @ chosen
 
     def orthogonality(self) -> float:
-        """Return the largest entry of ``|V^T V - 1|``: a value far above the rounding error would mean ghosts.
-
-        Returns:
-            The deviation.
-        """
+        """Return the largest entry of ``|V^T V - 1|``: a value far above the rounding error would mean ghosts."""
         basis = self._basis[: self.steps]
         gram = basis @ basis.T
         return float((gram - torch.eye(self.steps, dtype=gram.dtype, device=gram.device)).abs().max())
 
     def state(self) -> dict[str, Any]:
-        """Return what is needed to go on later.
-
-        Returns:
-            Tensors and numbers that ``torch.save(..., weights_only)`` can hold.
-        """
+        """Return what is needed to go on later: tensors and numbers that ``torch.save(..., weights_only)`` can hold."""
         filled = min(self.steps + 1, self.operator.size)
         return {
             "basis": self._basis[:filled].clone(),

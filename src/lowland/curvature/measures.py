@@ -24,8 +24,6 @@ from lowland.curvature.protocol import Metric, logits_normalized, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
 from lowland.curvature.worst_case import Norm, WorstCase, worst_case_sharpness
 
-__all__ = ["MEASURES", "Measure", "sharpness_table"]
-
 
 @dataclass(frozen=True, slots=True)
 class Measure:
@@ -97,38 +95,41 @@ def sharpness_table(
     """
     chosen = protocol_risk(risk, samples=samples, batch_size=batch_size, seed=seed)
     rows = [_measure(chosen, measure, steps, draws, seed) for measure in measures]
-    measured = chosen.evaluate()
-    with chosen.prepared():
-        weight_norm = ParameterSpace(chosen.model).norm()
+    beside, attrs = read_with(chosen)
     variables: dict[str, Any] = {
         "measure": ("measure", [measure.name for measure in measures]),
         "sharpness": ("measure", [row.value for row in rows]),
         "sharpness_se": ("measure", [row.standard_error for row in rows]),
         "rho": ("measure", [measure.rho for measure in measures]),
         "winner": ("measure", [row.winner if isinstance(row, WorstCase) else "" for row in rows]),
-        "train_loss": ((), measured["loss"].value),
-        "train_accuracy": ((), measured["accuracy"].value if "accuracy" in measured else math.nan),
-        "weight_norm": ((), weight_norm),
+        **beside,
     }
-    attrs = {
-        **provenance(), "risk": chosen.describe(), "batch_norm": chosen.batch_norm, "samples": measured["loss"].samples,
-        "batch_size": batch_size, "apgd_steps": steps, "draws": draws, "seeds": {"subsample": seed, "probe": seed},
-        "mode": "evaluation, no augmentation",
-    }  # fmt: skip
+    attrs |= {"batch_size": batch_size, "apgd_steps": steps, "draws": draws, "mode": "evaluation, no augmentation"}
+    attrs["seeds"] = {"subsample": seed, "probe": seed}
     return new_curvature([], [], variables=variables, attrs=attrs)
+
+
+def read_with(risk: EmpiricalRisk) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what curvature must be read with as variables, and the attributes of a result on the same data."""
+    measured = risk.evaluate()
+    with risk.prepared():
+        weight_norm = ParameterSpace(risk.model).norm()
+    accuracy = measured["accuracy"].value if "accuracy" in measured else math.nan
+    found = {"train_loss": measured["loss"].value, "train_accuracy": accuracy, "weight_norm": weight_norm}
+    attrs = {"risk": risk.describe(), "batch_norm": risk.batch_norm, "samples": measured["loss"].samples}
+    return {name: ((), value) for name, value in found.items()}, {**provenance(), **attrs}
 
 
 def _measure(risk: EmpiricalRisk, measure: Measure, steps: int, draws: int, seed: int) -> Sharpness | WorstCase:
     where = logits_normalized(risk) if measure.normalized else risk
+    ball: dict[str, Any] = {"rho": measure.rho, "norm": measure.norm, "kind": measure.kind}
     if measure.family in ("sam", "m-sam"):
         if measure.norm != "l2" or measure.kind == "keskar":
             raise InputError("measures", "must take SAM's sharpness in l2, plain or adaptive", measure.name)
         adaptive = measure.kind == "adaptive"
         return sam_sharpness(where, rho=measure.rho, adaptive=adaptive, per_batch=measure.family == "m-sam")
     if measure.family == "average":
-        return average_case_sharpness(
-            where, rho=measure.rho, norm=measure.norm, kind=measure.kind, draws=draws, seed=seed
-        )
+        return average_case_sharpness(where, **ball, draws=draws, seed=seed)
     if measure.family == "worst":
-        return worst_case_sharpness(where, rho=measure.rho, norm=measure.norm, kind=measure.kind, steps=steps)
+        return worst_case_sharpness(where, **ball, steps=steps)
     raise InputError("measures", 'must be of the family "sam", "m-sam", "average" or "worst"', measure.family)

@@ -8,8 +8,6 @@ import torch
 
 from lowland.core.batches import Batch, take
 
-__all__ = ["halves", "out_of_memory"]
-
 
 def out_of_memory(error: BaseException) -> bool:
     """Tell whether an error says that memory has run out, on any device."""

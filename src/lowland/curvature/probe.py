@@ -12,25 +12,33 @@ is marked.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from lowland.core.errors import InputError, NotFinite
+from lowland.core.errors import InputError, NotFinite, require
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import STATUS_MEASURED
 from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues
 from lowland.curvature.hessian import Hessian
 
-__all__ = ["Convexity", "convexity_summary"]
-
 _NEGATIVE: Final = {"negative": 1.0, "undecided": 0.0, "none found": -1.0}
+_ENDS: Final[dict[str, Callable[[SpectrumEnds], float]]] = {
+    "lambda_max": lambda ends: ends.lambda_max,
+    "lambda_min": lambda ends: ends.lambda_min,
+    "ratio": lambda ends: ends.ratio,
+    "residual_max": lambda ends: ends.residual_max,
+    "residual_min": lambda ends: ends.residual_min,
+    "negative_curvature": lambda ends: _NEGATIVE[ends.negative],
+    "lambda_min_bound": lambda ends: ends.bound_min,
+}
 _SLACK: Final = 1e-4
 """Two runs that differ by less than this share of the spectral scale agree: the accuracy asked of the lower end."""
 _CARRIED: Final = 2
@@ -39,6 +47,7 @@ _INNER: Final = 0.25
 """Length of the inner ones in the start: enough to be seen in time, little enough to cost hardly a product."""
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Convexity:
     """Measures both ends of the Hessian's spectrum at a point; a probe for ``landscape.evaluate``.
 
@@ -66,49 +75,35 @@ class Convexity:
         40
     """
 
-    names: Final = (
-        "lambda_max", "lambda_min", "ratio", "residual_max", "residual_min", "negative_curvature", "lambda_min_bound",
-        "products", "cold_check", "cold_disagreement",
-    )  # fmt: skip
-    warm_start: Final = True
+    tolerance: float = 1e-3
+    lower_tolerance: float = 0.05
+    max_products: int = 80
+    noise: float = 0.1
+    cold_generations: int = 1
+    check_share: float = 0.05
+    modules: Sequence[str] | None = None
+    seed: int = 0
 
-    def __init__(
-        self,
-        *,
-        tolerance: float = 1e-3,
-        lower_tolerance: float = 0.05,
-        max_products: int = 80,
-        noise: float = 0.1,
-        cold_generations: int = 1,
-        check_share: float = 0.05,
-        modules: Sequence[str] | None = None,
-        seed: int = 0,
-    ) -> None:
-        if max_products < 6:
-            raise InputError("max_products", "must be at least 6", max_products)
-        if not 0 <= check_share <= 1:
-            raise InputError("check_share", "must lie between 0 and 1", check_share)
-        if cold_generations < 0:
-            raise InputError("cold_generations", "must not be negative", cold_generations)
-        if not noise > 0:
-            raise InputError("noise", "must be positive", noise, "without a random part a crossing is never seen")
-        self.tolerance, self.lower_tolerance, self.max_products = tolerance, lower_tolerance, max_products
-        self.noise, self.cold_generations, self.check_share = noise, cold_generations, check_share
-        self.modules, self.seed = None if modules is None else list(modules), seed
+    names: ClassVar = (*_ENDS, "products", "cold_check", "cold_disagreement")
+    warm_start: ClassVar = True
+
+    def __post_init__(self) -> None:
+        require(self.max_products >= 6, "max_products", "must be at least 6", self.max_products)
+        require(0 <= self.check_share <= 1, "check_share", "must lie between 0 and 1", self.check_share)
+        require(self.cold_generations >= 0, "cold_generations", "must not be negative", self.cold_generations)
+        if not self.noise > 0:
+            raise InputError("noise", "must be positive", self.noise, "without a random part a crossing is never seen")
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain JSON values."""
-        return {
-            "probe": "convexity", "tolerance": self.tolerance, "lower_tolerance": self.lower_tolerance,
-            "max_products": self.max_products, "noise": self.noise, "cold_generations": self.cold_generations,
-            "check_share": self.check_share, "modules": self.modules, "seed": self.seed,
-        }  # fmt: skip
+        modules = None if self.modules is None else list(self.modules)
+        return {"probe": "convexity", **dataclasses.asdict(self), "modules": modules}
 
     def __call__(self, risk: EmpiricalRisk, parent: Mapping[str, Any] | None, /) -> Mapping[str, Any]:
         """Measure at the present weights, inside ``risk.prepared()``.
 
         Args:
-            risk: The risk.
+            risk: The loss over its data, with the model at the point that is measured.
             parent: What this returned at the parent point, or None.
 
         Returns:
@@ -127,7 +122,7 @@ class Convexity:
             return dict.fromkeys(self.names, math.nan)
         outer, disagreed = _outer(ends, cold)
         return {
-            **_numbers(outer),
+            **{name: _ENDS[name](outer) for name in _ENDS},
             "products": float(operator.products),
             "cold_check": float(checked),
             "cold_disagreement": float(disagreed),
@@ -137,27 +132,22 @@ class Convexity:
 
     def _run(self, operator: Hessian, start: Tensor | None) -> SpectrumEnds:
         return extreme_eigenvalues(
-            operator, tolerance=self.tolerance, lower_tolerance=self.lower_tolerance, max_products=self.max_products,
-            min_products=6 if start is None else 4, start=start, noise=self.noise, pairs=_CARRIED, seed=self.seed,
-        )  # fmt: skip
+            operator,
+            tolerance=self.tolerance,
+            lower_tolerance=self.lower_tolerance,
+            max_products=self.max_products,
+            min_products=6 if start is None else 4,
+            start=start,
+            noise=self.noise,
+            pairs=_CARRIED,
+            seed=self.seed,
+        )
 
     def _chosen(self, operator: Hessian) -> bool:
         """Return whether this point is checked cold: drawn by the bits of its weights, the same on every engine."""
         heads = torch.cat([p.detach().reshape(-1)[:8].double() for p in operator.space.tensors])
         number = int.from_bytes(hashlib.sha256(heads.cpu().numpy().tobytes()).digest()[:8], "little")
         return number < self.check_share * 2**64
-
-
-def _numbers(ends: SpectrumEnds) -> dict[str, float]:
-    return {
-        "lambda_max": ends.lambda_max,
-        "lambda_min": ends.lambda_min,
-        "ratio": ends.ratio,
-        "residual_max": ends.residual_max,
-        "residual_min": ends.residual_min,
-        "negative_curvature": _NEGATIVE[ends.negative],
-        "lambda_min_bound": ends.bound_min,
-    }
 
 
 def _outer(first: SpectrumEnds, second: SpectrumEnds) -> tuple[SpectrumEnds, bool]:

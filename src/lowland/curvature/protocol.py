@@ -7,36 +7,36 @@ adaptive (c = |w|); outputs as they are or normalized (centered, length one), si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from lowland.core.batches import joined, take
 from lowland.core.contexts import forked_rng
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, check_positive, require
 from lowland.core.per_sample import per_sample_loss
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import generator
 from lowland.core.types import Batch, Measured, forward
 
-__all__ = ["Metric", "logits_normalized", "metric", "protocol_risk"]
-
 Metric = Literal["plain", "adaptive", "keskar"]
 """Unit of length of every weight: 1, ``|w|``, or ``|w| + 1`` (the box of Keskar et al. 2017, equation 3)."""
 
 
+_UNITS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "plain": torch.ones_like,
+    "adaptive": torch.abs,
+    "keskar": lambda w: w.abs() + 1,
+}
+
+
 def metric(base: Sequence[Tensor], kind: Metric) -> list[Tensor]:
     """Return the unit of length of every weight."""
-    if kind == "plain":
-        return [torch.ones_like(w) for w in base]
-    if kind == "adaptive":
-        return [w.abs() for w in base]
-    if kind == "keskar":
-        return [w.abs() + 1 for w in base]
-    raise InputError("metric", 'must be "plain", "adaptive" or "keskar"', kind)
+    require(kind in _UNITS, "metric", 'must be "plain", "adaptive" or "keskar"', kind)
+    return [_UNITS[kind](w) for w in base]
 
 
 def protocol_risk(
@@ -56,9 +56,9 @@ def protocol_risk(
     Raises:
         InputError: If a size is not positive.
     """
-    for name, value in (("samples", samples), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise InputError(name, "must be positive", value)
+    check_positive(samples=samples, batch_size=batch_size)
+    if not risk.ranks.alone:
+        raise InputError("risk", "must not be shared by ranks where a fixed subset of its samples is taken")
     with forked_rng():  # a loader draws a seed each time it is read
         parts = list(risk.batches())
     total = sum(part.size for part in parts)
@@ -91,10 +91,8 @@ def logits_normalized(risk: EmpiricalRisk) -> EmpiricalRisk:
         if not isinstance(output, Tensor) or output.ndim < 2:
             raise InputError("model", "must return scores of shape [n, classes]", type(output).__name__)
         if output.shape[1] < 2:
-            raise InputError(
-                "risk", "must have at least two scores per sample to be normalized", tuple(output.shape),
-                "leave out the measures with normalized=True",
-            )  # fmt: skip
+            rule = "must have at least two scores per sample to be normalized"
+            raise InputError("risk", rule, tuple(output.shape), "leave out the measures with normalized=True")
         centered = output - output.mean(1, keepdim=True)
         length = torch.linalg.vector_norm(centered, dim=1, keepdim=True)
         values, weights = per_sample_loss(loss, centered / length.clamp(min=1e-12), batch.target, batch=batch)

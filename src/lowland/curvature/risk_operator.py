@@ -12,7 +12,8 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Final, Protocol
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -22,29 +23,37 @@ from lowland.core.contexts import differentiable_kernels
 from lowland.core.errors import InputError, LowlandWarning
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
-from lowland.core.types import Batch
+from lowland.core.seeds import rademacher
+from lowland.core.types import Batch, forward
 from lowland.curvature.graph import graph_bytes
 from lowland.curvature.memory import halves, out_of_memory
 from lowland.curvature.operator import AbstractOperator
-
-__all__ = ["AbstractRiskOperator", "BatchGraph"]
 
 _KEPT_BYTES: Final = 2 << 30
 """Memory of kept graphs by default; a fixed number, so that results do not depend on what else runs."""
 
 
-class BatchGraph(Protocol):
-    """The graph of one batch, ready for products."""
+@dataclass(slots=True)
+class BatchGraph:
+    """The graph of one batch, ready for products: the last of its backward passes is the same for every operator."""
 
-    weight: Tensor
-    """Total of the denominators of the batch, a scalar."""
+    tensors: Sequence[Tensor]  # The parameters, in order
+    weight: Tensor  # Total of the denominators of the batch, a scalar
+    sources: Sequence[Tensor] = ()  # The parameters whose part of a vector counts; without any, products are zero
+    outputs: Sequence[Tensor] = ()  # What is differentiated last
+    roots: Sequence[Tensor] = ()  # What the graph hangs on
+    along: Callable[[Sequence[Tensor]], Sequence[Tensor]] = list  # Parts of a vector -> what multiplies the outputs
 
-    @property
-    def roots(self) -> Sequence[Tensor]:
-        """What the graph hangs on."""
-
-    def product(self, parts: Sequence[Tensor], *, keep: bool) -> Sequence[Tensor]:
+    def product(self, parts: Sequence[Tensor], *, keep: bool) -> list[Tensor]:
         """Multiply one vector, given and returned as one tensor per parameter; the graph stays usable if asked to."""
+        found: dict[int, Tensor] = {}
+        if self.sources:
+            place = {id(p): part for p, part in zip(self.tensors, parts, strict=True)}
+            active = [p for p in self.tensors if p.requires_grad]
+            outer = self.along([place[id(p)] for p in self.sources])
+            options = {"retain_graph": keep, "allow_unused": True, "materialize_grads": True}
+            found = dict(zip(map(id, active), torch.autograd.grad(self.outputs, active, outer, **options), strict=True))
+        return [found[id(p)] if id(p) in found else torch.zeros_like(p) for p in self.tensors]
 
 
 class AbstractRiskOperator(AbstractOperator):
@@ -86,6 +95,8 @@ class AbstractRiskOperator(AbstractOperator):
         self._complete = False
         self.built = 0
         """Number of graphs built so far."""
+        self.kinks: tuple[str, ...] = ()
+        """Functions with kinks in the first graph built, which second derivatives do not see."""
         self._state: tuple[tuple[int, int], ...] = ()
         self._splits, self._kept_bytes = 0, 0
 
@@ -96,15 +107,7 @@ class AbstractRiskOperator(AbstractOperator):
 
     @abstractmethod
     def build(self, batch: Batch, space: ParameterSpace) -> BatchGraph:
-        """Build the graph of one batch at the present weights.
-
-        Args:
-            batch: One batch or a part of it.
-            space: The parameters to differentiate by.
-
-        Returns:
-            The graph.
-        """
+        """Build the graph of one batch, or a part of it, at the present weights of the parameters of a space."""
 
     @override
     def open(self) -> None:
@@ -129,6 +132,13 @@ class AbstractRiskOperator(AbstractOperator):
 
     @override
     def multiply(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        with self.risk.ranks.together():
+            sums, weight = self._sums(vectors)
+        self.risk.ranks.sum([*sums, weight])
+        return [total / weight.to(self.dtype) for total in sums]
+
+    def _sums(self, vectors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        # the numerators of products and the denominator, with as much memory as there is
         while True:
             self._refresh()
             try:
@@ -140,19 +150,44 @@ class AbstractRiskOperator(AbstractOperator):
                 reason = f"{error}".partition("\n")[0]
             self._shrink(reason)
 
-    def _multiply(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+    def _multiply(self, vectors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         parts = [self._cut(vector) for vector in vectors]
         sums = [torch.zeros(self.size, dtype=self.dtype, device=self.device) for _ in vectors]
-        weight = torch.zeros(
-            (), dtype=torch.float64 if self.device.type != "mps" else torch.float32, device=self.device
-        )
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        weight = torch.zeros((), dtype=wide, device=self.device)
         for graph, kept in self._all_graphs():
             weight = weight + graph.weight
             for number, (total, part) in enumerate(zip(sums, parts, strict=True), 1):
                 result = graph.product(part, keep=kept or number < len(parts))
                 total.add_(torch.cat([piece.reshape(-1).to(self.dtype) for piece in result]))
             del graph  # a graph that is not kept must be gone before the next one is built
-        return [total / weight.to(self.dtype) for total in sums]
+        return sums, weight
+
+    @override
+    def rounding(self) -> float:
+        # The second derivative of a loss by outputs is a difference of terms that may cancel to nothing (softmax that
+        # is sure of itself: p - p^2), each right to a rounding unit. That moves ``v^T J^T (...) J v`` by up to a
+        # unit times the mean of ||J_i||^2 over samples, estimated by one backward pass of outputs with random signs.
+        with self.risk.ranks.together():
+            mine = self._slopes()
+        total, weight = map(sum, zip(*self.risk.ranks.gather(mine), strict=True))
+        return max(torch.finfo(p.dtype).eps for p in self._space.tensors) * total / weight if weight else 0.0
+
+    def _slopes(self) -> tuple[float, float]:
+        # the sum of ||J_i||^2 over samples, and the denominator
+        total, weight = 0.0, 0.0
+        for batch in self.risk.batches() if self.risk.loss is not None else ():
+            output = forward(self.risk.model, batch)
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return 0.0, 0.0
+            flips = rademacher(output.detach(), 0, "probe", "rounding", batch.number or 0)
+            slopes = torch.autograd.grad(output, self._active(), flips, allow_unused=True)
+            total += sum(float(slope.double().square().sum()) for slope in slopes if slope is not None)
+            weight += float(self.risk.loss_terms(batch)[1])
+        return total, weight
+
+    def _active(self) -> list[Tensor]:
+        return [p for p in self._space.tensors if p.requires_grad]
 
     def _cut(self, vector: Tensor) -> list[Tensor]:
         pieces = torch.split(vector, list(self._space.sizes))
@@ -201,6 +236,11 @@ class AbstractRiskOperator(AbstractOperator):
     def _drop(self) -> None:
         self._graphs, self._kept_bytes, self._complete = {}, 0, False
 
+    def check_reached(self) -> None:
+        """Refuse a loss that no parameter reaches; it may reach none of some chosen modules."""
+        if self.modules is None:
+            raise InputError("risk", "must depend on the parameters by differentiable operations")
+
     def _shrink(self, reason: str) -> None:
         """After running out of memory: keep nothing, and from the second time on halve the batches."""
         kept_something = bool(self._graphs)
@@ -218,11 +258,8 @@ class AbstractRiskOperator(AbstractOperator):
 
     def _halve(self, reason: str) -> None:
         if self.risk.batch_norm == "batch":
-            raise InputError(
-                "batches",
-                f"must fit into memory one by one with batch statistics ({reason})",
-                advice="use smaller batches",
-            )
+            rule = f"must fit into memory one by one with batch statistics ({reason})"
+            raise InputError("batches", rule, advice="use smaller batches")
         if 2**self._splits >= max(batch.size for batch in self.risk.batches()):
             raise InputError("batches", f"do not fit into memory one sample at a time ({reason})")
         self._splits += 1
@@ -237,6 +274,5 @@ def _explain(error: BaseException) -> None:
     text = f"{error}".partition("\n")[0]
     signs = ("once_differentiable", "is not implemented", "not twice differentiable", "double backward")
     if any(sign in text for sign in signs):
-        raise InputError(
-            "risk", f"must have a second derivative ({text})", advice="replace the operation that has none"
-        ) from error
+        rule, advice = f"must have a second derivative ({text})", "replace the operation that has none"
+        raise InputError("risk", rule, advice=advice) from error

@@ -8,23 +8,22 @@ norm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
+from lowland.core.facts import ShowsFacts, with_error
 from lowland.core.params import global_norm, normalized_scale
 from lowland.core.risk import EmpiricalRisk
-from lowland.core.types import Batch
-from lowland.curvature.perturbed_risk import PerturbedRisk, perturbed_risk
-
-__all__ = ["Sharpness", "sam_sharpness"]
+from lowland.curvature.perturbed_risk import perturbed_risk
 
 
-@dataclass(frozen=True, slots=True)
-class Sharpness:
+@dataclass(repr=False, frozen=True, slots=True)
+class Sharpness(ShowsFacts):
     """A sharpness with the loss it stands on.
 
     Args:
@@ -45,6 +44,10 @@ class Sharpness:
     samples: int
     settings: str
 
+    def _facts(self) -> dict[str, str]:
+        value = with_error(self.value, self.standard_error)
+        return {"": value, "rho": f"{self.rho:.4g}", "n": str(self.samples), "loss": f"{self.loss:.4g}"}
+
 
 def sam_sharpness(
     risk: EmpiricalRisk, *, rho: float = 0.05, adaptive: bool = False, per_batch: bool = False
@@ -52,7 +55,7 @@ def sam_sharpness(
     """Return the one-step sharpness of SAM.
 
     Args:
-        risk: The risk.
+        risk: The loss over its data; the ascent starts at its model's present weights.
         rho: Radius. Default 0.05, the paper's for CIFAR.
         adaptive: Measure the radius in units of c = ``|w|`` (ASAM, Kwon et al. 2021): ``e = rho c^2 g / ||c g||``.
         per_batch: m-sharpness: ascend on each batch of the risk by itself and average over samples.
@@ -70,37 +73,33 @@ def sam_sharpness(
         >>> round(sam_sharpness(risk, rho=0.5).value, 6)  # (1 + 0.5)^2 - 1^2
         1.25
     """
-    if rho < 0:
-        raise InputError("rho", "must not be negative", rho)
+    require(0 <= rho < math.inf, "rho", "must be finite and not negative", rho)
     kind = f"SAM, {'m' if per_batch else 'n'}-sharpness, {'adaptive' if adaptive else 'plain'}, l2"
     with perturbed_risk(risk) as here:
-        groups: list[list[Batch] | None] = [[batch] for batch in risk.batches()] if per_batch else [None]
-        rises, losses, weights = [], [], []
-        for batches in groups:
-            before, rise = _rise(here, rho, adaptive=adaptive, batches=batches)
-            rises.append(rise)
-            losses.append(before)
-            weights.append(1.0 if batches is None else float(batches[0].size))
-    share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    all_rises = torch.tensor(rises, dtype=torch.float64)
-    mean = float(share @ all_rises)
-    count = len(rises)
-    error = (
-        float(((share * (all_rises - mean)) ** 2).sum().sqrt()) * (count / (count - 1)) ** 0.5
-        if count > 1
-        else float("nan")
-    )
-    loss = float(share @ torch.tensor(losses, dtype=torch.float64))
-    return Sharpness(max(0.0, mean), mean, loss, rho, error, count, kind)
+        losses, rises, weights = [], [], []
+        for batches in here.groups(per_batch=per_batch):
+            loss, gradient = here.gradient(batches=batches)
+            losses.append(loss)
+            rises.append(here.loss(_ascent(gradient, here.base, rho, adaptive=adaptive), batches) - loss)
+            weights.append(here.weight)
+    mean, error = over_samples(rises, weights)
+    count = sum(map(bool, weights))
+    return Sharpness(max(mean, 0.0), mean, over_samples(losses, weights)[0], rho, error, count, kind)  # NaN stays
 
 
-def _rise(here: PerturbedRisk, rho: float, *, adaptive: bool, batches: list[Batch] | None) -> tuple[float, float]:
-    loss, gradient = here.gradient(batches=batches)
-    step = ascent(gradient, here.base, rho, adaptive=adaptive)
-    return loss, here.loss(step, batches) - loss
+def over_samples(values: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of batches' values, each as it counts in the loss, with its standard error, NaN for one."""
+    counted = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
+    if not counted:
+        return math.nan, math.nan
+    each, sizes = torch.tensor(counted, dtype=torch.float64).T
+    share, count = sizes / sizes.sum(), len(counted)
+    mean = float(share @ each)
+    spread = float(((share * (each - mean)) ** 2).sum().sqrt())
+    return mean, spread * math.sqrt(count / (count - 1)) if count > 1 else math.nan
 
 
-def ascent(gradient: Sequence[Tensor], base: Sequence[Tensor], rho: float, *, adaptive: bool) -> list[Tensor]:
+def _ascent(gradient: Sequence[Tensor], base: Sequence[Tensor], rho: float, *, adaptive: bool) -> list[Tensor]:
     """Return the first-order worst step of length rho."""
     scaled = [w.abs() * g for w, g in zip(base, gradient, strict=True)] if adaptive else list(gradient)
     factor = normalized_scale(global_norm(scaled), rho)

@@ -4,7 +4,8 @@ Cohen et al., "Gradient descent on neural networks typically occurs at the edge 
 with momentum beta is stable along an eigenvector as long as ``lambda < 2 (1 + beta) / eta`` (for Nesterov's momentum
 ``2 (1 + beta) / ((1 + 2 beta) eta)``). Cohen et al., "Adaptive gradient methods at the edge of stability", 2022: for
 Adam the same holds for the eigenvalues of ``P^-1/2 H P^-1/2`` with ``P = sqrt(v) + eps``, and with ``eta (1 - beta_1)``
-for eta, since its momentum is an average. Weight decay and the correction of the first moment are left out.
+for eta, since its momentum is an average. Weight decay and the correction of the first moment are left out. Other
+optimizers: `lowland.curvature.step_sizes`.
 
 Every case is brought to one form, D H D with ``D_i = sqrt(eta_i c / P_i)``, so that groups may differ in step size: the
 ratio is its largest eigenvalue over the limit, and one is the edge.
@@ -13,22 +14,21 @@ ratio is its largest eigenvalue over the limit, and one is the edge.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, check_positive
+from lowland.core.facts import ShowsFacts
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues
 from lowland.curvature.hessian import Hessian
 from lowland.curvature.operator import ScaledOperator
 from lowland.curvature.risk_operator import AbstractRiskOperator
-
-__all__ = ["Stability", "measurement_interval", "stability", "warm_started_extremes"]
+from lowland.curvature.step_sizes import step_size_of
 
 _STEP_COST: Final = 3.0
 """Forward passes that a training step takes per sample: one forward, and a backward of about two."""
@@ -38,14 +38,15 @@ _PRODUCT_COST: Final = 8.0
 """Forward passes that a product takes per sample once the graph exists: a second backward through twice the graph."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stability:
+@dataclass(repr=False, frozen=True, slots=True)
+class Stability(ShowsFacts):
     """How near the edge of stability an optimizer runs.
 
     Args:
         ratio: ``lambda / limit``; 1 is the edge, above it the largest direction oscillates and grows.
         preconditioned: Largest eigenvalue of D H D (for SGD: eta times the largest eigenvalue of H).
-        limit: ``2 (1 + beta)``, or ``2 (1 + beta) / (1 + 2 beta)`` for Nesterov's momentum.
+        limit: ``2 (1 + beta)``, ``2 (1 + beta) / (1 + 2 beta)`` for Nesterov's momentum, ``2 / (1 - beta)`` for
+            Schedule-Free late in training.
         ends: The run on D H D with residuals.
         method: What the optimizer was taken for.
     """
@@ -55,6 +56,10 @@ class Stability:
     limit: float
     ends: SpectrumEnds
     method: str
+
+    def _facts(self) -> dict[str, str]:
+        eigenvalue = f"{self.preconditioned:.4g} of {self.limit:.4g}"
+        return {"": f"{self.ratio:.4g}", "eigenvalue": eigenvalue, "of": self.method}
 
 
 def stability(
@@ -71,7 +76,8 @@ def stability(
 
     Args:
         source: The risk that is trained on, or an operator of it.
-        optimizer: SGD, RMSprop, Adam or AdamW (wrapped or not): what counts is the state it keeps.
+        optimizer: SGD, RMSprop, Adam, AdamW, Adafactor with a rate, or Schedule-Free (wrapped or not): what counts is
+            the state it keeps.
         seed: Seed of the Krylov run.
         max_products: Most products. Default 80.
         min_products: Fewest products. Default 6.
@@ -92,68 +98,25 @@ def stability(
         0.5
     """
     operator = source if isinstance(source, AbstractRiskOperator) else Hessian(source)
-    settings = _settings(optimizer)
+    groups = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    settings = {id(p): step_size_of(group, optimizer.state.get(p, {}), p) for group, p in groups}
     limits = {limit for limit, _, _ in settings.values()}
     if len(limits) != 1:
         raise InputError("optimizer", "must have the same momentum in all groups", sorted(limits))
     limit, method = limits.pop(), next(iter(settings.values()))[2]
     with operator:
-        steps = _steps(operator, settings)
+        missing = [name for name, parameter, _ in operator.space if id(parameter) not in settings]
+        if missing:
+            raise InputError("optimizer", f"must hold every parameter of the risk ({missing[0]!r} is missing)")
+        steps = [settings[id(parameter)][1] for parameter in operator.space.tensors]
         if ends is not None and all(step.ndim == 0 for step in steps) and len({float(step) for step in steps}) == 1:
             largest = float(steps[0]) * ends.lambda_max
             return Stability(largest / limit, largest, limit, ends, method)
-        scale = [
-            step.sqrt().to(operator.dtype).expand(parameter.shape).reshape(-1)
-            for step, (_, parameter, _) in zip(steps, operator.space, strict=True)
-        ]
-        ends = extreme_eigenvalues(
-            ScaledOperator(operator, torch.cat(scale)), seed=seed, start=start,
-            max_products=max_products, min_products=min(min_products, max_products),
-        )  # fmt: skip
+        pairs = zip(steps, operator.space.tensors, strict=True)
+        scale = torch.cat([step.sqrt().to(operator.dtype).expand(weight.shape).reshape(-1) for step, weight in pairs])
+        scaled, least = ScaledOperator(operator, scale), min(min_products, max_products)
+        ends = extreme_eigenvalues(scaled, seed=seed, start=start, max_products=max_products, min_products=least)
     return Stability(ends.lambda_max / limit, ends.lambda_max, limit, ends, method)
-
-
-def _steps(operator: AbstractRiskOperator, settings: Mapping[int, tuple[float, Tensor, str]]) -> list[Tensor]:
-    """Return the effective step size of every parameter of the risk: a number, or one per weight."""
-    steps = []
-    for name, parameter, _ in operator.space:
-        if id(parameter) not in settings:
-            raise InputError("optimizer", f"must hold every parameter of the risk ({name!r} is missing)")
-        steps.append(settings[id(parameter)][1])
-    return steps
-
-
-def _settings(optimizer: Optimizer) -> dict[int, tuple[float, Tensor, str]]:
-    """Return by parameter id the limit, the effective step size per weight, and the method."""
-    found: dict[int, tuple[float, Tensor, str]] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            found[id(parameter)] = _setting(group, optimizer.state.get(parameter, {}))
-    return found
-
-
-def _setting(group: Mapping[str, Any], state: Mapping[str, Any]) -> tuple[float, Tensor, str]:
-    rate = torch.as_tensor(float(group["lr"]), dtype=torch.float64)
-    square = next((state[key] for key in ("max_exp_avg_sq", "exp_avg_sq", "square_avg") if key in state), None)
-    if "grad_avg" in state and square is not None:  # centered RMSprop
-        square = (square - state["grad_avg"].square()).clamp(min=0)
-    if "betas" in group:
-        if "amsgrad" not in group or "momentum_decay" in group:  # NAdam, RAdam and others step in another metric
-            raise InputError("optimizer", "must be SGD, RMSprop, Adam or AdamW", sorted(group))
-        if square is None:
-            raise InputError("optimizer", "must have taken a step before its metric is known", "an empty state")
-        beta = float(group["betas"][0])
-        correction = 1.0 - float(group["betas"][1]) ** float(state["step"])
-        step = rate * (1 - beta) / ((square.double() / correction).sqrt() + float(group["eps"]))
-        return 2 * (1 + beta), step, "Adam: eigenvalues of P^-1/2 H P^-1/2"
-    beta = float(group.get("momentum", 0.0))
-    if square is not None:
-        return 2 * (1 + beta), rate / (square.double().sqrt() + float(group["eps"])), "RMSprop: P^-1/2 H P^-1/2"
-    if "momentum" not in group or "dampening" not in group:  # Muon has momentum too, and another metric
-        raise InputError("optimizer", "must keep the state of SGD, RMSprop or Adam", sorted(group))
-    if group.get("nesterov", False):
-        return 2 * (1 + beta) / (1 + 2 * beta), rate, "SGD with Nesterov's momentum"
-    return 2 * (1 + beta), rate * (1 - float(group.get("dampening", 0.0))), "SGD"
 
 
 def warm_started_extremes(
@@ -186,8 +149,9 @@ def warm_started_extremes(
     return extreme_eigenvalues(operator, start=warm, min_products=min(3, products), max_products=products, seed=seed)
 
 
-def measurement_interval(*, steps: int, batch_size: int, samples: int, products: int = 6, first: int = 30,
-             share: float = 0.03) -> int:  # fmt: skip
+def measurement_interval(
+    *, steps: int, batch_size: int, samples: int, products: int = 6, first: int = 30, share: float = 0.03
+) -> int:
     """Return how many training steps must lie between two measurements so that they take at most a share of the run.
 
     Counted in forward passes per sample: a step takes 3; a measurement 4 for its graph and 8 for each product (5 to 8
@@ -212,18 +176,14 @@ def measurement_interval(*, steps: int, batch_size: int, samples: int, products:
         >>> measurement_interval(steps=10_000, batch_size=128, samples=256)
         2501
     """
-    given = {"steps": steps, "batch_size": batch_size, "samples": samples, "products": products, "share": share}
-    for name, value in given.items():
-        if not value > 0:
-            raise InputError(name, "must be positive", value)
+    check_positive(steps=steps, batch_size=batch_size, samples=samples, products=products, share=share)
     budget = share * _STEP_COST * steps * batch_size
     cold = samples * (1 + _GRAPH_COST + _PRODUCT_COST * first)
     warm = samples * (_GRAPH_COST + _PRODUCT_COST * products)
     more = math.floor((budget - cold) / warm)
     if more < 1:
         enough = math.ceil((cold + warm) / (share * _STEP_COST * batch_size))
-        raise InputError(
-            "share", f"must pay for two measurements, which {share:g} of this run does not", f"{steps} steps",
-            f"train for {enough} steps or more, measure on fewer samples, or give the interval yourself",
-        )  # fmt: skip
+        rule = f"must pay for two measurements, which {share:g} of this run does not"
+        advice = f"train for {enough} steps or more, measure on fewer samples, or give the interval yourself"
+        raise InputError("share", rule, f"{steps} steps", advice)
     return steps // (more + 1) + 1  # the shortest with no more than so many measurements

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
+from lowland.core.facts import ShowsFacts
 from lowland.curvature.bounds import missed_share
+from lowland.curvature.counted import counted
 from lowland.curvature.eigenvalues import Source, as_operator
-from lowland.curvature.lanczos import Lanczos, Ritz
+from lowland.curvature.lanczos import Lanczos
 
-__all__ = ["TopEigenvalues", "top_eigenvalues"]
+_Floats: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+_SHOWN: Final = 5
+"""Most values in its short form."""
 
 
-@dataclass(frozen=True, slots=True)
-class TopEigenvalues:
+@dataclass(repr=False, frozen=True, slots=True)
+class TopEigenvalues(ShowsFacts):
     """Several eigenpairs from one end of the spectrum.
 
     Args:
@@ -31,13 +36,23 @@ class TopEigenvalues:
         vectors: Shape [n, k].
     """
 
-    values: np.ndarray[tuple[int], np.dtype[np.float64]]
-    residuals: np.ndarray[tuple[int], np.dtype[np.float64]]
+    values: _Floats
+    residuals: _Floats
     converged: np.ndarray[tuple[int], np.dtype[np.bool_]]
     scale: float
     products: int
     checked: bool
     vectors: Tensor = field(repr=False, compare=False)
+
+    def _facts(self) -> dict[str, str]:
+        values = ", ".join(f"{value:.4g}" for value in self.values[:_SHOWN])
+        state = "all" if self.converged.all() else f"{int(self.converged.sum())} of {len(self.values)}"
+        return {
+            "": values + ", ..." * (len(self.values) > _SHOWN),
+            "converged": state,
+            "checked": "yes" if self.checked else "no",
+            "products": str(self.products),
+        }
 
 
 def top_eigenvalues(
@@ -49,6 +64,7 @@ def top_eigenvalues(
     max_products: int = 200,
     check: bool = True,
     seed: int = 0,
+    progress: bool = False,
 ) -> TopEigenvalues:
     """Return the k outermost eigenpairs of one end.
 
@@ -63,6 +79,7 @@ def top_eigenvalues(
         max_products: Most products for each run. Default 200.
         check: Whether to look for missed pairs. Default True.
         seed: Seed of the start vectors.
+        progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
         Values from the outermost inwards, with residuals and vectors.
@@ -77,73 +94,47 @@ def top_eigenvalues(
         [3.0, 3.0, 1.0]
     """
     operator = as_operator(source)
-    if not 1 <= k <= operator.size:
-        raise InputError("k", f"must lie between 1 and the dimension {operator.size}", k)
-    if which not in ("largest", "smallest"):
-        raise InputError("which", 'must be "largest" or "smallest"', which)
-    if not 0 < tolerance < 1:
-        raise InputError("tolerance", "must lie between 0 and 1", tolerance)
+    require(1 <= k <= operator.size, "k", f"must lie between 1 and the dimension {operator.size}", k)
+    require(which in ("largest", "smallest"), "which", 'must be "largest" or "smallest"', which)
+    require(0 < tolerance < 1, "tolerance", "must lie between 0 and 1", tolerance)
     sign = 1.0 if which == "largest" else -1.0
     before = operator.products
-    with operator:
+    with operator, counted(operator, progress, "top eigenvalues", max_products, bound=True):
         found = _outermost(Lanczos(operator, seed=seed), k, sign, tolerance, max_products)
-        checked = not check
-        for again in range(1, k + 1 if check else 0):
-            if found.size >= operator.size:
-                checked = True
-                break
+        checked = check and k == operator.size
+        for again in range(1, k + 1 if check and not checked else 0):
             run = Lanczos(operator, against=found.vectors, seed=seed, stream=again)
             more = _outermost(run, 1, sign, tolerance, max_products, beyond=found)
-            if sign * more.values[0] <= sign * found.values[-1] + more.residuals[0]:
-                checked = True
+            checked = sign * more.values[0] <= sign * found.values[-1] + more.residuals[0]
+            if checked:
                 break
-            found = _merged(found, more, sign, k)
-    return TopEigenvalues(
-        found.values, found.residuals, found.residuals <= tolerance * found.scale, found.scale,
-        operator.products - before, check and checked, found.vectors,
-    )  # fmt: skip
+            values = np.concatenate([found.values, more.values])
+            residuals = np.concatenate([found.residuals, more.residuals])
+            order = np.argsort(-sign * values)[:k]
+            columns = torch.as_tensor(order.copy(), device=found.vectors.device)
+            vectors = torch.cat([found.vectors, more.vectors], 1)[:, columns]
+            found = _pairs(values[order], residuals[order], max(found.scale, more.scale), vectors, tolerance)
+    return replace(found, products=operator.products - before, checked=bool(checked))
 
 
-@dataclass(frozen=True, slots=True)
-class _Pairs:
-    values: np.ndarray[tuple[int], np.dtype[np.float64]]
-    residuals: np.ndarray[tuple[int], np.dtype[np.float64]]
-    scale: float
-    vectors: Tensor
-
-    @property
-    def size(self) -> int:
-        return len(self.values)
+def _pairs(values: _Floats, residuals: _Floats, scale: float, vectors: Tensor, tolerance: float) -> TopEigenvalues:
+    return TopEigenvalues(values, residuals, residuals <= tolerance * scale, scale, 0, False, vectors)
 
 
 def _outermost(
-    run: Lanczos, k: int, sign: float, tolerance: float, max_products: int, *, beyond: _Pairs | None = None
-) -> _Pairs:
+    run: Lanczos, k: int, sign: float, tolerance: float, max_products: int, *, beyond: TopEigenvalues | None = None
+) -> TopEigenvalues:
     """Return the k outermost pairs once converged, or once it is clear that none lies further out than those known."""
-    ritz = _after(run, k)
-    while not run.exhausted and run.steps < max_products:
+    run.extend(k)
+    while True:
+        ritz = run.ritz()
         order = np.argsort(-sign * ritz.values)[:k]
-        if len(order) == k and bool((ritz.residuals[order] <= tolerance * ritz.scale).all()):
+        converged = len(order) == k and bool((ritz.residuals[order] <= tolerance * ritz.scale).all())
+        if run.exhausted or run.steps >= max_products or converged:
             break
         if beyond is not None:
             reach = missed_share(run.steps, run.size) * 2 * max(beyond.scale, ritz.scale)
             if sign * ritz.values[order[0]] + reach < sign * beyond.values[-1]:
                 break
-        ritz = _after(run, 1)
-    chosen = np.argsort(-sign * ritz.values)[:k].tolist()
-    return _Pairs(ritz.values[chosen], ritz.residuals[chosen], ritz.scale, run.vectors(ritz, chosen))
-
-
-def _after(run: Lanczos, steps: int) -> Ritz:
-    run.extend(steps)
-    return run.ritz()
-
-
-def _merged(first: _Pairs, second: _Pairs, sign: float, k: int) -> _Pairs:
-    values = np.concatenate([first.values, second.values])
-    residuals = np.concatenate([first.residuals, second.residuals])
-    order = np.argsort(-sign * values)[:k]
-    vectors = torch.cat([first.vectors, second.vectors], 1)[
-        :, torch.as_tensor(order.copy(), device=first.vectors.device)
-    ]
-    return _Pairs(values[order], residuals[order], max(first.scale, second.scale), vectors)
+        run.extend()
+    return _pairs(ritz.values[order], ritz.residuals[order], ritz.scale, run.vectors(ritz, order.tolist()), tolerance)

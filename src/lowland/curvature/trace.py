@@ -6,29 +6,31 @@ Woodruff, "Hutch++", 2021, algorithm 1: the trace on the range of a sketch is ex
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.facts import ShowsFacts, with_error
+from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import normal, rademacher
-from lowland.core.units import UnitRule
+from lowland.curvature.counted import counted
 from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.operator import AbstractOperator
 from lowland.curvature.risk_operator import AbstractRiskOperator
 
-__all__ = ["ProbeEstimate", "estimate", "filter_weighted_trace", "signs", "trace"]
 
-
-@dataclass(frozen=True, slots=True)
-class ProbeEstimate:
+@dataclass(repr=False, frozen=True, slots=True)
+class ProbeEstimate(ShowsFacts):
     """A mean over random probes.
 
     Args:
@@ -39,6 +41,7 @@ class ProbeEstimate:
         method: How it was made.
         seed: Seed of the probes.
         samples: What each probe gave, shape [probes]; its spread is that over random directions.
+        hint: What the number does not hold, where that is known.
     """
 
     value: float
@@ -48,6 +51,19 @@ class ProbeEstimate:
     method: str
     seed: int
     samples: NDArray[np.float64] = field(repr=False, compare=False)
+    hint: str = ""
+
+    def _facts(self) -> dict[str, str]:
+        shown = {"": with_error(self.value, self.standard_error), "n": str(self.probes), "products": str(self.products)}
+        return shown | {"by": self.method, "hint:": self.hint}
+
+    @property
+    def skewed(self) -> bool:
+        """Whether samples are so skewed that the interval covers less than it says; False is no promise."""
+        # fewer than 25 times the squared skewness, as for bands; a tail that no sample has hit shows in none
+        away = self.samples - self.samples.mean()
+        variance = float((away**2).mean())
+        return variance > 0 and self.probes < 25 * float((away**3).mean()) ** 2 / variance**3
 
     @property
     def spread(self) -> float:
@@ -57,28 +73,27 @@ class ProbeEstimate:
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return a confidence interval by t quantiles, since probes are few.
 
+        On planted spectra of 200 eigenvalues (flat, two-valued, with one and with ten outliers) 95 % intervals of
+        Hutch++ covered 0.90 to 0.98. Plain probes of one eigenvalue far from all others are as skewed as a squared
+        normal number: 12 of them covered 0.84, which `skewed` mostly tells.
+
         Args:
             level: Nominal coverage. Default 0.95.
 
         Returns:
             Lower and upper end.
         """
-        half = (
-            float(student.ppf(0.5 + level / 2, self.probes - 1)) * self.standard_error if self.probes > 1 else math.nan
-        )
+        half = float(stdtrit(self.probes - 1, 0.5 + level / 2)) * self.standard_error if self.probes > 1 else math.nan
         return self.value - half, self.value + half
 
 
 def signs(operator: AbstractOperator, seed: int, index: int) -> Tensor:
     """Return the random signs of one probe; by parameter name where the operator has names."""
+    like = torch.empty(operator.size, dtype=operator.dtype, device=operator.device)
     if operator.shapes is None:
-        like = torch.empty(operator.size, dtype=operator.dtype, device=operator.device)
         return rademacher(like, seed, "probe", index)
-    parts = []
-    for name, shape in operator.shapes.items():
-        like = torch.empty(shape, dtype=operator.dtype, device=operator.device)
-        parts.append(rademacher(like, seed, "probe", index, name).reshape(-1))
-    return torch.cat(parts)
+    parts = operator.split(like).items()
+    return torch.cat([rademacher(part, seed, "probe", index, name).reshape(-1) for name, part in parts])
 
 
 def trace(
@@ -88,6 +103,7 @@ def trace(
     products: int = 60,
     chunk: int = 8,
     seed: int = 0,
+    progress: bool = False,
 ) -> ProbeEstimate:
     """Return the trace with its standard error.
 
@@ -99,6 +115,7 @@ def trace(
         products: Products to spend; at least 2, for Hutch++ at least 6. Default 60.
         chunk: Vectors multiplied at once: they share graphs that do not fit into memory. Default 8.
         seed: Seed of the probes.
+        progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
         Value, standard error and cost.
@@ -111,27 +128,22 @@ def trace(
         >>> trace(MatrixOperator(torch.diag(torch.arange(5.0, dtype=torch.float64)))).value
         10.0
     """
-    if method not in ("hutch++", "hutchinson"):
-        raise InputError("method", 'must be "hutch++" or "hutchinson"', method)
+    require(method in ("hutch++", "hutchinson"), "method", 'must be "hutch++" or "hutchinson"', method)
     least = 6 if method == "hutch++" else 2
-    if products < least:
-        raise InputError("products", f"must be at least {least} for {method}", products)
-    if chunk < 1:
-        raise InputError("chunk", "must be at least 1", chunk)
+    require(products >= least, "products", f"must be at least {least} for {method}", products)
+    require(chunk >= 1, "chunk", "must be at least 1", chunk)
     operator = as_operator(source)
     before = operator.products
-    with operator:
-        if method == "hutchinson":
-            exact, count, known = 0.0, products, None
-        else:
-            sketch, count = products // 3, products - 2 * (products // 3)
-            known = _sketched_range(operator, min(sketch, operator.size), chunk, seed, first=count)
-            exact = _sum_of_forms(operator, known, chunk)
-        rest = (
-            _forms(operator, known, count, chunk, seed)
-            if known is None or known.shape[1] < operator.size
-            else np.zeros(2)
-        )
+    sketch = products // 3 if method == "hutch++" else 0
+    count, known = products - 2 * sketch, torch.zeros(operator.size, 0, dtype=operator.dtype, device=operator.device)
+    with operator, counted(operator, progress, "trace", products):
+        if sketch:
+            sketched = (signs(operator, seed, count + index) for index in range(min(sketch, operator.size)))
+            known = torch.linalg.qr(torch.stack([image for _, image in images(operator, sketched, chunk)], 1))[0]
+        exact = float(_forms(operator, known.unbind(1), chunk).sum())
+        probes = (signs(operator, seed, index) for index in range(count))
+        outside = (probe - known @ (known.T @ probe) for probe in probes)
+        rest = np.zeros(2) if known.shape[1] == operator.size else _forms(operator, outside, chunk)
     return estimate(exact + rest, operator.products - before, method, seed)
 
 
@@ -142,45 +154,31 @@ def estimate(samples: NDArray[np.float64], products: int, method: str, seed: int
     return ProbeEstimate(float(samples.mean()), error, count, products, method, seed, samples)
 
 
-def _sketched_range(operator: AbstractOperator, size: int, chunk: int, seed: int, *, first: int) -> Tensor:
-    """Return an orthonormal basis of A S for a random sketch S, shape [n, size]."""
-    images: list[Tensor] = []
-    for start in range(0, size, chunk):
-        vectors = [signs(operator, seed, first + index) for index in range(start, min(start + chunk, size))]
-        images += operator.apply(vectors)
-    basis: Tensor = torch.linalg.qr(torch.stack(images, 1))[0]
-    return basis
+def images(operator: AbstractOperator, vectors: Iterable[Tensor], chunk: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each vector with its product, so many multiplied at once."""
+    drawn = iter(vectors)
+    with operator:
+        while some := list(itertools.islice(drawn, chunk)):
+            yield from zip(some, operator.apply(some), strict=True)
 
 
-def _sum_of_forms(operator: AbstractOperator, basis: Tensor, chunk: int) -> float:
-    """Return tr(Q^T A Q)."""
-    columns = list(basis.unbind(1))
-    total = 0.0
-    for start in range(0, len(columns), chunk):
-        some = columns[start : start + chunk]
-        total += sum(float(v.double() @ w.double()) for v, w in zip(some, operator.apply(some), strict=True))
-    return total
-
-
-def _forms(operator: AbstractOperator, known: Tensor | None, count: int, chunk: int, seed: int) -> NDArray[np.float64]:
-    """Return z^T A z for random signs z, outside a known range."""
-    values: list[float] = []
-    for start in range(0, count, chunk):
-        vectors = [signs(operator, seed, index) for index in range(start, min(start + chunk, count))]
-        if known is not None:
-            vectors = [vector - known @ (known.T @ vector) for vector in vectors]
-        images = operator.apply(vectors)
-        values += [float(v.double() @ w.double()) for v, w in zip(vectors, images, strict=True)]
-    return np.asarray(values)
+def _forms(operator: AbstractOperator, vectors: Iterable[Tensor], chunk: int) -> NDArray[np.float64]:
+    """Return v^T A v for each vector."""
+    return np.asarray([float(v.double() @ w.double()) for v, w in images(operator, vectors, chunk)])
 
 
 def filter_weighted_trace(
-    source: EmpiricalRisk | AbstractRiskOperator, *, directions: int = 48, chunk: int = 8, seed: int = 0
+    source: EmpiricalRisk | AbstractRiskOperator,
+    *,
+    directions: int = 48,
+    chunk: int = 8,
+    seed: int = 0,
+    progress: bool = False,
 ) -> ProbeEstimate:
     """Return the mean of the Hessian's curvature at the center over all filter-normalized directions.
 
     For smooth networks that is the mean curvature of the pictures. With kinks (ReLU, max pooling) it is not: second
-    differences along lines also hold the jumps of the slope, the more the finer the grid, which no Hessian sees.
+    differences along lines also hold the jumps of the slope, which no Hessian sees; `picture_curvature` gives both.
 
     ``sum_j (||w_j||^2 / n_j) tr(H_jj)`` over the filters j with n_j entries. Each sample is ``d^T H d`` for a random
     direction d whose filters have the norms of the weights' (Li et al. 2018, section 4; biases and norm parameters
@@ -191,6 +189,7 @@ def filter_weighted_trace(
         directions: Number of random directions, one product each. Default 48.
         chunk: Vectors multiplied at once. Default 8.
         seed: Seed of the directions.
+        progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
         Value, standard error and spread.
@@ -209,27 +208,20 @@ def filter_weighted_trace(
     operator = as_operator(source)
     if not isinstance(operator, AbstractRiskOperator):
         raise InputError("source", "must be a risk or an operator of one", type(operator).__name__)
-    if directions < 2:
-        raise InputError("directions", "must be at least 2", directions)
-    before, values = operator.products, []
-    with operator:
-        for start in range(0, directions, chunk):
-            some = [_direction(operator, seed, index) for index in range(start, min(start + chunk, directions))]
-            values += [float(v.double() @ w.double()) for v, w in zip(some, operator.apply(some), strict=True)]
-    return estimate(np.asarray(values), operator.products - before, "filter-normalized directions", seed)
+    require(directions >= 2, "directions", "must be at least 2", directions)
+    before = operator.products
+    with operator, counted(operator, progress, "filter trace", directions):
+        weights = [parameter.detach().to(operator.dtype) for parameter in operator.space.tensors]
+        drawn = (filter_direction(operator.space, weights, seed, index) for index in range(directions))
+        values = _forms(operator, (torch.cat([part.reshape(-1) for part in parts]) for parts in drawn), chunk)
+    found = estimate(values, operator.products - before, "filter-normalized directions", seed)
+    names = ", ".join(operator.kinks)
+    return replace(found, hint=f"without the kinks of {names}: `picture_curvature` has them" if names else "")
 
 
-def _direction(operator: AbstractRiskOperator, seed: int, index: int) -> Tensor:
-    parts = []
-    for name, parameter, rule in operator.space:
-        weight = parameter.detach().to(operator.dtype)
-        parts.append(_normalized(normal(weight, seed, "probe", index, name), weight, rule).reshape(-1))
-    return torch.cat(parts)
-
-
-def _normalized(values: Tensor, weight: Tensor, rule: UnitRule) -> Tensor:
-    if rule.kind == "fixed":
-        return torch.zeros_like(weight)
-    units = rule.split(values)
-    lengths = torch.linalg.vector_norm(units, dim=1).clamp(min=torch.finfo(units.dtype).tiny)
-    return rule.join(units * (rule.norms(weight) / lengths)[:, None], weight.shape)
+def filter_direction(space: ParameterSpace, weights: Sequence[Tensor], seed: int, index: int) -> list[Tensor]:
+    """Return a random direction whose filters have the weights' norms; fixed tensors stay."""
+    return [
+        torch.zeros_like(w) if rule.kind == "fixed" else rule.matched(normal(w, seed, "probe", index, name), w)
+        for name, w, rule in zip(space.names, weights, space.rules, strict=True)
+    ]

@@ -12,14 +12,15 @@ Deviations from the algorithm:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
+from lowland.core.facts import ShowsFacts, with_error
 from lowland.core.params import global_norm, normalized_scale
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
@@ -28,8 +29,7 @@ from lowland.curvature.hessian import Hessian
 from lowland.curvature.operator import ScaledOperator
 from lowland.curvature.perturbed_risk import PerturbedRisk, perturbed_risk
 from lowland.curvature.protocol import Metric, metric
-
-__all__ = ["WorstCase", "worst_case_sharpness"]
+from lowland.curvature.sharpness import over_samples
 
 Norm = Literal["l2", "linf"]
 _MOMENTUM: Final = 0.75
@@ -37,8 +37,8 @@ _ENOUGH: Final = 0.75
 """A step size is kept while this share of the steps since the last check-point has raised the loss."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorstCase:
+@dataclass(repr=False, frozen=True, slots=True)
+class WorstCase(ShowsFacts):
     """A worst-case sharpness and who found it.
 
     Args:
@@ -54,6 +54,8 @@ class WorstCase:
         standard_error: Over batches; NaN for one ball.
         balls: Number of batches with a ball of their own.
         keskar: ``100 (max - L) / (1 + L)``, the measure of Keskar et al. 2017, equation 4.
+        step: How far each parameter moves to where the loss is highest, by name; None where batches have balls of
+            their own.
     """
 
     value: float
@@ -67,6 +69,11 @@ class WorstCase:
     standard_error: float
     balls: int
     keskar: float
+    step: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def _facts(self) -> dict[str, str]:
+        value, ball = with_error(self.value, self.standard_error), f"{self.rho:.4g} ({self.norm}, {self.metric})"
+        return {"": value, "rho": ball, "found by": self.winner, "balls": str(self.balls), "loss": f"{self.loss:.4g}"}
 
 
 def worst_case_sharpness(
@@ -77,7 +84,7 @@ def worst_case_sharpness(
     kind: Metric = "plain",
     steps: int = 20,
     per_batch: bool = True,
-    eigenvector: bool = True,
+    eigenvector: bool | Mapping[str, Tensor] = True,
 ) -> WorstCase:
     """Return ``max over ||d / c||_p <= rho of L(w + d) - L(w)`` as far as three searches can tell.
 
@@ -88,7 +95,8 @@ def worst_case_sharpness(
         kind: The metric c, see `Metric`.
         steps: Steps of auto-PGD. Default 20, the paper's.
         per_batch: Each batch has its own maximum, and their mean is returned (the paper's). Default True.
-        eigenvector: Also try the top eigenvector of c H c of all data, both ways. Default True; about 20 products.
+        eigenvector: Also try the top eigenvector of c H c of all data, both ways. Default True; about 20 products. Or
+            that vector by parameter name, where it is known.
 
     Returns:
         The largest rise and who found it.
@@ -103,42 +111,26 @@ def worst_case_sharpness(
         >>> round(worst_case_sharpness(risk, rho=0.5).value, 6)  # (1 + 0.5)^2 - 1^2
         1.25
     """
-    if rho < 0:
-        raise InputError("rho", "must not be negative", rho)
-    if norm not in ("l2", "linf"):
-        raise InputError("norm", 'must be "l2" or "linf"', norm)
-    if steps < 1:
-        raise InputError("steps", "must be at least 1", steps)
-    top = _eigenvector(risk, kind) if eigenvector else None
-    losses, found, weights = [], [], []
+    require(0 <= rho < math.inf, "rho", "must be finite and not negative", rho)
+    require(norm in ("l2", "linf"), "norm", 'must be "l2" or "linf"', norm)
+    require(steps >= 1, "steps", "must be at least 1", steps)
+    top = _eigenvector(risk, kind) if eigenvector is True else None
     with perturbed_risk(risk) as here:
         units = metric(here.base, kind)
-        groups: list[list[Batch] | None] = [[batch] for batch in risk.batches()] if per_batch else [None]
-        for batches in groups:
-            loss, rises = _search(here, units, batches, rho, norm, steps, top)
-            losses.append(loss)
-            found.append(rises)
-            weights.append(1.0 if batches is None else float(batches[0].size))
-    return _summed(losses, found, weights, rho, norm, kind, steps)
-
-
-def _summed(
-    losses: list[float], found: list[dict[str, float]], weights: list[float], rho: float, norm: Norm, kind: Metric,
-    steps: int,
-) -> WorstCase:  # fmt: skip
-    share = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    best = torch.tensor([max(0.0, *rises.values()) for rises in found], dtype=torch.float64)
+        top = here.space.order(eigenvector) if isinstance(eigenvector, Mapping) else top
+        searched, step = [], None
+        for batches in here.groups(per_batch=per_batch):
+            loss, rises, place = _Ball(here, units, batches, rho, norm).search(steps, top)
+            searched.append((loss, rises, here.weight))
+            step = None if per_batch else here.space.named(_times(units, place))
+    losses, found, weights = zip(*([part for part in searched if part[2]] or searched[:1]), strict=True)
+    highest = [math.nan if math.isnan(at) else max(0.0, *f.values()) for at, f in zip(losses, found, strict=True)]
+    loss, (value, error) = over_samples(losses, weights)[0], over_samples(highest, weights)
+    candidates = {name: over_samples([rises[name] for rises in found], weights)[0] for name in found[0]}
     winners = ["center" if max(rises.values()) <= 0 else max(rises, key=lambda k: rises[k]) for rises in found]
-    value, count = float(share @ best), len(best)
-    spread = ((share * (best - value)) ** 2).sum().sqrt()
-    loss = float(share @ torch.tensor(losses, dtype=torch.float64))
-    candidates = {
-        name: float(share @ torch.tensor([rises[name] for rises in found], dtype=torch.float64)) for name in found[0]
-    }
     winner = max(set(winners), key=lambda name: (winners.count(name), name))
-    error = float(spread) * math.sqrt(count / (count - 1)) if count > 1 else math.nan
     keskar = 100 * value / (1 + loss)
-    return WorstCase(value, loss, winner, candidates, rho, norm, kind, steps, error, count, keskar)
+    return WorstCase(value, loss, winner, candidates, rho, norm, kind, steps, error, len(found), keskar, step)
 
 
 def _eigenvector(risk: EmpiricalRisk, kind: Metric) -> list[Tensor]:
@@ -151,54 +143,80 @@ def _eigenvector(risk: EmpiricalRisk, kind: Metric) -> list[Tensor]:
         return [part.clone() for part in operator.split(ends.vectors[:, 0]).values()]
 
 
-def _search(
-    here: PerturbedRisk, units: Sequence[Tensor], batches: list[Batch] | None, rho: float, norm: Norm, steps: int,
-    top: list[Tensor] | None,
-) -> tuple[float, dict[str, float]]:  # fmt: skip
-    """Return the loss at the center and what each search finds on some batches."""
-
-    def rise(place: Sequence[Tensor]) -> float:
-        return here.loss(_times(units, place), batches) - loss
-
-    loss, gradient = here.gradient(batches=batches)
-    uphill = _times(units, gradient)
-    rises = {"one step": rise(_unit(uphill, norm, rho))}
-    if top is not None:
-        along = _unit(top, norm, rho)
-        rises["eigenvector"] = max(rise(along), rise([-part for part in along]))
-    rises["apgd"] = _apgd(here, units, batches, rho, norm, steps, loss, uphill) - loss
-    return loss, rises
+_Place: TypeAlias = tuple[float, list[Tensor]]
+"""A loss, and where it is."""
 
 
-def _apgd(
-    here: PerturbedRisk, units: Sequence[Tensor], batches: list[Batch] | None, rho: float, norm: Norm, steps: int,
-    loss: float, uphill: list[Tensor],
-) -> float:  # fmt: skip
-    """Return the largest loss that auto-PGD finds; places are in units of c, gradients by them."""
-    place = [torch.zeros_like(part) for part in uphill]
-    previous, best_place, best_slope, best = place, place, uphill, loss
-    size, kept, slope, risen = 2 * rho, (2 * rho, loss), uphill, 0
-    marks = _checkpoints(steps)
-    current, since = loss, 0
-    for step in range(steps):
-        ahead = _projected(_plus(place, _unit(slope, norm, size)), norm, rho)
-        weight = 1.0 if step == 0 else _MOMENTUM
-        mixed = [p + weight * (a - p) + (1 - weight) * (p - q) for p, a, q in zip(place, ahead, previous, strict=True)]
-        previous, place = place, _projected(mixed, norm, rho)
-        value, gradient = here.gradient(_times(units, place), batches)
-        slope = _times(units, gradient)
-        risen += value > current
-        current = value
-        if value > best:
-            best, best_place, best_slope = value, place, slope
-        if step + 1 in marks:
-            stalled = risen < _ENOUGH * (step + 1 - since) or (kept == (size, best))
-            kept = (size, best)
-            if stalled:
-                size /= 2
-                place, previous, slope, current = best_place, best_place, best_slope, best
-            risen, since = 0, step + 1
-    return best
+@dataclass(frozen=True, slots=True)
+class _Ball:
+    """A ball around the present weights, and what its loss is measured on; places are in units of c, slopes by them."""
+
+    here: PerturbedRisk
+    units: Sequence[Tensor]
+    batches: list[Batch] | None
+    rho: float
+    norm: Norm
+
+    def loss(self, place: Sequence[Tensor]) -> float:
+        return self.here.loss(_times(self.units, place), self.batches)
+
+    def slope(self, place: Sequence[Tensor] | None = None) -> tuple[float, list[Tensor]]:
+        loss, gradient = self.here.gradient(None if place is None else _times(self.units, place), self.batches)
+        return loss, _times(self.units, gradient)
+
+    def step(self, direction: Sequence[Tensor], length: float) -> list[Tensor]:
+        """Return the step of a given length that follows a direction best; zeros where it has no usable norm."""
+        if self.norm == "linf":
+            return [part.sign() * length for part in direction]
+        factor = normalized_scale(global_norm(direction), length)
+        return [part * factor for part in direction]
+
+    def projected(self, place: Sequence[Tensor]) -> list[Tensor]:
+        if self.norm == "linf":
+            return [part.clamp(-self.rho, self.rho) for part in place]
+        length = global_norm(place)
+        factor = torch.where(length > self.rho, normalized_scale(length, self.rho), torch.ones_like(length))
+        return [part * factor for part in place]
+
+    def search(self, steps: int, top: list[Tensor] | None) -> tuple[float, dict[str, float], list[Tensor]]:
+        """Return the loss at the center, the rise that each search finds, and the place of the largest."""
+        loss, uphill = self.slope()
+        ahead = self.step(uphill, self.rho)
+        found = {"one step": (self.loss(ahead), ahead)}
+        if top is not None:
+            along = self.step(top, self.rho)
+            ways = [(self.loss(way), way) for way in (along, [-part for part in along])]
+            found["eigenvector"] = max(ways, key=lambda place: place[0])
+        found["apgd"] = self.apgd(steps, loss, uphill)
+        center = loss, [torch.zeros_like(part) for part in uphill]
+        best = max((center, *found.values()), key=lambda place: place[0])
+        return loss, {name: place[0] - loss for name, place in found.items()}, best[1]
+
+    def apgd(self, steps: int, loss: float, uphill: list[Tensor]) -> _Place:
+        """Return the largest loss that auto-PGD finds, and where."""
+        place = [torch.zeros_like(part) for part in uphill]
+        previous, best_place, best_slope, best = place, place, uphill, loss
+        size, kept, slope, risen = 2 * self.rho, (2 * self.rho, loss), uphill, 0
+        marks = _checkpoints(steps)
+        current, since = loss, 0
+        for step in range(steps):
+            ahead = self.projected([p + s for p, s in zip(place, self.step(slope, size), strict=True)])
+            weight, three = 1.0 if step == 0 else _MOMENTUM, zip(place, ahead, previous, strict=True)
+            mixed = [p + weight * (a - p) + (1 - weight) * (p - q) for p, a, q in three]
+            previous, place = place, self.projected(mixed)
+            value, slope = self.slope(place)
+            risen += value > current
+            current = value
+            if value > best:
+                best, best_place, best_slope = value, place, slope
+            if step + 1 in marks:
+                stalled = risen < _ENOUGH * (step + 1 - since) or (kept == (size, best))
+                kept = (size, best)
+                if stalled:
+                    size /= 2
+                    place, previous, slope, current = best_place, best_place, best_slope, best
+                risen, since = 0, step + 1
+        return best, best_place
 
 
 def _checkpoints(steps: int) -> set[int]:
@@ -210,25 +228,5 @@ def _checkpoints(steps: int) -> set[int]:
     return places
 
 
-def _unit(direction: Sequence[Tensor], norm: Norm, radius: float) -> list[Tensor]:
-    """Return the step of a given length that follows a direction best; zeros where it has no usable norm."""
-    if norm == "linf":
-        return [part.sign() * radius for part in direction]
-    factor = normalized_scale(global_norm(direction), radius)
-    return [part * factor for part in direction]
-
-
-def _projected(place: Sequence[Tensor], norm: Norm, rho: float) -> list[Tensor]:
-    if norm == "linf":
-        return [part.clamp(-rho, rho) for part in place]
-    length = global_norm(place)
-    factor = torch.where(length > rho, normalized_scale(length, rho), torch.ones_like(length))
-    return [part * factor for part in place]
-
-
 def _times(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
     return [a * b for a, b in zip(first, second, strict=True)]
-
-
-def _plus(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[Tensor]:
-    return [a + b for a, b in zip(first, second, strict=True)]

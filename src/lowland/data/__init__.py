@@ -1,5 +1,6 @@
 """Data sets with sample ids and fixed splits, by function or by name (`load`), and augmentations of their batches."""
 
+from lowland.core.names import AUGMENTATIONS, DATASETS
 from lowland.data.augment import Compose, CutMix, Cutout, Flip, Mixup, RandomCrop, standard
 from lowland.data.cifar import cifar10, cifar100, svhn
 from lowland.data.digits import digits
@@ -10,10 +11,9 @@ from lowland.data.indexed import Indexed, LoaderBatches, stable_id
 from lowland.data.kornia import Kornia
 from lowland.data.mnist import mnist
 from lowland.data.mnist1d import mnist1d
-from lowland.data.noise import symmetric_noise
-from lowland.data.registry import AUGMENTATIONS, DATASETS, augmentation, load
+from lowland.data.registry import augmentation, load
 from lowland.data.resident import Augment, TensorBatches, TensorData
-from lowland.data.splits import DataSplits, stratified_split, with_label_noise, with_subsample
+from lowland.data.splits import DataSplits, stratified_split, symmetric_noise, with_label_noise, with_subsample
 from lowland.data.text import text, topics
 
 __all__ = [

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.names import unknown
 from lowland.core.types import Batch
 from lowland.data.draws import Draws
@@ -62,8 +62,7 @@ class RandomCrop:
     mode: Literal["constant", "reflect"] = "constant"
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise InputError("padding", "must not be negative", self.padding)
+        require(self.padding >= 0, "padding", "must not be negative", self.padding)
         if self.mode not in ("constant", "reflect"):
             raise unknown("mode", self.mode, ("constant", "reflect"))
 
@@ -125,8 +124,7 @@ class Cutout:
 
     def __post_init__(self) -> None:
         _check_probability(self.probability)
-        if self.size < 1:
-            raise InputError("size", "must be at least 1", self.size)
+        require(self.size >= 1, "size", "must be at least 1", self.size)
 
     def __call__(self, batch: Batch, draws: Draws, /) -> Batch:
         """Return the batch with squares blanked."""
@@ -259,12 +257,9 @@ def _mixed(batch: Batch, images: Tensor, other: Tensor, share: Tensor, classes: 
 
 
 def _check_probability(probability: float) -> None:
-    if not 0.0 <= probability <= 1.0:
-        raise InputError("probability", "must be in [0, 1]", probability)
+    require(0.0 <= probability <= 1.0, "probability", "must be in [0, 1]", probability)
 
 
 def _check_mixing(classes: int, alpha: float) -> None:
-    if classes < 2:
-        raise InputError("classes", "must be at least 2", classes)
-    if not 0.0 < alpha <= 2.0:
-        raise InputError("alpha", "must be in (0, 2]", alpha)
+    require(classes >= 2, "classes", "must be at least 2", classes)
+    require(0.0 < alpha <= 2.0, "alpha", "must be in (0, 2]", alpha)

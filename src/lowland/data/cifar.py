@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lowland.core.errors import InputError
+from lowland.core.errors import DAMAGED, InputError, refused
 from lowland.data.images import Published, image_splits
 from lowland.data.local import data_folder, read_archive_member, read_checked, read_plain_pickle
 from lowland.data.splits import DataSplits, Selection
@@ -78,10 +78,7 @@ def cifar10(
     place = data_folder("cifar10", folder)
     train_names, test_names = [f"data_batch_{i}" for i in range(1, 6)], ["test_batch"]
     parts = [_cifar(place, names, _TEN, b"labels", 1, verify) for names in (train_names, test_names)]
-    selection = Selection(train_size, label_noise, seed, split_seed)
-    return image_splits(
-        "cifar10", parts, selection, classes=10, validation=validation, constants=NORMALIZATION["cifar10"]
-    )
+    return _splits("cifar10", parts, Selection(train_size, label_noise, seed, split_seed), validation)
 
 
 def cifar100(
@@ -97,10 +94,7 @@ def cifar100(
     """Load CIFAR-100 with its fine labels; parts and arguments are those of `cifar10`, files named after 100."""
     place = data_folder("cifar100", folder)
     parts = [_cifar(place, [name], _HUNDRED, b"fine_labels", 2, verify) for name in ("train", "test")]
-    selection = Selection(train_size, label_noise, seed, split_seed)
-    return image_splits(
-        "cifar100", parts, selection, classes=100, validation=validation, constants=NORMALIZATION["cifar100"]
-    )
+    return _splits("cifar100", parts, Selection(train_size, label_noise, seed, split_seed), validation)
 
 
 def svhn(
@@ -120,14 +114,17 @@ def svhn(
     parts: list[Published] = []
     for name in ("train_32x32.mat", "test_32x32.mat"):
         data = read_checked(place / name, _MD5[name] if verify else None)
-        try:
+        # SciPy raises whatever its parser meets in a damaged file
+        with refused(Exception, "folder", f"must hold a whole {name}", str(place)):
             content = loadmat(io.BytesIO(data), variable_names=["X", "y"])  # type: ignore[arg-type]
             images, labels = content["X"].transpose(3, 2, 0, 1), content["y"].reshape(-1).astype(np.int64)
-        except Exception as error:  # SciPy raises whatever its parser meets in a damaged file
-            raise InputError("folder", f"must hold a whole {name} ({error})", str(place)) from error
         parts.append((images.astype(np.uint8), np.where(labels == 10, 0, labels)))
-    selection = Selection(train_size, label_noise, seed, split_seed)
-    return image_splits("svhn", parts, selection, classes=10, validation=validation, constants=NORMALIZATION["svhn"])
+    return _splits("svhn", parts, Selection(train_size, label_noise, seed, split_seed), validation)
+
+
+def _splits(name: str, parts: list[Published], selection: Selection, validation: int) -> DataSplits:
+    classes, constants = 100 if name == "cifar100" else 10, NORMALIZATION[name]
+    return image_splits(name, parts, selection, classes=classes, validation=validation, constants=constants)
 
 
 def _cifar(
@@ -156,11 +153,9 @@ def _cifar(
 
 def _from_pickle(data: bytes, name: str, key: bytes) -> Published:
     content = read_plain_pickle(data, name)
-    try:
+    with refused(DAMAGED, "folder", f"must hold images of 3 x 32 x 32 bytes and labels in {name}"):
         images = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         return images, np.asarray(content[key], dtype=np.int64)
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError("folder", f"must hold images of 3 x 32 x 32 bytes and labels in {name} ({error})") from error
 
 
 def _from_binary(data: bytes, name: str, label_bytes: int, size: int | None) -> Published:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import InputError, optional_import, refused, require
 from lowland.data.images import normalized
 from lowland.data.indexed import Indexed
 from lowland.data.local import data_folder
@@ -48,11 +48,9 @@ class ImageFolder(Dataset[Any]):
 
     def _pixels(self, path: Path) -> Any:
         pillow = optional_import("PIL.Image", extra="data", needed_for="reading images from folders")
-        try:
-            with pillow.open(path) as opened:
-                image = opened.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
-            raise InputError("folder", f"must hold readable images ({error})", str(path)) from error
+        kinds, rule = (OSError, ValueError, SyntaxError), "must hold readable images"
+        with refused(kinds, "folder", rule, str(path)), pillow.open(path) as opened:
+            image = opened.convert("RGB")
         if self.size is not None:
             scale = self.size / min(image.size)
             width, height = (max(self.size, round(side * scale)) for side in image.size)
@@ -98,12 +96,10 @@ def folders(
         InputError: If folders, classes or images are missing or of other sizes, or an argument is out of range.
     """
     root = data_folder("folders", folder)
-    if not (root / "train").is_dir():
-        raise InputError("folder", "must hold a folder train/ with one folder per class", str(root))
+    require((root / "train").is_dir(), "folder", "must hold a folder train/ with one folder per class", str(root))
     names = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
     found = {part: _samples(root / part, names) for part in ("train", "val", "test") if (root / part).is_dir()}
-    if len(found) == 1 or not names:
-        raise InputError("folder", "must hold val/ or test/ besides train/, and classes in it", str(root))
+    require(len(found) != 1 and names, "folder", "must hold val/ or test/ besides train/, and classes in it", str(root))
     if len(found) == 2:
         test = found["test" if "test" in found else "val"]
         labels = torch.tensor([label for _, label in found["train"]])
@@ -118,8 +114,7 @@ def folders(
     if sum(map(len, parts)) * 4 * int(np.prod(shape)) > resident_bytes:
         if train_size is not None or label_noise:
             raise InputError("train_size, label_noise", "must be left out for data that do not fit `resident_bytes`")
-        if size is None:
-            raise InputError("size", "must be given for data that do not fit `resident_bytes`", size)
+        require(size is not None, "size", "must be given for data that do not fit `resident_bytes`", size)
         made: list[Any] = [
             DataLoader(Indexed(part), batch_size, shuffle=part is parts[0], num_workers=workers) for part in parts
         ]
@@ -133,15 +128,13 @@ def folders(
 def _samples(part: Path, names: list[str]) -> list[tuple[Path, int]]:
     samples: list[tuple[Path, int]] = []
     unknown = {entry.name for entry in part.iterdir() if entry.is_dir()} - set(names)
-    if unknown:
-        raise InputError("folder", f"must hold the classes of train/ in {part.name}/", sorted(unknown))
+    require(not unknown, "folder", f"must hold the classes of train/ in {part.name}/", sorted(unknown))
     for label, name in enumerate(names):
         images = sorted(p for p in (part / name).rglob("*") if p.suffix.lower() in _SUFFIXES)
         if part.name == "train" and not images:
             raise InputError("folder", f"must hold images of every class in train/ ({', '.join(_SUFFIXES)})", name)
         samples += [(path, label) for path in images]
-    if not samples:
-        raise InputError("folder", f"must hold images in {part.name}/", str(part))
+    require(samples, "folder", f"must hold images in {part.name}/", str(part))
     return samples
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import InputError, optional_import, refused, require, reworded
 from lowland.data.indexed import Indexed
 from lowland.data.splits import DataSplits, stratified_split
 
@@ -47,13 +47,10 @@ def huggingface(
         MissingExtra: If datasets (or transformers, for a folder of a tokenizer) is not installed.
     """
     datasets = optional_import("datasets", extra="hf", needed_for="a Hugging Face data set")
-    try:
+    with refused((OSError, ValueError, KeyError), "folder", "must be written by save_to_disk", str(folder)):
         stored = datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError("folder", f"must be written by save_to_disk ({error})", str(folder)) from error
     parts = dict(stored) if isinstance(stored, Mapping) else {"train": stored}
-    if "train" not in parts:
-        raise InputError("folder", "must hold a part named train", sorted(parts))
+    require("train" in parts, "folder", "must hold a part named train", sorted(parts))
     for column in (text, label):
         if column not in parts["train"].column_names:
             known = ", ".join(parts["train"].column_names)
@@ -72,8 +69,7 @@ def huggingface(
         for name in ("train", "validation", "test")
     ]
     labels = {int(value) for part in parts.values() for value in part[label]}
-    if min(labels) < 0:
-        raise InputError("label", "must hold classes from 0", min(labels))
+    require(min(labels) >= 0, "label", "must hold classes from 0", min(labels))
     told = {"context": context, "batch_size": batch_size, "split_seed": split_seed}
     marks = {name: str(getattr(part, "_fingerprint", len(part))) for name, part in sorted(parts.items())}
     recipe = {"name": "huggingface", **told, "parts": marks}
@@ -97,10 +93,9 @@ def _tokenizer(tokenizer: str | Path | Callable[..., Mapping[str, Any]]) -> Call
     if not isinstance(tokenizer, str | Path):
         return tokenizer
     transformers = optional_import("transformers", extra="hf", needed_for="a Hugging Face tokenizer")
-    try:
-        made: Callable[..., Mapping[str, Any]] = transformers.AutoTokenizer.from_pretrained(
-            str(tokenizer), local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
-        raise InputError("tokenizer", "must be a local folder of a tokenizer", str(tokenizer)) from error
-    return made
+    with reworded(
+        (OSError, ValueError),
+        lambda _: InputError("tokenizer", "must be a local folder of a tokenizer", str(tokenizer)),
+    ):
+        read = transformers.AutoTokenizer.from_pretrained
+        return read(str(tokenizer), local_files_only=True, trust_remote_code=False)  # type: ignore[no-any-return]

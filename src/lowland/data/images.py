@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.data.resident import numbered
 from lowland.data.splits import DataSplits, Selection, stratified_split
 
@@ -38,22 +38,16 @@ def image_splits(
     """Make splits from a published training and test part; the validation part is cut out of the training part."""
     mean, std = constants
     for images, labels in published:
-        _check(images, labels, classes)
+        same = images.ndim == 4 and len(images) == len(labels) > 0
+        require(same, "folder", "must hold as many labels as images", (images.shape, len(labels)))
+        low, high = int(np.min(labels)), int(np.max(labels))
+        require(low >= 0 and high < classes, "folder", f"must hold labels in [0, {classes})", (low, high))
     pairs = ((normalized(x, mean, std), torch.as_tensor(np.asarray(y, dtype=np.int64))) for x, y in published)
     whole, testing = numbered(pairs)
-    if not 1 <= validation < len(whole):
-        raise InputError("validation", f"must leave training samples of the {len(whole)}", validation)
+    require(1 <= validation < len(whole), "validation", f"must leave training samples of the {len(whole)}", validation)
     sizes = (len(whole) - validation, validation)
     train, held = (whole.take(part) for part in stratified_split(whole.target, sizes, seed=selection.split_seed))
     shape, told = tuple(whole.input.shape[1:]), {"validation": validation, "split_seed": selection.split_seed}
     recipe = {"name": name, **told, **(recipe or {})}
     splits = DataSplits(name, train, held, testing, classes=classes, shape=shape, mean=mean, std=std, recipe=recipe)
     return selection.of(splits)
-
-
-def _check(images: NDArray[np.uint8], labels: NDArray[Any], classes: int) -> None:
-    if images.ndim != 4 or len(images) != len(labels) or not len(images):
-        raise InputError("folder", "must hold as many labels as images", (images.shape, len(labels)))
-    low, high = int(np.min(labels)), int(np.max(labels))
-    if low < 0 or high >= classes:
-        raise InputError("folder", f"must hold labels in [0, {classes})", (low, high))

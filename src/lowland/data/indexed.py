@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from lowland.core.contexts import forked_rng
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, reworded
+from lowland.core.facts import ShowsFacts
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, RawBatch, as_batch
 
@@ -75,7 +76,7 @@ def _with_id(item: Any, index: int) -> Any:
     return {"input": item, "index": index}
 
 
-class LoaderBatches:
+class LoaderBatches(ShowsFacts):
     """Batches of a foreign loader with an order that depends on (seed, epoch) alone.
 
     The loader draws from random generators of its own (those of Python, NumPy and torch, seeded per epoch and swapped
@@ -96,13 +97,14 @@ class LoaderBatches:
             raise InputError("loader", rule, type(loader).__name__, "pass a DataLoader or a list")
         self.loader, self.seed = loader, seed
 
+    def _facts(self) -> dict[str, str]:
+        count = len(self.loader) if isinstance(self.loader, Sized) else "unknown"
+        return {"n": str(count), "of": type(self.loader).__name__, "seed": str(self.seed)}
+
     def __len__(self) -> int:
-        try:
+        kind, advice = type(self.loader).__name__, "give it a __len__"
+        with reworded(TypeError, lambda _: InputError("loader", "must know its length", kind, advice)):
             return len(self.loader)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise InputError(
-                "loader", "must know its length", type(self.loader).__name__, "give it a __len__"
-            ) from error
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches(0)

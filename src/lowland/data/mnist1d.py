@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lowland.core.contexts import forked_rng
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import optional_import, require
 from lowland.data.resident import TensorData
 from lowland.data.splits import DataSplits, Selection, stratified_split
 
@@ -56,8 +56,7 @@ def mnist1d(
         MissingExtra: If the package mnist1d is not installed.
         InputError: If an argument is out of range.
     """
-    if test_size < 10 or test_size % 10:
-        raise InputError("test_size", "must be a positive multiple of 10", test_size)
+    require(test_size >= 10 and test_size % 10 == 0, "test_size", "must be a positive multiple of 10", test_size)
     signals, target = _generated(5000 + test_size, data_seed)
     everything = TensorData(signals, target, torch.arange(len(target)))
     cut = stratified_split(target, (4000, 1000, test_size), seed=split_seed)

@@ -2,46 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lowland.core.errors import InputError
-from lowland.core.names import check_options, find
-from lowland.data.augment import Compose, CutMix, Cutout, Flip, Mixup, RandomCrop
-from lowland.data.cifar import cifar10, cifar100, svhn
-from lowland.data.digits import digits
-from lowland.data.folders import folders
-from lowland.data.huggingface import huggingface
-from lowland.data.kornia import kornia_by_name
-from lowland.data.mnist import mnist
-from lowland.data.mnist1d import mnist1d
+from lowland.core.errors import InputError, refused, require
+from lowland.core.names import AUGMENTATIONS, DATASETS, check_options, find
+from lowland.data.augment import Compose, CutMix, Mixup
 from lowland.data.resident import Augment
 from lowland.data.splits import DataSplits
-from lowland.data.text import text, topics
-
-DATASETS: dict[str, Callable[..., DataSplits]] = {
-    "digits": digits,
-    "mnist": mnist,
-    "mnist1d": mnist1d,
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "svhn": svhn,
-    "folders": folders,
-    "text": text,
-    "topics": topics,
-    "huggingface": huggingface,
-}
-"""Every data set by name; a new one joins by a line here and one in the contract suite."""
-
-AUGMENTATIONS: dict[str, Callable[..., Augment]] = {
-    "crop": RandomCrop,
-    "flip": Flip,
-    "cutout": Cutout,
-    "mixup": Mixup,
-    "cutmix": CutMix,
-    "kornia": kornia_by_name,
-}
-"""Every augmentation by name; a new one joins by a line here and one in its tests."""
 
 
 def load(name: str, /, **options: Any) -> DataSplits:
@@ -65,7 +33,10 @@ def load(name: str, /, **options: Any) -> DataSplits:
     check_options("data set", name, build, options)
     splits = build(**options)
     if not isinstance(splits, DataSplits):
-        raise InputError("data", "must return lowland.data.DataSplits", type(splits).__name__)
+        advice = (
+            "return DataSplits(name, train, validation, test, classes=..., shape=...); each part may be a DataLoader"
+        )
+        raise InputError("data", "must return lowland.data.DataSplits", type(splits).__name__, advice)
     return splits
 
 
@@ -94,18 +65,12 @@ def augmentation(parts: Sequence[str | Mapping[str, Any]], *, classes: int) -> A
 def _one(part: str | Mapping[str, Any], classes: int) -> Augment:
     options: dict[str, Any] = dict(part) if isinstance(part, Mapping) else {"name": part}
     name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise InputError("augment", "must hold names, or mappings with a name", part)
+    require(isinstance(name, str), "augment", "must hold names, or mappings with a name", part)
     build = find("augment", name, AUGMENTATIONS)
     if build in (Mixup, CutMix):
         options.setdefault("classes", classes)
     check_options("augmentation", name, build, options)
-    try:
-        made = build(**options)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError("augment", f"must fit the augmentation {name!r} ({error})", options) from error
-    if not callable(made):
-        raise InputError("augment", "must name what returns an augmentation", type(made).__name__)
+    with refused((TypeError, ValueError), "augment", f"must fit the augmentation {name!r}", options):
+        made: Augment = build(**options)
+    require(callable(made), "augment", "must name what returns an augmentation", type(made).__name__)
     return made

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.facts import ShowsFacts, form_of
 from lowland.core.seeds import generator
 from lowland.core.types import Batch
 from lowland.data.draws import Draws, draws_for
@@ -21,8 +22,8 @@ Augment: TypeAlias = Callable[[Batch, Draws], Batch]
 """Changes a batch with random numbers that belong to its samples."""
 
 
-@dataclass(frozen=True)
-class TensorData:
+@dataclass(repr=False, frozen=True)
+class TensorData(ShowsFacts):
     """Samples held as tensors, each with an id that stays its own in every subset.
 
     Args:
@@ -42,6 +43,9 @@ class TensorData:
     input: Tensor
     target: Tensor
     index: Tensor
+
+    def _facts(self) -> dict[str, str]:
+        return {"n": str(len(self)), "input": form_of(self.input), "target": form_of(self.target)}
 
     def __post_init__(self) -> None:
         lengths = (len(self.input), len(self.target), len(self.index))
@@ -102,8 +106,8 @@ def numbered(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[TensorData]:
     return parts
 
 
-@dataclass(frozen=True)
-class TensorBatches:
+@dataclass(repr=False, frozen=True)
+class TensorBatches(ShowsFacts):
     """Batches of a resident data set; going over it gives the batches of epoch 0.
 
     The order of an epoch is drawn from the stream (seed, "order", epoch) alone, so that a run resumed in the middle
@@ -134,13 +138,17 @@ class TensorBatches:
     rank: int = 0
     world: int = 1
 
+    def _facts(self) -> dict[str, str]:
+        of = f"{self.batch_size} of {len(self.data)} samples"
+        how = ["shuffled"] * self.shuffle + ["augmented"] * (self.augment is not None)
+        return {"n": str(len(self)), "batches of": of, "": ", ".join(how), "rank": f"{self.rank} of {self.world}"}
+
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size < self.world:
             raise InputError(
                 "batch_size", f"must be at least 1 and at least one per rank ({self.world})", self.batch_size
             )
-        if not 0 <= self.rank < self.world:
-            raise InputError("rank", f"must be in [0, {self.world})", self.rank)
+        require(0 <= self.rank < self.world, "rank", f"must be in [0, {self.world})", self.rank)
         if self.drop_last and len(self.data) < self.batch_size:
             raise InputError(
                 "batch_size", f"must not exceed the {len(self.data)} samples with drop_last", self.batch_size
@@ -159,7 +167,10 @@ class TensorBatches:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Go over the batches of an epoch (from 0) from number `start` on; those left out cost nothing."""
-        order = self._order(epoch)
+        order = None
+        if self.shuffle:
+            drawn = generator(self.seed, "order", epoch).permutation(len(self.data))
+            order = torch.as_tensor(drawn, device=self.data.input.device)
         for number in range(start, len(self)):
             bounds = slice(number * self.batch_size, min((number + 1) * self.batch_size, len(self.data)))
             rows = bounds if order is None and self.world == 1 else self._rows(order, bounds)
@@ -174,12 +185,6 @@ class TensorBatches:
         return torch.cat(
             [batch.index for batch in replace(self, augment=None).batches(epoch) if batch.index is not None]
         )
-
-    def _order(self, epoch: int) -> Tensor | None:
-        if not self.shuffle:
-            return None
-        order = generator(self.seed, "order", epoch).permutation(len(self.data))
-        return torch.as_tensor(order, device=self.data.input.device)
 
     def _rows(self, order: Tensor | None, bounds: slice) -> Tensor:
         device = self.data.input.device

@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.facts import ShowsFacts
 from lowland.core.seeds import generator
-from lowland.data.noise import symmetric_noise
 from lowland.data.resident import TensorData
 
 
-@dataclass(frozen=True)
-class DataSplits:
+@dataclass(repr=False, frozen=True)
+class DataSplits(ShowsFacts):
     """A data set in three parts that never overlap.
 
     Args:
@@ -51,6 +51,11 @@ class DataSplits:
     std: tuple[float, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
+    def _facts(self) -> dict[str, str]:
+        parts = {name: _size(getattr(self, name)) for name in ("train", "validation", "test")}
+        shape = f"[{', '.join(map(str, self.shape))}]"
+        return {"": self.name, **parts, "classes": str(self.classes), "shape": shape}
+
     @property
     def fingerprint(self) -> str:
         """Hash of the recipe and of all resident samples; equal data have equal fingerprints."""
@@ -60,6 +65,10 @@ class DataSplits:
         ]
         text = json.dumps([self.name, self.classes, list(self.shape), dict(self.recipe), parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _size(part: Any) -> str:
+    return str(len(part)) if isinstance(part, TensorData) else type(part).__name__
 
 
 def stratified_split(target: Tensor, sizes: Sequence[int], *, seed: int) -> list[NDArray[np.int64]]:
@@ -107,6 +116,41 @@ class Selection:
         return with_label_noise(fewer, self.label_noise, seed=self.seed)
 
 
+def symmetric_noise(target: Tensor, index: Tensor, *, fraction: float, classes: int, seed: int) -> Tensor:
+    """Replace labels, each with the given probability, by a class drawn uniformly from all classes.
+
+    The draw may hit the true class, so that a share ``fraction * (1 - 1 / classes)`` of the labels is wrong. What
+    happens to a sample depends on (seed, sample id) alone: it is the same in every subset, and the labels replaced
+    at a fraction stay replaced, by the same class, at every larger one.
+
+    Args:
+        target: Labels, int64, shape [n].
+        index: Sample ids, shape [n], non-negative.
+        fraction: Probability of replacement, in [0, 1].
+        classes: Wrong labels are drawn from [0, classes).
+        seed: Seed of the stream "label_noise".
+
+    Returns:
+        New labels, shape [n].
+
+    Raises:
+        InputError: If the fraction is outside [0, 1] or a label outside [0, classes).
+
+    Example:
+        >>> target = torch.zeros(5, dtype=torch.long)
+        >>> symmetric_noise(target, torch.arange(5), fraction=0.0, classes=10, seed=0).tolist()
+        [0, 0, 0, 0, 0]
+    """
+    require(0.0 <= fraction <= 1.0, "label_noise", "must be a fraction in [0, 1]", fraction)
+    if target.numel() and not (int(target.min()) >= 0 and int(target.max()) < classes):
+        raise InputError("target", f"must hold labels in [0, {classes})", (int(target.min()), int(target.max())))
+    random = generator(seed, "label_noise")
+    draws = random.random((int(index.max()) + 1, 2))[index.cpu().numpy()]
+    replaced = torch.as_tensor(draws[:, 0] < fraction, device=target.device)
+    drawn = torch.as_tensor((draws[:, 1] * classes).astype("int64"), device=target.device)
+    return torch.where(replaced, drawn, target)
+
+
 def with_label_noise(splits: DataSplits, fraction: float, *, seed: int) -> DataSplits:
     """Replace training and validation labels as `symmetric_noise` does; the recipe says what share changed."""
     if fraction == 0.0:
@@ -127,8 +171,7 @@ def with_subsample(splits: DataSplits, size: int | None, *, seed: int) -> DataSp
     if size is None:
         return splits
     train: TensorData = splits.train
-    if not 1 <= size <= len(train):
-        raise InputError("train_size", f"must be in [1, {len(train)}]", size)
+    require(1 <= size <= len(train), "train_size", f"must be in [1, {len(train)}]", size)
     classes = train.target.ndim == 1 and not train.target.is_floating_point()
     labels = train.target if classes else torch.zeros(len(train), dtype=torch.int64)
     keep = np.sort(_interleaved(labels, generator(seed, "subsample"))[:size])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import refused, require
 from lowland.data.resident import numbered
 from lowland.data.splits import DataSplits, Selection, with_subsample
 
@@ -40,21 +40,17 @@ def text(
         >>> text(context=32).train.input.shape[1]
         32
     """
-    if context < 1:
-        raise InputError("context", "must be at least 1", context)
+    require(context >= 1, "context", "must be at least 1", context)
     if path is None:
         data = "\n".join(body for _, body in _topics()).encode()
     else:
-        try:
+        with refused(OSError, "path", "must be a readable file", str(path)):
             data = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError("path", f"must be a readable file ({error.strerror})", str(path)) from error
     stops = [0, len(data) * 8 // 10, len(data) * 9 // 10, len(data)]
     pairs: list[tuple[Tensor, Tensor]] = []
     for start, stop in pairwise(stops):
         count = (stop - start - 1) // context
-        if count < 1:
-            raise InputError("path", f"must hold at least {10 * (context + 2)} bytes for this context", len(data))
+        require(count >= 1, "path", f"must hold at least {10 * (context + 2)} bytes for this context", len(data))
         stream = torch.from_numpy(np.frombuffer(data[start:stop], np.uint8).astype(np.int64))
         end = count * context
         pairs.append((stream[:end].view(count, -1), stream[1 : end + 1].view(count, -1)))
@@ -86,15 +82,13 @@ def topics(
         InputError: If there are not so many chapters, or an argument is out of range.
     """
     chapters = sorted(_topics(), key=lambda item: (-len(item[1]), item[0]))
-    if not 2 <= classes <= len(chapters):
-        raise InputError("classes", f"must be in [2, {len(chapters)}]", classes)
+    require(2 <= classes <= len(chapters), "classes", f"must be in [2, {len(chapters)}]", classes)
     rows: list[list[Tensor]] = [[], [], []]
     labels: list[list[int]] = [[], [], []]
     for label, (_, body) in enumerate(chapters[:classes]):
         stream = torch.from_numpy(np.frombuffer(body.encode(), np.uint8).astype(np.int64))
         count = len(stream) // context if context > 0 else 0
-        if count < 10:
-            raise InputError("context", "must leave ten snippets of every chapter", context)
+        require(count >= 10, "context", "must leave ten snippets of every chapter", context)
         snippets = stream[: count * context].view(count, context)
         stops = [0, count * 7 // 10, count * 8 // 10, count]
         for part, (start, stop) in enumerate(pairwise(stops)):

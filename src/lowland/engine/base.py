@@ -11,13 +11,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from traceback import format_exception
-from types import TracebackType
 from typing import Any, Self, TypeAlias
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.core.pace import Clock, OnEvent
-
-__all__ = ["Chunk", "Engine", "Function", "Result", "Setup", "Workers", "failed_result", "run_chunk"]
 
 Setup: TypeAlias = Callable[[], AbstractContextManager[Any]]
 """Gives what the items share; entered once per worker, left when its work is done or broken off."""
@@ -92,8 +89,7 @@ class Workers(ABC):
         Raises:
             InputError: If ``chunk`` is below 1, or something cannot be sent to a worker.
         """
-        if chunk < 1:
-            raise InputError("chunk", "must be at least 1", chunk)
+        require(chunk >= 1, "chunk", "must be at least 1", chunk)
         clock, done = Clock(len(items), 0, on_event), 0
         guess = None if seconds_per_item is None else seconds_per_item * len(items) / self.size
         clock.tell("started", 0, guess=guess)
@@ -115,9 +111,7 @@ class Workers(ABC):
         return self
 
     @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Let each worker leave its setup; at once, whatever it is computing, where an exception passes."""
 
 

@@ -8,15 +8,6 @@ from pathlib import Path
 
 from lowland.core.errors import InputError
 
-__all__ = [
-    "accelerator",
-    "available_cores",
-    "check_counts",
-    "check_workers",
-    "thread_variables",
-    "threads_per_worker",
-]
-
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 

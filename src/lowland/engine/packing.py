@@ -11,8 +11,6 @@ import cloudpickle
 from lowland.core.errors import EngineError, InputError
 from lowland.engine.base import Result, failed_result, run_chunk
 
-__all__ = ["Remote", "pack", "portable", "unpack"]
-
 _DEEPEST: Final = 12
 """Attributes of attributes that are searched for the culprit."""
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from lowland.core.errors import EngineError
 from lowland.engine.base import Function, Result, Workers
 from lowland.engine.packing import pack, unpack
 from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
-
-__all__ = ["Member", "Pool"]
 
 
 class Member(Protocol):
@@ -87,12 +84,10 @@ class Pool(Workers, Generic[MemberT]):
             self.__exit__(BaseException, None, None)
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         begun, self._begun = self._begun, False
         if begun:
-            self.stop(at_once=kind is not None)
+            self.stop(at_once=error[0] is not None)
 
     def _hand_out(self, function: Any, items: Sequence[Any], scheduler: Scheduler) -> None:
         # replace workers that died, and give everyone something to do
@@ -100,7 +95,8 @@ class Pool(Workers, Generic[MemberT]):
             self.start()
         for _ in range(AHEAD):
             for member in self.members:
-                if member.ready and (chunk := scheduler.take(len(self.members), member.chunks)):
+                idle = sum(not other.chunks for other in self.members)
+                if member.ready and (chunk := scheduler.take(len(self.members), member.chunks, idle)):
                     content = pack([(index, items[index]) for index in chunk], "items")
                     member.chunks.append(chunk)
                     member.give(function, content)

@@ -22,13 +22,11 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
-from lowland.core.contexts import held_interrupts
+from lowland.core.interrupts import held_interrupts
 from lowland.engine.base import Engine, Setup, Workers
 from lowland.engine.cores import accelerator, check_counts, check_workers, thread_variables, threads_per_worker
 from lowland.engine.packing import pack
 from lowland.engine.pool import Pool
-
-__all__ = ["Processes"]
 
 _GRACE: Final = 2.0
 """Seconds a worker gets to leave its setup before it is killed; Ctrl-C must end within 5 s."""
@@ -119,11 +117,15 @@ class _Worker:
         numbers = [theirs.fileno(), self._crash.fileno()]
         path = {"PYTHONPATH": os.pathsep.join(sys.path)}
         variables = {**os.environ, **path, **thread_variables(threads), **_visible(device, seat)}
+        command = [sys.executable, "-P", "-m", "lowland.engine.worker", *map(str, numbers)]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "lowland.engine.worker", *map(str, numbers)],
-            env=variables, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=2,  # a driver's own output stays clean
+            command,
+            env=variables,
+            pass_fds=numbers,
+            stdin=subprocess.DEVNULL,
+            stdout=2,  # a driver's own output stays clean
             start_new_session=True,  # Ctrl-C is for the driver, which ends its workers in order
-        )  # fmt: skip
+        )
         theirs.close()
         self.connection = Connection(ours.detach())
 

@@ -22,6 +22,8 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
+import psutil
+
 from lowland.core.errors import EngineError, InputError, optional_import
 from lowland.core.provenance import versions
 from lowland.engine.base import Engine, Setup, Workers
@@ -29,8 +31,6 @@ from lowland.engine.cores import accelerator, available_cores, check_counts, che
 from lowland.engine.packing import Remote, pack, portable, unpack
 from lowland.engine.pool import Pool
 from lowland.engine.sockets import listening
-
-__all__ = ["Ray"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -98,11 +98,13 @@ class _Actors(Pool["_Seat"]):
         super().__init__()
         self.size, self._engine, self._setup, self._device = engine.workers, engine, setup, device
         self._ray: Any = None
+        self._raylet: psutil.Process | None = None  # of a cluster that this process started
         self._wanted, self._looked, self._served = 1, -_LOOKS, 0.0
 
     def begin(self) -> None:
         engine, content, threads = self._engine, pack(self._setup, "setup"), self._engine.worker_threads
         self._ray = _connect(engine.address, engine.asked, engine.threads, self._device)
+        self._raylet = next((p for p in psutil.Process().children() if p.name() == "raylet"), None)
         self._content, self._served = self._ray.put(content), time.monotonic()
         self._kind = self._ray.remote(
             num_cpus=threads,
@@ -133,6 +135,9 @@ class _Actors(Pool["_Seat"]):
         return self._wanted
 
     def reports(self) -> Iterator[tuple[_Seat, str, Any]]:
+        if self._raylet is not None and not _lives(self._raylet):
+            # Ray would end this whole process, without a word, at its next call that needs the raylet
+            raise self._lost()
         by_answer = {seat.answers[0]: seat for seat in self.members if seat.answers}
         done, _ = self._ray.wait(list(by_answer), num_returns=1, timeout=1.0)
         for answer in done:
@@ -151,9 +156,12 @@ class _Actors(Pool["_Seat"]):
         with suppress(Exception):
             self._ray.kill(member.actor, no_restart=True)
         if not any(node["Alive"] for node in self._ray.nodes()):
-            self._ray.shutdown()
-            raise EngineError("the Ray cluster was lost; finished points are kept, run again to go on") from content
+            raise self._lost() from content
         return _reason(content), str(content)
+
+    def _lost(self) -> EngineError:
+        self._ray.shutdown()
+        return EngineError("the Ray cluster was lost; finished points are kept, run again to go on")
 
     def stop(self, *, at_once: bool) -> None:
         # an actor cannot be interrupted: whoever still computes after the grace is killed, at once or not
@@ -266,6 +274,14 @@ def _check_reachable(address: str) -> None:
         raise EngineError(
             f"no Ray cluster can be reached at {address} ({error}); start one, or take engine='processes:N'"
         ) from error
+
+
+def _lives(process: psutil.Process) -> bool:
+    # whether a child still runs; one that ended is a zombie until somebody asks for its exit code
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _versions() -> dict[str, str]:

@@ -13,8 +13,6 @@ from typing import Final
 
 from lowland.engine.base import Result
 
-__all__ = ["AHEAD", "RETRIES", "Scheduler"]
-
 AHEAD: Final = 2
 """Most chunks a worker has at a time: the one it computes and the next, so that it never waits for the driver. The
 backlog is therefore at most twice the number of workers, whatever the number of items."""
@@ -35,8 +33,10 @@ class Scheduler:
         self._deaths: Counter[int] = Counter()
         self._suspects: set[int] = set()
 
-    def take(self, workers: int = 1, held: Sequence[Sequence[int]] = ()) -> list[int]:
-        """Hand out the next chunk to a worker."""
+    def take(self, workers: int = 1, held: Sequence[Sequence[int]] = (), idle: int = 0) -> list[int]:
+        """Hand out the next chunk to a worker; so many others have none, and perhaps still start."""
+        if held and len(self._ready) <= idle:  # few and long items: one for each, not two for the first that is ready
+            return []
         if len(held) >= AHEAD or any(index in self._suspects for chunk in held for index in chunk):
             return []
         size = min(self._chunk, max(1, math.ceil(len(self._ready) / (AHEAD * workers)))) if workers > 1 else self._chunk

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, Final
 
 from lowland.engine.base import Engine, Function, Result, Setup, Workers, run_chunk
-
-__all__ = ["Serial"]
 
 
 class Serial(Engine):
@@ -42,8 +39,6 @@ class _Here(Workers):
             part = [(index, items[index]) for index in range(start, min(start + chunk, len(items)))]
             yield run_chunk(function, self._context, part)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._entered = False
-        self._stack.__exit__(kind, error, trace)
+        self._stack.__exit__(*error)

@@ -7,8 +7,6 @@ from contextlib import suppress
 
 import psutil
 
-__all__ = ["listening"]
-
 
 def listening() -> list[str]:
     """List the internet sockets on which this process and its descendants listen."""

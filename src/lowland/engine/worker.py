@@ -19,8 +19,6 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
-__all__ = ["main"]
-
 
 def main(arguments: list[str]) -> None:
     """Serve one driver."""
@@ -50,15 +48,15 @@ def _read(connection: Connection, requests: SimpleQueue[bytes]) -> None:
 
 
 def _serve(connection: Connection, requests: SimpleQueue[bytes]) -> None:
-    import torch
-
     from lowland.engine.packing import Remote, unpack
 
     if not (first := requests.get()):
         return
     threads, setup = pickle.loads(first)
-    torch.set_num_threads(threads)
-    with unpack(setup)() as context:
+    entered = unpack(setup)
+    if "torch" in sys.modules:  # imported later, it reads the environment that `cores.thread_variables` made
+        sys.modules["torch"].set_num_threads(threads)
+    with entered() as context:
         remote = Remote(context)
         _send(connection, "ready", None)
         while request := requests.get():

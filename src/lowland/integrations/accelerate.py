@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError, optional_import
-from lowland.integrations.passes import Passes
-from lowland.optim import Ascent
+from lowland.integrations.passes import Passes, check_strategy
 
 _accelerate: Any = optional_import("accelerate", extra="hf", needed_for="the integration with Accelerate")
 
-__all__ = ["AcceleratePasses"]
+_WRITE = "write passes.backward(lambda x=x, y=y: criterion(model(x), y))"
 
 
 class AcceleratePasses:
@@ -48,17 +47,12 @@ class AcceleratePasses:
     def __init__(self, accelerator: Any, model: nn.Module, optimizer: Any) -> None:
         if not isinstance(accelerator, _accelerate.Accelerator):
             raise InputError("accelerator", "must be an accelerate.Accelerator", type(accelerator).__name__)
-        if not any(optimizer is known for known in accelerator._optimizers):
+        if not isinstance(optimizer, _accelerate.optimizer.AcceleratedOptimizer):
             rule = "must be what accelerator.prepare() returned"
             raise InputError("optimizer", rule, type(optimizer).__name__, "prepare model and optimizer first")
         self.accelerator, self.model = accelerator, model
-        self._passes = Passes(optimizer)
-        kind = accelerator.distributed_type.value
-        sharded = kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2
-        if isinstance(self._passes.optimizer, Ascent) and (
-            kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP") or sharded
-        ):
-            raise InputError("distributed_type", "must be one device, DDP or FSDP2 for a two-pass optimizer", kind)
+        self._passes = Passes(optimizer, accelerator.scaler)
+        check_strategy(self._passes.optimizer, accelerator)
 
     def backward(self, loss: Callable[[], Tensor]) -> Tensor:
         """Run forward and backward as often as the optimizer wants.
@@ -73,24 +67,14 @@ class AcceleratePasses:
             InputError: If `loss` is no function, or the setting cannot give what the optimizer's options promise.
         """
         if not callable(loss):
-            raise InputError(
-                "loss",
-                "must be a function that runs the forward pass",
-                type(loss).__name__,
-                "write passes.backward(lambda x=x, y=y: criterion(model(x), y))",
-            )
+            raise InputError("loss", "must be a function that runs the forward pass", type(loss).__name__, _WRITE)
         meant = _names(loss)
 
         def work() -> Tensor:
             changed = sorted(name for name, value in _names(loss).items() if value is not meant[name])
             if changed:
-                raise InputError(
-                    "loss",
-                    "must keep its own batch: it runs again after later micro-batches, and these names then "
-                    "stand for other things",
-                    changed,
-                    "write passes.backward(lambda x=x, y=y: criterion(model(x), y))",
-                )
+                later = "it runs again after later micro-batches, and these names then stand for other things"
+                raise InputError("loss", f"must keep its own batch: {later}", changed, _WRITE)
             value = loss()
             self.accelerator.backward(value)
             return value.detach()

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,15 @@ from torch import nn
 
 from lowland.core.contexts import has_running_statistics
 from lowland.core.errors import InputError, optional_import
-from lowland.integrations.lightning_closure import give_back, take_over
-from lowland.integrations.passes import Passes, innermost
-from lowland.integrations.trainer_bridge import (
-    TrainerBridge,
-    evaluation_weights,
-    fixed_order,
-    foreign_data,
-    host,
-    made_folder,
-    steps_in,
-)
-from lowland.integrations.whole_batch import WholeBatch, losses_of
-from lowland.optim import Ascent, Wrapper
+from lowland.integrations.averages import EvaluationWeights, averages
+from lowland.integrations.lightning_closure import Completed, InItsPlace, give_back, take_over
+from lowland.integrations.passes import Passes, innermost, name_scaler
+from lowland.integrations.trainer_bridge import TrainerBridge, foreign_data, host, made_folder, steps_in
+from lowland.integrations.whole_batch import losses_of
+from lowland.optim import Ascent
 from lowland.training import FitState, Hook
 
 _lightning: Any = optional_import("lightning.pytorch", extra="lightning", needed_for="the integration with Lightning")
-
-__all__ = ["LightningCallback", "LightningMixin"]
 
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
 
@@ -81,44 +72,46 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         super().__init__()
         self.model_name, self.loss, self.folder = model, loss, folder
         self._life = TrainerBridge((), hooks)
-        self._completed: list[tuple[nn.Module, str, WholeBatch]] = []
+        self._completed: list[tuple[nn.Module, str, Completed]] = []
         self._passes: Passes | None = None
         self._steps = 0
         self._weights = ExitStack()
+        self._average = EvaluationWeights()
+        self._loaded: dict[str, Any] | None = None  # what a checkpoint that is evaluated holds of the average
 
     # Events of Lightning, in their order.
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check the arguments before anything is set up."""
-        if stage == "fit":
-            self._model(pl_module)
-            self._life.losses = [loss for _, _, loss in losses_of(pl_module)]
+        """Check the arguments, take over the closures, and complete the calls of losses."""
+        self._loaded = None
+        self._give_back(trainer)
+        self._follow_checkpoints(trainer, pl_module)
+        if stage != "fit":
+            return
+        self._model(pl_module)
+        found = losses_of(pl_module)
+        self._life.losses = [loss for *_, loss in found]
+        for owner, name, loss in found:
+            if loss.needs_input:
+                self._completed.append((owner, name, Completed(loss)))
+                setattr(owner, name, self._completed[-1][2])
+        if pl_module.automatic_optimization:
+            # tuners run the loop with other callbacks in the place of all: then nothing may be left in a memory
+            take_over(trainer, self._drive, [each for *_, each in self._completed], lambda: self in trainer.callbacks)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take over the closures, and complete the calls of losses.
-
-        Args:
-            trainer: Lightning's, with its strategy set up.
-            pl_module: What is trained.
-
-        Raises:
-            InputError: If the trainer or the module cannot do what the optimizer or a loss wants.
-        """
+        """Check trainer and module; InputError if they cannot do what the optimizer or a loss wants."""
         self._check(trainer, pl_module)
-        self._give_back(trainer)
-        for owner, name, loss in losses_of(pl_module):
-            if loss.needs_input:
-                self._completed.append((owner, name, WholeBatch(loss)))
-                setattr(owner, name, self._completed[-1][2])
-        if not pl_module.automatic_optimization or not trainer.optimizers:
-            return
-        self._passes = Passes(trainer.optimizers[0])
-        self._passes.drive(True)
-        take_over(trainer, self._passes, [entry for *_, entry in self._completed])
+        if not pl_module.automatic_optimization:
+            for optimizer in (name_scaler(each, _scaler_of(trainer)) for each in trainer.optimizers):
+                if isinstance(optimizer, Ascent):  # the other networks of the module run in its second passes too
+                    optimizer.protect(pl_module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin the life of losses and hooks."""
         self._steps = trainer.global_step
+        self._average.forget()
+        self._average.loader = trainer.train_dataloader
         self._life.start(self._run(trainer, pl_module))
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -146,8 +139,8 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         with self._evaluated(trainer, pl_module):
             self._life.end()
 
-    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Give closures and losses back."""
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Give closures and losses back, also after a tuner's run."""
         self._give_back(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -169,12 +162,8 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
     on_test_end, on_predict_end = on_validation_end, on_validation_end
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of losses and hooks, one entry per process.
-
-        Returns:
-            Tensors on the host and plain values.
-        """
-        mine = host(self._life.state_dict())
+        """Return the state of losses and hooks, one entry per process, with tensors on the host."""
+        mine = host(self._life.saved or self._life.state_dict())  # tuners save before the run has taken over
         every = [mine]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             every = [mine] * torch.distributed.get_world_size()
@@ -182,14 +171,7 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         return {"every": every}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Keep a state for the start of training.
-
-        Args:
-            state_dict: What `state_dict` returned, with the same number of processes.
-
-        Raises:
-            InputError: If it was written by another number of processes.
-        """
+        """Keep a state for the start of training; InputError if it was written by another number of processes."""
         every, rank, world = state_dict["every"], 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -206,20 +188,15 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         return found
 
     def _check(self, trainer: Any, module: Any) -> None:
-        optimizer = innermost(trainer.optimizers[0]) if trainer.optimizers else None
+        optimizers = [innermost(optimizer) for optimizer in trainer.optimizers]
         network = self._model(module)
-        averaging = isinstance(optimizer, Wrapper) and optimizer.evaluation is not None
-        if (self._life.calls_model or (averaging and has_running_statistics(network))) and (
-            type(network).forward in (nn.Module.forward, _lightning.LightningModule.forward)
-        ):
-            raise InputError(
-                "model",
-                "must name the network: hooks, MESA and batch-norm statistics call it on a batch's input, and "
-                "the LightningModule has no forward",
-                self.model_name,
-                'pass LightningCallback(model="net")',
-            )
-        if not isinstance(optimizer, Ascent):
+        averaging = any(map(averages, optimizers))
+        called = self._life.calls_model or (averaging and has_running_statistics(network))
+        if called and type(network).forward in (nn.Module.forward, _lightning.LightningModule.forward):
+            callers = "hooks, MESA and batch-norm statistics call it on a batch's input"
+            rule = f"must name the network: {callers}, and the LightningModule has no forward"
+            raise InputError("model", rule, self.model_name, 'pass LightningCallback(model="net")')
+        if not any(isinstance(optimizer, Ascent) for optimizer in optimizers):
             return
         strategy = type(trainer.strategy).__name__
         if strategy not in _STRATEGIES:
@@ -234,27 +211,53 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
         per_epoch = steps_in(trainer.num_training_batches, trainer.accumulate_grad_batches)
         total = trainer.estimated_stepping_batches
         epochs = math.ceil(total / per_epoch) if math.isfinite(total) and per_epoch else 0
-        losses = self._life.losses
-        loss = self.loss if self.loss is not None else (losses[0] if losses else None)
-        return FitState(
-            self._model(module),
-            innermost(trainer.optimizers[0]) if trainer.optimizers else None,  # type: ignore[arg-type]
-            loss,
-            foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders),
-            made_folder(self.folder),
-            epochs,
-            per_epoch,
-            0,
-            trainer.global_rank,
-            trainer.current_epoch,
-            trainer.global_step,
-        )
+        loss = next(iter(self._life.losses), None) if self.loss is None else self.loss
+        optimizer: Any = innermost(trainer.optimizers[0]) if trainer.optimizers else None
+        data = foreign_data("lightning", trainer.train_dataloader, trainer.val_dataloaders)
+        reached = trainer.global_rank, trainer.current_epoch, trainer.global_step
+        run = (self._model(module), optimizer, loss, data, made_folder(self.folder))
+        return FitState(*run, epochs, per_epoch, 0, *reached)
 
-    @contextmanager
-    def _evaluated(self, trainer: Any, module: Any) -> Generator[None, None, None]:
-        optimizer = innermost(trainer.optimizers[0]) if trainer.optimizers else None
-        with evaluation_weights(optimizer, self._model(module), lambda: fixed_order(trainer.train_dataloader)):
-            yield
+    def _evaluated(self, trainer: Any, module: Any) -> AbstractContextManager[None]:
+        model, fitting = self._model(module), trainer.state.fn == "fit"
+        optimizers = [innermost(optimizer) for optimizer in trainer.optimizers]
+        if fitting or trainer.ckpt_path is None or self._loaded is None:
+            return self._average.held(optimizers, model, trainer.global_step)
+        states = self._loaded["states"]
+        if states is None:
+            if self._loaded.get("averages") or any(map(averages, optimizers)):
+                rule = "must hold the state of the optimizer: the average that is evaluated is part of it"
+                raise InputError("ckpt_path", rule, "weights alone", "pass save_weights_only=False to ModelCheckpoint")
+            return nullcontext()
+        if not any("lowland" in state for state in states):
+            return nullcontext()
+        if not optimizers:
+            trainer.strategy.setup_optimizers(trainer)
+            optimizers = [innermost(optimizer) for optimizer in trainer.optimizers]
+        return self._average.of_checkpoint(optimizers, states, self._loaded.get("statistics"), model)
+
+    def _follow_checkpoints(self, trainer: Any, module: Any) -> None:
+        # of weights alone Lightning tells no callback, neither when it saves nor when it loads, but always the module
+        save, load = module.on_save_checkpoint, module.on_load_checkpoint
+
+        def saved(checkpoint: dict[str, Any]) -> None:
+            if any(averages(innermost(optimizer)) for optimizer in trainer.optimizers):
+                known = self._average.known(trainer.global_step)
+                checkpoint["lowland"] = {"averages": True, "statistics": None if known is None else host(known)}
+            save(checkpoint)
+
+        def loaded(checkpoint: dict[str, Any]) -> None:
+            self._loaded = {"states": checkpoint.get("optimizer_states"), **checkpoint.get("lowland", {})}
+            load(checkpoint)
+
+        for name, call in (("on_save_checkpoint", saved), ("on_load_checkpoint", loaded)):
+            setattr(module, name, InItsPlace(module, name, call))
+
+    def _drive(self, trainer: Any) -> Passes:
+        if self._passes is None:
+            self._passes = Passes(trainer.optimizers[0], _scaler_of(trainer))
+            self._passes.drive(True)
+        return self._passes
 
     def _give_back(self, trainer: Any) -> None:
         for owner, name, completed in self._completed:
@@ -264,6 +267,8 @@ class LightningCallback(_lightning.Callback):  # type: ignore[misc]
             self._passes.drive(False)
             self._passes = None
         give_back(trainer)
+        for name in ("on_save_checkpoint", "on_load_checkpoint"):
+            vars(trainer.lightning_module).pop(name, None)
 
 
 class LightningMixin:
@@ -282,13 +287,13 @@ class LightningMixin:
     """Arguments of the callback."""
 
     def configure_callbacks(self) -> list[Any]:
-        """Return the callbacks of the module with ours in front.
-
-        Returns:
-            The callbacks.
-        """
+        """Return the callbacks of the module with ours in front."""
         own: Any = super().configure_callbacks()  # type: ignore[misc]
         own = list(own) if isinstance(own, Sequence) else [own]
         trainer: Any = self.trainer  # type: ignore[attr-defined]
         known = any(isinstance(callback, LightningCallback) for callback in [*own, *trainer.callbacks])
         return own if known else [LightningCallback(**self.lowland), *own]
+
+
+def _scaler_of(trainer: Any) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)

@@ -1,43 +1,41 @@
-"""Scalars and figures of a run for TensorBoard or any other logger of Lightning Fabric."""
+"""Scalars and figures of a run for TensorBoard, Weights & Biases, MLflow, trackio, or any other logger of a trainer."""
 
 from __future__ import annotations
 
+import importlib
+import io
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 
 from lowland import landscape, viz
-from lowland.core.errors import InputError
-from lowland.core.risk import EmpiricalRisk
+from lowland.core.errors import InputError, require
 from lowland.training import FitState, Hook
-from lowland.training.evaluation import plain_loss
-
-__all__ = ["FabricLogger", "LogTo", "line_figure"]
+from lowland.training.risks import training_risk
 
 Draw = Callable[[FitState], Any]
-"""Draws a matplotlib figure of a run at the end of an epoch."""
-
-
-class FabricLogger(Protocol):
-    """What Fabric's loggers have in common (`lightning.fabric.loggers`, and those of Lightning)."""
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Take named numbers of one step."""
+"""Draws a figure of a run at the end of an epoch, by matplotlib or plotly."""
 
 
 class LogTo(Hook):
-    """Sends the numbers of every epoch, and figures, to a Fabric logger.
+    """Sends the numbers of every epoch, and figures, to a tracker: the logger object that a trainer has already.
 
-    Numbers are those of ``metrics.csv``. Figures go to the logger's own ``experiment.add_figure`` where it has one
-    (TensorBoard), and else are kept as ``figures/NAME-EPOCH.png`` in the run's folder.
+    Takes any logger of Fabric or Lightning (TensorBoard, Weights & Biases, MLflow ...), a tracker of Accelerate, a
+    ``SummaryWriter``, a run of Weights & Biases, and the modules ``wandb``, ``mlflow`` and ``trackio``. Numbers are
+    those of ``metrics.csv``. In a loop of one's own `send` and `show` are called by hand.
+    A figure that the tracker cannot show is kept in the run's folder, as ``figures/NAME-EPOCH`` (png, or html).
 
     Args:
-        logger: Any logger with ``log_metrics(metrics, step)``.
-        figures: Name -> function that draws a figure of the run, such as `line_figure`. Default none.
+        logger: The tracker.
+        figures: Name -> function that draws a figure of the run (matplotlib or plotly), such as `line_figure`.
         every_epochs: Epochs between figures. Default 1.
+        numbers: False sends figures alone, beside a trainer that logs the numbers itself. Default True.
 
     Raises:
-        InputError: If the logger has no ``log_metrics``, or the number of epochs is not positive.
+        InputError: If the logger takes no numbers, or the number of epochs is not positive.
 
     Example:
         >>> class Printed:
@@ -48,43 +46,95 @@ class LogTo(Hook):
     """
 
     def __init__(
-        self, logger: FabricLogger, *, figures: Mapping[str, Draw] | None = None, every_epochs: int = 1
+        self, logger: Any, *, figures: Mapping[str, Draw] | None = None, every_epochs: int = 1, numbers: bool = True
     ) -> None:
-        if not callable(getattr(logger, "log_metrics", None)):
-            raise InputError("logger", "must have log_metrics(metrics, step)", type(logger).__name__)
-        if every_epochs < 1:
-            raise InputError("every_epochs", "must be at least 1", every_epochs)
-        self.logger, self.figures, self.every_epochs = logger, dict(figures or {}), every_epochs
+        if _taker(logger) is None:
+            rule = "must take numbers by log_metrics(metrics, step), log(metrics, step=...) or add_scalar"
+            raise InputError("logger", rule, type(logger).__name__)
+        require(every_epochs >= 1, "every_epochs", "must be at least 1", every_epochs)
+        self.logger, self.figures, self.every_epochs, self.numbers = logger, dict(figures or {}), every_epochs, numbers
 
     def on_epoch_end(self, run: FitState) -> None:
         """Send the numbers of the epoch, and the figures if it is their turn."""
         if run.rank != 0:
             return
-        self.send(run.row, run.step)
-        if run.epoch % self.every_epochs == 0:
-            for name, draw in self.figures.items():
-                self._show(name, draw(run), run)
+        if self.numbers:
+            self.send(run.row, run.step)
+        if run.epoch % self.every_epochs:
+            return
+        for name, draw in self.figures.items():
+            figure = draw(run)
+            if not self.show(name, figure, run.step) and run.folder is not None:
+                folder = run.folder / "figures"
+                folder.mkdir(exist_ok=True)
+                (folder / f"{name}-{run.epoch:04d}.{_kind(figure)}").write_bytes(_file(figure))
 
     def send(self, row: Mapping[str, Any], step: int) -> None:
-        """Send numbers.
+        """Send numbers by name of an optimizer step; what is no number is left out."""
+        take = _taker(self.logger)
+        assert take is not None
+        take({name: float(value) for name, value in row.items() if isinstance(value, Real)}, step)
 
-        Args:
-            row: Name -> value; what is no number is left out.
-            step: Optimizer step.
-        """
-        self.logger.log_metrics({name: float(value) for name, value in row.items() if isinstance(value, Real)}, step)
-
-    def _show(self, name: str, figure: Any, run: FitState) -> None:
-        add = getattr(getattr(self.logger, "experiment", None), "add_figure", None)
-        if callable(add):
-            add(name, figure, run.step)
-        elif run.folder is not None:
-            folder = run.folder / "figures"
-            folder.mkdir(exist_ok=True)
-            figure.savefig(folder / f"{name}-{run.epoch:04d}.png")
+    def show(self, name: str, figure: Any, step: int) -> bool:
+        """Show a figure of an optimizer step; False where the tracker shows none of this kind."""
+        return _show(self.logger, name, figure, step)
 
 
-def line_figure(*, points: int = 21, extent: float = 1.0, samples: int = 500, seed: int = 0) -> Draw:
+def _show(logger: Any, name: str, figure: Any, step: int) -> bool:
+    of_lightning = hasattr(logger, "experiment")
+    target = logger.experiment if of_lightning else getattr(logger, "tracker", logger)
+    tracker = (target.__name__ if isinstance(target, ModuleType) else type(target).__module__).partition(".")[0]
+    if callable(getattr(target, "add_figure", None)) and _kind(figure) == "png":
+        target.add_figure(name, figure, step)
+    elif tracker == "mlflow":
+        run = (logger.run_id,) if of_lightning else ()
+        place = target if hasattr(target, "log_figure") else logger  # the tracker of Accelerate has it by itself
+        place.log_figure(*run, figure, f"{name}-{step:06d}.{_kind(figure)}")
+    elif tracker == "wandb":
+        library = importlib.import_module("wandb")
+        shown = library.Html(_file(figure).decode()) if _kind(figure) == "html" else library.Image(_pixels(figure))
+        take = _taker(logger)
+        assert take is not None
+        take({name: shown}, step)
+    elif tracker == "trackio" and _kind(figure) == "png":
+        target.log({name: target.Image(_pixels(figure))}, step=step)
+    else:
+        return False
+    return True
+
+
+def _taker(logger: Any) -> Callable[[dict[str, Any], int], Any] | None:
+    if callable(getattr(logger, "log_metrics", None)):
+        return lambda metrics, step: logger.log_metrics(metrics, step=step)
+    if callable(getattr(logger, "log", None)):
+        return lambda metrics, step: logger.log(metrics, step=step)
+    if callable(getattr(logger, "add_scalar", None)):
+        return lambda metrics, step: [logger.add_scalar(name, value, step) for name, value in metrics.items()]
+    return None
+
+
+def _kind(figure: Any) -> str:
+    return "html" if hasattr(figure, "to_html") else "png"
+
+
+def _file(figure: Any) -> bytes:
+    if _kind(figure) == "html":
+        return str(figure.to_html(include_plotlyjs="cdn")).encode()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _pixels(figure: Any) -> Any:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="rgba", dpi=figure.dpi)
+    width, height = figure.canvas.get_width_height()
+    return np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)
+
+
+def line_figure(
+    *, points: int = 21, extent: float = 1.0, samples: int = 500, seed: int = 0, backend: str = "matplotlib"
+) -> Draw:
     """Return a drawer of the training loss on one random filter-normalized line through the present weights.
 
     The direction is the same at every epoch up to the scale of the filters, so that figures can be compared.
@@ -94,19 +144,16 @@ def line_figure(*, points: int = 21, extent: float = 1.0, samples: int = 500, se
         extent: Half its length, in units of the normalized direction. Default 1.
         samples: Training samples that are measured, at most. Default 500.
         seed: Seed of the direction and of the samples. Default 0.
+        backend: ``"matplotlib"``, or ``"plotly"`` for a figure to move about in. Default ``"matplotlib"``.
 
     Returns:
         To be handed to `LogTo`.
     """
 
     def draw(run: FitState) -> Any:
-        part = run.data.train
-        resident = hasattr(part, "batches")
-        batches = list(part.batches(samples)) if resident else part
-        few = min(samples, len(part)) if resident else None
-        risk = EmpiricalRisk(run.model, plain_loss(run.loss), batches, samples=few, seed=seed)
+        risk = training_risk(run, samples=samples, seed=seed, batch_norm="running")
         line = landscape.random_line(risk.model, seed)
         found = landscape.evaluate(risk, line, landscape.grid(points, extent=extent))
-        return viz.line(found, title=f"epoch {run.epoch}")
+        return viz.line(found, title=f"epoch {run.epoch}", backend=backend)
 
     return draw

@@ -10,9 +10,7 @@ from torch import nn
 
 from lowland.core.errors import InputError
 from lowland.optim import Ascent, Wrapper
-from lowland.optim.passes import average_over_ranks, world_size
-
-__all__ = ["Passes", "innermost"]
+from lowland.optim.ranks import average_over_ranks, world_size
 
 T = TypeVar("T")
 
@@ -27,6 +25,14 @@ def innermost(optimizer: Any) -> Any:
     return optimizer
 
 
+def name_scaler(optimizer: Any, scaler: Any) -> Any:
+    """Tell the optimizer that the user built which scaler a trainer has, if it has one; return that optimizer."""
+    built = innermost(optimizer)
+    if isinstance(built, Wrapper) and scaler is not None:
+        built.use_scaler(scaler)
+    return built
+
+
 class Passes:
     """Runs the forward and backward of every micro-batch as often as the optimizer wants, at the weights it wants."""
 
@@ -34,8 +40,8 @@ class Passes:
     # work of a step's micro-batches is kept, and all of it runs again after the last one's first pass; this
     # keeps their inputs alive for as long.
 
-    def __init__(self, optimizer: Any) -> None:
-        self.optimizer = innermost(optimizer)
+    def __init__(self, optimizer: Any, scaler: Any = None) -> None:
+        self.optimizer = name_scaler(optimizer, scaler)
         self._kept: list[Callable[[], Any]] = []
         self._due: int | None = None  # steps that must have been taken before the next pass
 
@@ -77,6 +83,14 @@ class Passes:
                     early()
             again[-1]()
         return result
+
+
+def check_strategy(optimizer: Any, accelerator: Any) -> None:
+    """Refuse what Accelerate spreads work by where a second pass would not be one."""
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    sharded = kind == "FSDP" and getattr(accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2
+    if isinstance(optimizer, Ascent) and (kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP") or sharded):
+        raise InputError("distributed_type", "must be one device, DDP or FSDP2 for a two-pass optimizer", kind)
 
 
 def _check(ascent: Ascent, *, last: bool) -> None:

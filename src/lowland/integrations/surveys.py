@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
-
-from torch.utils.data import DataLoader
 
 from lowland import curvature, landscape
 from lowland.core.contexts import BatchNormMode
-from lowland.core.errors import InputError
-from lowland.core.loaders import fixed_batches
+from lowland.core.errors import InputError, require
 from lowland.core.params import ParameterSpace
-from lowland.core.risk import EmpiricalRisk
-from lowland.core.types import as_batch
-from lowland.data import TensorData
 from lowland.training import FitState, Hook
-from lowland.training.evaluation import plain_loss
-
-__all__ = ["SharpnessLog", "SurfaceAtEnd"]
+from lowland.training.risks import check_survey, training_risk
 
 
 class SharpnessLog(Hook):
@@ -58,13 +49,8 @@ class SharpnessLog(Hook):
         batch_norm: BatchNormMode = "running",
         seed: int = 0,
     ) -> None:
-        if rho <= 0:
-            raise InputError("rho", "must be positive", rho)
-        for name, value in (("samples", samples), ("every_epochs", every_epochs)):
-            if value < 1:
-                raise InputError(name, "must be at least 1", value)
-        if batch_norm not in ("running", "batch"):
-            raise InputError("batch_norm", 'must be "running" or "batch"', batch_norm)
+        require(rho > 0, "rho", "must be positive", rho)
+        check_survey(batch_norm, samples=samples, every_epochs=every_epochs)
         self.rho, self.samples, self.every_epochs, self.seed = rho, samples, every_epochs, seed
         self.batch_norm: BatchNormMode = batch_norm
 
@@ -127,10 +113,8 @@ class SurfaceAtEnd(Hook):
         engine: str = "serial",
         seed: int = 0,
     ) -> None:
-        if samples < 1:
-            raise InputError("samples", "must be at least 1", samples)
-        if not name or "/" in name:
-            raise InputError("name", "must be the name of a store, without slashes", name)
+        check_survey(batch_norm, samples=samples)
+        require(name and "/" not in name, "name", "must be the name of a store, without slashes", name)
         self.grid = landscape.grid(points, points, extent=extent)
         self.samples, self.name, self.engine, self.seed = samples, name, engine, seed
         self.batch_norm: BatchNormMode = batch_norm
@@ -149,26 +133,3 @@ class SurfaceAtEnd(Hook):
         place = run.folder / "surfaces" / f"{self.name}.zarr"
         place.parent.mkdir(exist_ok=True)
         landscape.evaluate(risk, plane, self.grid, engine=self.engine, store=place)
-
-
-def training_risk(run: FitState, *, samples: int, seed: int, batch_norm: BatchNormMode) -> EmpiricalRisk:
-    """Return the risk of a run's plain criterion on a fixed subset of its training data."""
-    train: Any = run.data.train
-    if run.loss is None:
-        raise InputError(
-            "loss", "must be known to survey the model", None, "pass the criterion on (output, target) as loss=..."
-        )
-    batches: Any = train
-    if isinstance(train, DataLoader):
-        batches = fixed_batches(train, None, seed, whole=True)  # whatever part of it this process trains on
-    else:
-        batches = list(train.batches(_BATCH) if isinstance(train, TensorData) else train)
-    data: Any = train.dataset if isinstance(train, DataLoader) else None
-    count = sum(as_batch(raw).size for raw in batches) if data is None else len(data)
-    return EmpiricalRisk(
-        run.model, plain_loss(run.loss), batches, samples=min(samples, count), seed=seed, batch_norm=batch_norm
-    )
-
-
-_BATCH = 128
-"""Samples per batch of resident data."""

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_map
 
-from lowland.core.contexts import forked_rng, has_running_statistics
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.loaders import fixed_batches
 from lowland.data import DataSplits, Indexed
 from lowland.losses import MESA, TrainingLoss
-from lowland.optim import Wrapper
 from lowland.training import FitState, Hook
 from lowland.training.evaluation import plain_loss
-
-__all__ = ["TrainerBridge", "evaluation_weights", "fixed_order", "foreign_data", "host", "made_folder", "steps_in"]
 
 
 class TrainerBridge:
@@ -48,19 +42,18 @@ class TrainerBridge:
 
     def start(self, run: FitState) -> None:
         """Begin a run, or go on with it where ``run.step`` is above 0."""
-        saved, self.saved = self.saved, None
+        saved, self.saved = self.saved if run.step else None, None
         if run.step and saved is None:
             saved = self.state_dict() if self.run is not None else None  # the same trainer was told to go on
             if saved is None and (self.losses or any(hook.state_dict() for hook in self.hooks)):
-                raise CheckpointError(
-                    f"the run goes on from step {run.step}, but its checkpoint holds no state of Lowland's losses and "
-                    "hooks; start anew, or go on from a checkpoint that was written with them"
-                )
-        if saved is not None and (len(saved["losses"]), len(saved["hooks"])) != (len(self.losses), len(self.hooks)):
-            raise CheckpointError(
-                f"the checkpoint holds {len(saved['losses'])} losses and {len(saved['hooks'])} hooks, the run has "
-                f"{len(self.losses)} and {len(self.hooks)}"
-            )
+                rule = "but its checkpoint holds no state of Lowland's losses and hooks"
+                advice = "start anew, or go on from a checkpoint that was written with them"
+                raise CheckpointError(f"the run goes on from step {run.step}, {rule}; {advice}")
+        here = len(self.losses), len(self.hooks)
+        there = here if saved is None else (len(saved["losses"]), len(saved["hooks"]))
+        if there != here:
+            counts = "the checkpoint holds {} losses and {} hooks, the run has {} and {}"
+            raise CheckpointError(counts.format(*there, *here))
         self.run = run
         dataset = getattr(run.data.train, "dataset", None)
         samples = len(dataset) if isinstance(dataset, Indexed) else None
@@ -73,9 +66,8 @@ class TrainerBridge:
             )
             if saved is not None:
                 loss.load_state_dict(saved["losses"][position])
-        for position, hook in enumerate(self.hooks):
-            if saved is not None:
-                hook.load_state_dict(saved["hooks"][position])
+        for hook, held in zip(self.hooks, saved["hooks"] if saved else [], strict=False):
+            hook.load_state_dict(held)
         self.begin_epoch(run.epoch)
         for hook in self.hooks:
             hook.on_fit_start(run)
@@ -126,32 +118,9 @@ def steps_in(batches: float, micro_batches: int) -> int:
     return math.ceil(batches / micro_batches) if math.isfinite(batches) else 0
 
 
-@contextmanager
-def evaluation_weights(
-    optimizer: Any, model: nn.Module, batches: Callable[[], Iterable[Any]]
-) -> Generator[None, None, None]:
-    """Hold the weights that the optimizer wants evaluated in the model, with batch-norm statistics of their own."""
-    if not isinstance(optimizer, Wrapper) or optimizer.evaluation is None:
-        yield
-        return
-    with optimizer.averaged():
-        if has_running_statistics(model):
-            with forked_rng():
-                optimizer.recalibrate(batches(), model)
-        yield
-
-
 def foreign_data(name: str, train: Any, validation: Any = None) -> DataSplits:
     """Describe a trainer's loaders as hooks know data."""
     return DataSplits(name, train, [] if validation is None else validation, [], classes=0, shape=())
-
-
-def fixed_order(loader: Any) -> Iterable[Any]:
-    """Return the batches of a loader in a fixed order, without touching its shuffling."""
-    if not isinstance(loader, DataLoader):
-        rule = "must be a DataLoader over a map-style data set, to renew batch-norm statistics"
-        raise InputError("train_dataloader", rule, type(loader).__name__, "or train a model without running statistics")
-    return fixed_batches(loader, None, 0, whole=True)
 
 
 def made_folder(folder: str | Path | None) -> Path | None:
@@ -165,10 +134,4 @@ def made_folder(folder: str | Path | None) -> Path | None:
 
 def host(value: Any) -> Any:
     """Return a nested state with its tensors on the CPU."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: host(entry) for key, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(host(entry) for entry in value)
-    return value
+    return tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, torch.Tensor) else leaf, value)

@@ -7,25 +7,20 @@ mixin runs it as often as the optimizer wants. Everything else happens in a call
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lowland.core.contexts import current_pass, forked_rng, has_running_statistics
 from lowland.core.errors import CheckpointError, InputError, optional_import
-from lowland.core.types import Batch, as_batch
-from lowland.integrations.passes import Passes, innermost
-from lowland.integrations.trainer_bridge import (
-    TrainerBridge,
-    evaluation_weights,
-    fixed_order,
-    foreign_data,
-    host,
-    made_folder,
-    steps_in,
-)
+from lowland.core.types import Batch, as_batch, move
+from lowland.integrations.averages import EvaluationWeights, averages, fixed_order, put_statistics, statistics_of
+from lowland.integrations.passes import Passes, check_strategy, innermost
+from lowland.integrations.trainer_bridge import TrainerBridge, foreign_data, host, made_folder, steps_in
 from lowland.integrations.whole_batch import WholeBatch, without_index
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent
@@ -34,8 +29,6 @@ from lowland.training import FitState, Hook
 _transformers: Any = optional_import(
     "transformers", extra="hf", needed_for="the integration with the Hugging Face Trainer"
 )
-
-__all__ = ["TrainerMixin"]
 
 
 class TrainerMixin:
@@ -81,51 +74,40 @@ class TrainerMixin:
         trainer.add_callback(self._beside)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does.
-
-        Args:
-            resume_from_checkpoint: As for the Trainer.
-            *args: As for the Trainer.
-            **kwargs: As for the Trainer.
-
-        Returns:
-            What the Trainer returns.
-        """
+        """Train as the Trainer does."""
         self._passes = None
         self._beside.resume_from = resume_from_checkpoint or None
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate the weights that the optimizer wants evaluated, with batch-norm statistics of their own."""
+        self._beside.renew_statistics()
+        return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+
     def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Tensor:
-        """Run forward and backward of a micro-batch as often as the optimizer wants.
-
-        Args:
-            model: The model as the Trainer wrapped it.
-            inputs: The batch.
-            *rest: Number of items in the step's batches.
-
-        Returns:
-            The loss of the first pass, detached.
-        """
+        """Run forward and backward of a micro-batch as often as the optimizer wants; the loss is the first pass's."""
         trainer: Any = self
         if self._passes is None:
             _check(trainer, self._model_loss)
-            self._passes = Passes(trainer.optimizer)
+            self._passes = Passes(trainer.optimizer, trainer.accelerator.scaler)
         given, whole, divisor = inputs, None, 1
         loss = self._model_loss
         if loss is not None:
             divisor = _divisor(trainer, rest[0] if rest else None)
             if loss.loss.needs_input:
-                whole = _batch(trainer._prepare_inputs(dict(inputs)))
+                whole = _batch(move(dict(inputs), trainer.args.device))
             if loss.loss.needs_index:
                 given = without_index(inputs)
 
         def work() -> Tensor:
             step: Any = super(TrainerMixin, self).training_step  # type: ignore[misc]
-            if loss is None:
+            with ExitStack() as stack:
+                if loss is not None:
+                    stack.enter_context(loss.of(whole))
+                    stack.enter_context(loss.divided(divisor))
+                if current_pass() == "perturbed":
+                    stack.enter_context(_uncounted(trainer))
                 found: Tensor = step(model, given, *rest)
-                return found
-            with loss.of(whole), loss.divided(divisor):
-                found = step(model, given, *rest)
             return found
 
         return self._passes.run(work, last=trainer.accelerator.sync_gradients, model=model)
@@ -143,19 +125,13 @@ class _ModelLoss(WholeBatch):
         logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", output)
         return super().__call__(logits, target) / self._divisor
 
-    def divided(self, divisor: int) -> _Divided:
-        return _Divided(self, divisor)
-
-
-class _Divided:
-    def __init__(self, loss: _ModelLoss, divisor: int) -> None:
-        self._loss, self._divisor = loss, divisor
-
-    def __enter__(self) -> None:
-        self._loss._divisor = self._divisor
-
-    def __exit__(self, *_: object) -> None:
-        self._loss._divisor = 1
+    @contextmanager
+    def divided(self, divisor: int) -> Generator[None, None, None]:
+        self._divisor = divisor
+        try:
+            yield
+        finally:
+            self._divisor = 1
 
 
 class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
@@ -165,6 +141,8 @@ class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
         self.trainer, self.life, self.folder, self.survey_loss = trainer, life, folder, survey_loss
         self.resume_from: str | bool | None = None
         self.per_epoch = 0
+        self.average = EvaluationWeights()
+        self.trained: tuple[int, dict[str, Tensor]] | None = None  # statistics of a step, while the average's are used
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if self.resume_from is not None:
@@ -172,27 +150,23 @@ class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
             if place is True:
                 place = _transformers.trainer_utils.get_last_checkpoint(args.output_dir)
             self.life.saved = _read(Path(str(place)) / _file(args))
-        loader = given["train_dataloader"]
+            if self.life.saved is not None and self.life.saved["statistics"] is not None:
+                put_statistics(self.trainer.model, self.life.saved["statistics"])
+        self.average.forget()
+        self.trained = None
+        loader = self.average.loader = given["train_dataloader"]
         micro = args.gradient_accumulation_steps
         try:
             self.per_epoch = steps_in(len(loader), micro)
         except TypeError:  # iterable data have no length
             self.per_epoch = 0
-        folder = made_folder(args.output_dir if self.folder is None else self.folder) if self.life.hooks else None
-        run = FitState(
-            self.trainer.model,
-            innermost(self.trainer.optimizer),
-            self.survey_loss,
-            foreign_data("transformers", loader),
-            folder,
-            math.ceil(state.num_train_epochs),
-            self.per_epoch,
-            args.seed,
-            args.process_index,
-            _epoch(state),
-            state.global_step,
-        )
-        self.life.start(run)
+        written = self._run_folder() if self.folder is None else self.folder
+        folder = made_folder(written) if self.life.hooks else None
+        optimizer, data = innermost(self.trainer.optimizer), foreign_data("transformers", loader)
+        lengths = math.ceil(state.num_train_epochs), self.per_epoch
+        reached = args.process_index, _epoch(state), state.global_step
+        run = (self.trainer.model, optimizer, self.survey_loss, data, folder)
+        self.life.start(FitState(*run, *lengths, args.seed, *reached))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self.life.begin_epoch(_epoch(state))
@@ -204,24 +178,65 @@ class _Beside(_transformers.TrainerCallback):  # type: ignore[misc]
         with self._evaluated():
             row = self.life.end_epoch(_epoch(state))
         if row:
-            self.trainer.log(row)
+            due = control.should_log
+            # not the trainer's own log: those of TRL write there what they gathered, and forget it
+            _transformers.Trainer.log(self.trainer, row)
+            control.should_log = due  # of the Trainer's own row
         if self.life.run is not None and self.life.run.stop:
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if best is not None and averages(optimizer := innermost(self.trainer.optimizer)):
+            # the model holds the average of the best; trained weights and average of the optimizer go with it
+            optimizer.load_state_dict(torch.load(Path(best) / "optimizer.pt", map_location="cpu", weights_only=True))
+            optimizer.eval()
+            self.average.forget()
         with self._evaluated():
             self.life.end()
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if not (self.life.losses or self.life.hooks):
+        folder = self._run_folder() / f"checkpoint-{state.global_step}"
+        trained = self.trained[1] if self.trained is not None and self.trained[0] == state.global_step else None
+        if not (self.life.losses or self.life.hooks or trained):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(host(self.life.state_dict()), folder / _file(args))
+        torch.save(host({**self.life.state_dict(), "statistics": trained}), folder / _file(args))
 
-    def _evaluated(self) -> Any:
-        loader = self.trainer.callback_handler.train_dataloader
-        return evaluation_weights(innermost(self.trainer.optimizer), self.trainer.model, lambda: fixed_order(loader))
+    def renew_statistics(self) -> None:
+        optimizer, model, step = innermost(self.trainer.optimizer), self.trainer.model, self.trainer.state.global_step
+        if not averages(optimizer) or self.average.loader is None or not has_running_statistics(model):
+            return
+        if self.trained is None or self.trained[0] != step:
+            self.trained = step, {name: value.clone() for name, value in statistics_of(model).items()}
+        optimizer.eval()
+        with forked_rng():
+            optimizer.recalibrate(fixed_order(self.average.loader), model)
+
+    def _run_folder(self) -> Path:
+        # of a hyperparameter search every trial has one of its own
+        return Path(self.trainer._get_output_dir(getattr(self.trainer, "_trial", None)))
+
+    def _evaluated(self) -> AbstractContextManager[None]:
+        if not self.life.hooks:
+            return nullcontext()
+        optimizer = innermost(self.trainer.optimizer)
+        return self.average.held([optimizer], self.trainer.model, self.trainer.state.global_step)
+
+
+@contextmanager
+def _uncounted(trainer: Any) -> Generator[None, None, None]:
+    # trainers of TRL count tokens, and gather metrics until the next row, in every forward pass
+    numbers = {name: value for name, value in vars(trainer).items() if type(value) in (int, float)}
+    metrics = getattr(trainer, "_metrics", {})
+    kept = {mode: {name: list(values) for name, values in found.items()} for mode, found in metrics.items()}
+    try:
+        yield
+    finally:
+        vars(trainer).update(numbers)
+        for mode, found in kept.items():
+            metrics[mode].clear()
+            metrics[mode].update(found)
 
 
 def _file(args: Any) -> str:
@@ -260,11 +275,13 @@ def _check(trainer: Any, loss: _ModelLoss | None) -> None:
         raise InputError(
             "remove_unused_columns", "must be False, or the Trainer drops the sample ids that the loss needs", True
         )
+    if loss is not None and args.label_smoothing_factor:
+        rule, advice = "must be 0: compute_loss_func stands in its place", "use CrossEntropyLoss(label_smoothing=...)"
+        raise InputError("label_smoothing_factor", rule, args.label_smoothing_factor, advice)
+    if args.load_best_model_at_end and args.save_only_model and averages(optimizer):
+        raise InputError("save_only_model", "must be False, or the best checkpoint lacks the average's trained weights")
     if loss is None and not isinstance(optimizer, Ascent):
         return
     if args.n_gpu > 1:
         raise InputError("n_gpu", "must be 1 per process", args.n_gpu, "start one process per device by torchrun")
-    kind = str(getattr(trainer.accelerator.distributed_type, "value", trainer.accelerator.distributed_type))
-    sharded = kind == "FSDP" and getattr(trainer.accelerator.state.fsdp_plugin, "fsdp_version", 1) != 2
-    if isinstance(optimizer, Ascent) and (kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP") or sharded):
-        raise InputError("distributed_type", "must be one device, DDP or FSDP2 for a two-pass optimizer", kind)
+    check_strategy(optimizer, trainer.accelerator)

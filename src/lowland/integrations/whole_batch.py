@@ -13,8 +13,6 @@ from lowland.core.errors import InputError
 from lowland.core.types import Batch, as_batch
 from lowland.losses import TrainingLoss
 
-__all__ = ["WholeBatch", "losses_of", "without_index"]
-
 
 class WholeBatch:
     """A loss that a trainer calls with the target alone, completed with the input and the sample ids of the batch."""
@@ -22,21 +20,25 @@ class WholeBatch:
     def __init__(self, loss: TrainingLoss) -> None:
         self.loss = loss
         self.batch: Batch | None = None
+        self.rehearsing = False  # a tuner's steps are no run: the plain criterion, and nothing is kept
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         """Return the loss."""
+        if self.rehearsing:
+            return self.loss.plain_criterion(output, target.target if isinstance(target, Batch) else target)
         if self.batch is None or isinstance(target, Batch):
             return self.loss(output, target)
         return self.loss(output, replace(self.batch, target=target))
 
     @contextmanager
-    def of(self, batch: Batch | None) -> Generator[None, None, None]:
+    def of(self, batch: Batch | None, *, rehearsing: bool = False) -> Generator[None, None, None]:
         """Use a batch inside the block."""
-        before, self.batch = self.batch, batch
+        before = self.batch, self.rehearsing
+        self.batch, self.rehearsing = batch, rehearsing
         try:
             yield
         finally:
-            self.batch = before
+            self.batch, self.rehearsing = before
 
 
 def without_index(batch: Any) -> Any:
@@ -45,7 +47,8 @@ def without_index(batch: Any) -> Any:
         return batch
     whole = as_batch(batch)
     if whole.index is None:
-        raise InputError("batch", "must carry sample ids", None, "wrap the data set in lowland.data.Indexed")
+        advice = "wrap the data set in lowland.data.Indexed, and let a collator of your own hand `index` through"
+        raise InputError("batch", "must carry sample ids", None, advice)
     if isinstance(batch, Mapping):
         return {key: value for key, value in batch.items() if value is not whole.index}
     return type(batch)(batch[:2])

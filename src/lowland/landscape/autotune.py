@@ -18,15 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from lowland.core.contexts import forked_rng
-from lowland.core.per_sample import all_moments
+from lowland.core.moments import Tally
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.landscape.grid import Grid, levels
 from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.refine import Tolerance, too_far
-from lowland.landscape.surface_task import ComputeSettings, Point, Row, SurfaceTask, computing
-
-__all__ = ["BatchSize", "Precision", "autotune"]
+from lowland.landscape.surface_task import ComputeSettings, Point, Request, Row, SurfaceTask, computing
 
 BatchSize: TypeAlias = "int | Literal['auto'] | None"
 Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]
@@ -42,17 +40,12 @@ _GAIN: Final = 1.1
 
 
 def autotune(
-    survey: SurfaceTask,
-    grid: Grid,
-    *,
-    batch_size: BatchSize,
-    precision: Precision,
-    tolerance: Tolerance,
-    workers: int = 1,
+    survey: SurfaceTask, grid: Grid, request: Request, workers: int = 1
 ) -> tuple[ComputeSettings, dict[str, Any], dict[int, Row]]:
     """Choose how the points of a survey are computed."""
+    precision = request.precision
     wanted: tuple[Any, ...] = ("float32", "bfloat16") if precision == "auto" else (precision,)
-    candidates = [kernel for kind in wanted for kernel in _candidates(survey, batch_size, kind, workers)]
+    candidates = [kernel for kind in wanted for kernel in _candidates(survey, request.batch_size, kind, workers)]
     times = _race(survey.first, candidates) if len(candidates) > 1 else {candidates[0]: 0.0}
     best: dict[str, tuple[float, ComputeSettings]] = {}
     for kind in wanted:
@@ -65,7 +58,7 @@ def autotune(
         return exact[1], {**report, "precision": "float32: bfloat16 is not faster here"}, {}
     truth = _spread(replace(survey, kernel=exact[1], probes=(), paired=False), grid)
     rows = _spread(replace(survey, kernel=fast[1], probes=()), grid)
-    error = report["bfloat16_error"] = _error(_losses(truth), _losses(rows), tolerance)
+    error = report["bfloat16_error"] = _error(_losses(truth), _losses(rows), request.tolerance)
     if error["in_units_of_tolerance"] <= 0.5:
         return fast[1], {**report, "precision": "bfloat16: within half the tolerance"}, {} if survey.probes else rows
     return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}, {}
@@ -135,11 +128,11 @@ def _seconds(risk: EmpiricalRisk, kernel: ComputeSettings) -> float:
             if sum(b.size for b in batches) >= _SAMPLES:
                 break
         _wait(risk.device)
-        start = time.perf_counter()
+        start, tally = time.perf_counter(), Tally()
         for batch in batches:
             with computing(risk.device, kernel.precision):
-                measured = risk.measure(batch)
-            all_moments(measured)
+                tally.add(risk.measure(batch))
+        tally.moments()
         _wait(risk.device)
         return (time.perf_counter() - start) / sum(batch.size for batch in batches)
 

@@ -6,7 +6,7 @@ batches, or recalibrated at every point (``EmpiricalRisk(batch_norm=...)``). The
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from lowland.core.contexts import running_buffers
 from lowland.core.errors import InputError
 from lowland.core.units import clean_name
-
-__all__ = ["BufferLine", "buffer_difference", "running_statistics"]
 
 
 def running_statistics(model: nn.Module) -> dict[str, Tensor]:
@@ -35,24 +33,19 @@ def buffer_difference(first: nn.Module, second: nn.Module) -> dict[str, Tensor]:
     return {name: theirs[name].detach().to(buffer) - buffer.detach() for name, buffer in ours.items()}
 
 
-class BufferLine:
-    """Moves buffers from a saved base along given directions, in place."""
-
-    # A variance that a coordinate outside [0, 1] would make negative stays at 0.
-
-    def __init__(self, model: nn.Module, directions: Sequence[Mapping[str, Tensor]]) -> None:
-        found = running_statistics(model)
-        self._buffers = {name: found[name] for part in directions for name in part}
-        self._base = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        self._directions = directions
+def buffer_mover(model: nn.Module, directions: Sequence[Mapping[str, Tensor]]) -> Callable[[Sequence[float]], None]:
+    """Return what writes the buffers of a place, from those of now along given directions."""
+    found = running_statistics(model)
+    buffers = {name: (found[name], found[name].clone()) for part in directions for name in part}
 
     @torch.no_grad()
-    def move(self, coordinates: Sequence[float]) -> None:
-        """Write the buffers of a point."""
-        for name, buffer in self._buffers.items():
-            buffer.copy_(self._base[name])
-            for part, coordinate in zip(self._directions, coordinates, strict=True):
+    def move(coordinates: Sequence[float]) -> None:
+        for name, (buffer, base) in buffers.items():
+            buffer.copy_(base)
+            for part, coordinate in zip(directions, coordinates, strict=True):
                 if coordinate != 0.0 and name in part:
                     buffer.add_(part[name].to(buffer), alpha=float(coordinate))
             if name.endswith("var"):
-                buffer.clamp_(min=0)
+                buffer.clamp_(min=0)  # coordinates outside [0, 1] could make a variance negative
+
+    return move

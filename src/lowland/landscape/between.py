@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lowland import curvature
-from lowland.core.contexts import effective_weights
-from lowland.core.errors import InputError
-from lowland.core.params import ParameterSpace, unwrap
+from lowland.core.errors import InputError, require
+from lowland.core.params import ParameterSpace, differing_shapes, unwrap
 from lowland.core.provenance import fingerprint
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.units import clean_name
 from lowland.landscape.batchnorm import buffer_difference
-from lowland.landscape.directions import StoredAxis
-from lowland.landscape.plane import Plane, make_plane
-
-__all__ = ["eigenvector_plane", "line_between", "plane_through"]
+from lowland.landscape.checkpoints import Weights, as_model
+from lowland.landscape.directions import given_axis
+from lowland.landscape.plane import Plane, at_origin, made, make_plane
 
 Tensors = dict[str, Tensor]
 
 
 def line_between(
-    model: nn.Module, other: nn.Module, *, move_statistics: bool = True, modules: Sequence[str] | None = None
+    model: nn.Module, other: Weights, *, move_statistics: bool = True, modules: Sequence[str] | None = None
 ) -> Plane:
     """Make the line theta(x) = (1 - x) theta + x theta' through two models (Li et al. 2018, Section 3).
 
@@ -34,7 +31,8 @@ def line_between(
 
     Args:
         model: The model at 0.
-        other: The model at 1, of the same architecture.
+        other: The model at 1: another network of the same architecture, its state dict, or the path of a checkpoint
+            (see `lowland.models.read_weights`), which is read without executing code.
         move_statistics: Also interpolate running statistics (default); False keeps those of ``model``, or leaves it to
             a risk with ``batch_norm="recalibrated"`` or ``"batch"``.
         modules: Move only parameters of these submodules; None (default) moves all trainable ones.
@@ -44,32 +42,24 @@ def line_between(
 
     Raises:
         InputError: If the architectures differ or the models are equal.
+        CheckpointError: If a file cannot be read, or names or shapes are not the model's; says which.
 
     Example:
         >>> line_between(nn.Linear(3, 2), nn.Linear(3, 2)).markers
         {'other': (1.0,)}
     """
-    model, other = unwrap(model), unwrap(other)
-    with effective_weights(model), effective_weights(other), torch.no_grad():
-        space = ParameterSpace(model, modules=modules)
-        difference = _difference(space, other)
-        buffers = [buffer_difference(model, other)] if move_statistics else []
-        arguments = {"other": _identity(other), "move_statistics": bool(move_statistics and buffers[0])}
-        return make_plane(
-            space,
-            [_stored(difference, 0)],
-            recipe={"kind": "between", "arguments": arguments},
-            units="fraction of the way to the other model",
-            modules=modules,
-            markers={"other": (1.0,)},
-            buffers=[part for part in buffers if part],
-        )
+    model, other = unwrap(model), as_model(model, other, "other")
+    with at_origin(model, modules, other) as space:
+        axes, units = [given_axis(difference(space, other), 0)], "fraction of the way to the other model"
+        buffers = [moved] if move_statistics and (moved := buffer_difference(model, other)) else []
+        recipe = made("between", other=_identity(other), move_statistics=bool(buffers))
+        return make_plane(space, axes, recipe, units, markers={"other": (1.0,)}, buffers=buffers)
 
 
 def plane_through(
     model: nn.Module,
-    second: nn.Module,
-    third: nn.Module,
+    second: Weights,
+    third: Weights,
     *,
     orthogonal: bool = True,
     move_statistics: bool = True,
@@ -83,7 +73,7 @@ def plane_through(
 
     Args:
         model: The model at (0, 0).
-        second: The model at (1, 0).
+        second: The model at (1, 0); a network, a state dict or a path, as for `line_between`.
         third: The third model; where it lies is among the plane's ``markers``.
         orthogonal: Whether the axes are made orthogonal and equally long. Default True.
         move_statistics: As for `line_between`.
@@ -94,29 +84,25 @@ def plane_through(
 
     Raises:
         InputError: If the architectures differ or the three models lie on a line.
+        CheckpointError: As in `line_between`.
     """
-    model, second, third = unwrap(model), unwrap(second), unwrap(third)
-    with effective_weights(model), effective_weights(second), effective_weights(third), torch.no_grad():
-        space = ParameterSpace(model, modules=modules)
-        u, v = _difference(space, second), _difference(space, third)
-        along, scale = _frame(u, v) if orthogonal else (0.0, 1.0)
-        axes = [u, {name: (v[name] - along * u[name]) * scale for name in u}]
-        buffers: list[Tensors] = []
-        if move_statistics:
-            bu, bv = buffer_difference(model, second), buffer_difference(model, third)
-            buffers = [bu, {name: (bv[name] - along * bu[name]) * scale for name in bu}] if bu else []
-        arguments = {
-            "second": _identity(second),
-            "third": _identity(third),
-            "orthogonal": orthogonal,
-            "move_statistics": bool(buffers),
-        }
+    model = unwrap(model)
+    second, third = as_model(model, second, "second"), as_model(model, third, "third")
+    with at_origin(model, modules, second, third) as space:
+        u, v = difference(space, second), difference(space, third)
+        along, scale = frame(u, v) if orthogonal else (0.0, 1.0)
+
+        def spanned(u: Tensors, v: Tensors) -> list[Tensors]:
+            return [u, {name: (v[name] - along * u[name]) * scale for name in u}]
+
+        moved = [buffer_difference(model, other) for other in (second, third)] if move_statistics else [{}]
+        buffers = spanned(*moved) if moved[0] else []
+        named = {"second": _identity(second), "third": _identity(third)}
         return make_plane(
             space,
-            [_stored(axis, number) for number, axis in enumerate(axes)],
-            recipe={"kind": "through", "arguments": arguments},
-            units="distance between the first two models" if orthogonal else "fraction of the way to the other model",
-            modules=modules,
+            [given_axis(axis, number) for number, axis in enumerate(spanned(u, v))],
+            made("through", **named, orthogonal=orthogonal, move_statistics=bool(buffers)),
+            "distance between the first two models" if orthogonal else "fraction of the way to the other model",
             markers={"second": (1.0, 0.0), "third": (along, 1.0 / scale)},
             buffers=buffers,
         )
@@ -128,7 +114,7 @@ def eigenvector_plane(risk: EmpiricalRisk, *, axes: int = 2, seed: int = 0, max_
     Eigenvectors are kept as they are: normalized by filters they would be eigenvectors no more.
 
     Args:
-        risk: The risk.
+        risk: What the Hessian is of, with the model at the weights that shall lie at the origin.
         axes: 2 (default), or 1 for a line along the sharpest direction.
         seed: Seed of the Krylov run.
         max_products: Most Hessian products.
@@ -139,49 +125,46 @@ def eigenvector_plane(risk: EmpiricalRisk, *, axes: int = 2, seed: int = 0, max_
     Raises:
         InputError: If ``axes`` is neither 1 nor 2.
     """
-    if axes not in (1, 2):
-        raise InputError("axes", "must be 1 or 2", axes)
+    require(axes in (1, 2), "axes", "must be 1 or 2", axes)
     top = curvature.top_eigenvalues(risk, axes, max_products=max_products, seed=seed)
-    model = risk.model
-    with effective_weights(model), torch.no_grad():
-        space = ParameterSpace(model)
+    with at_origin(risk.model) as space:
         found = []
         for number in range(axes):
             vector = top.vectors[:, number]
             parts = space.unflatten(vector.to(space.tensors[0]) / torch.linalg.vector_norm(vector.double()))
-            found.append(_stored(space.named([part.contiguous() for part in parts]), number))
-        arguments = {
-            "eigenvalues": [float(value) for value in top.values],
-            "residuals": [float(value) for value in top.residuals],
-            "products": int(top.products),
-            "seed": seed,
-            "risk": risk.describe(),
-        }
-        recipe = {"kind": "eigenvectors", "arguments": arguments}
-        return make_plane(space, found, recipe=recipe, units="Euclidean distance")
-
-
-def _stored(values: Tensors, number: int) -> StoredAxis:
-    return StoredAxis(values, {"kind": "given", "axis": number, "fingerprint": fingerprint(values)})
+            found.append(given_axis(space.named([part.contiguous() for part in parts]), number))
+        values, residuals = ([float(value) for value in listed] for listed in (top.values, top.residuals))
+        recipe = made(
+            "eigenvectors",
+            eigenvalues=values,
+            residuals=residuals,
+            products=int(top.products),
+            seed=seed,
+            risk=risk.describe(),
+        )
+        return make_plane(space, found, recipe, "Euclidean distance")
 
 
 def _identity(model: nn.Module) -> str:
     return fingerprint({clean_name(name): p for name, p in model.named_parameters()})
 
 
-def _difference(space: ParameterSpace, other: nn.Module) -> Tensors:
+def placed(space: ParameterSpace, other: nn.Module) -> Tensors:
+    """Return the other model's parameters by name, of the types and devices of the space."""
+    theirs = {clean_name(name): p.detach() for name, p in other.named_parameters()}
+    theirs = {name: p for name, p in theirs.items() if name in space.names}  # others do not move
+    if table := differing_shapes(space.named(space.tensors), theirs):
+        raise InputError("other", "must have the architecture of the first model", advice=f"it differs at\n{table}")
+    return {name: theirs[name].to(parameter) for name, parameter, _ in space}
+
+
+def difference(space: ParameterSpace, other: nn.Module) -> Tensors:
     """Return the other model's parameters minus those of the space, by name."""
-    theirs: Mapping[str, Any] = {clean_name(name): p.detach() for name, p in other.named_parameters()}
-    result = {}
-    for name, parameter, _ in space:
-        if name not in theirs or theirs[name].shape != parameter.shape:
-            found = tuple(theirs[name].shape) if name in theirs else "nothing"
-            raise InputError("other", f"must have the architecture of the first model, at {name!r}", found)
-        result[name] = theirs[name].to(parameter) - parameter.detach()
-    return result
+    theirs = placed(space, other)
+    return {name: theirs[name] - parameter.detach() for name, parameter, _ in space}
 
 
-def _frame(u: Tensors, v: Tensors) -> tuple[float, float]:
+def frame(u: Tensors, v: Tensors) -> tuple[float, float]:
     """Return how much of v lies along u (in units of u), and what scales the rest to the length of u."""
     uu = sum(float(part.double().square().sum()) for part in u.values())
     uv = sum(float((u[name].double() * v[name].double()).sum()) for name in u)

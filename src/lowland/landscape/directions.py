@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.params import ParameterSpace
+from lowland.core.provenance import fingerprint
 from lowland.core.seeds import normal
 from lowland.landscape.normalize import Normalization, normalize
-
-__all__ = ["PlaneAxis", "SeededAxis", "StoredAxis", "geometry"]
 
 
 class PlaneAxis(ABC):
@@ -23,31 +23,14 @@ class PlaneAxis(ABC):
 
     @abstractmethod
     def entry(self, space: ParameterSpace, place: int, base: Tensor) -> Tensor:
-        """Return the direction of one parameter.
-
-        Args:
-            space: The parameter space.
-            place: Which parameter.
-            base: Its value at the origin.
-
-        Returns:
-            A tensor of the parameter's shape, type, device and memory layout.
-        """
+        """Return the direction of one parameter from its value at the origin, of its type and memory layout."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return how the axis was made, as plain JSON values."""
 
     def tensors(self, space: ParameterSpace, base: Sequence[Tensor]) -> list[Tensor]:
-        """Return the whole direction.
-
-        Args:
-            space: The parameter space.
-            base: The parameters at the origin.
-
-        Returns:
-            One tensor per parameter.
-        """
+        """Return the whole direction, one tensor per parameter."""
         return [self.entry(space, place, value) for place, value in enumerate(base)]
 
 
@@ -59,16 +42,16 @@ class StoredAxis(PlaneAxis):
     # How it was made, as plain JSON values; where it cannot be made again from them, with a fingerprint.
     recipe: Mapping[str, Any]
 
+    @override
     def entry(self, space: ParameterSpace, place: int, base: Tensor) -> Tensor:
-        """Return the stored tensor, cast if the parameter's type or layout differs."""
         value = self.values[space.names[place]]
         if value.shape != base.shape:
             raise InputError("plane", f"must fit the model at {space.names[place]!r}", tuple(value.shape))
         same = value.dtype == base.dtype and value.device == base.device and value.stride() == base.stride()
         return value if same else torch.empty_like(base).copy_(value)
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """Return the recipe."""
         return dict(self.recipe)
 
 
@@ -83,8 +66,8 @@ class SeededAxis(PlaneAxis):
     # Weights by name whose unit norms are used in place of the parameter's own (LoRA: W0 + BA).
     norms_from: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
+    @override
     def entry(self, space: ParameterSpace, place: int, base: Tensor) -> Tensor:
-        """Return freshly drawn numbers, always the same ones."""
         name, rule = space.names[place], space.rules[place]
         if rule.kind == "fixed" and not self.move_fixed:
             return torch.zeros_like(base)
@@ -93,23 +76,39 @@ class SeededAxis(PlaneAxis):
         scaled = normalize(drawn, weight, rule, self.normalization, move_fixed=self.move_fixed)
         return scaled if weight is base else torch.empty_like(base).copy_(scaled)
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """Return seed, number and normalization."""
         return {"kind": "random", "seed": self.seed, "axis": self.number, "normalization": self.normalization}
 
 
-def geometry(
-    space: ParameterSpace, base: Sequence[Tensor], axes: Sequence[PlaneAxis]
-) -> tuple[list[float], float | None]:
-    """Return the norms of axes and the cosine between two, tensor by tensor in float64."""
-    products = torch.zeros(len(axes), len(axes), dtype=torch.float64)
-    for place, value in enumerate(base):
-        parts = [axis.entry(space, place, value).detach().double().reshape(-1).cpu() for axis in axes]
+def given_axis(values: Mapping[str, Tensor], number: int, kind: str = "given") -> StoredAxis:
+    """Return an axis of given tensors."""
+    return StoredAxis(values, {"kind": kind, "axis": number, "fingerprint": fingerprint(values)})
+
+
+def random_axes(space: ParameterSpace, axes: int, seed: int, *settings: Any, stored: bool) -> list[PlaneAxis]:
+    """Return random axes, kept or drawn again for every point; further settings are those of `SeededAxis`."""
+    require(axes in (1, 2), "axes", "must be 1 or 2", axes)
+    seeded = [SeededAxis(seed, number, *settings) for number in range(axes)]
+    base = [p.detach() for p in space.tensors]
+    return [StoredAxis(space.named(a.tensors(space, base)), a.describe()) if stored else a for a in seeded]
+
+
+def products(space: ParameterSpace, axes: Sequence[PlaneAxis]) -> Tensor:
+    """Return the inner products of axes, tensor by tensor in float64."""
+    found = torch.zeros(len(axes), len(axes), dtype=torch.float64)
+    for place, value in enumerate(space.tensors):
+        parts = [axis.entry(space, place, value.detach()).double().reshape(-1).cpu() for axis in axes]
         for i, a in enumerate(parts):
             for j, b in enumerate(parts):
-                products[i, j] += a @ b
+                found[i, j] += a @ b
+    return found
+
+
+def geometry(products: Tensor) -> tuple[tuple[float, ...], float | None]:
+    """Return the norms of axes and the cosine between two from their inner products."""
     norms = products.diagonal().sqrt()
     if not bool((torch.isfinite(norms) & (norms > 0)).all()):
         raise InputError("directions", "must have finite norms above 0", norms.tolist())
-    cosine = float(products[0, 1] / (norms[0] * norms[1])) if len(axes) == 2 else None
-    return norms.tolist(), cosine
+    cosine = float(products[0, 1] / (norms[0] * norms[1])) if len(norms) == 2 else None
+    return tuple(norms.tolist()), cosine

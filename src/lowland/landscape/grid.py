@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from lowland.core.errors import InputError
 
-__all__ = ["Extent", "Grid", "grid", "levels", "ordered"]
-
 Extent: TypeAlias = "float | tuple[float, float] | tuple[tuple[float, float], tuple[float, float]]"
 """``1.0`` means [-1, 1] on every axis, ``(low, high)`` that range on every axis, a pair of those one per axis."""
 
@@ -41,14 +39,7 @@ class Grid:
         return math.prod(self.shape)
 
     def coordinates(self, index: int) -> tuple[float, ...]:
-        """Return where a point lies.
-
-        Args:
-            index: Its flat number, x slow, y fast.
-
-        Returns:
-            One number per axis.
-        """
+        """Return where the point of a flat number (x slow, y fast) lies, one number per axis."""
         axes = [self.x] if self.y is None else [self.x, self.y]
         return tuple(float(a[i]) for a, i in zip(axes, np.unravel_index(index, self.shape), strict=True))
 

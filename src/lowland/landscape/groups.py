@@ -16,21 +16,17 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.types import Batch
 
-__all__ = ["Member", "unit_groups"]
-
-_KEEPING: Final = (
-    nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Softplus, nn.Hardtanh, nn.ReLU6,
-    nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
-_KEEPING_FUNCTIONS: Final = (
-    torch.relu, torch.tanh, torch.sigmoid, functional.relu, functional.gelu, functional.silu, functional.tanh,
-    functional.leaky_relu, functional.elu, functional.dropout, functional.avg_pool2d, functional.max_pool2d,
-    functional.adaptive_avg_pool2d, functional.adaptive_avg_pool1d,
-)  # fmt: skip
+_RECTIFIERS: Final = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus)
+_POOLS: Final = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+_OTHERS: Final = (nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Identity, nn.Dropout, nn.Dropout2d, nn.AdaptiveMaxPool2d)
+_KEEPING: Final = (*_RECTIFIERS, *_POOLS, *_OTHERS)
+_OF_TORCH: Final = (torch.relu, torch.tanh, torch.sigmoid, functional.relu, functional.gelu, functional.silu)
+_MEANS: Final = (functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool1d)
+_SOFT: Final = (functional.tanh, functional.leaky_relu, functional.elu, functional.dropout, functional.max_pool2d)
+_KEEPING_FUNCTIONS: Final = (*_OF_TORCH, *_MEANS, *_SOFT)
 _ADDING: Final = (operator.add, operator.iadd, torch.add)
 _POOLING: Final = ("mean", "amax", "sum")
 
@@ -134,8 +130,7 @@ def unit_groups(model: nn.Module, batch: Batch) -> list[tuple[int, list[Member]]
                 groups.pin(held)
         flows[node] = _flow(node, flows, modules, groups)
     found = groups.result()
-    if not found:
-        raise InputError("model", "must have units that can be reordered", type(model).__name__)
+    require(found, "model", "must have units that can be reordered", type(model).__name__)
     return found
 
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from lowland.core.batches import mapped, resized
 from lowland.core.types import Batch
 
-__all__ = ["laid_out", "rebatched"]
-
 
 @contextmanager
 def laid_out(model: nn.Module, memory_format: str) -> Generator[None]:

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.params import ParameterSpace, unwrap
 from lowland.core.provenance import fingerprint
 from lowland.core.units import clean_name
-from lowland.landscape.directions import SeededAxis, StoredAxis
-from lowland.landscape.normalize import Normalization, check_normalization
-from lowland.landscape.plane import FILTER_UNITS, Plane, make_plane
-
-__all__ = ["adapted_weights", "lora_plane"]
+from lowland.landscape.directions import random_axes
+from lowland.landscape.normalize import Normalization
+from lowland.landscape.plane import FILTER_UNITS, Plane, made, make_plane
 
 
 def adapted_weights(model: nn.Module, *, adapter: str = "default") -> dict[str, Tensor]:
@@ -65,34 +63,18 @@ def lora_plane(
     Raises:
         InputError: If there are no adapted layers or a name is unknown.
     """
-    check_normalization(normalization)
     model = unwrap(model)
     weights = dict(adapted_weights(model, adapter=adapter) if effective is None else effective)
-    if not weights:
-        raise InputError("model", "must have adapted layers", type(model).__name__, "give `effective` weights by name")
+    require(weights, "model", "must have adapted layers", type(model).__name__, "give `effective` weights by name")
     modules = sorted({name.rpartition(".")[0] for name in weights})
     space = ParameterSpace(model, trainable=False, modules=modules)
     unknown = set(weights) - set(space.names)
     if unknown:
         raise InputError("effective", "must name parameters of the model", sorted(unknown))
-    norms = {
-        name: value.to(dict(zip(space.names, space.tensors, strict=True))[name]) for name, value in weights.items()
-    }
-    seeded = [SeededAxis(seed, number, normalization, norms_from=norms) for number in range(axes)]
-    base = [parameter.detach() for parameter in space.tensors]
-    found = [StoredAxis(space.named(axis.tensors(space, base)), axis.describe()) for axis in seeded]
-    arguments = {
-        "seed": seed,
-        "normalization": normalization,
-        "adapter": adapter,
-        "axes": axes,
-        "effective": fingerprint(norms),
-    }
-    return make_plane(
-        space,
-        found if stored else seeded,
-        recipe={"kind": "lora", "arguments": arguments},
-        units=f"{FILTER_UNITS}, of the adapted weights",
-        modules=modules,
-        trainable=False,
+    own = space.named(space.tensors)
+    norms = {name: value.to(own[name]) for name, value in weights.items()}
+    recipe = made(
+        "lora", seed=seed, normalization=normalization, adapter=adapter, axes=axes, effective=fingerprint(norms)
     )
+    found = random_axes(space, axes, seed, normalization, False, norms, stored=stored)
+    return make_plane(space, found, recipe, f"{FILTER_UNITS}, of the adapted weights")

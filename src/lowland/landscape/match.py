@@ -11,7 +11,6 @@ Deviations from the paper:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +22,11 @@ from torch import Tensor, nn
 
 from lowland.core.contexts import evaluation_mode, measuring
 from lowland.core.errors import InputError
-from lowland.core.params import unwrap
+from lowland.core.params import copied, unwrap
 from lowland.core.seeds import generator
 from lowland.core.types import RawBatch, as_batch, forward
+from lowland.landscape.checkpoints import Weights, as_model
 from lowland.landscape.groups import Member, unit_groups
-
-__all__ = ["Matching", "match_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +49,14 @@ class Matching:
 
 
 def match_weights(
-    model: nn.Module, other: nn.Module, example: RawBatch, *, seed: int = 0, max_sweeps: int = 100
+    model: nn.Module, other: Weights, example: RawBatch, *, seed: int = 0, max_sweeps: int = 100
 ) -> Matching:
     """Reorder the hidden units of a model so that its weights resemble another's as far as possible.
 
     Args:
         model: The model to be matched.
-        other: The model whose units are reordered; it is not changed.
+        other: The model whose units are reordered (a network, a state dict or the path of a checkpoint); it is not
+            changed.
         example: A batch the models can run on; used to trace them, and to check that the function stays the same.
         seed: Seed of the order in which groups are visited.
         max_sweeps: Most sweeps over all groups. Default 100; a handful are needed.
@@ -68,8 +67,9 @@ def match_weights(
     Raises:
         InputError: If the architectures differ, the model cannot be traced, or no group of units can be permuted.
     """
+    matched = copied(as_model(model, other, "other"))
     with measuring(), torch.no_grad():
-        return _matched(unwrap(model), copy.deepcopy(unwrap(other)), example, seed, max_sweeps)
+        return _matched(unwrap(model), matched, example, seed, max_sweeps)
 
 
 def _matched(model: nn.Module, matched: nn.Module, example: RawBatch, seed: int, max_sweeps: int) -> Matching:
@@ -77,7 +77,8 @@ def _matched(model: nn.Module, matched: nn.Module, example: RawBatch, seed: int,
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in theirs.items()}:
         raise InputError("other", "must have the architecture of the first model", type(matched).__name__)
     batch = as_batch(example)
-    groups = unit_groups(model, batch)
+    with evaluation_mode(model):  # tracing runs it, which would renew statistics
+        groups = unit_groups(model, batch)
     before = _similarity(ours, theirs)
     with evaluation_mode(matched):
         expected = forward(matched, batch)
@@ -100,10 +101,7 @@ def _matched(model: nn.Module, matched: nn.Module, example: RawBatch, seed: int,
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, tied ones under each of theirs; the tensors themselves."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def _similarity(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
@@ -138,7 +136,6 @@ def _check_function(expected: Any, found: Any) -> None:
     error = float((found - expected).abs().max())
     scale = float(expected.abs().max()) + 1e-12
     if not error <= 1e-3 * scale:
-        raise InputError(
-            "model", f"must be one whose units can be traced (reordering them changed the output by {error:.2g})",
-            type(expected).__name__, "match it by hand, or draw the line without matching",
-        )  # fmt: skip
+        rule = f"must be one whose units can be traced (reordering them changed the output by {error:.2g})"
+        advice = "match it by hand, or draw the line without matching"
+        raise InputError("model", rule, advice=advice)

@@ -12,7 +12,7 @@ Deviations from the authors' code:
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -20,17 +20,7 @@ from torch import Tensor
 from lowland.core.errors import InputError
 from lowland.core.units import UnitRule
 
-__all__ = ["Normalization", "check_normalization", "normalize"]
-
 Normalization: TypeAlias = Literal["filter", "layer", "weight", "none"]
-
-_NAMES: Final = get_args(Normalization)
-
-
-def check_normalization(normalization: str) -> None:
-    """Refuse an unknown normalization."""
-    if normalization not in _NAMES:
-        raise InputError("normalization", f"must be one of {', '.join(_NAMES)}", normalization)
 
 
 @torch.no_grad()
@@ -60,7 +50,8 @@ def normalize(
         >>> normalize(torch.ones(2, 4), torch.tensor([[3.0] * 4, [0.0] * 4]), UnitRule("filter")).norm(dim=1).tolist()
         [6.0, 0.0]
     """
-    check_normalization(normalization)
+    if normalization not in (known := get_args(Normalization)):
+        raise InputError("normalization", f"must be one of {', '.join(known)}", normalization)
     if rule.kind == "fixed" and not move_fixed:
         return torch.zeros_like(weight)
     wide = torch.promote_types(weight.dtype, torch.float32)
@@ -69,12 +60,6 @@ def normalize(
         values = values * weights
     elif normalization != "none":
         rule = rule if normalization == "filter" else UnitRule("tensor")
-        values = rule.join(rule.split(values) * _ratio(rule.norms(weights), rule.norms(values)), weight.shape)
+        values = rule.matched(values, weights)
     # the weight's memory layout: in-place moves are several times slower between two layouts
     return torch.empty_like(weight).copy_(values)
-
-
-def _ratio(wanted: Tensor, found: Tensor) -> Tensor:
-    """Return wanted / found as a column, 0 where nothing can be scaled."""
-    usable = found > 0
-    return torch.where(usable, wanted / torch.where(usable, found, torch.ones_like(found)), 0.0).unsqueeze(1)

@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["centered", "consecutive_cosines", "principal_shares", "principal_weights", "step_lengths", "walk_shares"]
-
 Matrix: TypeAlias = NDArray[np.float64]
 
 
@@ -61,8 +59,8 @@ def _steps(gram: Matrix) -> Matrix:
 
 def walk_shares(
     lengths: Matrix, dimensions: int, count: int, generator: np.random.Generator, *, anchored: bool, walks: int
-) -> tuple[Matrix, Matrix]:
-    """Return the shares of the first principal components of random walks with given step lengths."""
+) -> Matrix:
+    """Return the shares of the first principal components of random walks with given step lengths, one row each."""
     # Steps of independent directions in so many dimensions have the Gram matrix of a normalized Wishart matrix,
     # which is drawn as such (Bartlett's decomposition): no vector of the network's size is ever made. See
     # Antognini and Sohl-Dickstein 2018, who explain why the shares are large.
@@ -71,7 +69,7 @@ def walk_shares(
         gram = _walk_gram(lengths, dimensions, generator)
         found = principal_shares(gram if anchored else centered(gram))[:count]
         shares[walk, : len(found)] = found
-    return shares.mean(0), shares.std(0, ddof=1) if walks > 1 else np.full(count, np.nan)
+    return shares
 
 
 def _walk_gram(lengths: Matrix, dimensions: int, generator: np.random.Generator) -> Matrix:

@@ -5,41 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import xarray as xr
+from torch import nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.provenance import fingerprint, provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_surface
 from lowland.landscape.grid import Grid
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe, check_probes
-from lowland.landscape.surface_task import SurfaceTask
-
-__all__ = ["Preflight", "as_splits", "check_survey", "preflight", "make_recipe", "make_template"]
+from lowland.landscape.surface_task import Request, SurfaceTask
 
 
 def as_splits(risk: EmpiricalRisk | Mapping[str, EmpiricalRisk]) -> dict[str, EmpiricalRisk]:
     """Return the risks by split; a single risk has the name ``""``."""
+    if not isinstance(risk, EmpiricalRisk | Mapping):
+        raise InputError("risk", "must be an EmpiricalRisk, or several by name", type(risk).__name__)
     risks = {"": risk} if isinstance(risk, EmpiricalRisk) else dict(risk)
-    if not risks:
-        raise InputError("risk", "must hold at least one split", risks)
+    require(risks, "risk", "must hold at least one split", risks)
     return risks
 
 
 def check_survey(
-    risks: Mapping[str, EmpiricalRisk],
-    planes: Sequence[Plane],
-    grid: Grid,
-    probes: tuple[Probe, ...],
-    batch_size: object,
-    precision: object,
+    risks: Mapping[str, EmpiricalRisk], planes: Sequence[Plane], grid: Grid, probes: tuple[Probe, ...], request: Request
 ) -> None:
     """Refuse arguments that do not fit together."""
     first = next(iter(risks.values()))
@@ -48,24 +42,38 @@ def check_survey(
             raise InputError("risk", "must measure one model on every split", name)
         if risk.batch_norm != first.batch_norm:
             raise InputError("risk", "must use one batch-norm mode on every split", risk.batch_norm)
-    if not planes:
-        raise InputError("plane", "must hold at least one plane", planes)
+    require(planes, "plane", "must hold at least one plane", planes)
     for plane in planes:
-        if len(plane.axes) != len(grid.shape):
-            raise InputError("grid", f"must have {len(plane.axes)} axes like the plane", len(grid.shape))
+        if plane.dimensions != len(grid.shape):
+            raise InputError("grid", f"must have {plane.dimensions} axes like the plane", len(grid.shape))
         if (plane.modules, plane.trainable) != (planes[0].modules, planes[0].trainable):
             raise InputError("plane", "must move the same parameters in every plane", plane.modules)
         if plane.buffers and first.batch_norm != "running":
             rule = 'must use batch_norm="running" where the plane moves the statistics'
             raise InputError("risk", rule, first.batch_norm, "or make the plane with move_statistics=False")
+    batch_size, precision = request.batch_size, request.precision
     whole = isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1
-    if not (whole or batch_size in (None, "auto")):
-        raise InputError("batch_size", 'must be at least 1, None or "auto"', batch_size)
+    require(whole or batch_size in (None, "auto"), "batch_size", 'must be at least 1, None or "auto"', batch_size)
     if whole and first.batch_norm == "batch":
         raise InputError("batch_size", 'must be None with batch_norm="batch", which fixes the batches', batch_size)
     if precision not in ("float32", "bfloat16", "auto"):
         raise InputError("precision", 'must be "float32", "bfloat16" or "auto"', precision)
     check_probes(probes)
+
+
+def check_ranks(survey: SurfaceTask, request: Request, engine: str, store: Any) -> None:
+    """Refuse what ranks that share the data could not do in step."""
+    for risk in survey.risks.values():
+        same = risk.ranks.group is survey.first.ranks.group
+        require(same, "risk", "must have one process group on every split", risk.ranks.group)
+    advice = "the ranks are the workers"
+    require(engine == "serial", "engine", 'must be "serial" where ranks share the data', engine, advice)
+    for name, value in (("batch_size", request.batch_size), ("precision", request.precision)):
+        require(value != "auto", name, "must be given where ranks share the data: each would choose by itself", value)
+    warm = any(probe.warm_start for probe in survey.probes)
+    require(
+        store is None or not warm, "store", "must be None for probes that start warm where ranks share the data", store
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,57 +87,54 @@ class Preflight:
 
 
 def preflight(survey: SurfaceTask) -> Preflight:
-    """Check that passes agree, and measure the first batch by the clock."""
-    for risk in survey.risks.values():
-        risk.check_deterministic()  # measures the first batch too, so that the clock below meets warm caches
-        risk.data_fingerprint()
-    seconds, samples = 0.0, 0
+    """Check that passes agree, and what the first batch of each split tells."""
+    seconds, counts = 0.0, []
     names: dict[str, bool] = {}
-    with survey.first.prepared(), torch.no_grad():
-        survey.first.recalibrate()
-        for number, risk in enumerate(survey.risks.values()):
-            batches = iter(risk.batches())
-            batch = next(batches)
-            start = time.perf_counter()
-            found = {name: values.ndim > 0 for name, (values, _) in risk.measure(batch).items()}
-            each = time.perf_counter() - start
-            if number and found != names:
-                raise InputError("risk", "must measure the same metrics on every split", sorted(found))
-            names = found
-            twice = sorted({name for probe in survey.probes for name in probe.names} & set(names))
-            if twice:
-                raise InputError("probes", "must not have names of the risk's own metrics", twice)
-            count = batch.size + sum(other.size for other in batches)
-            seconds += each * count / batch.size
-            samples = count if number == 0 else samples
-    return Preflight(list(names), [name for name, known in names.items() if known], seconds, samples)
+    probed = {name for probe in survey.probes for name in probe.names}
+    for number, risk in enumerate(survey.risks.values()):
+        seen = risk.check_deterministic()
+        assert seen is not None
+        if number and seen.names != names:
+            raise InputError("risk", "must measure the same metrics on every split", sorted(seen.names))
+        names = seen.names
+        if twice := sorted(probed & set(names)):
+            raise InputError("probes", "must not have names of the risk's own metrics", twice)
+        risk.data_fingerprint()
+        counts.append(sum(risk.ranks.gather(sum(batch.size for batch in risk.batches()))))
+        seconds += seen.seconds * counts[-1] / (seen.samples or 1)
+    return Preflight(list(names), [name for name, known in names.items() if known], seconds, counts[0])
 
 
-def make_recipe(survey: SurfaceTask, grid: Grid, request: Mapping[str, Any]) -> dict[str, Any]:
+def model_fingerprint(model: nn.Module) -> str:
+    """Return the fingerprint of everything a model holds."""
+    return fingerprint({**dict(model.named_parameters()), **dict(model.named_buffers())})
+
+
+def make_recipe(survey: SurfaceTask, grid: Grid, request: Request) -> dict[str, Any]:
     """Return what must agree for two runs to share a store, and what computes any point again."""
-    model = survey.first.model
     recipe = {
         "planes": [plane.describe() for plane in survey.planes],
         "grid": grid.describe(),
         "risks": {split: risk.describe() for split, risk in survey.risks.items()},
-        "model": fingerprint({**dict(model.named_parameters()), **dict(model.named_buffers())}),
+        "model": model_fingerprint(survey.first.model),
         "device": survey.first.device.type,
         "probes": [probe.describe() for probe in survey.probes],
         "paired": survey.paired,
-        "request": dict(request),
+        "request": asdict(request),
     }
     # where a function lay in memory tells nothing, and would be another place at the next start
     kept: dict[str, Any] = json.loads(re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(recipe)))
     return kept
 
 
-def make_template(survey: SurfaceTask, grid: Grid, seen: Preflight, recipe: Mapping[str, Any]) -> xr.Dataset:
-    """Return the empty surface with its recipe."""
+def make_template(
+    survey: SurfaceTask, grid: Grid, seen: Preflight, recipe: Mapping[str, Any], names: Sequence[str]
+) -> xr.Dataset:
+    """Return the empty surface with its recipe; the planes go by names where there are several."""
     text = json.dumps(recipe, sort_keys=True)
     moved = any(plane.buffers for plane in survey.planes)
     extra = [f"{name}_skew" for name in seen.errors]
-    if survey.paired and "loss" in seen.errors:
-        extra.append("loss_difference_se")
+    extra += [f"{name}_difference_se" for name in survey.differing if name in seen.errors]
     origin = provenance()
     surface = new_surface(
         grid.x,
@@ -137,7 +142,7 @@ def make_template(survey: SurfaceTask, grid: Grid, seen: Preflight, recipe: Mapp
         metrics=[*seen.metrics, *extra, *(name for probe in survey.probes for name in probe.names)],
         errors=seen.errors,
         splits=list(survey.risks) if len(survey.risks) > 1 else (),
-        directions=[str(number) for number in range(len(survey.planes))] if len(survey.planes) > 1 else (),
+        directions=names if len(survey.planes) > 1 else (),
         attrs={
             "recipe": recipe,
             "recipe_fingerprint": hashlib.sha256(text.encode()).hexdigest()[:16],

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lowland.core.contexts import effective_weights
-from lowland.core.errors import InputError
+from lowland.core.effective import effective_weights
+from lowland.core.errors import InputError, require
 from lowland.core.params import ParameterSpace, unwrap
 from lowland.core.provenance import fingerprint
 from lowland.core.units import clean_name
-from lowland.landscape.directions import PlaneAxis, SeededAxis, StoredAxis, geometry
-from lowland.landscape.normalize import Normalization, check_normalization, normalize
+from lowland.landscape.batchnorm import buffer_mover
+from lowland.landscape.directions import PlaneAxis, StoredAxis, geometry, given_axis, products, random_axes
+from lowland.landscape.normalize import Normalization, normalize
 from lowland.results.hdf5 import read_directions
-
-__all__ = ["FILTER_UNITS", "Plane", "hdf5_plane", "make_plane", "random_line", "random_plane", "user_plane"]
+from lowland.results.ways import CurveShape
 
 FILTER_UNITS: Final = "norm of the weights, per filter"
 
@@ -40,6 +41,10 @@ class Plane:
         trainable: Whether only trainable parameters move.
         markers: Points worth marking by label, such as a second model's place.
         buffers: Per axis, directions of the buffers (batch-norm statistics) by name; empty if buffers stay.
+        curve: Shape of the curve through the origin and the places that the axes lead to, whose t is the one
+            coordinate; None for a straight line or a plane.
+        along: Place in a series of planes that resemble each other, such as the frames of a film; None where it is in
+            none.
     """
 
     axes: tuple[PlaneAxis, ...] = field(repr=False)
@@ -53,36 +58,53 @@ class Plane:
     trainable: bool = True
     markers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     buffers: tuple[Mapping[str, Tensor], ...] = field(default=(), repr=False)
+    curve: CurveShape | None = None
+    along: int | None = None
+
+    @property
+    def dimensions(self) -> int:
+        """Number of coordinates: two for a plane, one for a line or a curve."""
+        return 1 if self.curve is not None else len(self.axes)
 
     def space(self, model: nn.Module) -> ParameterSpace:
-        """Return the parameters that move; only inside a context that shows effective weights.
-
-        Args:
-            model: The model.
-
-        Returns:
-            The parameter space.
-        """
+        """Return the parameters of the model that move; only inside a context that shows effective weights."""
         return ParameterSpace(model, trainable=self.trainable, modules=self.modules)
 
     def check_origin(self, space: ParameterSpace) -> None:
-        """Refuse a model that is not at the plane's origin.
-
-        Args:
-            space: The model's parameters that move.
+        """Refuse parameters whose names or values differ from those that the plane was made at.
 
         Raises:
-            InputError: If names or weights differ from those the plane was made at.
+            InputError: If they do.
         """
         if set(space.names) != set(self.rules):
             raise InputError("plane", "must have been made for a model of this architecture", sorted(self.rules)[:3])
         if fingerprint(space.named(space.tensors)) != self.origin:
-            raise InputError(
-                "plane",
-                "must have been made at the weights that are surveyed",
-                self.origin,
-                "make it after loading the weights, or load the weights it was made at",
-            )
+            rule = "must have been made at the weights that are surveyed"
+            advice = "make it after loading the weights, or load the weights it was made at"
+            raise InputError("plane", rule, self.origin, advice)
+
+    def mover(
+        self, model: nn.Module, space: ParameterSpace, base: Sequence[Tensor]
+    ) -> Callable[[Sequence[float]], None]:
+        """Return what writes the weights and the buffers of a place, from those at the origin."""
+        move_buffers = buffer_mover(model, self.buffers)
+        kept = all(isinstance(axis, StoredAxis) for axis in self.axes)
+        stored = [axis.tensors(space, base) for axis in self.axes if kept]
+
+        def move(coordinates: Sequence[float]) -> None:
+            if self.curve is not None:
+                coordinates = self.curve.weights(coordinates[0])[1:].tolist()
+            if kept:
+                space.move(base, stored, coordinates)
+            else:  # directions that are drawn again: one tensor of one of them at a time
+                for place, (parameter, value) in enumerate(zip(space.tensors, base, strict=True)):
+                    parameter.copy_(value)
+                    for axis, coordinate in zip(self.axes, coordinates, strict=True):
+                        if coordinate != 0.0:
+                            parameter.add_(axis.entry(space, place, value), alpha=float(coordinate))
+            move_buffers(coordinates)
+
+        return move
 
     def describe(self) -> dict[str, Any]:
         """Return everything that identifies the plane, as plain JSON values."""
@@ -101,34 +123,40 @@ class Plane:
         }
 
 
+@contextmanager
+def at_origin(model: nn.Module, modules: Sequence[str] | None = None, *others: nn.Module) -> Generator[ParameterSpace]:
+    """Show the weights that are used, without gradients, and give those that move."""
+    with ExitStack() as stack:
+        for one in (unwrap(model), *others):
+            stack.enter_context(effective_weights(one))
+        stack.enter_context(torch.no_grad())
+        yield ParameterSpace(model, modules=modules)
+
+
 def make_plane(
     space: ParameterSpace,
     axes: Sequence[PlaneAxis],
-    *,
     recipe: Mapping[str, Any],
     units: str,
-    modules: Sequence[str] | None = None,
-    trainable: bool = True,
+    *,
     markers: Mapping[str, tuple[float, ...]] | None = None,
     buffers: Sequence[Mapping[str, Tensor]] = (),
+    curve: CurveShape | None = None,
 ) -> Plane:
-    """Measure axes and join them to a plane; only inside a context that shows effective weights."""
-    if len(axes) not in (1, 2):
-        raise InputError("directions", "must be one (a line) or two (a plane)", len(axes))
-    norms, cosine = geometry(space, [p.detach() for p in space.tensors], axes)
-    return Plane(
-        axes=tuple(axes),
-        origin=fingerprint(space.named(space.tensors)),
-        recipe=dict(recipe),
-        units=units,
-        norms=tuple(norms),
-        cosine=cosine,
-        rules={name: rule.describe() for name, _, rule in space},
-        modules=None if modules is None else tuple(modules),
-        trainable=trainable,
-        markers=dict(markers or {}),
-        buffers=tuple(buffers),
-    )
+    """Measure axes and join them to a plane or a curve; only inside `at_origin`."""
+    require(curve or len(axes) in (1, 2), "directions", "must be one (a line) or two (a plane)", len(axes))
+    gram = products(space, axes)
+    norms, cosine = geometry(gram)
+    if curve is not None:
+        cosine, recipe = None, {**recipe, "curve": {**asdict(curve), "gram": gram.tolist()}}
+    origin, rules = fingerprint(space.named(space.tensors)), {name: rule.describe() for name, _, rule in space}
+    moved = space.modules, space.trainable, dict(markers or {}), tuple(buffers)
+    return Plane(tuple(axes), origin, dict(recipe), units, norms, cosine, rules, *moved, curve)
+
+
+def made(kind: str, **arguments: Any) -> dict[str, Any]:
+    """Return a recipe."""
+    return {"kind": kind, "arguments": arguments}
 
 
 def random_plane(
@@ -166,26 +194,11 @@ def random_plane(
         >>> random_plane(nn.Linear(3, 2), seed=1).rules["weight"]
         'filter axis 0'
     """
-    check_normalization(normalization)
-    if axes not in (1, 2):
-        raise InputError("axes", "must be 1 or 2", axes)
-    model = unwrap(model)
-    with effective_weights(model), torch.no_grad():
-        space = ParameterSpace(model, modules=modules)
-        seeded = [SeededAxis(seed, number, normalization, move_fixed) for number in range(axes)]
-        found: list[PlaneAxis] = list(seeded)
-        if stored:
-            base = [p.detach() for p in space.tensors]
-            found = [StoredAxis(space.named(axis.tensors(space, base)), axis.describe()) for axis in seeded]
-        arguments = {
-            "seed": seed,
-            "normalization": normalization,
-            "modules": None if modules is None else list(modules),
-            "move_fixed": move_fixed,
-            "axes": axes,
-        }
-        units = _units(normalization, "length of the Gaussian direction")
-        return make_plane(space, found, recipe={"kind": "random", "arguments": arguments}, units=units, modules=modules)
+    named = None if modules is None else list(modules)
+    recipe = made("random", seed=seed, normalization=normalization, modules=named, move_fixed=move_fixed, axes=axes)
+    with at_origin(model, modules) as space:
+        found = random_axes(space, axes, seed, normalization, move_fixed, stored=stored)
+        return make_plane(space, found, recipe, _units(normalization, "length of the Gaussian direction"))
 
 
 def _units(normalization: Normalization, plain: str) -> str:
@@ -204,23 +217,7 @@ def random_line(
     move_fixed: bool = False,
     stored: bool = True,
 ) -> Plane:
-    """Make a line along one random direction: the first axis of `random_plane` of the same seed.
-
-    Args:
-        model: The model, at the weights that shall lie at 0.
-        seed: Seed of the direction. Default 0.
-        normalization: As for `random_plane`.
-        modules: As for `random_plane`.
-        move_fixed: As for `random_plane`.
-        stored: As for `random_plane`.
-
-    Returns:
-        The line.
-
-    Example:
-        >>> len(random_line(nn.Linear(3, 2)).axes)
-        1
-    """
+    """Make a line along one random direction: the first axis of `random_plane` of the same seed; arguments as there."""
     return random_plane(
         model, seed, normalization=normalization, modules=modules, move_fixed=move_fixed, stored=stored, axes=1
     )
@@ -259,10 +256,7 @@ def user_plane(
         >>> user_plane(nn.Linear(2, 1), [torch.ones(3)]).norms[0] ** 2
         2.9999999999999996
     """
-    check_normalization(normalization)
-    model = unwrap(model)
-    with effective_weights(model), torch.no_grad():
-        space = ParameterSpace(model, modules=modules)
+    with at_origin(model, modules) as space:
         found = []
         for number, direction in enumerate(directions):
             parts = space.unflatten(direction) if isinstance(direction, Tensor) else space.order(direction)
@@ -270,13 +264,11 @@ def user_plane(
                 normalize(part.to(p.device), p, rule, normalization, move_fixed=move_fixed)
                 for part, (_, p, rule) in zip(parts, space, strict=True)
             ]
-            values = space.named(scaled)
-            described = {"kind": "given", "axis": number, "fingerprint": fingerprint(values)}
-            found.append(StoredAxis(values, described))
-        if units is None:
-            units = _units(normalization, "length of the direction given")
-        described = {"kind": "given", "arguments": {"normalization": normalization, "move_fixed": move_fixed}}
-        return make_plane(space, found, recipe=dict(recipe or described), units=units, modules=modules, markers=markers)
+            found.append(given_axis(space.named(scaled), number))
+        if recipe is None:
+            recipe = made("given", normalization=normalization, move_fixed=move_fixed)
+        unit = _units(normalization, "length of the direction given") if units is None else units
+        return make_plane(space, found, recipe, unit, markers=markers)
 
 
 def hdf5_plane(model: nn.Module, path: str | Path, *, directions: Literal["weights", "states"] = "weights") -> Plane:
@@ -303,5 +295,5 @@ def hdf5_plane(model: nn.Module, path: str | Path, *, directions: Literal["weigh
             raise InputError("path", f"must hold {len(listed)} arrays per direction for this model", len(arrays))
         values = {name: torch.as_tensor(array) for name, array in zip(listed, arrays, strict=True)}
         found.append({clean_name(name): values[name] for name in names})
-    recipe = {"kind": "file", "arguments": {"file": Path(path).name, "directions": directions}}
+    recipe = made("file", file=Path(path).name, directions=directions)
     return user_plane(model, found, recipe=recipe, units="length of the direction in the file")

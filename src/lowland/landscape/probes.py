@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol, runtime_checkable
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.params import global_norm
 from lowland.core.risk import EmpiricalRisk
-
-__all__ = ["GradientNorm", "Probe", "check_probes"]
 
 
 @runtime_checkable
@@ -35,7 +33,7 @@ class Probe(Protocol):
         """Measure at the present weights, inside ``risk.prepared()``.
 
         Args:
-            risk: The risk.
+            risk: The loss over its data, with the model at the point that is measured.
             parent: The arrays that it returned at the parent point, or None.
 
         Returns:
@@ -77,5 +75,4 @@ def check_probes(probes: tuple[Probe, ...]) -> None:
         if not isinstance(probe, Probe):
             raise InputError("probes", "must have names, warm_start, describe() and be callable", type(probe).__name__)
         names += list(probe.names)
-    if len(set(names)) != len(names):
-        raise InputError("probes", "must give every number once", names)
+    require(len(set(names)) == len(names), "probes", "must give every number once", names)

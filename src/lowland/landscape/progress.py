@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from lowland.landscape.refine import Tolerance, interpolated, refine
 from lowland.landscape.surface_task import Point, SurfaceTask, measure
 from lowland.results.dataset import SurfaceWriter
 
-__all__ = ["SurveyRun"]
+_NEIGHBORS: Final = 8
+"""Most finished pictures of a series from which the next one starts; more say nothing new."""
 
 _Child: TypeAlias = tuple[int, int | None]
 """Number of a point in the whole survey, and of the point whose arrays it starts from."""
@@ -41,18 +43,20 @@ class SurveyRun:
         self._tried: set[int] = set()
         self._done = int(np.isin(keeper.status, [STATUS_MEASURED, STATUS_FAILED]).sum())
         self._total, self._seconds, self._started = keeper.status.size, seconds / workers.size, False
+        self._refining = False
         self._clock = Clock(self._done, self._done, on_event)
 
     def measure(self, indices: NDArray[np.int64]) -> None:
         """Measure those points that are not yet measured, coarse to fine; failed ones once more per run."""
-        wanted = {int(i) for i in indices} - self._tried
-        todo = [child for child in self._children() if child[0] in wanted]
-        todo = [child for child in todo if self._keeper.status[child[0]] != STATUS_MEASURED]
-        again = int(sum(self._keeper.status[index] == STATUS_FAILED for index, _ in todo))
+        wanted, status = {int(i) for i in indices} - self._tried, self._keeper.status
+        groups = sorted({index // self._grid.size for index in wanted})
+        todo = [child for child in self._children(groups) if child[0] in wanted]
+        todo = [child for child in todo if status[child[0]] != STATUS_MEASURED]
+        again = int(sum(status[index] == STATUS_FAILED for index, _ in todo))
         self._tried |= {index for index, _ in todo}
         self._done -= again
         self._clock.before -= again
-        self._clock.total = self._done + len(todo)
+        self._clock.total = math.inf if self._refining else self._done + len(todo)  # how many more is not known
         self._tell("started", guess=self._seconds * len(todo))
         for wave in _waves(todo):
             for result in self._workers.map(measure, _Points(self, wave), chunk=self._survey.kernel.chunk):
@@ -69,7 +73,7 @@ class SurveyRun:
 
     def again(self, indices: Sequence[int]) -> list[Result]:
         """Measure points once more, and keep nothing."""
-        parents = dict(self._children())
+        parents = dict(self._children(sorted({index // self._grid.size for index in indices})))
         points = [self.point((index, parents[index])) for index in indices]
         return sorted(self._workers.map(measure, points, chunk=1), key=lambda result: result.index)
 
@@ -84,29 +88,35 @@ class SurveyRun:
 
     def refine(self, tolerance: Tolerance) -> None:
         """Measure as many points of each plane as the tolerance asks for, and interpolate the others."""
-        reports = []
-        for group in range(len(self._survey.planes)):
+        self._refining, reports = True, dict[int, dict[str, Any]]()
+        pictures: dict[int, NDArray[np.float64]] = {}
+        series = all(plane.along is not None for plane in self._survey.planes)
+        for group in between(len(self._survey.planes)) if series else range(len(self._survey.planes)):
             start = group * self._grid.size
 
             def losses(indices: NDArray[np.int64], start: int = start) -> NDArray[np.float64]:
                 self.measure(start + indices)
                 return self.values("loss", start + indices)
 
-            found = refine(self._grid, tolerance, losses)
-            reports.append(found.report)
+            near = sorted(pictures, key=lambda other, group=group: abs(other - group))[:_NEIGHBORS]  # type: ignore[misc]
+            carried = [pictures[other] for other in near]
+            found = refine(self._grid, tolerance, losses, carried, [1 / abs(other - group) for other in near])
+            if series:
+                pictures[group] = found.carried()
+            reports[group] = found.report
             self._interpolate(start, found.measured, found.guessed, found.values)
-        self._keeper.annotate({"refinement": reports[0] if len(reports) == 1 else reports})
+        listed = [reports[group] for group in sorted(reports)]
+        self._keeper.annotate({"refinement": listed[0] if len(listed) == 1 else listed})
 
     def finish(self) -> None:
-        """Tell that everything is done."""
+        """Tell that everything is done; interpolated points are not counted."""
         self._tell("started", guess=0.0)
-        self._clock.before += self._total - self._done  # interpolated points are done, and took no time
-        self._done = self._total
+        self._total = self._done
         self._tell("done")
 
-    def _children(self) -> Iterator[_Child]:
-        """Yield all points of all planes, coarse to fine, each after its parent."""
-        for start in range(0, self._total, self._grid.size):
+    def _children(self, groups: Sequence[int]) -> Iterator[_Child]:
+        """Yield all points of some planes, coarse to fine, each after its parent."""
+        for start in (group * self._grid.size for group in groups):
             for index, parent in self._order:
                 yield start + index, None if parent is None else start + parent
 
@@ -150,6 +160,15 @@ class _Points(Sequence[Point]):
 
     def __getitem__(self, place: Any) -> Any:
         return self._run.point(self._wave[place])
+
+
+def between(count: int) -> list[int]:
+    """Return places of a series from its last and first on, each between two that came before."""
+    order, step = [count - 1, 0], 1 << max(count - 1, 1).bit_length()
+    while step > 1:
+        order += range(step // 2, count - 1, step)
+        step //= 2
+    return list(dict.fromkeys(order))
 
 
 def _waves(children: Sequence[_Child]) -> Iterator[list[_Child]]:

@@ -13,37 +13,41 @@ other pixel, so that what was checked is what is delivered. Where one is missed,
 procedure goes on more strictly, and what it gives is checked on new ones; the bound counts that up to three pictures
 are looked at.
 
+In a series of pictures that resemble each other, such as the frames of a film, those that are finished are carried
+over: a picture is a combination of its neighbors and splines through what is left, so that fewer points are measured
+first. Its checks are its own, and the promise is that of any picture.
+
 The promise is about the share of pixels, not about every one: a pit narrower than the distance between measured points
 that no random check hits is not seen. Only the loss decides; other metrics are interpolated at the same points.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.interpolate import RBFInterpolator
+from scipy import special
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.seeds import generator
 from lowland.landscape.grid import Grid, levels
-
-__all__ = ["Measure", "Refined", "Tolerance", "interpolated", "refine", "too_far"]
+from lowland.landscape.splines import ALL, SCALES, Carried, Kind, Scale, Values, left_out, spline, spline_beside
 
 Indices: TypeAlias = NDArray[np.int64]
-Values: TypeAlias = NDArray[np.float64]
-Kind: TypeAlias = Literal["cubic", "quintic"]
-Scale: TypeAlias = Literal["log", "root", "plain"]
 Measure: TypeAlias = Callable[[Indices], Values]
 """Measures points by flat number and returns their losses, one column per split: shape [points, splits]."""
 
 _FIRST: Final = 9
 """Points a side of the coarsest level."""
+_FIRST_CARRIED: Final = 5
+"""The same where pictures are carried over."""
+_CARRIED: Final = (0, 1, 2, 4, 8)
+"""How many components of carried pictures are tried."""
 _NEXT: Final = 20
 """Doubts are looked for on the first level with so many times the coarsest level's points, then on all finer ones."""
 _ROUND: Final = 0.06
@@ -52,9 +56,6 @@ _MANY: Final = 0.3
 """Where more than this share of the places is in doubt, a round is as large a share."""
 _APART: Final = 0.6
 """Smallest distance between the points of a round, in units of the mean distance between measured points."""
-_ALL: Final = 1200
-"""Up to so many measured points one spline is fitted to all of them, beyond to the nearest `_NEAR` of each place."""
-_NEAR: Final = 60
 _ROUGH: Final = 0.1
 """Where more than this share of the checks fails after every try, the rest of the grid is measured."""
 _TRIES: Final = 3
@@ -64,11 +65,6 @@ _WORTH: Final = 1.2
 """The scale is chosen again when so many times more points are measured."""
 _STRATA: Final = 4
 """Levels of the loss among which the checks are shared equally, so that the low ones have theirs."""
-_SCALES: Final[dict[Scale, tuple[Callable[[Values], Values], Callable[[Values], Values]]]] = {
-    "log": (np.log, np.exp),
-    "root": (np.cbrt, lambda roots: roots**3),
-    "plain": (lambda values: values, lambda values: values),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +101,7 @@ class Tolerance:
         for name in ("range", "value", "floor", "safety"):
             if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(name, "must be positive", getattr(self, name))
-        if self.checks < 1:
-            raise InputError("checks", "must be at least 1", self.checks)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return asdict(self)
+        require(self.checks >= 1, "checks", "must be at least 1", self.checks)
 
 
 def too_far(error: Values, values: Values, span: Values | float, floor: Values | float, tolerance: Tolerance) -> Values:
@@ -127,14 +118,25 @@ class Refined:
     guessed: Indices  # Flat numbers of the others, ascending
     values: Values  # Losses at ``guessed``, shape [points, splits]
     report: dict[str, Any]  # What was promised and found, as plain JSON values
+    known: _Known
+
+    def carried(self) -> Values:
+        """Return the picture that others may start from: with its checks among what it is interpolated from."""
+        return self.known.whole()
 
 
-def refine(grid: Grid, tolerance: Tolerance, measure: Measure) -> Refined:
-    """Measure as few points of a grid as the tolerance allows."""
+def refine(
+    grid: Grid,
+    tolerance: Tolerance,
+    measure: Measure,
+    carried: Sequence[Values] = (),
+    weights: Sequence[float] = (),
+) -> Refined:
+    """Measure as few points of a grid as the tolerance allows, beginning from pictures that resemble it."""
     # What is measured depends on the grid, the tolerance and the values alone, so that a run that goes on does
     # the same.
-    known = _Known(grid, tolerance, measure)
-    known.add(np.union1d(_levels(grid)[0], [grid.center()]))
+    known = _Known(grid, tolerance, measure, Carried(_places(grid), carried, weights))
+    known.add(np.union1d(_levels(grid, _FIRST_CARRIED if carried else _FIRST)[0], [grid.center()]))
     stream = generator(tolerance.seed, "probe", "refinement")
     for attempt in range(_TRIES):
         _descend(grid, known, tolerance.safety * _STRICTER**attempt)
@@ -151,10 +153,11 @@ def refine(grid: Grid, tolerance: Tolerance, measure: Measure) -> Refined:
             others = np.setdiff1d(np.arange(len(rest)), chosen)
             measured = np.union1d(known.measured(), rest[chosen])
             report = _report(known, len(others), failures, found[:, 0], ratios)
-            return Refined(measured, rest[others], guessed[others], report)
+            known.put(rest[chosen], found)
+            return Refined(measured, rest[others], guessed[others], report, known)
         known.put(rest[chosen], found)
     known.add(known.open())  # few points are left, or it is too rough to be guessed
-    return Refined(known.measured(), known.open(), np.zeros((0, known.columns)), _report(known))
+    return Refined(known.measured(), known.open(), np.zeros((0, known.columns)), _report(known), known)
 
 
 def _spread(guessed: Values, count: int, stream: np.random.Generator) -> Indices:
@@ -175,7 +178,7 @@ def interpolated(grid: Grid, measured: Indices, values: Values, wanted: Indices)
         finite = np.isfinite(values[:, column])
         if finite.sum() > 3:
             known = values[finite, column]
-            guess = _spline(places[measured[finite]], known[:, None], places[wanted], "cubic")[:, 0]
+            guess = spline(places[measured[finite]], known[:, None], places[wanted], "cubic")[:, 0]
             result[:, column] = np.clip(guess, known.min(), known.max())
     return result
 
@@ -183,11 +186,13 @@ def interpolated(grid: Grid, measured: Indices, values: Values, wanted: Indices)
 class _Known:
     """The points measured so far, and what they say about the others."""
 
-    def __init__(self, grid: Grid, tolerance: Tolerance, measure: Measure) -> None:
+    def __init__(self, grid: Grid, tolerance: Tolerance, measure: Measure, carried: Carried | None = None) -> None:
+        self._carried = carried or Carried(_places(grid))
         self.tolerance, self._places, self._measure, self._center = tolerance, _places(grid), measure, grid.center()
         self._mask = np.zeros(grid.size, dtype=np.bool_)
         self._values: Values = np.zeros((grid.size, 0))
         self._scale: Scale = "root"
+        self._terms = 0  # how many components of the carried pictures are used
         self._judged = 0  # measured points when the scale was chosen last
 
     @property
@@ -228,29 +233,60 @@ class _Known:
         return np.asarray(self._mask & np.isfinite(self._values).all(1))
 
     def choose_scale(self) -> None:
-        """Take the scale in which each measured value is best foretold by the others."""
+        """Take the scale, and as much of the carried pictures, from which each measured value is best foretold."""
         usable = self._usable()
-        if not _WORTH * self._judged <= usable.sum() <= _ALL or usable.sum() < 10:
+        if not _WORTH * self._judged <= usable.sum() <= ALL or usable.sum() < 10:
             return
         self._judged = int(usable.sum())
-        values, left_out = self._values[usable], _left_out(self._places[usable])
-        losses: dict[Scale, float] = {}
-        for scale, (there, back) in _SCALES.items():
-            if scale == "log" and not (values > 0).all():
-                continue
-            with np.errstate(over="ignore", invalid="ignore"):
-                ratios = self.too_far(back(there(values) - left_out @ there(values)) - values, values)
+        tried = [(scale, terms) for scale in SCALES for terms in (_CARRIED if self._carried else (0,))]
+        losses = {choice: loss for choice in tried if (loss := self._foretold(usable, *choice)) is not None}
+        self._scale, self._terms = min(losses, key=lambda choice: losses[choice])
+
+    def _foretold(self, usable: NDArray[np.bool_], scale: Scale, terms: int) -> float | None:
+        """Return how far measured values are from what the others foretell; None where that cannot be."""
+        (there, back), values = SCALES[scale], self._values[usable]
+        if (scale == "log" and not (values > 0).all()) or not self._enough(len(values), scale, terms):
+            return None
+        places, foretold = self._places[usable], np.empty_like(values)
+        with np.errstate(over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
+            shared = None if terms else left_out(places)
+            for split, column in enumerate(there(values).T):
+                matrix = left_out(places, self._beside(scale, split, terms)[usable]) if shared is None else shared
+                foretold[:, split] = back(column - matrix @ column)
+            ratios = self.too_far(foretold - values, values)
             # the mean of logarithms: neither the few worst nor the many that are right anyway decide
-            losses[scale] = float(np.log(np.clip(np.nan_to_num(ratios, nan=1e6), 1e-3, 1e6)).mean())
-        self._scale = min(losses, key=lambda scale: losses[scale])
+            return float(np.log(np.clip(np.nan_to_num(ratios, nan=1e6), 1e-3, 1e6)).mean())
+        return None
+
+    def _enough(self, count: int, scale: Scale, terms: int) -> bool:
+        """Return whether there are so many components, and measured values enough to judge them."""
+        known = min(self._carried.terms(scale, split).shape[1] for split in range(self.columns)) if terms else 0
+        return terms <= known and 2 * terms < count
+
+    def _beside(self, scale: Scale, split: int, terms: int) -> Values:
+        return self._carried.terms(scale, split)[:, :terms]
 
     def predict(self, indices: Indices, kernel: Kind = "quintic") -> Values:
         usable = self._usable()
         if usable.sum() < 10:
             return np.full((len(indices), self.columns), np.nan)
-        there, back = _SCALES[self._scale]
+        there, back = SCALES[self._scale]
+        known, wanted = self._places[usable], self._places[indices]
         with np.errstate(over="ignore", invalid="ignore"):
-            return back(_spline(self._places[usable], there(self._values[usable]), self._places[indices], kernel))
+            values = there(self._values[usable])
+            if not self._terms:
+                return back(spline(known, values, wanted, kernel))
+            found = np.empty((len(indices), self.columns))
+            for split, column in enumerate(values.T):
+                terms = self._beside(self._scale, split, self._terms)
+                found[:, split] = spline_beside(known, column, wanted, kernel, terms[usable], terms[indices])
+            return back(found)
+
+    def whole(self) -> Values:
+        """Return all values, measured ones as they are."""
+        values, rest = self._values.copy(), self.open()
+        values[rest] = self.predict(rest)
+        return values
 
     def doubts(self, indices: Indices, safety: float) -> Values:
         """Return how far two interpolants disagree; above 1 is a doubt, infinity where something near is not finite."""
@@ -297,9 +333,9 @@ def _descend(grid: Grid, known: _Known, safety: float) -> None:
             known.add(np.sort(known.worst(rest[doubts > 1], doubts[doubts > 1], count)))
 
 
-def _levels(grid: Grid) -> list[Indices]:
+def _levels(grid: Grid, first: int = _FIRST) -> list[Indices]:
     """Return the flat numbers of nested levels, from the coarsest to the whole grid."""
-    axes = [[level for level in levels(n) if len(level) >= min(_FIRST, n)] for n in grid.shape]
+    axes = [[level for level in levels(n) if len(level) >= min(first, n)] for n in grid.shape]
     depth = max(len(axis) for axis in axes)
     chosen = [[axis[min(k, len(axis) - 1)] for axis in axes] for k in range(depth)]
     return [np.ravel_multi_index(np.array(list(product(*level))).T, grid.shape) for level in chosen]
@@ -312,27 +348,10 @@ def _places(grid: Grid) -> Values:
     return np.stack([part.reshape(-1) for part in np.meshgrid(*scaled, indexing="ij")], 1)
 
 
-def _spline(places: Values, values: Values, wanted: Values, kernel: Kind) -> Values:
-    if not len(wanted):
-        return np.zeros((0, values.shape[1]))
-    near = None if len(places) <= _ALL else _NEAR
-    return np.asarray(RBFInterpolator(places, values, kernel=kernel, neighbors=near)(wanted))
-
-
-def _left_out(places: Values) -> Values:
-    """Return the matrix that gives how far each value is from the quintic spline through the others (Rippa 1999)."""
-    apart = np.linalg.norm(places[:, None] - places[None], axis=2)
-    powers = [powers for powers in product(range(3), repeat=places.shape[1]) if sum(powers) <= 2]
-    terms = np.stack([np.prod(places ** np.array(power), axis=1) for power in powers], 1)
-    corner = np.zeros((len(powers), len(powers)))
-    inverse = np.linalg.inv(np.block([[-(apart**5), terms], [terms.T, corner]]))[: len(places), : len(places)]
-    return np.asarray(inverse / np.diag(inverse)[:, None])
-
-
 def _bound(failures: int, checked: int) -> float:
     """Return the upper 95 % limit of a share (Clopper and Pearson 1934), made wider since up to three are looked at."""
     confidence = 1 - 0.05 / _TRIES
-    return 1.0 if failures >= checked else float(stats.beta.ppf(confidence, failures + 1, checked - failures))
+    return 1.0 if failures >= checked else float(special.betaincinv(failures + 1, checked - failures, confidence))
 
 
 def _report(
@@ -341,7 +360,7 @@ def _report(
     """Return what the picture promises."""
     tolerance, points = known.tolerance, len(known.measured()) + len(known.open())
     if found is None or ratios is None:
-        return {"measured": points, "points": points, "statement": "every point was measured", **tolerance.describe()}
+        return {"measured": points, "points": points, "statement": "every point was measured", **asdict(tolerance)}
     share, floor = _bound(failures, len(ratios)), known.floor()
     limits = f"{100 * tolerance.range:g} % of the range and {100 * tolerance.value:g} % of the value"
     lowest = np.argsort(found, kind="stable")[: len(found) // _STRATA]
@@ -359,5 +378,5 @@ def _report(
         f"below {' and '.join(f'{value:.3g}' for value in floor)} count as that (95 % confidence, {len(ratios)} "
         "random checks spread over the levels of the loss); a pit narrower than the distance between measured points "
         "may be missed",
-        **tolerance.describe(),
+        **asdict(tolerance),
     }

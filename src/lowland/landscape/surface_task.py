@@ -7,29 +7,24 @@ bit. Sums stay on the device; one transfer per chunk brings them to the host.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
 from lowland.core.batches import batch_bytes
 from lowland.core.contexts import weights_restored
-from lowland.core.params import ParameterSpace
-from lowland.core.per_sample import Estimate, all_moments, merged
+from lowland.core.loaders import RESIDENT_BYTES
+from lowland.core.moments import Estimate, Tally, estimates
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
-from lowland.landscape.batchnorm import BufferLine
-from lowland.landscape.directions import PlaneAxis, StoredAxis
 from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
-
-__all__ = ["ComputeSettings", "Point", "Row", "SurfaceTask", "computing", "measure"]
-
-_RESIDENT_BYTES = 1 << 30
+from lowland.landscape.refine import Tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +37,19 @@ class ComputeSettings:
     # Type in which forward passes run; weights are moved and sums kept in their own types.
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def describe(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return asdict(self)
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How points may be computed, as the user asks for it."""
+
+    batch_size: int | Literal["auto"] | None = None
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    refined: Tolerance | None = None
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """The tolerance that bfloat16 is held against."""
+        return self.refined or Tolerance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +71,13 @@ class Row:
 
 @dataclass(slots=True)
 class _Place:
-    """What a worker holds: the saved base, the axes, the data, the center's values."""
+    """What a worker holds: the saved base, what moves the weights, the data, the center's values."""
 
     task: SurfaceTask
-    space: ParameterSpace
     base: list[Tensor]
-    axes: list[list[PlaneAxis] | list[list[Tensor]]]
+    movers: list[Callable[[Sequence[float]], None]]
     data: dict[str, list[Batch] | None]
-    buffers: list[BufferLine | None]
-    center: dict[str, list[Tensor]] = field(default_factory=dict)
+    center: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,18 @@ class SurfaceTask:
     planes: tuple[Plane, ...]  # The lines or planes; a point's ``group`` says which
     probes: tuple[Probe, ...] = ()  # What is measured beyond the risks' own metrics
     kernel: ComputeSettings = ComputeSettings()  # How points are computed
-    paired: bool = True  # Also give the standard error of each loss's difference to the loss at the origin
+    # Also give the standard error of each loss's difference to the loss at the origin; or of these metrics' differences
+    paired: bool | tuple[str, ...] = True
 
     @property
     def first(self) -> EmpiricalRisk:
         """The risk whose model, batch-norm mode and recalibration batches are used."""
         return next(iter(self.risks.values()))
+
+    @property
+    def differing(self) -> tuple[str, ...]:
+        """The metrics whose differences to the origin have errors."""
+        return ("loss",) * self.paired if isinstance(self.paired, bool) else self.paired
 
     @property
     def device(self) -> torch.device:
@@ -110,11 +119,9 @@ class SurfaceTask:
             base = stack.enter_context(weights_restored(space))
             place = _Place(
                 task=self,
-                space=space,
                 base=base,
-                axes=[_axes(plane, space, base) for plane in self.planes],
+                movers=[plane.mover(model, space, base) for plane in self.planes],
                 data={name: self._batches(risk) for name, risk in self.risks.items()},
-                buffers=[BufferLine(model, plane.buffers) if plane.buffers else None for plane in self.planes],
             )
             if self.paired:
                 place.center = self._center(place)
@@ -123,7 +130,7 @@ class SurfaceTask:
     @torch.no_grad()
     def measure(self, place: _Place, points: Sequence[Point]) -> list[Row]:
         """Return the rows of points."""
-        sums: list[dict[str, dict[str, Tensor]]] = [{name: {} for name in self.risks} for _ in points]
+        tallies = [{name: Tally() for name in self.risks} for _ in points]
         probed: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, {}) for _ in points]
         streams = any(held is None for held in place.data.values())
         together = streams and not self.probes and self.first.batch_norm != "recalibrated"
@@ -131,53 +138,48 @@ class SurfaceTask:
         for group in groups:
             if len(group) == 1:
                 self._set(place, points[group[0]])
-            for split in self.risks:
-                self._pass(place, split, [points[k] for k in group], [sums[k][split] for k in group])
+            for split, risk in self.risks.items():
+                with risk.ranks.together():
+                    self._pass(place, split, [points[k] for k in group], [tallies[k][split] for k in group])
             for k in [] if together else group:
                 probed[k] = self._probe(points[k].warm_start)
-        return self._rows(sums, probed)
+        return self._rows(tallies, probed)
 
     def _set(self, place: _Place, point: Point) -> None:
         """Write the weights (and buffers) of a point, and recalibrate if the risk asks for it."""
-        axes = place.axes[point.group]
-        if all(isinstance(axis, list) for axis in axes):
-            place.space.move(place.base, axes, point.coordinates)  # type: ignore[arg-type]
-        else:
-            _move_regenerated(place, axes, point.coordinates)  # type: ignore[arg-type]
-        line = place.buffers[point.group]
-        if line is not None:
-            line.move(point.coordinates)
+        place.movers[point.group](point.coordinates)
         self.first.recalibrate()
 
-    def _pass(self, place: _Place, split: str, points: list[Point], sums: list[dict[str, Tensor]]) -> None:
-        """Run one pass over a split's data for all points, adding to their sums."""
+    def _pass(self, place: _Place, split: str, points: list[Point], tallies: list[Tally]) -> None:
+        """Run one pass over a split's data for all points, adding to their tallies."""
         held = place.data[split]
         for number, batch in enumerate(self._streamed(self.risks[split]) if held is None else held):
-            for point, total in zip(points, sums, strict=True):
+            for point, tally in zip(points, tallies, strict=True):
                 if len(points) > 1:
                     self._set(place, point)
-                self._add(place, split, number, batch, total)
+                self._add(place, split, number, batch, tally)
 
-    def _add(self, place: _Place, split: str, number: int, batch: Batch, total: dict[str, Tensor]) -> None:
+    def _add(self, place: _Place, split: str, number: int, batch: Batch, tally: Tally) -> None:
         with computing(self.first.device, self.kernel.precision):
             measured = self.risks[split].measure(batch)
-        if split in place.center:
-            values, weights = measured["loss"]
-            measured["loss_difference"] = (values - place.center[split][number], weights)
-        for name, part in all_moments(measured).items():
-            total[name] = merged(total.get(name), part)
+        for name, center in place.center.get(split, {}).items():
+            values, weights = measured[name]
+            measured[_DIFFERENCE + name] = (values - center[number], weights)
+        tally.add(measured)
 
     @torch.no_grad()
-    def _center(self, place: _Place) -> dict[str, list[Tensor]]:
-        """Return the per-sample losses at the origin by split and batch; without a split whose loss has none."""
-        self._set(place, Point((0.0,) * len(self.planes[0].axes)))
-        center: dict[str, list[Tensor]] = {}
+    def _center(self, place: _Place) -> dict[str, dict[str, list[Tensor]]]:
+        """Return the per-sample values at the origin by split and metric, one entry a batch; those that have some."""
+        self._set(place, Point((0.0,) * self.planes[0].dimensions))
+        center: dict[str, dict[str, list[Tensor]]] = {}
         for split, risk in self.risks.items():
-            held = place.data[split]
+            held, found = place.data[split], dict[str, list[Tensor]]()
             with computing(self.first.device, self.kernel.precision):
-                found = [risk.measure(b)["loss"][0] for b in (self._streamed(risk) if held is None else held)]
-            if all(values.ndim for values in found):
-                center[split] = found
+                for batch in self._streamed(risk) if held is None else held:
+                    for name, (values, _) in risk.measure(batch).items():
+                        if name in self.differing:
+                            found.setdefault(name, []).append(values)
+            center[split] = {name: each for name, each in found.items() if all(values.ndim for values in each)}
         return center
 
     def _probe(self, parent: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -197,18 +199,16 @@ class SurfaceTask:
                 handed_on |= {prefix + key: array for key, array in found.items() if key not in probe.names}
         return numbers, handed_on
 
-    def _rows(self, sums: Any, probed: Any) -> list[Row]:
-        """Return values made of sums, with a single transfer from the device."""
-        keys = [(k, s, name) for k, splits in enumerate(sums) for s, found in splits.items() for name in found]
-        parts = [sums[k][s][name] for k, s, name in keys]
-        stacked = torch.split(torch.cat(parts).cpu(), [len(part) for part in parts])
-        values: list[dict[str, list[float]]] = [{} for _ in sums]
-        for (k, _, name), part in zip(keys, stacked, strict=True):
-            for label, number in _numbers(name, Estimate.of(part)).items():
-                values[k].setdefault(label, []).append(number)
+    def _rows(self, tallies: list[dict[str, Tally]], probed: Any) -> list[Row]:
+        found = iter(estimates([tally for splits in tallies for tally in splits.values()], self.first.ranks))
         rows = []
-        for found, (numbers, handed_on) in zip(values, probed, strict=True):
-            both = found | numbers
+        for splits, (numbers, handed_on) in zip(tallies, probed, strict=True):
+            values: dict[str, list[float]] = {}
+            for _ in splits:
+                for name, estimate in next(found).items():
+                    for label, number in _numbers(name, estimate).items():
+                        values.setdefault(label, []).append(number)
+            both = values | numbers
             rows.append(Row({n: v if len(self.risks) > 1 else v[0] for n, v in both.items()}, handed_on))
         return rows
 
@@ -220,12 +220,16 @@ class SurfaceTask:
         for batch in self._streamed(risk):
             found.append(batch)
             size += batch_bytes(batch)
-            if risk.resident == "auto" and size > _RESIDENT_BYTES:
+            if risk.resident == "auto" and size > RESIDENT_BYTES:
                 return None
         return found
 
     def _streamed(self, risk: EmpiricalRisk) -> Iterator[Batch]:
         return rebatched(risk.batches(), self.kernel.batch_size, self.kernel.memory_format)
+
+
+_DIFFERENCE: Final = "difference of "
+"""Before the name of a metric: what it differs by from the origin, sample by sample; no name of a metric itself."""
 
 
 def measure(place: _Place, points: Sequence[Point]) -> list[Row]:
@@ -238,26 +242,10 @@ def computing(device: torch.device, precision: str) -> AbstractContextManager[An
     return nullcontext() if precision == "float32" else torch.autocast(device.type, dtype=torch.bfloat16)
 
 
-def _axes(plane: Plane, space: ParameterSpace, base: Sequence[Tensor]) -> list[PlaneAxis] | list[list[Tensor]]:
-    """Return tensors for axes that are stored, and the axes themselves where one is drawn again at each point."""
-    if all(isinstance(axis, StoredAxis) for axis in plane.axes):
-        return [axis.tensors(space, base) for axis in plane.axes]
-    return list(plane.axes)
-
-
-def _move_regenerated(place: _Place, axes: Sequence[PlaneAxis], coordinates: Sequence[float]) -> None:
-    """Set the weights tensor by tensor, holding one tensor of one direction at a time."""
-    for number, (parameter, base) in enumerate(zip(place.space.tensors, place.base, strict=True)):
-        parameter.copy_(base)
-        for axis, coordinate in zip(axes, coordinates, strict=True):
-            if coordinate != 0.0:
-                parameter.add_(axis.entry(place.space, number, base), alpha=float(coordinate))
-
-
 def _numbers(name: str, estimate: Estimate) -> dict[str, float]:
     """Return the stored numbers of one metric: value, standard error, skewness; the value alone of mere totals."""
     if estimate.samples == 0:
         return {name: estimate.value}
-    if name == "loss_difference":
-        return {"loss_difference_se": estimate.standard_error}
+    if name.startswith(_DIFFERENCE):
+        return {f"{name.removeprefix(_DIFFERENCE)}_difference_se": estimate.standard_error}
     return {name: estimate.value, f"{name}_se": estimate.standard_error, f"{name}_skew": estimate.skewness}

@@ -13,9 +13,9 @@ plane onto which the path is projected. Deviations from the authors' code:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -23,16 +23,17 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowland.core.contexts import buffers_restored, effective_weights, weights_restored
-from lowland.core.errors import InputError
+from lowland.core.contexts import buffers_restored, weights_restored
+from lowland.core.effective import effective_weights
+from lowland.core.errors import InputError, require
 from lowland.core.params import ParameterSpace, unwrap
-from lowland.core.per_sample import Estimate
-from lowland.core.provenance import fingerprint, provenance
+from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
-from lowland.core.schema import new_trajectory
+from lowland.core.schema import check, new_trajectory
 from lowland.core.seeds import generator
 from lowland.landscape.batchnorm import running_statistics
-from lowland.landscape.directions import StoredAxis
+from lowland.landscape.checkpoints import Weights, checkpoint_reader
+from lowland.landscape.directions import given_axis
 from lowland.landscape.grid import Grid, grid
 from lowland.landscape.paths import (
     centered,
@@ -42,13 +43,12 @@ from lowland.landscape.paths import (
     step_lengths,
     walk_shares,
 )
-from lowland.landscape.plane import Plane, make_plane
+from lowland.landscape.plane import Plane, at_origin, made, make_plane
 from lowland.results.snapshots import SnapshotReader
 
-__all__ = ["Snapshots", "grid_around", "pca_plane", "project_trajectory"]
-
-Snapshots: TypeAlias = "SnapshotReader | str | Path | Sequence[tuple[int, Mapping[str, Any]]]"
-"""A folder of snapshots (or its reader), or pairs (step, arrays or tensors by parameter name) in ascending order."""
+Snapshots: TypeAlias = "SnapshotReader | str | Path | Sequence[tuple[int, Mapping[str, Any]]] | Sequence[Weights]"
+"""A folder of snapshots (or its reader); pairs (step, arrays or tensors by parameter name) in ascending order; or
+checkpoints in the order of training: paths, state dicts or networks, whose steps are counted from 0."""
 
 Matrix: TypeAlias = NDArray[np.float64]
 
@@ -56,27 +56,55 @@ _BLOCK_BYTES: Final = 1 << 28
 """Rows of the path held at a time while the Gram matrix is made: 256 MiB."""
 
 
+class SnapshotSource(NamedTuple):
+    """What reads snapshots by their step."""
+
+    steps: Sequence[int]
+    read: Callable[[int], Mapping[str, Any]]
+    rounding: Callable[[int], float] = lambda step: np.nan  # How much a snapshot lost when stored; NaN: unknown
+
+
+def snapshot_source(model: nn.Module, snapshots: Snapshots) -> SnapshotSource:
+    """Return what reads snapshots; before parametrized weights are shown as the layers use them."""
+    if isinstance(snapshots, str | Path):
+        snapshots = SnapshotReader(snapshots)
+    if isinstance(snapshots, SnapshotReader):
+        return SnapshotSource(snapshots.steps, snapshots.read, snapshots.rounding)
+    given: Sequence[Any] = snapshots
+    if not (len(given) and isinstance(given[0], tuple | list)):
+        return SnapshotSource(range(len(given)), checkpoint_reader(model, given))
+    for place, pair in enumerate(given):
+        if not (isinstance(pair, tuple | list) and len(pair) == 2):
+            rule = "must be a pair (step, tensors) like the first"
+            raise InputError(f"snapshots[{place}]", rule, type(pair).__name__)
+    return SnapshotSource([step for step, _ in given], dict(given).__getitem__)
+
+
 class _Path:
     """A path relative to the model's present weights, read one snapshot at a time."""
 
-    def __init__(self, snapshots: Snapshots, space: ParameterSpace) -> None:
-        self.source = SnapshotReader(snapshots) if isinstance(snapshots, str | Path) else snapshots
-        self.space = space
-        steps = self.source.steps if isinstance(self.source, SnapshotReader) else [step for step, _ in self.source]
-        self.steps = np.asarray(list(steps), dtype=np.int64)
+    def __init__(self, source: SnapshotSource, space: ParameterSpace) -> None:
+        self.source, self.space = source, space
+        self.steps = np.asarray(list(source.steps), dtype=np.int64)
         if len(self.steps) < 2 or (np.diff(self.steps) <= 0).any():
             raise InputError("snapshots", "must be at least two, in ascending order of steps", self.steps.tolist())
         self.base = self._vector({name: value.detach() for name, value, _ in space})
+        if not np.isfinite(self.base).all():
+            rule = "must have finite weights at the origin of the plane"
+            raise InputError("model", rule, "NaN or infinite ones", "its training diverged: show an earlier checkpoint")
 
     def arrays(self, place: int) -> Mapping[str, Any]:
         """Return everything that a snapshot holds, by name."""
-        if isinstance(self.source, SnapshotReader):
-            return self.source.read(int(self.steps[place]))
-        return self.source[place][1]
+        return self.source.read(int(self.steps[place]))
 
     def row(self, place: int) -> Matrix:
         """Return theta_t - theta_origin as a float64 vector."""
-        return self._vector(self.arrays(place)) - self.base
+        found = self._vector(self.arrays(place)) - self.base
+        if not np.isfinite(found).all():
+            rule = "must have finite weights, for a path that can be drawn"
+            step, way = int(self.steps[place]), "training diverged by then: show the snapshots before it"
+            raise InputError("snapshots", rule, f"NaN or infinite ones at step {step}", way)
+        return found
 
     def rows(self, places: Sequence[int]) -> Matrix:
         """Return several rows, shape [rows, numel]."""
@@ -90,8 +118,6 @@ class _Path:
 
     def rounding(self) -> Matrix:
         """Return how much each snapshot lost when it was stored, NaN where nobody knows."""
-        if not isinstance(self.source, SnapshotReader):
-            return np.full(len(self.steps), np.nan)
         return np.array([self.source.rounding(int(step)) for step in self.steps])
 
     def gram(self) -> Matrix:
@@ -110,8 +136,7 @@ class _Path:
     def _vector(self, arrays: Mapping[str, Any]) -> Matrix:
         parts = []
         for name, parameter, _ in self.space:
-            if name not in arrays:
-                raise InputError("snapshots", "must hold every parameter that moves", name)
+            require(name in arrays, "snapshots", "must hold every parameter that moves", name)
             value = arrays[name]
             array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value)
             if array.shape != tuple(parameter.shape):
@@ -127,7 +152,8 @@ def pca_plane(
 
     Args:
         model: The model at the weights that shall lie at (0, 0), usually the end of the path.
-        snapshots: The path.
+        snapshots: The path: a folder of snapshots, pairs (step, tensors by name), or checkpoints in the order of
+            training, as paths, state dicts or networks; files are read without executing code.
         anchored: Principal directions of the differences to the model's weights (default, as in the paper), or of the
             differences to the path's mean.
         modules: Move only parameters of these submodules; None (default) moves all trainable ones.
@@ -138,10 +164,9 @@ def pca_plane(
     Raises:
         InputError: If there are fewer than two snapshots, they do not fit the model, or the path spans no plane.
     """
-    model = unwrap(model)
-    with effective_weights(model), torch.no_grad():
-        space = ParameterSpace(model, modules=modules)
-        path = _Path(snapshots, space)
+    source = snapshot_source(model, snapshots)
+    with at_origin(model, modules) as space:
+        path = _Path(source, space)
         gram = path.gram()
         weights = principal_weights(gram if anchored else centered(gram), 2)
         if weights.shape[1] < 2 or not weights.any(0).all():
@@ -155,10 +180,9 @@ def pca_plane(
         for number, vector in enumerate(vectors):
             parts = space.unflatten(torch.as_tensor(vector))
             values = {n: torch.empty_like(p).copy_(v) for (n, p, _), v in zip(space, parts, strict=True)}
-            described = {"kind": "principal", "axis": number, "fingerprint": fingerprint(values)}
-            axes.append(StoredAxis(values, described))
-        recipe = {"kind": "pca", "arguments": {"anchored": anchored, "steps": path.steps.tolist()}}
-        return make_plane(space, axes, recipe=recipe, units="Euclidean distance", modules=modules)
+            axes.append(given_axis(values, number, "principal"))
+        recipe = made("pca", anchored=anchored, steps=path.steps.tolist())
+        return make_plane(space, axes, recipe, "Euclidean distance")
 
 
 def project_trajectory(
@@ -175,7 +199,7 @@ def project_trajectory(
 
     Args:
         model: The model at the plane's origin, usually the end of the path.
-        snapshots: The path.
+        snapshots: The path, as for `pca_plane`.
         plane: The plane; None makes the principal one, see `pca_plane`.
         anchored: Shares of the squared distance to the model's weights (default), or of the variance about the mean.
         risk: Also measure the true loss of every snapshot and the loss at its place on the plane. Default None.
@@ -187,34 +211,26 @@ def project_trajectory(
         (``distance_to_origin``), ``step_length``, ``cosine`` with the step before, ``rounding`` of the stored weights,
         per axis ``variance_share`` (what it adds to the axes before it), ``null_share`` and ``null_share_sd`` of random
         walks, ``share_above_null``, and with a risk ``loss`` and ``plane_loss``. Attributes say whether rounding is
-        small against the smallest step.
+        small against the smallest step, and how far the sum of two shares scatters over walks
+        (``null_share_sd_of_two``: less than either alone, since one takes what the other leaves).
 
     Raises:
         InputError: If the snapshots do not fit the model, or the model is not at the plane's origin.
     """
     model = unwrap(model)
+    source = snapshot_source(model, snapshots)
     plane = pca_plane(model, snapshots, anchored=anchored) if plane is None else plane
     with effective_weights(model), torch.no_grad():
         space = plane.space(model)
         plane.check_origin(space)
-        path = _Path(snapshots, space)
+        path = _Path(source, space)
         axes = _axis_matrix(plane, space)
         gram = path.gram()
         coordinates, distance = _project(path, axes)
-    shares, null, spread = _shares(plane, path, gram, axes, anchored=anchored, walks=walks, seed=seed)
-    lengths = step_lengths(gram)
-    rounding = path.rounding()
-    variables: dict[str, Any] = {
-        "distance": ("snapshot", distance),
-        "distance_to_origin": ("snapshot", np.sqrt(np.diag(gram))),
-        "step_length": ("snapshot", np.concatenate([[np.nan], lengths])),
-        "cosine": ("snapshot", np.concatenate([[np.nan, np.nan], consecutive_cosines(gram)])[: len(gram)]),
-        "rounding": ("snapshot", rounding),
-        "variance_share": ("axis", shares),
-        "null_share": ("axis", null),
-        "null_share_sd": ("axis", spread),
-        "share_above_null": ("axis", shares - null),
-    }
+    shares, walked = _shares(plane, path, gram, axes, anchored=anchored, walks=walks, seed=seed)
+    lengths, rounding = step_lengths(gram), path.rounding()
+    variables = {"distance": ("snapshot", distance), **_steps(gram, lengths), "rounding": ("snapshot", rounding)}
+    variables |= _against_walks(shares, walked)
     if risk is not None:
         variables |= _losses(path, plane, coordinates, risk)
     attrs = {
@@ -223,6 +239,7 @@ def project_trajectory(
         "units": plane.units,
         "parameters": space.numel,
         "walks": walks,
+        "null_share_sd_of_two": float(_spread(walked[:, :2].sum(1))),
         "seed": seed,
         "rounding_over_smallest_step": float(np.max(rounding) / lengths.min()) if lengths.min() > 0 else float("inf"),
         **({} if risk is None else {"risk": risk.describe(), "batch_norm": risk.batch_norm}),
@@ -250,20 +267,43 @@ def _project(path: _Path, axes: Matrix) -> tuple[Matrix, Matrix]:
 
 def _shares(
     plane: Plane, path: _Path, gram: Matrix, axes: Matrix, *, anchored: bool, walks: int, seed: int
-) -> tuple[Matrix, Matrix, Matrix]:
-    """Return what each axis adds to the share, and mean and spread of the same for random walks."""
+) -> tuple[Matrix, Matrix]:
+    """Return what each axis adds to the share, and the same for random walks, one row each."""
     count = len(axes)
     if plane.recipe.get("kind") == "pca" and plane.recipe["arguments"]["anchored"] == anchored:
         shares = principal_shares(gram if anchored else centered(gram))[:count]
         stream = generator(seed, "bootstrap", "walk")
-        return shares, *walk_shares(step_lengths(gram), path.space.numel, count, stream, anchored=anchored, walks=walks)
+        return shares, walk_shares(step_lengths(gram), path.space.numel, count, stream, anchored=anchored, walks=walks)
     basis = np.linalg.qr(axes.T)[0].T  # row k is axis k without its part along the axes before
     inside = np.stack([basis @ path.row(place) for place in range(len(path.steps))])
     if not anchored:
         inside, gram = inside - inside.mean(0), centered(gram)
     total = np.trace(gram)
     shares = (inside**2).sum(0) / total if total > 0 else np.full(count, np.nan)
-    return shares, np.full(count, 1 / path.space.numel), np.full(count, np.nan)  # an axis chosen without the path
+    return shares, np.full((1, count), 1 / path.space.numel)  # an axis chosen without the path
+
+
+def _spread(values: Matrix) -> Matrix:
+    return np.asarray(values.std(0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan))
+
+
+def _steps(gram: Matrix, lengths: Matrix) -> dict[str, Any]:
+    cosines = np.concatenate([[np.nan, np.nan], consecutive_cosines(gram)])[: len(gram)]
+    return {
+        "distance_to_origin": ("snapshot", np.sqrt(np.diag(gram))),
+        "step_length": ("snapshot", np.concatenate([[np.nan], lengths])),
+        "cosine": ("snapshot", cosines),
+    }
+
+
+def _against_walks(shares: Matrix, walked: Matrix) -> dict[str, Any]:
+    null = walked.mean(0)
+    return {
+        "variance_share": ("axis", shares),
+        "null_share": ("axis", null),
+        "null_share_sd": ("axis", _spread(walked)),
+        "share_above_null": ("axis", shares - null),
+    }
 
 
 def _losses(path: _Path, plane: Plane, coordinates: Matrix, risk: EmpiricalRisk) -> dict[str, Any]:
@@ -274,10 +314,11 @@ def _losses(path: _Path, plane: Plane, coordinates: Matrix, risk: EmpiricalRisk)
         plane.check_origin(space)
         statistics = running_statistics(risk.model)
         with weights_restored(space) as base:
-            axes = [axis.tensors(space, base) for axis in plane.axes]
+            move = plane.mover(risk.model, space, base)
             for place, at in enumerate(coordinates):
-                space.move(base, axes, at.tolist())
-                flat[place] = _loss(risk)
+                with buffers_restored(risk.model):
+                    move(at.tolist())
+                    flat[place] = _loss(risk)
                 arrays = path.arrays(place)
                 space.write([torch.as_tensor(arrays[name]).to(p) for name, p, _ in space])
                 with buffers_restored(risk.model):
@@ -290,7 +331,7 @@ def _losses(path: _Path, plane: Plane, coordinates: Matrix, risk: EmpiricalRisk)
 
 def _loss(risk: EmpiricalRisk) -> float:
     risk.recalibrate()
-    return Estimate.of(risk.sums()["loss"]).value
+    return risk.estimates()["loss"].value
 
 
 def grid_around(trajectory: xr.Dataset, nx: int, ny: int, *, margin: float = 0.2) -> Grid:
@@ -310,6 +351,7 @@ def grid_around(trajectory: xr.Dataset, nx: int, ny: int, *, margin: float = 0.2
         >>> grid_around(path, 3, 3, margin=0.5).x.tolist()
         [-1.5, -0.5, 0.5]
     """
+    check(trajectory, "trajectory")
     values = trajectory["coordinate"].values
     ranges = []
     for axis in range(2):

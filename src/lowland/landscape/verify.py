@@ -17,8 +17,6 @@ from lowland.landscape.grid import Grid
 from lowland.landscape.progress import SurveyRun
 from lowland.results.dataset import SurfaceWriter
 
-__all__ = ["check_stored"]
-
 _CLOSE = 1e-6
 """Relative difference that other threads, devices and processors make."""
 

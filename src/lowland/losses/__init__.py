@@ -1,5 +1,7 @@
 """Losses that lead training to flat minima; they nest, and work with any optimizer."""
 
+from lowland.core.names import LOSSES as METHODS
+from lowland.core.names import RESHAPERS
 from lowland.losses.base import Plan, TrainingLoss
 from lowland.losses.controls import Replayed, ScaledDecay, learning_rate_factor
 from lowland.losses.custom import Custom, linear_exponential, linear_quadratic
@@ -7,16 +9,7 @@ from lowland.losses.llr import LLR, measure_initial_loss
 from lowland.losses.memory import OutputMemory, memory_bytes
 from lowland.losses.mesa import MESA
 from lowland.losses.multipliers import Multipliers, slope_over_losses
-from lowland.losses.registry import METHODS, RESHAPERS
-from lowland.losses.reshapers import (
-    Arctangent,
-    Cyclic,
-    LinearWindow,
-    LogExponential,
-    Reshaper,
-    Sech,
-    ShiftedBump,
-)
+from lowland.losses.reshapers import Arctangent, Cyclic, LinearWindow, LogExponential, Reshaper, Sech, ShiftedBump
 from lowland.losses.saf import SAF
 from lowland.losses.schedule import ActiveEpochs
 

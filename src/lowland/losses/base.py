@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
+from lowland.core.facts import table_of
 from lowland.core.types import Batch
 
 Criterion: TypeAlias = Callable[[Any, Any], Tensor]
@@ -72,6 +73,10 @@ class TrainingLoss(ABC):
         kind = type(self.criterion).__qualname__
         named = getattr(self.criterion, "__qualname__", kind) if plain is None else repr(plain)
         return f"{type(self).__name__}({named}{settings})"
+
+    def _repr_html_(self) -> str:
+        settings = {name: f"{value!r}" for name, value in self._settings().items()}
+        return table_of([{type(self).__name__: "", "criterion": repr(self.criterion), **settings}])
 
     @property
     def inner(self) -> TrainingLoss | None:

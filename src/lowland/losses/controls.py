@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, TrainingLoss
 from lowland.losses.llr import LLR
@@ -48,8 +48,7 @@ class Replayed(TrainingLoss):
         super().__init__(criterion)
         if not isinstance(recorded, Multipliers) or not len(recorded):
             raise InputError("recorded", "must hold the multipliers of a run", recorded, "pass LLR.multipliers")
-        if per not in ("epoch", "pass"):
-            raise InputError("per", 'must be "epoch" or "pass"', per)
+        require(per in ("epoch", "pass"), "per", 'must be "epoch" or "pass"', per)
         self.per = per
         self.recorded = Multipliers.from_state(recorded.state_dict())
         self.multipliers = Multipliers()
@@ -78,8 +77,7 @@ class Replayed(TrainingLoss):
                 raise InputError("recorded", f"must cover epoch {self._epoch}", f"epochs {sorted(self._means)}")
             return self._means[self._epoch]
         values = self.recorded.values
-        if number >= len(values):
-            raise InputError("recorded", f"must cover pass {number}", f"{len(values)} passes")
+        require(number < len(values), "recorded", f"must cover pass {number}", f"{len(values)} passes")
         return values[number]
 
     def _prepare(self, **run: Any) -> None:
@@ -115,8 +113,7 @@ def learning_rate_factor(recorded: Multipliers) -> Callable[[int], float]:
         0.5
     """
     means = recorded.epoch_means()
-    if not means:
-        raise InputError("recorded", "must hold the multipliers of a run", recorded, "pass LLR.multipliers")
+    require(means, "recorded", "must hold the multipliers of a run", recorded, "pass LLR.multipliers")
     last = max(means)
 
     def factor(epoch: int) -> float:
@@ -150,11 +147,8 @@ class ScaledDecay:
             raise InputError("optimizer", "must have a weight decay to scale", type(optimizer).__name__)
         self.loss = loss
         self._record, self._seen = loss.multipliers, len(loss.multipliers)
-        self._original: list[float] | None = None
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
-        ]
+        self._original: list[tuple[dict[str, Any], float]] = []
+        self._hooks = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
 
     def remove(self) -> None:
         """Leave the optimizer's weight decay alone from now on."""
@@ -162,7 +156,7 @@ class ScaledDecay:
             hook.remove()
 
     def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._restore(optimizer)  # a step that failed half-way left the scaled values
+        self._after()  # a step that failed half-way left the scaled values
         record = self.loss.multipliers
         if record is not self._record:  # a state was loaded since, or a run began
             self._record, self._seen = record, record.restored
@@ -170,18 +164,12 @@ class ScaledDecay:
         self._seen = len(record)
         if not values:
             return
-        factor = sum(values) / len(values)
-        self._original = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            if "weight_decay" in group:
-                group["weight_decay"] *= factor
+        groups = [group for group in optimizer.param_groups if "weight_decay" in group]
+        self._original = [(group, group["weight_decay"]) for group in groups]
+        for group in groups:
+            group["weight_decay"] *= sum(values) / len(values)
 
-    def _after(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self._restore(optimizer)
-
-    def _restore(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._original is not None:
-            for group, value in zip(optimizer.param_groups, self._original, strict=False):
-                if "weight_decay" in group:
-                    group["weight_decay"] = value
-            self._original = None
+    def _after(self, *_: Any) -> None:
+        for group, value in self._original:
+            group["weight_decay"] = value
+        self._original = []

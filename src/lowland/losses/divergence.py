@@ -29,6 +29,27 @@ def are_labels_binary(criterion: Any, output: Tensor, class_axis: int) -> bool:
     return alone
 
 
+def check_class_axis(output: Tensor, target: Any, class_axis: int) -> None:
+    """Refuse labels by position that stand along other axes than the logits, as those of tokens do by default."""
+    if not isinstance(target, Tensor) or target.is_floating_point() or target.ndim != output.ndim - 1:
+        return
+    places = [axis for axis in range(1, output.ndim) if output.shape[:axis] + output.shape[axis + 1 :] == target.shape]
+    if places and class_axis % output.ndim not in places:
+        got = f"{class_axis} for outputs {list(output.shape)} and labels {list(target.shape)}"
+        raise InputError("class_axis", "must be the axis of the classes", got, f"pass class_axis={places[0]}")
+
+
+def mixes_two(target: Any, output: Tensor, class_axis: int) -> Tensor:
+    """Tell whether most targets look mixed by hand: probabilities where two classes stand out and all others agree."""
+    told = isinstance(target, Tensor) and target.is_floating_point() and target.shape == output.shape
+    if not told or output.ndim <= class_axis or output.shape[class_axis] < 4:  # of three, one other always agrees
+        return torch.tensor(False)
+    ordered = target.detach().movedim(class_axis, -1).sort(dim=-1, descending=True).values
+    spread = ordered - ordered[..., -1:]  # smoothing gives every class something
+    two = (spread[..., 1] > 1e-3) & (spread[..., 2] <= 1e-3) & ((ordered.sum(-1) - 1).abs() < 1e-2)
+    return torch.gt(two.double().mean(), 0.5)
+
+
 def tempered_divergence(
     target: Tensor, output: Tensor, temperature: float, *, class_axis: int = 1, binary: bool = False
 ) -> Tensor:

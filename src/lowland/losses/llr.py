@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import InputError, LowlandWarning
+from lowland.core.errors import InputError, LowlandWarning, require
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, Totals, TrainingLoss
@@ -78,8 +78,7 @@ class LLR(TrainingLoss):
             raise InputError(
                 "reshaper", "must be a Reshaper", type(reshaper).__name__, "wrap a function in lowland.losses.Custom"
             )
-        if distributed not in ("local", "global"):
-            raise InputError("distributed", 'must be "local" or "global"', distributed)
+        require(distributed in ("local", "global"), "distributed", 'must be "local" or "global"', distributed)
         if isinstance(initial_loss, str) and initial_loss != "first_epoch":
             raise InputError("initial_loss", 'must be a number, "first_epoch" or None', initial_loss)
         self.reshaper = Sech() if reshaper is None else reshaper
@@ -257,8 +256,7 @@ def measure_initial_loss(criterion: Criterion, model: nn.Module, batches: Iterab
         1.3863
     """
     value = EmpiricalRisk(model, criterion, batches, resident=False).evaluate()["loss"].value
-    if not 0 < value < float("inf"):
-        raise InputError("criterion", "must have a positive, finite mean at the initial weights", value)
+    require(0 < value < float("inf"), "criterion", "must have a positive, finite mean at the initial weights", value)
     return value
 
 

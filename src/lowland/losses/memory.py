@@ -17,12 +17,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import CheckpointError, InputError, require
 from lowland.losses.base import Plan
-from lowland.losses.encoding import PRECISIONS, Precision, RowFormat, SampleRows
-from lowland.losses.epoch_ring import EpochRing, FileEpochRing, MemoryEpochRing
-from lowland.losses.sharing import Exchange, last_of_each, rank_and_world
-from lowland.losses.tables import available_bytes
+from lowland.losses.records import PRECISIONS, Precision, RecordFormat, SampleRows, by_field, last_of_each
+from lowland.losses.rings import EpochRing
+from lowland.losses.sharing import Exchange, rank_and_world
+from lowland.losses.tables import FileTable, Table, available_bytes
 
 Placement = Literal["device", "host", "file"]
 
@@ -46,7 +46,7 @@ def memory_bytes(
         >>> round(memory_bytes(1_281_167, 1000, precision="int8") / 1e9, 2)
         5.19
     """
-    return samples * (look_back + 1) * RowFormat(precision, (outputs,), pairs).bytes
+    return samples * (look_back + 1) * RecordFormat(precision, (outputs,), pairs).bytes
 
 
 class OutputMemory:
@@ -72,10 +72,8 @@ class OutputMemory:
         samples: int | Tensor | None = None,
         pairs: bool = False,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise InputError("precision", f"must be one of {', '.join(PRECISIONS)}", precision)
-        if placement not in ("device", "host", "file"):
-            raise InputError("placement", 'must be "device", "host" or "file"', placement)
+        require(precision in PRECISIONS, "precision", f"must be one of {', '.join(PRECISIONS)}", precision)
+        require(placement in ("device", "host", "file"), "placement", 'must be "device", "host" or "file"', placement)
         if (path is None) == (placement == "file"):
             raise InputError("path", 'must be given for placement="file", and only then', path)
         self.look_back, self.precision, self.placement, self.pairs = look_back, precision, placement, pairs
@@ -83,8 +81,8 @@ class OutputMemory:
         self.rows = SampleRows(samples)
         self._given = samples is not None
         self._plan: Plan | None = None
-        self._format: RowFormat | None = None
-        self._ring: EpochRing | None = None
+        self._format: RecordFormat | None = None
+        self._ring: EpochRing | Exchange | None = None
         self._room = 0  # samples there is room for
         self._device: torch.device | None = None
         self._noticed: dict[str, Tensor] = {}
@@ -133,9 +131,8 @@ class OutputMemory:
             rows = rows.to(output.device, non_blocking=True)
         self._report("index", rows < 0)
         ring = self._make_room(output)
-        unplanned = ring.unplanned(rows)
-        if unplanned is not None:
-            self._report("plan", unplanned)
+        if isinstance(ring, Exchange):
+            self._report("plan", (rows >= 0) & (ring.place(rows) < 0))
         return torch.where(finite.to(rows.device), rows, -1)
 
     def recall(
@@ -153,14 +150,14 @@ class OutputMemory:
             Outputs, shape [n, ...], finite everywhere, and whether each is a hit, bool, shape [n].
         """
         assert self._format is not None and self._ring is not None
-        found = self._format.decode(self._ring.read(rows).to(like.device, non_blocking=True))
-        # an epoch before the first has stamp 0 or less, as rows that were never written
-        hit = (found.stamp == self._epoch - self.look_back + 1) & (found.stamp > 0)
-        if found.partner is not None and found.share is not None:
-            asked = torch.full_like(found.partner, -1) if partner is None else partner.to(like.device)
-            own = torch.ones_like(found.share) if share is None else share.to(found.share)
-            hit = hit & (found.partner == asked) & ((found.share - own).abs() <= 0.05)
-        values = found.values
+        found = {name: value.to(like.device, non_blocking=True) for name, value in self._ring.read(rows).items()}
+        # an epoch before the first has stamp 0 or less, as records that were never written
+        hit = (found["stamp"] == self._epoch - self.look_back + 1) & (found["stamp"] > 0)
+        if self.pairs:
+            asked = torch.full_like(found["partner"], -1) if partner is None else partner.to(like.device)
+            own = torch.ones_like(found["share"]) if share is None else share.to(found["share"])
+            hit = hit & (found["partner"] == asked) & ((found["share"] - own).abs() <= 0.05)
+        values = self._format.decode(found)
         return torch.where(hit.reshape(-1, *[1] * (values.ndim - 1)), values, torch.zeros_like(values)), hit
 
     def record(self, rows: Tensor, output: Tensor, partner: Tensor | None = None, share: Tensor | None = None) -> None:
@@ -191,7 +188,7 @@ class OutputMemory:
         layout, own = state["layout"], self._layout(self._format)
         if self._format is None or layout["shape"] is None:
             own["shape"] = layout["shape"]
-        wrong = [f"{name} {layout[name]} instead of {own[name]}" for name in own if layout[name] != own[name]]
+        wrong = [f"{name} {layout.get(name)} instead of {own[name]}" for name in own if layout.get(name) != own[name]]
         if wrong:
             rule = "the output memory of the checkpoint does not fit this run"
             raise CheckpointError(f"{rule}: {', '.join(wrong)}; nothing was loaded")
@@ -205,7 +202,7 @@ class OutputMemory:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state that `check_state` accepted."""
         shape, held = state["layout"]["shape"], state["shelf"]
-        known = None if shape is None else RowFormat(self.precision, tuple(shape), self.pairs)
+        known = None if shape is None else RecordFormat(self.precision, tuple(shape), self.pairs)
         if state["met"] is not None:
             self.rows.met = {number: row for row, number in enumerate(state["met"])}
             self.rows.count = len(state["met"])
@@ -213,10 +210,10 @@ class OutputMemory:
         if known is not None and held is not None:
             self._device = torch.device("cpu")  # the first batch says where it belongs
             self._ring = self._new_ring(known, self._device, count=0, key=held.get("key"))
-            self._ring.load_state_dict(held)
+            self._ring.load_state_dict(by_field(held, known))
         self._format, self._noticed, self._room = known, {}, self.rows.count
 
-    def _layout(self, known: RowFormat | None) -> dict[str, Any]:
+    def _layout(self, known: RecordFormat | None) -> dict[str, Any]:
         return {
             "count": self.rows.count if self.rows.met is None else None,
             "shape": None if known is None else list(known.shape),
@@ -241,10 +238,10 @@ class OutputMemory:
             return InputError("plan", "must name every id that this process meets in an epoch", "an id it lacks")
         return InputError("output", "must be finite", "NaN or infinity", "lower the learning rate, or clip gradients")
 
-    def _make_room(self, output: Tensor) -> EpochRing:
+    def _make_room(self, output: Tensor) -> EpochRing | Exchange:
         device = torch.device("cpu") if self.placement == "host" else output.device
         if self._ring is None:
-            known = RowFormat(self.precision, tuple(output.shape[1:]), self.pairs)
+            known = RecordFormat(self.precision, tuple(output.shape[1:]), self.pairs)
             self._check_room(self._size(known), device)
             self._ring = self._new_ring(known, device, count=self.rows.count)
             self._ring.begin(self._epoch, recording=self._recording, reading=False)  # nothing is there to be read
@@ -253,26 +250,35 @@ class OutputMemory:
             assert self._format is not None
             more = max(self.rows.count, 2 * self._room)
             self._check_room((more - self._room) * (self.look_back + 1) * self._format.bytes, device)
-            self._ring.grow(more)
+            assert isinstance(self._ring, EpochRing)  # several processes know all samples beforehand
+            self._ring.table.grow(more * (self.look_back + 1))
             self._room = more
         if self._device != device:
             self._ring.to(device)
             self._device = device
         return self._ring
 
-    def _new_ring(self, known: RowFormat, device: torch.device, *, count: int, key: str | None = None) -> EpochRing:
-        plan, pinned, world = self._plan, self.placement == "host", rank_and_world()[1]
+    def _new_ring(
+        self, known: RecordFormat, device: torch.device, *, count: int, key: str | None = None
+    ) -> EpochRing | Exchange:
+        plan, pinned, (rank, world) = self._plan, self.placement == "host", rank_and_world()
         if self.rows.met is not None and world > 1:
             raise InputError("samples", "must be known when several processes share a memory", None, "pass samples=...")
         planned = None if plan is None else lambda epoch: self.rows.of(plan(epoch))
-        if self.path is not None:
-            layout = self._layout(known)
-            return FileEpochRing(self.path, self.rows.count, known.bytes, self.look_back, layout, planned, key=key)
-        if world > 1:
-            return Exchange(self.rows.count, known.bytes, self.look_back, planned, device, pinned=pinned)
-        return MemoryEpochRing(count, known.bytes, self.look_back, device, pinned=pinned)
+        if self.path is None and world > 1:
+            return Exchange(self.rows.count, known, self.look_back, planned, device, pinned=pinned)
+        places = count * (self.look_back + 1)
+        if self.path is None:
+            return EpochRing(Table(known, places, device, pinned=pinned), count, self.look_back, planned)
+        layout, places = self._layout(known), self.rows.count * (self.look_back + 1)
+        if key is None and world > 1:
+            made = [FileTable(self.path, known, places, layout).key if rank == 0 else None]
+            torch.distributed.broadcast_object_list(made, src=0)
+            key = made[0]
+        table = FileTable(self.path, known, places, layout, key=key)
+        return EpochRing(table, self.rows.count, self.look_back, planned)
 
-    def _size(self, known: RowFormat) -> int:
+    def _size(self, known: RecordFormat) -> int:
         """Return the bytes of this process's part: with others, what it owns, needs and records."""
         world, slots = rank_and_world()[1], self.look_back + 1
         if world == 1 or self.path is not None:

@@ -15,20 +15,21 @@ Deviations:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError
-from lowland.core.params import unwrap
+from lowland.core.params import copied, unwrap
 from lowland.core.types import Batch, forward
 from lowland.losses.base import Criterion, TrainingLoss
-from lowland.losses.divergence import are_labels_binary, tempered_divergence
+from lowland.losses.divergence import are_labels_binary, check_class_axis, tempered_divergence
+from lowland.losses.heads import Unanswered
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs
 
@@ -95,6 +96,7 @@ class MESA(TrainingLoss):
         self._epochs: int | None = None
         self._steps: int | None = None
         self._seen: tuple[Any, tuple[Any, ...], Tensor] | None = None
+        self._pending = Unanswered()  # output before its gradient, with the mark of its input
         self._passed = self._stepped = False
         self._teacher_passes = 0
 
@@ -143,6 +145,9 @@ class MESA(TrainingLoss):
         loss = self._inner(output, batch)
         if not self.active.contains(self._epoch, self._epochs):
             return loss
+        check_class_axis(output, batch.target, self.class_axis)
+        if clean:
+            self._must_be_one_head(output, batch)
         past = self._teach(average, batch, clean=clean)
         if past.shape != output.shape:
             raise InputError("output", f"must have the shape of the teacher's, {list(past.shape)}", list(output.shape))
@@ -155,6 +160,15 @@ class MESA(TrainingLoss):
             self._totals.add("mesa_loss", added, len(each))
         return loss + added
 
+    def _must_be_one_head(self, output: Tensor, batch: Batch) -> None:
+        # before its gradient a second output of the same input is another head's; the teacher has one
+        mark, before = _mark(batch.input), self._pending.take()
+        if before is not None and before[0] is not output and before[1] == mark:
+            rule = "must be one per input and step: the teacher gives one to compare with"
+            got = "a second output of the same input before the backward pass of the first"
+            raise InputError("output", rule, got, "give other heads the plain criterion, and add their losses")
+        self._pending.keep(output, mark)
+
     @torch.no_grad()
     def _teach(self, average: Average, batch: Batch, *, clean: bool) -> Tensor:
         mark = _mark(batch.input)
@@ -163,7 +177,10 @@ class MESA(TrainingLoss):
         device = average.to_student()
         wanted = None if self.teacher_precision is None else _PRECISIONS[self.teacher_precision]
         with nullcontext() if wanted is None else torch.autocast(device.type, dtype=wanted):
-            logits: Tensor = forward(average.model, batch)
+            logits = forward(average.model, batch)
+        if not isinstance(logits, Tensor):
+            advice = "let it return its main output alone in evaluation mode"
+            raise InputError("model", "must give its teacher one tensor to compare with", type(logits).__name__, advice)
         self._teacher_passes += 1
         self._seen = (batch.input, mark, logits)
         return logits
@@ -184,6 +201,7 @@ class MESA(TrainingLoss):
 
     def _after_step(self) -> None:
         self._seen, self._stepped = None, True
+        self._pending.forget()  # a step may be taken without a backward pass
         stop = self.active.stop
         if stop is None or self._epoch < ActiveEpochs(start=stop).first(self._epochs):  # nobody asks it afterwards
             average = self._ready()
@@ -204,10 +222,11 @@ class MESA(TrainingLoss):
 
     def _check_own(self, state: Mapping[str, Any]) -> None:
         super()._check_own(state)
-        if state["average"] is not None and self.average is None:
+        if state["average"] is None:
+            return
+        if self.average is None:
             raise CheckpointError("the state of MESA needs loss.prepare(model=...) first; nothing was loaded")
-        if state["average"] is not None and self.average is not None:
-            self.average.check_state(state["average"])
+        self.average.check_state(state["average"])
 
     def _load(self, state: Mapping[str, Any]) -> None:
         if state["average"] is not None:
@@ -221,7 +240,7 @@ class Average:
 
     def __init__(self, model: nn.Module) -> None:
         self.student = unwrap(model)
-        self.model = copy.deepcopy(self.student).requires_grad_(False).eval()
+        self.model = copied(self.student).requires_grad_(False).eval()
         self.updates = 0
         self._wide: dict[str, Tensor] = {}  # of what is kept in too few bits to be averaged
 
@@ -276,17 +295,11 @@ class Average:
         self.updates = int(state["updates"])
 
 
+def _mark(given: Any) -> tuple[tuple[int, int], ...]:
+    # a batch may have been overwritten in place since (static input buffers)
+    return tuple((id(leaf), leaf._version) for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+
+
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     return parameters | {name: buffer for name, buffer in model.named_buffers() if buffer is not None}
-
-
-def _mark(value: Any) -> tuple[Any, ...]:
-    # tells whether a batch was overwritten in place since (static input buffers)
-    if isinstance(value, Tensor):
-        return (id(value), value._version)
-    if isinstance(value, Mapping):
-        return tuple(_mark(entry) for entry in value.values())
-    if isinstance(value, tuple | list):
-        return tuple(map(_mark, value))
-    return ()

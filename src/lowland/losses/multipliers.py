@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.losses.reshapers import Reshaper
 
 
@@ -121,18 +121,13 @@ def slope_over_losses(
     """
     met = np.asarray(recorded.losses, dtype=np.float64)
     met = met[np.isfinite(met)]
-    if not len(met):
-        raise InputError("recorded", "must hold at least one finite loss", len(recorded))
+    require(len(met), "recorded", "must hold at least one finite loss", len(recorded))
     top = max(float(met.max()), 1e-38)  # a histogram needs some width
     losses = np.linspace(0.0, top, points)
     counts, edges = np.histogram(met, bins=bins, range=(0.0, top))
     slope = reshaper.multiplier(torch.as_tensor(losses), initial_loss).numpy()
     return xr.Dataset(
-        {
-            "slope": ("loss", slope),
-            "passes": ("bin", counts),
-            "mean_multiplier": ((), float(np.mean(recorded.values))),
-        },
+        {"slope": ("loss", slope), "passes": ("bin", counts), "mean_multiplier": ((), float(np.mean(recorded.values)))},
         coords={"loss": losses, "left": ("bin", edges[:-1]), "right": ("bin", edges[1:])},
         attrs={"reshaper": repr(reshaper), "initial_loss": initial_loss},
     )

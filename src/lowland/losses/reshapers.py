@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -26,10 +27,19 @@ from lowland.core.errors import InputError
 
 PEAK: Final = math.asinh(1.0)
 """sech(x) tanh(x) is largest, 1/2, where sinh(x) = 1."""
+_NOT_NEGATIVE: Final = {"low": 0.0}
+_POSITIVE: Final = {"low": 0.0, "open_low": True}
 
 
 class Reshaper(ABC):
     """A function f of the normalized loss with f(0) = 0 and f' >= 0."""
+
+    bounds: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Argument -> what `check_number` asks of it."""
+
+    def __post_init__(self) -> None:
+        for name, bound in self.bounds.items():
+            check_number(name, getattr(self, name), **bound)
 
     @abstractmethod
     def value(self, u: Tensor) -> Tensor:
@@ -72,11 +82,7 @@ class Sech(Reshaper):
     a: float = 2.5
     b: float = 0.15
     base: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_number("a", self.a, low=0.0)
-        check_number("b", self.b, low=0.0, open_low=True)
-        check_number("base", self.base, low=0.0)
+    bounds: ClassVar = {"a": _NOT_NEGATIVE, "b": _POSITIVE, "base": _NOT_NEGATIVE}
 
     def value(self, u: Tensor) -> Tensor:
         """Return f(u); see `Reshaper.value`."""
@@ -111,11 +117,7 @@ class ShiftedBump(Reshaper):
     a: float = 5.0
     b: float = 0.15
     shift: float = 0.42
-
-    def __post_init__(self) -> None:
-        check_number("a", self.a, low=0.0)
-        check_number("b", self.b, low=0.0, open_low=True)
-        check_number("shift", self.shift, low=0.0)
+    bounds: ClassVar = {"a": _NOT_NEGATIVE, "b": _POSITIVE, "shift": _NOT_NEGATIVE}
 
     def value(self, u: Tensor) -> Tensor:
         """Return f(u); see `Reshaper.value`."""
@@ -150,10 +152,7 @@ class Arctangent(Reshaper):
 
     a: float = 1.0
     b: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("a", self.a, low=0.0)
-        check_number("b", self.b, low=0.0)
+    bounds: ClassVar = {"a": _NOT_NEGATIVE, "b": _NOT_NEGATIVE}
 
     def value(self, u: Tensor) -> Tensor:
         """Return f(u); see `Reshaper.value`."""
@@ -188,11 +187,7 @@ class LogExponential(Reshaper):
     a: float = 0.9
     b: float = 1.0
     c: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("a", self.a, low=0.0, high=1.0)
-        check_number("b", self.b, low=0.0, open_low=True)
-        check_number("c", self.c, low=0.0, open_low=True)
+    bounds: ClassVar = {"a": {"low": 0.0, "high": 1.0}, "b": _POSITIVE, "c": _POSITIVE}
 
     def value(self, u: Tensor) -> Tensor:
         """Return f(u); see `Reshaper.value`."""
@@ -227,10 +222,10 @@ class LinearWindow(Reshaper):
     a: float = 10.0
     low: float = 0.2
     high: float = 0.3
+    bounds: ClassVar = {"a": _NOT_NEGATIVE, "low": _NOT_NEGATIVE}
 
     def __post_init__(self) -> None:
-        check_number("a", self.a, low=0.0)
-        check_number("low", self.low, low=0.0)
+        super().__post_init__()
         if not self.high > self.low:  # infinity is fine: a window over everything above
             raise InputError("high", f"must be above low={self.low:g}", self.high)
 
@@ -268,11 +263,12 @@ class Cyclic(Reshaper):
     reshaper: Sech | ShiftedBump
     rise: float
     period: int
+    bounds: ClassVar = {"rise": _NOT_NEGATIVE}
 
     def __post_init__(self) -> None:
         if not isinstance(self.reshaper, Sech | ShiftedBump):
             raise InputError("reshaper", "must have a width b (Sech or ShiftedBump)", self.reshaper)
-        check_number("rise", self.rise, low=0.0)
+        super().__post_init__()
         if isinstance(self.period, bool) or not isinstance(self.period, int) or self.period < 1:
             raise InputError("period", "must be a positive integer number of epochs", self.period)
 

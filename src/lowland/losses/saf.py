@@ -23,18 +23,21 @@ import torch
 from torch import Tensor
 
 from lowland.core.contexts import current_pass
-from lowland.core.errors import CheckpointError, InputError, LowlandWarning
+from lowland.core.errors import CheckpointError, InputError, LowlandWarning, require
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, TrainingLoss
-from lowland.losses.divergence import are_labels_binary, tempered_divergence
-from lowland.losses.encoding import Precision
+from lowland.losses.divergence import are_labels_binary, check_class_axis, mixes_two, tempered_divergence
+from lowland.losses.heads import Unanswered
 from lowland.losses.memory import OutputMemory, Placement
+from lowland.losses.records import Precision
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs, as_epochs
 
 _MANY: Final = 3
 _TOO_MANY: Final = 50
 """How often the samples of an epoch may be met before a user is warned, and before it cannot be one epoch."""
+_ONE_TARGET: Final = "must be one for an output: what a mixed image gives is compared with the same mixture alone"
+_PARTNERS: Final = "mix by lowland.data, or hand over partner=ids and share=own shares in the Batch"
 
 
 class SAF(TrainingLoss):
@@ -92,10 +95,8 @@ class SAF(TrainingLoss):
         super().__init__(criterion)
         check_number("weight", weight, low=0.0)
         check_number("temperature", temperature, low=0.0, open_low=True)
-        if mixed not in ("skip", "match"):
-            raise InputError("mixed", 'must be "skip" or "match"', mixed)
-        if as_epochs("look_back", look_back, 1) < 1:
-            raise InputError("look_back", "must be at least one epoch", look_back)
+        require(mixed in ("skip", "match"), "mixed", 'must be "skip" or "match"', mixed)
+        require(as_epochs("look_back", look_back, 1) >= 1, "look_back", "must be at least one epoch", look_back)
         self.weight, self.temperature, self.temperature_squared = weight, temperature, temperature_squared
         self.look_back, self.active = look_back, ActiveEpochs(start, stop)
         self.mixed, self.class_axis = mixed, class_axis
@@ -112,7 +113,8 @@ class SAF(TrainingLoss):
         self._samples: int | None = None
         self._begun = self._prepared = False
         self._met = 0  # samples of this epoch
-        self._pending: tuple[Tensor, int] | None = None  # ids and output that await their gradient
+        self._pending = Unanswered()  # output before its gradient, with ids and target
+        self._mixes: Tensor | None = None  # whether targets of the first batch look mixed by hand
 
     @property
     def needs_index(self) -> bool:
@@ -140,9 +142,10 @@ class SAF(TrainingLoss):
         recording, reading = self._recording(), self._reading()
         if not (recording or reading):
             return self._inner(output, batch)
+        check_class_axis(output, batch.target, self.class_axis)
         rows = self.memory.locate(batch.index, output)
         if clean:
-            self._must_be_one_head(batch.index, output)
+            self._must_be_one_head(output, batch)
         partner, share, usable = self._pairs(batch, rows)
         loss = self._inner(output, batch)
         if reading:
@@ -163,31 +166,25 @@ class SAF(TrainingLoss):
         if self._samples is None or self._met <= _MANY * self._samples:
             return
         met = f"{self._met} samples in epoch {self._epoch} of {self._samples}"
-        if self._met > _TOO_MANY * self._samples:
-            raise InputError("epoch", "must be set before each epoch", met)
+        require(self._met <= _TOO_MANY * self._samples, "epoch", "must be set before each epoch", met)
         if before <= _MANY * self._samples:
             advice = "right where a sampler draws them so often; if epochs have passed, set loss.epoch before each"
             warnings.warn(f"SAF met {met}: {advice}", LowlandWarning, stacklevel=4)
 
-    def _must_be_one_head(self, index: Tensor | None, output: Tensor) -> None:
-        # a second output of the same samples before the first has had its gradient is another head's, and would be
-        # compared with the first's past; a sample that is drawn again comes after the backward pass
-        if self._pending is not None and index is not None:
-            ids, first = self._pending
-            if first != id(output) and torch.equal(ids, index):
-                self._pending = None
-                raise InputError(
-                    "output",
-                    "must be one per sample and step: a memory holds the outputs of one head",
-                    "a second output of the same samples before the backward pass of the first",
-                    "give every head a SAF of its own, and add their losses",
-                )
-        if index is not None:
-            self._pending = index, id(output)
-            output.register_hook(self._answered)  # type: ignore[no-untyped-call]
-
-    def _answered(self, gradient: Tensor) -> None:
-        self._pending = None
+    def _must_be_one_head(self, output: Tensor, batch: Batch) -> None:
+        # before its gradient a second output of the same samples is another head's, and would be compared with the
+        # first's past; the same output under other labels is a mixture, whose partner must be known
+        given, before = (batch.index, batch.target), self._pending.take()
+        if before is not None and before[0] is output:
+            if not all(map(_same, given, before[1])):
+                raise InputError("batch", _ONE_TARGET, "another target or id for the same output", _PARTNERS)
+        elif before is not None and _same(given[0], before[1][0]):
+            rule = "must be one per sample and step: a memory holds the outputs of one head"
+            got = "a second output of the same samples before the backward pass of the first"
+            raise InputError("output", rule, got, "give every head a SAF of its own, and add their losses")
+        self._pending.keep(output, given)
+        if self._mixes is None and batch.partner is None:
+            self._mixes = mixes_two(batch.target, output, self.class_axis)
 
     def _added(
         self, output: Tensor, rows: Tensor, partner: Tensor | None, share: Tensor | None, usable: Tensor, *, clean: bool
@@ -228,7 +225,7 @@ class SAF(TrainingLoss):
     def _prepare(self, **run: Any) -> None:
         self._epochs, samples = run["epochs"], run["samples"]
         self._samples = len(samples) if isinstance(samples, Tensor) else samples
-        self._begun, self._prepared, self._met = False, True, 0
+        self._begun, self._prepared, self._met, self._mixes = False, True, 0, None
         self.memory.configure(run["samples"], run["plan"])
         self.memory.look_back = self._resolved()
 
@@ -239,10 +236,18 @@ class SAF(TrainingLoss):
     def _begin_epoch(self) -> None:
         self._resolved()
         self.memory.begin(self._epoch, recording=self._recording(), reading=self._reading())
-        self._begun, self._met, self._pending = True, 0, None
+        self._begun, self._met = True, 0
+        self._pending.forget()
+
+    def _after_step(self) -> None:
+        self._pending.forget()  # a step without a backward pass; the next one's outputs are no second head's
 
     def _check(self) -> None:
         self.memory.raise_noticed()
+        if self._mixes is not None and bool(self._mixes):
+            self._mixes = torch.tensor(False)  # said once
+            met = "SAF met targets that mix two classes each. If inputs are mixed by hand, it compares other mixtures"
+            warnings.warn(f"{met}: {_PARTNERS}; labels by several people are fine", LowlandWarning, stacklevel=4)
 
     def _state(self) -> dict[str, Any]:
         return {"memory": self.memory.state_dict()}
@@ -255,3 +260,7 @@ class SAF(TrainingLoss):
     def _load(self, state: Mapping[str, Any]) -> None:
         self.memory.load_state_dict(state["memory"])
         self._begun = False
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other))

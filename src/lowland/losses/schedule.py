@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 
 
 def as_epochs(name: str, value: int | float, epochs: int | None) -> int:
     """Turn a number of epochs, or a fraction of a run, into a number of epochs."""
     if isinstance(value, int) and not isinstance(value, bool):
-        if value < 0:
-            raise InputError(name, "must not be negative", value)
+        require(value >= 0, name, "must not be negative", value)
         return value
     if not isinstance(value, float) or not 0 < value < 1 or not math.isfinite(value):
         raise InputError(name, "must be an integer number of epochs or a fraction of the run in (0, 1)", value)

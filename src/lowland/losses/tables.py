@@ -1,4 +1,4 @@
-"""Where rows of bytes are kept: in memory of a device or of the host, or in a file by positioned reads and writes."""
+"""Records by place: one tensor per field, in memory of a device or of the host, or in a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,65 +16,90 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import CheckpointError, InputError
+from lowland.losses.records import RecordFormat, Records
 
 _HEADER: Final = 4096
 _MAGIC: Final = "lowland output memory 1"
 
 
-class TensorTable:
-    """Rows in one tensor, with a last row that takes what is to be dropped."""
+class Table:
+    """Records in memory; place -1 is read as never written, and what is written there is dropped."""
 
-    def __init__(self, positions: int, row_bytes: int, device: torch.device | str, *, pinned: bool = False) -> None:
+    def __init__(self, form: RecordFormat, places: int, device: torch.device | str, *, pinned: bool = False) -> None:
         pinned = pinned and torch.cuda.is_available()
-        self.data = torch.zeros((positions + 1, row_bytes), dtype=torch.uint8, device=device, pin_memory=pinned)
+        self.form = form  # a last record takes what is to be dropped: to leave it out would wait for the device
+        self.fields: Records = {
+            name: torch.zeros((places + 1, *shape), dtype=kind, device=device, pin_memory=pinned)
+            for name, (kind, shape) in form.fields.items()
+        }
 
-    def read(self, positions: Tensor) -> Tensor:
-        """Return the rows at positions (uint8, shape [n, bytes], on the positions' device); zeros at -1."""
-        place = positions.to(self.data.device)
-        rows = self.data.index_select(0, place.clamp(min=0))
-        rows = torch.where((place >= 0)[:, None], rows, torch.zeros_like(rows))
-        return rows.to(positions.device, non_blocking=True)
+    def __len__(self) -> int:
+        return len(self.fields["stamp"]) - 1
 
-    def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows to positions, each position at most once; rows at position -1 are dropped."""
-        place = positions.to(self.data.device)
-        last = self.data.shape[0] - 1
-        self.data.index_copy_(0, torch.where(place >= 0, place, last), rows.to(self.data.device))
+    def read(self, places: Tensor) -> Records:
+        """Return the records at places, on the device of the places."""
+        here = places.to(self.fields["stamp"].device)
+        kept = {name: field.index_select(0, here.clamp(min=0)) for name, field in self.fields.items()}
+        kept["stamp"] = torch.where(here >= 0, kept["stamp"], 0)
+        return {name: value.to(places.device, non_blocking=True) for name, value in kept.items()}
 
-    def grow(self, positions: int) -> None:
-        """Make room for more positions; what is there stays."""
-        missing = positions + 1 - self.data.shape[0]
+    def write(self, places: Tensor, records: Records) -> None:
+        """Write records, each place at most once."""
+        here = places.to(self.fields["stamp"].device)
+        here = torch.where(here >= 0, here, len(self))
+        for name, field in self.fields.items():
+            field.index_copy_(0, here, records[name].to(field.device))
+
+    def grow(self, places: int) -> None:
+        """Make room for more places; what is there stays."""
+        missing = places - len(self)
         if missing > 0:
-            more = self.data.new_zeros((missing, self.data.shape[1]))
-            self.data = torch.cat([self.data[:-1], more, self.data[-1:]])
+            self.fields = {
+                name: torch.cat([field[:-1], field.new_zeros((missing + 1, *field.shape[1:]))])
+                for name, field in self.fields.items()
+            }
+
+    def to(self, device: torch.device) -> None:
+        """Keep records on a device from now on."""
+        self.fields = {name: field.to(device) for name, field in self.fields.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields."""
+        return dict(self.fields)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over fields."""
+        self.fields = {name: state[name].to(field.device, copy=True) for name, field in self.fields.items()}
 
 
-class FileTable:
-    """Rows in a file, read and written at their positions by system calls."""
+class FileTable(Table):
+    """Records in a file, that every process reads and writes at their places by system calls.
 
-    # A memory map would make every page that was ever touched count as resident; so nothing is mapped, and the
-    # operating system keeps in its page cache what it has room for. A header names the layout, this memory's
-    # own key, and the last epoch that was begun.
+    A mapping would count every page that was ever touched as resident, and end in a signal where a disk is full. A
+    header names the layout, this memory's own key, and the last epoch that was begun.
+    """
 
     def __init__(
-        self, path: Path, positions: int, row_bytes: int, layout: Mapping[str, Any], *, key: str | None = None
+        self, path: Path, form: RecordFormat, places: int, layout: Mapping[str, Any], *, key: str | None = None
     ) -> None:
-        self.path, self.row_bytes, self.layout = path, row_bytes, dict(layout)
+        self.path, self.form, self.layout = path, form, dict(layout)
+        kinds = [(name, str(kind).removeprefix("torch."), shape) for name, (kind, shape) in form.fields.items()]
+        self._record = np.dtype(kinds)  # side by side, as files of 0.1.0 have them
         if key is None:
             self._refuse_foreign()
             self.key = secrets.token_hex(8)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            os.ftruncate(self._file, _HEADER + positions * row_bytes)
+            self._file = path.open("w+b", buffering=0)
+            self.grow(places)
             self.begun = -1
-        else:
-            self.key = key
-            header = self._header()
-            if header is None or header["key"] != key or header["layout"] != self.layout:
-                raise CheckpointError(
-                    f"the file {path} is not the output memory that the checkpoint belongs to; nothing was loaded"
-                )
-            self._file = os.open(path, os.O_RDWR)
+            return
+        self.key = key
+        header = self._header()
+        if header is None or header["key"] != key or header["layout"] != self.layout:
+            raise CheckpointError(
+                f"the file {path} is not the output memory that the checkpoint belongs to; nothing was loaded"
+            )
+        self._file = path.open("r+b", buffering=0)
 
     @property
     def begun(self) -> int:
@@ -85,37 +110,46 @@ class FileTable:
     @begun.setter
     def begun(self, epoch: int) -> None:
         text = json.dumps({"magic": _MAGIC, "key": self.key, "layout": self.layout, "begun": epoch})
-        os.pwrite(self._file, text.encode().ljust(_HEADER), 0)
+        os.pwrite(self._file.fileno(), text.encode().ljust(_HEADER), 0)
 
-    def read(self, positions: Tensor) -> Tensor:
-        """Return rows; see `TensorTable`."""
-        rows = np.zeros((len(positions), self.row_bytes), dtype=np.uint8)
-        for row, position in zip(rows, positions.tolist(), strict=True):
-            if position >= 0:
-                os.preadv(self._file, [row.data], _HEADER + position * self.row_bytes)
-        return torch.from_numpy(rows).to(positions.device)
+    def read(self, places: Tensor) -> Records:
+        """Return records; see `Table`."""
+        found = np.zeros(len(places), self._record)
+        for row, position in self._positions(found, places):
+            os.preadv(self._file.fileno(), [row.data], position)
+        fields = {name: np.ascontiguousarray(found[name]) for name in self.form.fields}
+        return {name: torch.from_numpy(values).to(places.device) for name, values in fields.items()}
 
-    def write(self, positions: Tensor, rows: Tensor) -> None:
-        """Write rows; see `TensorTable`."""
-        for row, position in zip(rows.cpu().numpy(), positions.tolist(), strict=True):
-            if position >= 0:
-                os.pwrite(self._file, row, _HEADER + position * self.row_bytes)
+    def write(self, places: Tensor, records: Records) -> None:
+        """Write records; see `Table`."""
+        given = np.zeros(len(places), self._record)
+        for name, value in records.items():
+            given[name] = value.cpu().numpy()
+        for row, position in self._positions(given, places):
+            os.pwrite(self._file.fileno(), row, position)
 
-    def grow(self, positions: int) -> None:
-        """Make room; see `TensorTable`."""
-        size = _HEADER + positions * self.row_bytes
-        if os.fstat(self._file).st_size < size:
-            os.ftruncate(self._file, size)
+    def grow(self, places: int) -> None:
+        """Make room; see `Table`."""
+        size = _HEADER + places * self._record.itemsize
+        if os.fstat(self._file.fileno()).st_size < size:
+            os.ftruncate(self._file.fileno(), size)
 
-    def close(self) -> None:
-        """Close the file; it stays."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+    def to(self, device: torch.device) -> None:
+        """Stay where it is; see `Table`."""
 
-    def __del__(self) -> None:
-        if getattr(self, "_file", -1) >= 0:
-            self.close()
+    def state_dict(self) -> dict[str, Any]:
+        """Return the file's key: records stay in the file."""
+        return {"key": self.key}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The file was opened by its key."""
+        assert state["key"] == self.key
+
+    def _positions(self, records: Any, places: Tensor) -> Iterator[tuple[Any, int]]:
+        rows = records.view(np.uint8).reshape(len(records), -1)
+        for row, place in zip(rows, places.tolist(), strict=True):
+            if place >= 0:
+                yield row, _HEADER + place * self._record.itemsize
 
     def _header(self) -> dict[str, Any] | None:
         try:

@@ -1,11 +1,12 @@
 """Reference networks, by function or by name (`create`), and weights from files (`load_weights`)."""
 
+from lowland.core.names import MODELS
 from lowland.models.conv1d import SignalResNet, resnet1d
 from lowland.models.densenet import DenseNet, densenet, densenet121, densenet_bc100
 from lowland.models.huggingface import HuggingFaceModel, huggingface
 from lowland.models.imagenet_resnet import ImageNetResNet, imagenet_resnet
 from lowland.models.pyramidnet import PyramidNet, pyramidnet
-from lowland.models.registry import MODELS, create
+from lowland.models.registry import create
 from lowland.models.resnet import CifarResNet, resnet
 from lowland.models.transformer import LanguageModel, TextClassifier, text_transformer, transformer
 from lowland.models.vgg import VGG, vgg

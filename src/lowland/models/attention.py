@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
-
-__all__ = ["Attention", "TransformerBlock", "initialize_linear"]
+from lowland.core.errors import require
 
 
 class Attention(nn.Module):
@@ -16,8 +14,7 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
-        if width % heads:
-            raise InputError("heads", f"must divide the width {width}", heads)
+        require(width % heads == 0, "heads", f"must divide the width {width}", heads)
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.heads, self.causal = heads, causal

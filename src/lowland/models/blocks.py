@@ -11,17 +11,6 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 
-__all__ = [
-    "PaddedShortcut",
-    "Shortcut",
-    "check_depth",
-    "check_sizes",
-    "initialize_convolutions",
-    "make_shortcut",
-    "pooled",
-    "stage",
-]
-
 Shortcut = Literal["padding", "projection"]
 
 

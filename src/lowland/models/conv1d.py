@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from lowland.models.blocks import check_depth, check_sizes, initialize_convolutions
 
-__all__ = ["SignalBlock", "SignalResNet", "resnet1d"]
-
 
 class SignalBlock(nn.Module):
     """Two convolutions of width 5 with batch norm, and a parameter-free shortcut unless it is left out."""
@@ -34,15 +32,7 @@ class SignalBlock(nn.Module):
 
 
 class SignalResNet(nn.Module):
-    """A residual network of three stages for signals; build it by `resnet1d`.
-
-    Args:
-        blocks: Blocks per stage (n in 6n+2).
-        skip: Whether shortcuts exist.
-        width: Channels of the first stage.
-        classes: Number of outputs.
-        channels: Values that the signal has at each time.
-    """
+    """A residual network of three stages for signals; build it by `resnet1d`."""
 
     def __init__(self, blocks: int, *, skip: bool, width: int, classes: int, channels: int) -> None:
         super().__init__()

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from lowland.models.blocks import check_sizes, initialize_convolutions, pooled
 
-__all__ = ["DenseLayer", "DenseNet", "densenet", "densenet121", "densenet_bc100"]
-
 
 class DenseLayer(nn.Module):
     """Adds k feature maps to what comes in."""
@@ -46,14 +44,7 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """A densely connected network; build it by `densenet`.
-
-    Args:
-        blocks: Layers of each dense block.
-        growth: Maps that each layer adds.
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-    """
+    """A densely connected network; build it by `densenet`."""
 
     def __init__(self, blocks: tuple[int, ...], *, growth: int, classes: int, channels: int) -> None:
         super().__init__()
@@ -108,34 +99,10 @@ def densenet(
 
 
 def densenet_bc100(*, growth: int = 12, classes: int = 10, channels: int = 3) -> DenseNet:
-    """Build DenseNet-BC-100 (Huang et al. 2017, Table 2: k=12, 0.8 million parameters).
-
-    Args:
-        growth: Maps that each layer adds (k).
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-
-    Returns:
-        The network.
-
-    Raises:
-        InputError: If a size is not positive.
-    """
+    """Build DenseNet-BC-100 (Huang et al. 2017, Table 2: k=12, 0.8 million parameters); arguments as in `densenet`."""
     return densenet((16, 16, 16), growth=growth, classes=classes, channels=channels)
 
 
 def densenet121(*, growth: int = 32, classes: int = 10, channels: int = 3) -> DenseNet:
-    """Build DenseNet-121 with the stem for small images (Li et al. 2018).
-
-    Args:
-        growth: Maps that each layer adds (k).
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-
-    Returns:
-        The network.
-
-    Raises:
-        InputError: If a size is not positive.
-    """
+    """Build DenseNet-121 with the stem for small images (Li et al. 2018); arguments as in `densenet`."""
     return densenet((6, 12, 24, 16), growth=growth, classes=classes, channels=channels)

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from lowland.core.errors import InputError, optional_import
 from lowland.core.names import unknown
 
-__all__ = ["HuggingFaceModel", "huggingface"]
-
 Task = Literal["sequence-classification", "causal-lm", "image-classification"]
 
 _CLASSES = {
@@ -36,14 +34,9 @@ class HuggingFaceModel(nn.Module):
         self.model, self.main_input = model, main_input
 
     def forward(self, input: Tensor | None = None, **inputs: Any) -> Tensor:
-        """Return class scores; labels among the inputs are left out, since the loss is Lowland's.
+        """Return logits [n, classes], or [n, vocabulary, length] of a language model; labels among inputs are left out.
 
-        Args:
-            input: Token numbers [n, length] or images [n, channels, h, w].
-            **inputs: The model's own arguments, such as ``input_ids`` and ``attention_mask``.
-
-        Returns:
-            Logits, shape [n, classes], or [n, vocabulary, length] for language models.
+        Token numbers [n, length] or images [n, channels, h, w] come first, or the model's own arguments by their names.
         """
         if input is not None:
             inputs[self.main_input] = input

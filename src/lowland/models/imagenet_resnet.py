@@ -20,8 +20,6 @@ from lowland.core.names import unknown
 from lowland.models.blocks import check_sizes, initialize_convolutions, make_shortcut, pooled, stage
 from lowland.models.resnet import BasicBlock
 
-__all__ = ["Bottleneck", "ImageNetResNet", "imagenet_resnet"]
-
 _STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -48,17 +46,7 @@ class Bottleneck(nn.Module):
 
 
 class ImageNetResNet(nn.Module):
-    """A residual network of four stages; build it by `imagenet_resnet`.
-
-    Args:
-        blocks: How many blocks each of the four stages has.
-        bottleneck: Whether blocks are bottlenecks.
-        skip: Whether shortcuts exist.
-        stem: ``"cifar"`` or ``"imagenet"``.
-        width: Channels of the first stage.
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-    """
+    """A residual network of four stages; build it by `imagenet_resnet`."""
 
     def __init__(
         self,

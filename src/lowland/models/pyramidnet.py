@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from lowland.models.blocks import check_depth, check_sizes, initialize_convolutions, pooled
 
-__all__ = ["PyramidBlock", "PyramidNet", "pyramidnet"]
-
 
 class PyramidBlock(nn.Module):
     """One residual block that widens."""
@@ -38,15 +36,7 @@ class PyramidBlock(nn.Module):
 
 
 class PyramidNet(nn.Module):
-    """A pyramidal network; build it by `pyramidnet`.
-
-    Args:
-        blocks: Blocks per stage.
-        widening: What the width grows by in all (alpha).
-        skip: Whether shortcuts exist.
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-    """
+    """A pyramidal network; build it by `pyramidnet`."""
 
     def __init__(self, blocks: int, widening: int, *, skip: bool, classes: int, channels: int) -> None:
         super().__init__()

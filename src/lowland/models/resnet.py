@@ -25,8 +25,6 @@ from lowland.models.blocks import (
     stage,
 )
 
-__all__ = ["BasicBlock", "CifarResNet", "resnet"]
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, and a shortcut unless it is left out."""
@@ -48,16 +46,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A residual network of three stages for small images; build it by `resnet`.
-
-    Args:
-        blocks: Blocks per stage (n in 6n+2).
-        skip: Whether shortcuts exist.
-        shortcut: Their kind where the shape changes.
-        width: Channels of the first stage.
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-    """
+    """A residual network of three stages for small images; build it by `resnet`."""
 
     def __init__(self, blocks: int, *, skip: bool, shortcut: Shortcut, width: int, classes: int, channels: int) -> None:
         super().__init__()

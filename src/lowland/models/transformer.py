@@ -8,24 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.models.attention import TransformerBlock, initialize_linear
 from lowland.models.blocks import check_sizes
 
-__all__ = ["LanguageModel", "TextClassifier", "text_transformer", "transformer"]
-
 
 class LanguageModel(nn.Module):
-    """Token and position tables, pre-norm blocks, and a head tied to the token table; build it by `transformer`.
-
-    Args:
-        vocabulary: Number of tokens.
-        context: Longest input in tokens.
-        width: Channels of a token.
-        depth: Number of blocks.
-        heads: Heads per block.
-        dropout: Probability on every branch and on the embeddings.
-    """
+    """Token and position tables, pre-norm blocks, and a head tied to the token table; build it by `transformer`."""
 
     def __init__(self, *, vocabulary: int, context: int, width: int, depth: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -44,17 +33,7 @@ class LanguageModel(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return scores of the next token at every place.
-
-        Args:
-            tokens: Token numbers, int64, shape [n, length], length at most the context.
-
-        Returns:
-            Logits, shape [n, vocabulary, length]: classes stand in axis 1, as torch's cross entropy takes them.
-
-        Raises:
-            InputError: If the input is longer than the context.
-        """
+        """Return logits of the next token [n, vocabulary, length] of token numbers [n, length], at most the context."""
         x = _placed(tokens, self.token, self.position)
         scores: Tensor = self.head(self.norm(self.blocks(self.dropout(x))))
         return scores.transpose(1, 2)
@@ -88,17 +67,7 @@ def transformer(
 
 
 class TextClassifier(nn.Module):
-    """Token and position tables, pre-norm blocks that see both ways, the mean over places; see `text_transformer`.
-
-    Args:
-        vocabulary: Number of tokens.
-        context: Longest input in tokens.
-        width: Channels of a token.
-        depth: Number of blocks.
-        heads: Heads per block.
-        dropout: Probability on every branch and on the embeddings.
-        classes: Number of outputs.
-    """
+    """Token and position tables, pre-norm blocks that see both ways, the mean over places; see `text_transformer`."""
 
     def __init__(
         self, *, vocabulary: int, context: int, width: int, depth: int, heads: int, dropout: float, classes: int
@@ -114,17 +83,7 @@ class TextClassifier(nn.Module):
         initialize_linear(self)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return class scores of whole texts.
-
-        Args:
-            tokens: Token numbers, int64, shape [n, length], length at most the context, without padding.
-
-        Returns:
-            Logits, shape [n, classes].
-
-        Raises:
-            InputError: If the input is longer than the context.
-        """
+        """Return logits [n, classes] of texts of token numbers [n, length], at most the context, without padding."""
         x = _placed(tokens, self.token, self.position)
         scores: Tensor = self.linear(self.norm(self.blocks(self.dropout(x))).mean(1))
         return scores
@@ -169,7 +128,6 @@ def text_transformer(
 
 def _placed(tokens: Tensor, token: nn.Embedding, position: nn.Embedding) -> Tensor:
     length = tokens.shape[1]
-    if length > position.num_embeddings:
-        raise InputError("tokens", f"must be at most {position.num_embeddings} long", length)
+    require(length <= position.num_embeddings, "tokens", f"must be at most {position.num_embeddings} long", length)
     placed: Tensor = token(tokens) + position(torch.arange(length, device=tokens.device))
     return placed

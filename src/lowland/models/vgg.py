@@ -9,10 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.models.blocks import check_sizes
-
-__all__ = ["VGG", "vgg"]
 
 _GROUPS = {
     9: ((64, 2), (128, 2), (256, 3)),
@@ -22,14 +20,7 @@ _GROUPS = {
 
 
 class VGG(nn.Module):
-    """A network of convolutions in rows; build it by `vgg`.
-
-    Args:
-        groups: Width and number of convolutions of each group.
-        size: Pixels of an image's side.
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-    """
+    """A network of convolutions in rows; build it by `vgg`."""
 
     def __init__(self, groups: tuple[tuple[int, int], ...], *, size: int, classes: int, channels: int) -> None:
         super().__init__()
@@ -72,9 +63,7 @@ def vgg(depth: int = 9, *, narrow: int = 1, size: int = 32, classes: int = 10, c
         9
     """
     check_sizes(narrow=narrow, size=size, classes=classes, channels=channels)
-    if depth not in _GROUPS:
-        raise InputError("depth", "must be 9, 16 or 19", depth)
-    if 64 % narrow:
-        raise InputError("narrow", "must divide 64", narrow)
+    require(depth in _GROUPS, "depth", "must be 9, 16 or 19", depth)
+    require(64 % narrow == 0, "narrow", "must divide 64", narrow)
     groups = tuple((width // narrow, count) for width, count in _GROUPS[depth])
     return VGG(groups, size=size, classes=classes, channels=channels)

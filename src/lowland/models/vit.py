@@ -5,26 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.models.attention import TransformerBlock, initialize_linear
 from lowland.models.blocks import check_sizes
 
-__all__ = ["VisionTransformer", "vit"]
-
 
 class VisionTransformer(nn.Module):
-    """Patches, a class token, learned positions, pre-norm blocks; build it by `vit`.
-
-    Args:
-        size: Pixels of an image's side.
-        patch: Pixels of a patch's side; divides the size.
-        width: Channels of a token.
-        depth: Number of blocks.
-        heads: Heads per block.
-        dropout: Probability on every branch.
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-    """
+    """Patches, a class token, learned positions, pre-norm blocks; build it by `vit`."""
 
     def __init__(
         self,
@@ -92,7 +79,6 @@ def vit(
         torch.Size([2, 10])
     """
     check_sizes(size=size, patch=patch, width=width, depth=depth, heads=heads, classes=classes, channels=channels)
-    if size % patch:
-        raise InputError("patch", f"must divide the image size {size}", patch)
+    require(size % patch == 0, "patch", f"must divide the image size {size}", patch)
     sizes = {"size": size, "patch": patch, "width": width, "depth": depth, "heads": heads}
     return VisionTransformer(**sizes, dropout=dropout, classes=classes, channels=channels)

@@ -18,11 +18,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import DAMAGED, CheckpointError, InputError, reworded
+from lowland.core.params import differing_shapes
 from lowland.models.imagenet_resnet import imagenet_resnet
 from lowland.models.registry import create
-
-__all__ = ["decode_pickle", "decode_safetensors", "load_weights", "read_weights", "tool_model"]
 
 _WRAPPERS = ("module.", "_orig_mod.", "_forward_module.")
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
@@ -44,11 +43,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        return {name: tensor for part in _parts(path) for name, tensor in read_weights(part).items()}
-    data = _read(path)
+        return {name: tensor for part in parts_of_folder(path) for name, tensor in read_weights(part).items()}
+    data = read_bytes(path)
     if path.suffix == ".safetensors":
         return _unwrapped(decode_safetensors(data, path))
-    content: Any = decode_pickle(data, path)
+    return weights_in(decode_pickle(data, path), path)
+
+
+def weights_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the weights in what torch.save had written to a file."""
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -61,24 +64,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return _unwrapped(content)
 
 
-def _read(path: Path) -> bytes:
-    try:
+def read_bytes(path: Path) -> bytes:
+    """Read a file, or say which cannot be read."""
+    # ValueError: a null byte in the name
+    with reworded((OSError, ValueError), lambda why: CheckpointError(f"cannot read the weights {path} ({why})")):
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        raise CheckpointError(f"cannot read the weights {path} ({getattr(error, 'strerror', error)})") from error
 
 
-def _parts(folder: Path) -> list[Path]:
+def parts_of_folder(folder: Path) -> list[Path]:
     """Return the safetensors files of a folder; an index names them where there are several."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         if not (folder / "model.safetensors").is_file():
             raise CheckpointError(f"no checkpoint in the folder {folder}: neither of a run nor model.safetensors")
         return [folder / "model.safetensors"]
-    try:
-        names = sorted(set(json.loads(_read(index))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"the index {index} is damaged ({error})") from error
+    with reworded(DAMAGED, lambda why: CheckpointError(f"the index {index} is damaged ({why})")):
+        names = sorted(set(json.loads(read_bytes(index))["weight_map"].values()))
     if not names or not all(name == Path(name).name and name.endswith(".safetensors") for name in map(str, names)):
         raise CheckpointError(f"the index {index} must name safetensors files of its folder")
     return [folder / name for name in names]
@@ -114,7 +115,10 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor] | str | Path, *
             for what, names in (("missing", missing), ("left over", extra), ("of another shape", shapes))
             if names
         ]
-        raise CheckpointError(f"the weights do not fit the model: {', '.join(parts)}; nothing was loaded")
+        held = {name: entry for name, entry in own.items() if name in needed or name in found}
+        raise CheckpointError(
+            f"the weights do not fit the model: {', '.join(parts)}; nothing was loaded\n{differing_shapes(held, found)}"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             if name in found:
@@ -171,10 +175,9 @@ def tool_model(name: str, *, classes: int = 10) -> nn.Module:
 
 def decode_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
     """Decode a safetensors file."""
-    try:
+    kinds = (*DAMAGED, SafetensorError)
+    with reworded(kinds, lambda why: CheckpointError(f"truncated or not a safetensors file: {path} ({why})")):
         return safetensors.torch.load(data)
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"truncated or not a safetensors file: {path} ({error})") from error
 
 
 def decode_pickle(data: bytes, path: Path) -> Any:

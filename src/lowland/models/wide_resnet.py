@@ -12,10 +12,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.models.blocks import check_depth, check_sizes, initialize_convolutions, pooled, stage
-
-__all__ = ["WideBlock", "WideResNet", "wide_resnet"]
 
 
 class WideBlock(nn.Module):
@@ -43,16 +41,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """A wide residual network; build it by `wide_resnet`.
-
-    Args:
-        blocks: Blocks per stage (n in 6n+4).
-        factor: Widening factor k.
-        dropout: Probability inside blocks.
-        skip: Whether shortcuts exist.
-        classes: Number of outputs.
-        channels: 1 for gray images, 3 for color.
-    """
+    """A wide residual network; build it by `wide_resnet`."""
 
     def __init__(self, blocks: int, factor: int, *, dropout: float, skip: bool, classes: int, channels: int) -> None:
         super().__init__()
@@ -97,6 +86,5 @@ def wide_resnet(
     """
     check_sizes(depth=depth, factor=factor, classes=classes, channels=channels)
     blocks = check_depth(depth, 4, "10, 16, 22, 28, 40, ...")
-    if not 0.0 <= dropout < 1.0:
-        raise InputError("dropout", "must be a probability in [0, 1)", dropout)
+    require(0.0 <= dropout < 1.0, "dropout", "must be a probability in [0, 1)", dropout)
     return WideResNet(blocks, factor, dropout=dropout, skip=skip, classes=classes, channels=channels)

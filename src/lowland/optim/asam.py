@@ -11,30 +11,29 @@ from __future__ import annotations
 from typing import ClassVar, Literal, Unpack, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.optim.bases import Base
 from lowland.optim.moves import joint_norm, shards
-from lowland.optim.options import AscentKeywords
-from lowland.optim.parts import Method
+from lowland.optim.options import AscentKeywords, check_choice
+from lowland.optim.parts import Held, Method
 from lowland.optim.wrapper import Wrapper
 
-__all__ = ["ASAM"]
+Scaled = Literal["matrices", "all"]
 
 
 class _ASAM(Method):
     name: ClassVar[str] = "ASAM"
 
-    def __init__(self, rho: float, eta: float, scaled: Literal["matrices", "all"]) -> None:
-        if not eta >= 0:
-            raise InputError("eta", "must not be negative", eta)
-        if scaled not in ("matrices", "all"):
-            raise InputError("scaled", 'must be "matrices" or "all"', scaled)
+    def __init__(self, rho: float, eta: float, scaled: Scaled) -> None:
+        require(eta >= 0, "eta", "must not be negative", eta)
+        check_choice("scaled", scaled, Scaled)
         self.eta, self.scaled = eta, scaled
         super().__init__(rho)
 
-    def direction(self, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    def direction(self, held: Held, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        del held
         chosen = [i for i, p in enumerate(parameters) if self.scaled == "all" or p.ndim > 1]
         if not chosen:
             return gradients, joint_norm(gradients)
@@ -58,16 +57,10 @@ class ASAM(Wrapper):
     Minimization for Scale-Invariant Learning of Deep Neural Networks", ICML 2021, equation 13.
 
     Args:
-        base: An optimizer instance, or several under one norm.
         rho: Radius in rescaled space, about ten times SAM's. Default 0.5 (paper, CIFAR-10; 1.0 for CIFAR-100).
         eta: Added to |w|. Default 0.01 (paper).
         scaled: ``"matrices"``: tensors with more than one dimension. ``"all"``: every tensor (davda54/sam and
             pytorch_optimizer with ``adaptive=True``, which also have eta = 0).
-        model: The model whose buffers are protected; None meets it in the perturbed pass.
-        **options: How the step behaves, see `AscentOptions`.
-
-    Raises:
-        InputError: If an argument breaks a rule.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1)
@@ -81,8 +74,7 @@ class ASAM(Wrapper):
         rho: float = 0.5,
         *,
         eta: float = 0.01,
-        scaled: Literal["matrices", "all"] = "matrices",
-        model: nn.Module | None = None,
+        scaled: Scaled = "matrices",
         **options: Unpack[AscentKeywords],
     ) -> None:
-        super().__init__(base, _ASAM(rho, eta, scaled), model=model, **options)
+        super().__init__(base, _ASAM(rho, eta, scaled), **options)

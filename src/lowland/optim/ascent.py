@@ -12,30 +12,36 @@ Deviations from the papers:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lowland.core.contexts import held_interrupts, perturbed_pass
-from lowland.core.errors import InputError, LowlandWarning, MissingPass
+from lowland.core.contexts import perturbed_pass
+from lowland.core.errors import InputError, LowlandWarning, MissingPass, require
+from lowland.core.interrupts import held_interrupts
 from lowland.optim.holder import Holder
-from lowland.optim.moves import ascend, copy_all, lost_share, shards
+from lowland.optim.moves import ascend, copy_all, is_dense, lost_share, shards
 from lowland.optim.parts import Method
-from lowland.optim.passes import Entry, entries_of, noise_state, owned, parts_of, replayed, unsynced, world_size
+from lowland.optim.passes import (
+    Entry,
+    both_gradients,
+    entries_of,
+    noise_state,
+    own_gradients,
+    replayed,
+    sharing_a_norm,
+)
 from lowland.optim.phases import Phase
-
-__all__ = ["first_pass", "perturbed", "run_closure"]
-
-_CLEAR = "clear gradients by optimizer.zero_grad()"
+from lowland.optim.ranks import unsynced, world_size
 
 
 @contextmanager
 def first_pass(held: Holder, model: nn.Module | None) -> Generator[None, None, None]:
     """Mark a first forward and backward pass."""
     scratch, options = held.scratch, held.options
+    scratch.group = getattr(model, "process_group", scratch.group)
     _notice_cleared(held, writes=1)
     if not (scratch.phase is Phase.READY and options.ascent == "micro-batch"):
         held.require("first_pass()")
@@ -46,9 +52,11 @@ def first_pass(held: Holder, model: nn.Module | None) -> Generator[None, None, N
         if options.distributed == "local" and world_size() > 1:
             stack.enter_context(unsynced(scratch.model if model is None else model))
         if scratch.phase is Phase.READY:
+            scratch.watched = {}  # or they would count as held
+            own_gradients(held.parameters())
             for parameter in held.parameters():
                 if parameter.grad is not None:
-                    scratch.aside[parameter] = owned(parameter.grad)
+                    scratch.aside[parameter] = parameter.grad
                     parameter.grad = None
         if options.rng == "replay" and not (options.ascent == "step" and scratch.random):
             scratch.random = noise_state(held.parameters())
@@ -78,7 +86,8 @@ def perturbed(held: Holder) -> Generator[None, None, None]:
     _check_may_perturb(held)
     scratch, method = held.scratch, held.method
     assert method is not None
-    step = held.steps
+    step, scratch.watched = held.steps, {}
+    own_gradients(held.parameters())  # first gradients are overwritten
     entries = entries_of(held.groups(), lambda group: method.radius(group, step), held.options.moves)
     scratch.phase = Phase.PERTURBED
     try:
@@ -106,24 +115,15 @@ def _check_may_perturb(held: Holder) -> None:
     scratch, options = held.scratch, held.options
     _notice_cleared(held, writes=2)
     if scratch.phase is not Phase.PERTURBED and not held.evaluating and not held.wants_pass():
-        raise InputError(
-            "perturb()",
-            "must not be entered when the step wants no second pass",
-            held.steps,
-            "ask needs_perturbation() first",
-        )
+        rule = "must not be entered when the step wants no second pass"
+        raise InputError("perturb()", rule, held.steps, "ask needs_perturbation() first")
     held.require("perturb()")
-    marked = scratch.phase in (Phase.FIRST, Phase.MARKED)
-    if options.rng == "replay" and not marked:
-        raise InputError("rng", '"replay" needs the first pass inside first_pass()', "replay")
-    if options.distributed == "local" and world_size() > 1:
-        if not marked:
-            raise InputError("distributed", '"local" needs the first pass inside first_pass(model)', "local")
-        if scratch.phase is Phase.FIRST:
-            raise InputError(
-                "perturb()", 'must be entered after first_pass(model) under distributed="local"', "inside",
-                "the second pass would not be synced",
-            )  # fmt: skip
+    marked, local = scratch.phase in (Phase.FIRST, Phase.MARKED), options.distributed == "local" and world_size() > 1
+    require(options.rng != "replay" or marked, "rng", '"replay" needs the first pass inside first_pass()', "replay")
+    require(not local or marked, "distributed", '"local" needs the first pass inside first_pass(model)', "local")
+    if local and scratch.phase is Phase.FIRST:
+        rule = 'must be entered after first_pass(model) under distributed="local"'
+        raise InputError("perturb()", rule, "inside", "the second pass would not be synced")
     if not scratch.aside and scratch.untouched(held.parameters()):
         raise MissingPass(
             "`perturb()` found no gradient of a first pass, along which to move; nothing was changed: run the first "
@@ -139,10 +139,10 @@ def _go_up(held: Holder, method: Method, entries: list[Entry]) -> None:
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters) and not scratch.warned
     with held_interrupts():
         copy_all(copies, parameters)
-        scratch.moved, scratch.norms, scratch.watched = (parameters, copies), [], {}
+        scratch.moved, scratch.norms = (parameters, copies), []
         _move(held, method, entries, consume=not method.keeps_first and not low)
         if method.keeps_first:
-            scratch.first = {p: owned(p.grad) for p in held.parameters() if p.grad is not None}
+            scratch.first = {p: p.grad for p in held.parameters() if p.grad is not None and is_dense(p.grad)}
             everything = held.options.weight_decay == "excluded" and held.options.distributed == "synced"
             whole = everything and len(scratch.norms) == 1 and len(entries) == len(scratch.first)
             scratch.norm = scratch.norms[0] if whole else None
@@ -156,12 +156,12 @@ def _go_up(held: Holder, method: Method, entries: list[Entry]) -> None:
 
 
 def _move(held: Holder, method: Method, entries: list[Entry], *, consume: bool) -> None:
-    for part in parts_of(entries, held.options.norm):
+    for part in sharing_a_norm(entries, held.options.norm):
         gradients = [entry.gradient for entry in part]
         parameters = [entry.parameter for entry in part]
         if held.options.weight_decay == "included":
             gradients = [g.add(p, alpha=e.decay) for g, p, e in zip(gradients, parameters, part, strict=True)]
-        directions, norm = method.direction(parameters, gradients)
+        directions, norm = method.direction(held, parameters, gradients)
         held.scratch.norms.append(norm)
         for rho in dict.fromkeys(entry.rho for entry in part):
             chosen = [i for i, entry in enumerate(part) if entry.rho == rho]
@@ -172,12 +172,8 @@ def _warn_of_rounding(held: Holder, entries: list[Entry], copies: list[Tensor]) 
     held.scratch.warned = True
     share = lost_share(copies, [e.parameter for e in entries], [e.gradient for e in entries])
     if share > 0.5:
-        warnings.warn(
-            f"rounding swallows {share:.0%} of the ascent in {entries[0].parameter.dtype} weights; keep float32 "
-            f"weights and use autocast, or raise rho",
-            LowlandWarning,
-            stacklevel=5,
-        )
+        lost = f"rounding swallows {share:.0%} of the ascent in {entries[0].parameter.dtype} weights"
+        warnings.warn(f"{lost}; keep float32 weights and use autocast, or raise rho", LowlandWarning, stacklevel=5)
 
 
 def _come_back(held: Holder) -> None:
@@ -199,72 +195,38 @@ def _finish(held: Holder, method: Method) -> None:
     if method.combines:
         _combine(held, method)
     elif method.keeps_first:
-        for parameter, gradient in scratch.first.items():
-            if parameter in scratch.kept:
-                scratch.kept[parameter].add_(gradient)
-            else:
-                scratch.kept[parameter] = gradient
+        for p, gradient in scratch.first.items():
+            scratch.kept[p] = scratch.kept[p].add_(gradient) if p in scratch.kept else gradient
     scratch.first = {}
     _carry_overflow(held)
+    scratch.perturbations += 1
     if method.combines and scratch.aside:
         held.average(list(scratch.aside.values()))  # what was combined before was not synced since
         for parameter, gradient in scratch.aside.items():
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
+    if method.measures:
+        scratch.length = held.length()
 
 
 def _combine(held: Holder, method: Method) -> None:
-    first = held.scratch.first
-    parameters = [p for p in held.parameters() if p in first or p.grad is not None]
-    for parameter in parameters:  # a pass that did not reach a parameter has the gradient 0 there
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        if parameter not in first:
-            first[parameter] = torch.zeros_like(parameter)
-    plain = [first[p] for p in parameters]
+    plain, perturbed_ones = both_gradients(held, held.scratch.first)
     if held.options.distributed == "local":
         held.average(plain)  # else every rank would take another step
-    method.combine(plain, [p.grad for p in parameters if p.grad is not None], held.scratch.norm)
+    reached = [p for p in held.parameters() if p.grad is not None and is_dense(p.grad)]
+    for parameter, gradient in zip(reached, method.combine(plain, perturbed_ones, held.scratch.norm), strict=True):
+        parameter.grad = gradient
 
 
 def _carry_overflow(held: Holder) -> None:
     """Spoil the step's gradients if a norm of the first pass was not finite; the host never learns which."""
     # Minus zero is the number that changes no bit of what it is added to; times infinity it is NaN. It is added to the
     # smallest gradient, since a scaler skips the step for any.
-    gradients = shards(p.grad for p in held.parameters() if p.grad is not None and p.grad.layout == torch.strided)
-    gradients = [gradient for gradient in gradients if gradient.numel()]
+    reached = [p for p in held.parameters() if p.grad is not None and is_dense(p.grad)]
+    sizes = {parameter: shards([parameter])[0].numel() for parameter in reached}
+    smallest = min((parameter for parameter in reached if sizes[parameter]), key=sizes.__getitem__, default=None)
     norms = held.scratch.norms
-    if gradients and norms:
-        target = min(gradients, key=Tensor.numel)
+    if smallest is not None and smallest.grad is not None and norms:
+        own_gradients([smallest])
+        target = shards([smallest.grad])[0]
         norm = norms[0] if len(norms) == 1 else torch.stack([n.to(norms[0].device) for n in norms]).sum()
         target.add_(norm.to(target.device) * -0.0)
-
-
-@torch.enable_grad()
-def run_closure(held: Holder, closure: Callable[[], Any]) -> Any:
-    """Run a closure as often as the coming step wants, at the weights it wants; return the first loss."""
-    scratch = held.scratch
-    if scratch.driven or not held.wants_pass():
-        with scratch.buffers.meeting(scratch.model, list(held.parameters())):
-            return closure()
-    if scratch.phase is Phase.READY and scratch.writes() is not None:  # the passes were run by hand
-        scratch.watch(held.parameters())
-        loss = closure()
-        if scratch.phase is Phase.READY and scratch.untouched(held.parameters()):
-            return loss
-        raise InputError("step(closure)", "must do nothing after perturb(): the passes are done", advice=_CLEAR)
-    before = [(p, p.grad) for p in held.parameters() if p.grad is not None]
-    zeroings = scratch.zeroings
-    with first_pass(held, None):
-        set_aside = bool(scratch.aside)
-        loss = closure()
-    if scratch.phase is Phase.READY or not (scratch.aside or held.has_gradients()):
-        return loss  # the closure ran both passes, or none
-    if not set_aside and zeroings == scratch.zeroings and any(p.grad is gradient for p, gradient in before):
-        raise InputError(
-            "step(closure)",
-            "must not find gradients of earlier micro-batches: the second pass would lose them",
-            advice=f"{_CLEAR} in the closure, or run each micro-batch inside first_pass() and perturb()",
-        )
-    with perturbed(held):
-        closure()
-    return loss

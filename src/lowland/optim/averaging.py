@@ -7,22 +7,19 @@ the convention of all wrappers here: ``eval()`` puts the average into the model,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, cast, final
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, cast, final
 
-import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from lowland.core.errors import InputError
 from lowland.optim.bases import Base
-from lowland.optim.holder import Holder
-from lowland.optim.moves import copy_all, shards
-from lowland.optim.parts import Part
+from lowland.optim.moves import copy_all, matched
+from lowland.optim.options import check_count, check_share
+from lowland.optim.parts import Held, Part
+from lowland.optim.rates import adopt_rate, check_rate, set_rates
 from lowland.optim.wrapper import Wrapper
-
-__all__ = ["EMA", "SWA"]
-
 
 _Rule = Callable[[list[Tensor], list[Tensor], int], None]
 
@@ -33,10 +30,8 @@ class _Averaging(Part):
     steps_aside: ClassVar[bool] = True
 
     def __init__(self, start: int, interval: int) -> None:
-        if start < 0:
-            raise InputError("start", "must not be negative", start)
-        if interval < 1:
-            raise InputError("interval", "must be at least 1", interval)
+        check_count("start", start)
+        check_count("interval", interval, 1)
         self.start, self.interval = start, interval
 
     def numbers(self) -> dict[str, int | float | bool]:
@@ -46,7 +41,7 @@ class _Averaging(Part):
     def rule(self) -> _Rule:
         """Return torch's function that moves an average towards the weights."""
 
-    def commit(self, held: Holder) -> None:
+    def commit(self, held: Held) -> None:
         inside = dict(zip(*held.below(self), strict=True))
         parameters, average = held.own("average")
         weights = [inside[parameter] for parameter in parameters]
@@ -57,12 +52,8 @@ class _Averaging(Part):
             if count == 0:
                 copy_all(average, weights)
             else:
-                buckets: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-                into, values = shards(average), shards(weights)
-                for i, tensor in enumerate(into):
-                    buckets.setdefault((tensor.device, tensor.dtype), []).append(i)
-                for chosen in buckets.values():
-                    self.rule()([into[i] for i in chosen], [values[i] for i in chosen], count)
+                for into, values in matched(average, weights):
+                    self.rule()(into, values, count)
             held.numbers["averaged"] += 1
 
 
@@ -70,8 +61,7 @@ class _EMA(_Averaging):
     name: ClassVar[str] = "EMA"
 
     def __init__(self, decay: float, start: int, interval: int) -> None:
-        if not 0 <= decay <= 1:
-            raise InputError("decay", "must lie in [0, 1]", decay)
+        check_share("decay", decay)
         self.decay = decay
         super().__init__(start, interval)
 
@@ -81,6 +71,29 @@ class _EMA(_Averaging):
 
 class _SWA(_Averaging):
     name: ClassVar[str] = "SWA"
+
+    def __init__(self, start: int, interval: int, rates: tuple[float, float] | None) -> None:
+        if rates is not None and (len(rates) != 2 or min(rates) < 0):
+            raise InputError("rates", "must be two multiples, at least 0", rates)
+        self.rates = None if rates is None else tuple(rates)
+        super().__init__(start, interval)
+
+    @property
+    def owns_rate(self) -> bool:  # type: ignore[override]
+        return self.rates is not None
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        if self.rates is not None:
+            check_rate(group)
+
+    def adopt_group(self, group: dict[str, Any]) -> None:
+        if self.rates is not None:
+            adopt_rate(group)
+
+    def prepare(self, held: Held) -> None:
+        if self.rates is not None and held.steps >= self.start:
+            done = ((held.steps - self.start) % self.interval + 1) / self.interval
+            set_rates(held, (1 - done) * self.rates[0] + done * self.rates[1])
 
     def rule(self) -> _Rule:
         return cast(_Rule, get_swa_multi_avg_fn())  # type: ignore[no-untyped-call]
@@ -100,16 +113,12 @@ class EMA(_Averaged):
     .. math:: \bar w \leftarrow \beta \bar w + (1 - \beta) w
 
     Args:
-        base: An optimizer instance, or several.
         decay: beta. Default 0.999 (torch's ``get_ema_multi_avg_fn``).
         start: Step after which averaging begins; before it the average is the trained weights. Default 0.
         interval: Steps between updates. Default 1.
-        model: The model, for ``recalibrate``; None meets it in a perturbed pass or a closure.
-
-    Raises:
-        InputError: If an argument breaks a rule.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.Linear(2, 1)
         >>> EMA(torch.optim.SGD(layer.parameters(), lr=0.1)).decay
         0.999
@@ -134,22 +143,30 @@ class SWA(_Averaged):
     .. math:: \bar w \leftarrow \bar w + (w - \bar w) / (n + 1)
 
     Izmailov, Podoprikhin, Garipov, Vetrov and Wilson, "Averaging Weights Leads to Wider Optima and Better
-    Generalization", UAI 2018, algorithm 1. Call ``recalibrate`` after ``eval()`` for networks with batch norm.
+    Generalization", UAI 2018, algorithm 1. With ``rates`` the schedule is the optimizer's own from the start on: in
+    each interval the rate falls from the first to the second (section 3.1), and its last weights are averaged. Call
+    ``recalibrate`` after ``eval()`` for networks with batch norm.
 
     Args:
-        base: An optimizer instance, or several.
         start: Step after which averaging begins, normally three quarters of the run (paper, section 4).
         interval: Steps between updates, normally an epoch (paper, section 3).
-        model: The model, for ``recalibrate``; None meets it in a perturbed pass or a closure.
-
-    Raises:
-        InputError: If an argument breaks a rule.
+        rates: Learning rates at the beginning and at the end of an interval, as multiples of what it is at ``start``;
+            equal ones are a constant rate. None: left to the schedulers.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.Linear(2, 1)
         >>> SWA(torch.optim.SGD(layer.parameters(), lr=0.1), start=100, interval=10).averaged_steps
         0
     """
 
-    def __init__(self, base: Base, *, start: int, interval: int, model: nn.Module | None = None) -> None:
-        super().__init__(base, _SWA(start, interval), model=model)
+    def __init__(
+        self,
+        base: Base,
+        *,
+        start: int,
+        interval: int,
+        rates: tuple[float, float] | None = None,
+        model: nn.Module | None = None,
+    ) -> None:
+        super().__init__(base, _SWA(start, interval, rates), model=model)

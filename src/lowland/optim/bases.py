@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowland.core.errors import InputError
-from lowland.optim.holder import PREFIX, Holder, JointState
+from lowland.core.errors import InputError, require
+from lowland.optim.holder import Holder, JointState
 from lowland.optim.parts import Part
-
-__all__ = ["Base", "OptimizerViews", "check_parts", "checked_bases", "forget_old_marks", "refuse_ports"]
 
 Base: TypeAlias = Optimizer | Sequence[Optimizer]
 """An optimizer instance, several that share a step (say Muon for matrices and AdamW for the rest), or one of ours."""
@@ -22,7 +20,10 @@ Base: TypeAlias = Optimizer | Sequence[Optimizer]
 class OptimizerViews(Optimizer):
     """What torch keeps as attributes, read through to the bases: sharing them would end at a base's first load."""
 
-    _held: Holder
+    def __init__(self, held: Holder) -> None:
+        self._held = Holder((), held.options)  # without bases, so that what torch's constructor writes goes nowhere
+        super().__init__([{"params": []}], {})
+        self._held = held
 
     @property
     def base(self) -> Optimizer | tuple[Optimizer, ...]:
@@ -33,55 +34,41 @@ class OptimizerViews(Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of the base; of several bases, all groups in order."""
-        held = vars(self).get("_held")
-        if held is None:
-            return []
-        if len(held.bases) == 1:
-            groups: list[dict[str, Any]] = held.bases[0].param_groups
-            return groups
-        return [group for base in held.bases for group in base.param_groups]
+        bases = self._held.bases
+        return bases[0].param_groups if len(bases) == 1 else self._held.groups()
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        held = vars(self).get("_held")
-        if held is None:
-            return
-        start = 0
-        for base in held.bases:
-            count = len(groups) if len(held.bases) == 1 else len(base.param_groups)
+        bases, start = self._held.bases, 0
+        for base in bases:
+            count = len(groups) if len(bases) == 1 else len(base.param_groups)
             base.param_groups = groups[start : start + count]
             start += count
 
     @property
     def state(self) -> Any:
         """The per-parameter state of the base; a view where there are several, or own tensors beside it."""
-        held = vars(self).get("_held")
-        if held is None:
-            return {}
+        held = self._held
         return held.bases[0].state if len(held.bases) == 1 and not held.tensors else JointState(held)
 
     @state.setter
     def state(self, state: Any) -> None:
-        held = vars(self).get("_held")
-        if held is None:
-            return
-        for base in held.bases:
+        bases = self._held.bases
+        for base in bases:
             mine = {id(p) for group in base.param_groups for p in group["params"]}
-            chosen = {k: v for k, v in state.items() if len(held.bases) == 1 or id(k) in mine}
+            chosen = {k: v for k, v in state.items() if len(bases) == 1 or id(k) in mine}
             base.state.clear()
             base.state.update(chosen)
 
     @property
     def defaults(self) -> dict[str, Any]:
         """The defaults of the first base."""
-        held = vars(self).get("_held")
-        return {} if held is None else held.bases[0].defaults
+        return next((base.defaults for base in self._held.bases), {})
 
     @defaults.setter
     def defaults(self, defaults: dict[str, Any]) -> None:
-        held = vars(self).get("_held")
-        if held is not None:
-            held.bases[0].defaults = defaults
+        for base in self._held.bases[:1]:
+            base.defaults = defaults
 
     def add_param_group(self, param_group: dict[str, Any], *, base: int | None = None) -> None:
         """Add a group to the base, at any time but inside ``perturb()``.
@@ -93,8 +80,8 @@ class OptimizerViews(Optimizer):
         Raises:
             InputError: If there are several bases and none is named, or the group cannot be treated.
         """
-        held: Holder | None = vars(self).get("_held")
-        if held is None:  # torch's constructor brings its own, empty group
+        held = self._held
+        if not held.bases:  # torch's constructor brings its own, empty group
             return
         held.require("add_param_group()")
         if base is None and len(held.bases) > 1:
@@ -106,20 +93,6 @@ class OptimizerViews(Optimizer):
         target.add_param_group(param_group)
         for part in held.parts:
             part.adopt_group(target.param_groups[-1])
-
-    def _adopt_parts(self, parts: Iterable[Part]) -> None:
-        held = self._held
-        for part in parts:
-            held.parts.append(part)
-            held.numbers.update(part.numbers())
-            held.tensors.update({name: {} for name in part.own})
-            for group in held.groups():
-                part.adopt_group(group)
-
-    def _base_step(self) -> None:
-        for base in self._held.bases:
-            base.step()
-        self._held.stepped = True
 
     def _hooked(self, call: Callable[[], Any], closure: Any) -> Any:
         """Run the wrapper's own step hooks around a call."""
@@ -136,20 +109,19 @@ class OptimizerViews(Optimizer):
 def checked_bases(base: Base) -> tuple[Optimizer, ...]:
     """Return the bases that are not ours, or refuse them."""
     bases = tuple(base) if isinstance(base, Sequence) else (base,)
-    if not bases:
-        raise InputError("base", "must hold at least one optimizer", base)
+    require(bases, "base", "must hold at least one optimizer", base)
     for one in bases:
         if isinstance(one, type):
             raise InputError("base", "must be an optimizer instance, not a class", one, f"pass {one.__name__}(...)")
         if isinstance(one, OptimizerViews):
-            raise InputError(
-                "base", "must not wrap already where there are several", type(one).__name__,
-                "give all plain bases to the innermost of ours",
-            )  # fmt: skip
+            advice = "give all plain bases to the innermost of ours"
+            raise InputError("base", "must not wrap already where there are several", type(one).__name__, advice)
         if not isinstance(one, Optimizer):
             raise InputError("base", "must be a torch.optim.Optimizer", type(one).__name__)
         if isinstance(one, torch.optim.LBFGS):
             raise InputError("base", "must step without a closure of its own", type(one).__name__)
+        if getattr(one, "_overlap_with_ddp", False):  # it steps inside the backward pass, and step() does nothing
+            raise InputError("base", "must step when it is told to", type(one).__name__, "pass overlap_with_ddp=False")
     parameters = [id(p) for one in bases for group in one.param_groups for p in group["params"]]
     if len(set(parameters)) < len(parameters):
         raise InputError("base", "must not hold a parameter twice", f"{len(parameters)} parameters")
@@ -163,15 +135,19 @@ def check_parts(held: Holder, parts: Sequence[Part], distributed: str) -> None:
         if present is not None and part.rank <= present.rank:
             kinds = {0: "a second pass", 1: "slow weights", 2: "an average"}
             advice = f"write {present.name}({part.name}(base))" if part.rank < present.rank else "use one of them"
-            raise InputError(
-                "base", f"must not wrap {kinds[present.rank]} already, for {part.name} is {kinds[part.rank]}",
-                present.name, advice,
-            )  # fmt: skip
+            rule = f"must not wrap {kinds[present.rank]} already, for {part.name} is {kinds[part.rank]}"
+            raise InputError("base", rule, present.name, advice)
         if part.steps_aside and held.switching:
-            raise InputError(
-                "base", f"must have one set of weights for {part.name}, which writes or averages them beside its step",
-                type(held.switching[0]).__name__, "it averages already: use it alone, or inside SAM",
-            )  # fmt: skip
+            rule = f"must have one set of weights for {part.name}, which writes or averages them beside its step"
+            advice = "it averages already: use it alone, or inside SAM"
+            raise InputError("base", rule, type(held.switching[0]).__name__, advice)
+        sharded = [base for base in held.bases if hasattr(base, "consolidate_state_dict")]
+        if part.reads_state and sharded:
+            rule = f"must hold the state of every parameter for {part.name}, which reads it"
+            raise InputError("base", rule, type(sharded[0]).__name__, "use the optimizer whose state it shards")
+    owners = [part.name for part in [*held.parts, *parts] if part.owns_rate]
+    if len(owners) > 1:
+        raise InputError("base", "must leave the learning rate to one of its parts", owners, "use SWA without rates")
     for group in held.groups():
         _check_group(group, parts, distributed)
 
@@ -183,22 +159,10 @@ def _check_group(group: Mapping[str, Any], parts: Sequence[Part], distributed: s
         if isinstance(parameter, Tensor) and parameter.is_complex():
             raise InputError("params", "must be real", str(parameter.dtype))
         if distributed == "local" and hasattr(parameter, "device_mesh"):
-            raise InputError(
-                "distributed", 'must be "synced" for sharded (FSDP2) parameters', "local",
-                "no rank holds a whole gradient of its own there",
-            )  # fmt: skip
+            advice = "no rank holds a whole gradient of its own there"
+            raise InputError("distributed", 'must be "synced" for sharded (FSDP2) parameters', "local", advice)
     for part in parts:
         part.check_group(group)
-
-
-def forget_old_marks(held: Holder) -> None:
-    """Drop what an earlier wrapper of ours, or a checkpoint of one, has left in the bases."""
-    for base in held.bases:
-        for entry in base.state.values():
-            for key in [key for key in entry if str(key).startswith(PREFIX + ".")]:
-                del entry[key]
-    for group in held.groups():
-        group.pop(PREFIX, None)
 
 
 def refuse_ports(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from lowland.core.contexts import held_interrupts
+from lowland.core.contexts import writable
+from lowland.core.interrupts import held_interrupts
 from lowland.optim.moves import copy_all, empty_twin
 
-__all__ = ["BufferKeeper"]
+Places = list[tuple[nn.Module, str, Tensor]]
 
 
 class BufferKeeper:
@@ -41,19 +41,13 @@ class BufferKeeper:
         return found
 
     @contextmanager
-    def meeting(self, model: nn.Module | None, parameters: list[Tensor]) -> Generator[None, None, None]:
-        """Get to know the modules that run inside the block."""
-        with self._listening(model, parameters, None):
-            yield
-
-    @contextmanager
     def kept(self, model: nn.Module | None, parameters: list[Tensor]) -> Generator[None, None, None]:
         """Save all buffers and write them back at the end, with a few batched copies and no fresh memory."""
-        places: list[tuple[nn.Module, str, Tensor]] = []
+        places: Places = []
         old, self._copies = self._copies, {}
         self._save(self.modules(model), places, old)
         try:
-            with self._listening(model, parameters, places):
+            with self.meeting(model, parameters, places):
                 yield
         finally:
             with held_interrupts():
@@ -61,9 +55,7 @@ class BufferKeeper:
                 for owner, name, buffer in places:
                     owner._buffers[name] = buffer  # a forward that rebound the name is undone too
 
-    def _save(
-        self, modules: list[nn.Module], places: list[tuple[nn.Module, str, Tensor]], old: dict[Tensor, Tensor]
-    ) -> None:
+    def _save(self, modules: list[nn.Module], places: Places, old: dict[Tensor, Tensor]) -> None:
         found = [place for place in _named_buffers(modules) if place[2] not in self._copies]
         fresh = {buffer: old[buffer] if buffer in old else empty_twin(buffer) for *_, buffer in found}
         copy_all(list(fresh.values()), list(fresh))
@@ -71,9 +63,10 @@ class BufferKeeper:
         places += found
 
     @contextmanager
-    def _listening(
-        self, model: nn.Module | None, parameters: list[Tensor], places: list[tuple[nn.Module, str, Tensor]] | None
+    def meeting(
+        self, model: nn.Module | None, parameters: list[Tensor], places: Places | None = None
     ) -> Generator[None, None, None]:
+        """Get to know the modules that run inside the block, and save their buffers where places are given."""
         if model is not None or self._complete(parameters):
             yield
             return
@@ -110,6 +103,7 @@ class BufferKeeper:
 
 
 def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    # What cannot be written in place is left alone: no forward pass can have changed it in place either.
     stack, seen = list(modules), set[int]()
     while stack:  # a plain walk: nn.Module.modules() takes longer than all the copies
         module = stack.pop()
@@ -118,13 +112,6 @@ def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, st
         seen.add(id(module))
         stack += [child for child in module._modules.values() if child is not None]
         for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) not in seen and _writable(buffer):
+            if buffer is not None and id(buffer) not in seen and writable(buffer):
                 seen.add(id(buffer))
                 yield module, name, buffer
-
-
-def _writable(buffer: Tensor) -> bool:
-    # what cannot be written in place is left alone: no forward pass can have changed it in place either
-    if buffer.layout != torch.strided or buffer.is_inference():
-        return False
-    return all(stride or size < 2 for size, stride in zip(buffer.shape, buffer.stride(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor
 from lowland.core.errors import CheckpointError
 from lowland.optim.holder import PREFIX, Holder
 from lowland.optim.moves import empty_twin
-
-__all__ = ["export", "load", "own_tensors"]
 
 FORMAT = 1
 """Version of our part of a checkpoint."""
@@ -37,6 +36,10 @@ def export(held: Holder, method: str) -> dict[str, Any]:
     groups: list[dict[str, Any]] = []
     offset = 0
     for base in held.bases:
+        if getattr(base, "_all_state_dicts", None) == []:
+            rule = f"the state of {type(base).__name__} is spread over processes and was not gathered on this one"
+            advice = "call optimizer.consolidate_state_dict() on all of them before every save, and save on rank 0"
+            raise CheckpointError(f"{rule}; {advice}")
         packed = base.state_dict()
         count = sum(len(group["params"]) for group in packed["param_groups"])
         for key, value in packed["state"].items():
@@ -56,56 +59,43 @@ def export(held: Holder, method: str) -> dict[str, Any]:
     return {"state": state, "param_groups": groups, PREFIX: {**mark, "tensors": {n: dict(v) for n, v in own.items()}}}
 
 
-def _strip(saved: Mapping[str, Any], sizes: list[int], method: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Part a checkpoint into the states of the bases and ours (numbers, and ``tensors``; empty for a bare one)."""
+def _parted(
+    saved: Mapping[str, Any], held: Holder, method: str
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, dict[int, Tensor]]]:
+    """Part a checkpoint into the states of the bases, our numbers, and our tensors; a bare one has none of ours."""
     groups = [{k: v for k, v in group.items() if k != PREFIX} for group in saved["param_groups"]]
-    if len(groups) != sum(sizes):
-        raise CheckpointError(f"the checkpoint has {len(groups)} parameter groups, the optimizer {sum(sizes)}")
-    mark = dict(saved.get(PREFIX) or (saved["param_groups"][0].get(PREFIX, {}) if groups else {}))
-    if "method" not in mark:  # the bare state of a base that we wrap
-        mark = {}
-    if mark and mark["method"] != method:
+    if len(groups) != len(held.groups()):
+        raise CheckpointError(f"the checkpoint has {len(groups)} parameter groups, the optimizer {len(held.groups())}")
+    mark = dict(saved.get(PREFIX) or saved["param_groups"][0].get(PREFIX, {}))
+    whole, tensors = PREFIX in saved, {name: dict(values) for name, values in mark.pop("tensors", {}).items()}
+    theirs, version = mark.pop("method", None), mark.pop("format", FORMAT)
+    if theirs not in (None, method):
         raise CheckpointError(
-            f"the checkpoint is of {mark['method']}, the optimizer is {method}; to go on with the base optimizer's "
-            f"state alone, drop its 'lowland' entries"
+            f"the checkpoint is of {theirs}, the optimizer is {method}; to go on with the base optimizer's state "
+            f"alone, drop its 'lowland' entries"
         )
-    if mark and mark["format"] > FORMAT:
-        raise CheckpointError(f"the checkpoint has format {mark['format']}, this version reads up to {FORMAT}")
+    if version > FORMAT:
+        raise CheckpointError(f"the checkpoint has format {version}, this version reads up to {FORMAT}")
     order = {key: i for i, key in enumerate(key for group in groups for key in group["params"])}
     clean: dict[Any, Any] = {}
-    tensors: dict[str, dict[int, Tensor]] = {n: dict(v) for n, v in mark.pop("tensors", {}).items()}
-    whole = PREFIX in saved
     for key, entry in saved["state"].items():
-        if not isinstance(entry, dict):
-            clean[key] = entry
-            continue
-        rest = {k: v for k, v in entry.items() if not str(k).startswith(PREFIX + ".")}
-        if rest or len(rest) == len(entry):
-            clean[key] = rest
-        for name, value in entry.items():
-            if len(rest) < len(entry) and not whole and str(name).startswith(PREFIX + "."):
-                tensors.setdefault(str(name)[len(PREFIX) + 1 :], {})[order[key]] = value
-    if mark:
-        mark = {k: v for k, v in mark.items() if k not in ("method", "format")} | {"tensors": tensors}
-    return _split(clean, groups, sizes), mark
-
-
-def _split(state: dict[Any, Any], groups: list[dict[str, Any]], sizes: list[int]) -> list[dict[str, Any]]:
-    if len(sizes) == 1:
-        return [{"state": state, "param_groups": groups}]
-    parts, start = [], 0
-    for size in sizes:
-        chosen = groups[start : start + size]
-        keys = {key for group in chosen for key in group["params"]}
-        parts.append({"state": {k: v for k, v in state.items() if k in keys}, "param_groups": chosen})
-        start += size
-    return parts
+        ours = [name for name in entry if str(name).startswith(f"{PREFIX}.")] if isinstance(entry, dict) else []
+        if not ours or len(ours) < len(entry):
+            clean[key] = {k: v for k, v in entry.items() if k not in ours} if ours else entry
+        for name in ours if not whole else ():
+            tensors.setdefault(name.removeprefix(f"{PREFIX}."), {})[order[key]] = entry[name]
+    parts, rest = [], iter(groups)
+    for base in held.bases:
+        chosen = list(islice(rest, len(base.param_groups)))
+        keys = clean.keys() if len(held.bases) == 1 else {key for group in chosen for key in group["params"]}
+        parts.append({"state": {k: v for k, v in clean.items() if k in keys}, "param_groups": chosen})
+    return (parts, {}, {}) if theirs is None else (parts, mark, tensors)
 
 
 def load(held: Holder, saved: Mapping[str, Any], method: str) -> None:
     """Take over a checkpoint, if all of it fits."""
-    parts, ours = _strip(saved, [len(base.param_groups) for base in held.bases], method)
-    _check(held, parts, ours)
+    parts, numbers, tensors = _parted(saved, held, method)
+    _check(held, parts, tensors)
     evaluating = held.evaluating
     held.switch(evaluating=False)
     for base, part in zip(held.bases, parts, strict=True):
@@ -115,11 +105,11 @@ def load(held: Holder, saved: Mapping[str, Any], method: str) -> None:
             for key in set(old) - set(group):  # options of ours that a bare checkpoint lacks
                 group[key] = old[key]
     held.scratch.forget()
-    _restore(held, ours)
+    _restore(held, numbers, tensors)
     held.switch(evaluating=evaluating)
 
 
-def _check(held: Holder, parts: list[dict[str, Any]], ours: Mapping[str, Any]) -> None:
+def _check(held: Holder, parts: list[dict[str, Any]], tensors: dict[str, dict[int, Tensor]]) -> None:
     """Refuse a checkpoint of other groups, parameters or shapes, for every base, before anything is changed."""
     for base, part in zip(held.bases, parts, strict=True):
         for position, (group, saved) in enumerate(zip(base.param_groups, part["param_groups"], strict=True)):
@@ -131,7 +121,7 @@ def _check(held: Holder, parts: list[dict[str, Any]], ours: Mapping[str, Any]) -
             for parameter, key in zip(group["params"], saved["params"], strict=True):
                 _check_entry(parameter, part["state"].get(key, {}), key)
     parameters = list(held.parameters())
-    for name, values in ours.get("tensors", {}).items():
+    for name, values in tensors.items():
         for index, value in values.items():
             if index >= len(parameters) or value.shape != parameters[index].shape:
                 has = list(parameters[index].shape) if index < len(parameters) else "missing"
@@ -159,17 +149,15 @@ def _check_entry(parameter: Tensor, entry: Any, key: Any) -> None:
 
 
 @torch.no_grad()
-def _restore(held: Holder, ours: dict[str, Any]) -> None:
+def _restore(held: Holder, numbers: dict[str, Any], tensors: dict[str, dict[int, Tensor]]) -> None:
     """Take over own numbers and tensors; what is missing begins at the next step."""
-    tensors = ours.pop("tensors", {})
     parameters = list(held.parameters())
     for index, value in tensors.get("trained", {}).items():
         parameters[index].copy_(value)
-    held.numbers.clear()
+    held.numbers.clear()  # mutated, since the first group holds them too
     held.numbers.update({"steps": 0})
-    for part in held.parts:
-        held.numbers.update(part.numbers())
-    held.numbers.update(ours)
+    for begun in (*(part.numbers() for part in held.parts), numbers):
+        held.numbers.update(begun)
     for name in held.tensors:
         values = tensors.get(name, {})
         held.tensors[name] = {parameters[i]: empty_twin(parameters[i]).copy_(values[i]) for i in sorted(values)}

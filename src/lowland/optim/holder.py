@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lowland.core.contexts import held_interrupts
 from lowland.core.errors import InputError
-from lowland.optim.moves import copy_all, empty_twin, swap
+from lowland.core.interrupts import held_interrupts
+from lowland.optim.moves import copy_all, empty_twin, is_dense, joint_norm, swap
 from lowland.optim.options import AscentOptions
 from lowland.optim.parts import Method, Part, rate_of
-from lowland.optim.passes import average_over_ranks, world_size
 from lowland.optim.phases import REFUSED, Phase, Scratch
-
-__all__ = ["PREFIX", "Holder", "JointState"]
+from lowland.optim.ranks import average_over_ranks, check_ranks_agree, world_size
 
 PREFIX = "lowland"
 """Key of our part of a checkpoint, and prefix of our tensors' names in ``state``."""
@@ -65,31 +64,46 @@ class Holder:
         """The bases with two sets of weights of their own (Schedule-Free)."""
         return [base for base in self.bases if callable(getattr(base, "train", None)) and hasattr(base, "eval")]
 
+    def groups(self) -> list[dict[str, Any]]:
+        """Return all groups in order."""
+        return [group for base in self.bases for group in base.param_groups]
+
     def parameters(self) -> Iterator[Tensor]:
         """Yield every optimized parameter in the order of the groups."""
-        for base in self.bases:
-            for group in base.param_groups:
-                yield from group["params"]
+        for group in self.groups():
+            yield from group["params"]
 
     def has_gradients(self) -> bool:
         """Tell whether any parameter has a gradient."""
         return any(p.grad is not None for p in self.parameters())
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Return all groups in order."""
-        return [group for base in self.bases for group in base.param_groups]
-
     # Own tensors.
+
+    def adopt(self, parts: Sequence[Part], options: AscentOptions) -> None:
+        """Put parts around those that are there."""
+        if not self.parts:  # an earlier wrapper of ours, or a checkpoint of one, may have left marks in the bases
+            for entry in (entry for base in self.bases for entry in base.state.values()):
+                for key in [key for key in entry if str(key).startswith(PREFIX + ".")]:
+                    del entry[key]
+        for part in parts:
+            if isinstance(part, Method):
+                part.options = options
+            self.parts.append(part)
+            self.numbers.update(part.numbers())
+            self.tensors.update({name: {} for name in part.own})
+        for group in self.groups():
+            for part in parts:
+                part.adopt_group(group)
+            group.pop(PREFIX, None)
+        self.groups()[0][PREFIX] = self.numbers
 
     def begin(self) -> None:
         """Give parameters the own tensors that they lack; at the first step all of them, so that they begin there."""
         first = self.steps == 0
         for part in self.parts:
-            for name in part.own:
-                owned = self.tensors[name]
-                for parameter in self.parameters():
-                    if (first or parameter not in owned) and parameter.is_floating_point():
-                        owned[parameter] = part.fresh(name, parameter)
+            for name, parameter in product(part.own, list(self.parameters())):
+                if (first or parameter not in self.tensors[name]) and parameter.is_floating_point():
+                    self.tensors[name][parameter] = part.fresh(name, parameter)
 
     def own(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return parameters and their own tensors, in the same order, where the parameters are by now."""
@@ -130,9 +144,23 @@ class Holder:
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over the ranks of the distributed model."""
         if world_size() > 1:
-            modules = self.scratch.buffers.modules(self.scratch.model)
-            groups = [getattr(module, "process_group", None) for module in modules]
-            average_over_ranks(tensors, next((group for group in groups if group is not None), None))
+            average_over_ranks(tensors, self.process_group())
+
+    def process_group(self) -> Any:
+        """Return the ranks of the distributed model; None where none is known."""
+        groups = [getattr(m, "process_group", None) for m in self.scratch.buffers.modules(self.scratch.model)]
+        return next((group for group in groups if group is not None), self.scratch.group)
+
+    def rescaling(self) -> Tensor:
+        """Return what the step's gradients were multiplied by since the second pass: by a scaler, by clipping."""
+        length = self.scratch.length
+        assert length is not None
+        now = self.length()
+        return torch.nan_to_num(now / length, nan=1.0, posinf=1.0)  # 0 / 0 where there is no slope at all
+
+    def length(self) -> Tensor:
+        """Return the length of the present gradients, without sparse ones."""
+        return joint_norm([p.grad for p in self.parameters() if p.grad is not None and is_dense(p.grad)])
 
     def settle(self) -> None:
         """Bring the parts' numbers up to date."""
@@ -155,9 +183,24 @@ class Holder:
     def wants_pass(self) -> bool:
         """Tell whether the coming step wants a second pass."""
         method, step = self.method, self.steps
+        if not (self.stepped or self.scratch.compared) and world_size() > 1:
+            self.scratch.compared = True
+            self._compare_ranks()
         if method is None or not self.options.covers(step):
             return False
         return any(method.radius(group, step) > 0 for group in self.groups()) and method.wants(self)
+
+    def _compare_ranks(self) -> None:
+        # Only where ranks are known to train together is a collective safe: they may also train models of their own.
+        group, weights = self.process_group(), [p for p in self.parameters() if p.is_floating_point()]
+        sharded, exchanging = hasattr(weights[0], "device_mesh"), any(part.exchanges for part in self.parts)
+        if not (group or sharded or exchanging or self.options.distributed == "local"):
+            return
+        own = [tensor for values in self.tensors.values() for tensor in values.values()]
+        # a run that goes on may stand where it takes its gradient
+        tensors = own if exchanging and own else [*weights, *own]
+        settings = [*map(vars, self.parts), self.numbers, *self.groups()]
+        check_ranks_agree([] if sharded else tensors, settings, weights[0].device, group)
 
     def is_initializing(self) -> bool:
         """Recognize the step by which torch's distributed checkpoint makes a base create its state."""
@@ -206,30 +249,29 @@ class JointState(MutableMapping[Tensor, Any]):
     # What is written goes to the owner of the parameter; ours is there to be read, by checkpoints that ask by name.
 
     def __init__(self, holder: Holder) -> None:
-        self._holder, self._bases = holder, holder.bases
+        self._holder = holder
 
-    def _owner(self, parameter: Tensor) -> torch.optim.Optimizer:
-        for base in self._bases[1:]:
-            if any(parameter is p for group in base.param_groups for p in group["params"]):
-                return base
-        return self._bases[0]
+    def _owner(self, parameter: Tensor) -> Any:
+        bases = self._holder.bases
+        held = (b.state for b in bases[1:] if any(parameter is p for g in b.param_groups for p in g["params"]))
+        return next(held, bases[0].state)
 
     def __getitem__(self, parameter: Tensor) -> Any:
         ours = {f"{PREFIX}.{name}": value for name, value in self._holder.readable(parameter).items()}
-        return ChainMap(self._owner(parameter).state[parameter], ours)
+        return ChainMap(self._owner(parameter)[parameter], ours)
 
     def __setitem__(self, parameter: Tensor, value: Any) -> None:
-        self._owner(parameter).state[parameter] = value
+        self._owner(parameter)[parameter] = value
 
     def __delitem__(self, parameter: Tensor) -> None:
-        del self._owner(parameter).state[parameter]
+        del self._owner(parameter)[parameter]
 
     def __contains__(self, parameter: object) -> bool:
-        return any(parameter in base.state for base in self._bases)
+        return any(parameter in base.state for base in self._holder.bases)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for base in self._bases:
+        for base in self._holder.bases:
             yield from base.state
 
     def __len__(self) -> int:
-        return sum(len(base.state) for base in self._bases)
+        return sum(len(base.state) for base in self._holder.bases)

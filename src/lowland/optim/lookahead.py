@@ -6,14 +6,13 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
 from lowland.optim.bases import Base
-from lowland.optim.holder import Holder
 from lowland.optim.moves import copy_all, interpolate
-from lowland.optim.parts import Part
+from lowland.optim.options import check_choice, check_count, check_share
+from lowland.optim.parts import Held, Part
 from lowland.optim.wrapper import Wrapper
 
-__all__ = ["Lookahead", "SlowWeights"]
+Start = Literal["initial", "lazy"]
 
 
 class SlowWeights(Part):
@@ -25,22 +24,19 @@ class SlowWeights(Part):
     evaluation: ClassVar[str | None] = "slow"
     steps_aside: ClassVar[bool] = True
 
-    def __init__(self, period: int, alpha: float, slow_weights: Literal["initial", "lazy"]) -> None:
-        if period < 1:
-            raise InputError("period", "must be at least 1", period)
-        if not 0 <= alpha <= 1:
-            raise InputError("alpha", "must lie in [0, 1]", alpha)
-        if slow_weights not in ("initial", "lazy"):
-            raise InputError("slow_weights", 'must be "initial" or "lazy"', slow_weights)
+    def __init__(self, period: int, alpha: float, slow_weights: Start) -> None:
+        check_count("period", period, 1)
+        check_share("alpha", alpha)
+        check_choice("slow_weights", slow_weights, Start)
         self.period, self.alpha, self.slow_weights = period, alpha, slow_weights
 
-    def commit(self, held: Holder) -> None:
+    def commit(self, held: Held) -> None:
         """Let both meet at the end of a period."""
         if held.steps % self.period == 0:
             fast, slow = self.follow(held, lazy=held.steps == self.period)
             copy_all(fast, slow)
 
-    def follow(self, held: Holder, *, lazy: bool) -> tuple[list[Tensor], list[Tensor]]:
+    def follow(self, held: Held, *, lazy: bool) -> tuple[list[Tensor], list[Tensor]]:
         """Move the slow weights towards the fast ones; lazy ones begin there if this is the first time."""
         fast, slow = held.own("slow")
         if lazy and self.slow_weights == "lazy":
@@ -59,15 +55,10 @@ class Lookahead(Wrapper):
     base keeps its momentum; evaluation uses the slow weights.
 
     Args:
-        base: An optimizer instance, or several.
         period: k. Default 5 (paper).
         alpha: Step of the slow weights. Default 0.5 (paper; 0.8 in its CIFAR runs).
         slow_weights: ``"initial"``: they start at the initial weights (paper). ``"lazy"``: at the fast weights of the
             first synchronization, which then does nothing (timm).
-        model: The model, for ``recalibrate``; None meets it in a perturbed pass or a closure.
-
-    Raises:
-        InputError: If an argument breaks a rule.
 
     Example:
         >>> import torch
@@ -82,7 +73,7 @@ class Lookahead(Wrapper):
         *,
         period: int = 5,
         alpha: float = 0.5,
-        slow_weights: Literal["initial", "lazy"] = "initial",
+        slow_weights: Start = "initial",
         model: nn.Module | None = None,
     ) -> None:
         super().__init__(base, SlowWeights(period, alpha, slow_weights), model=model)

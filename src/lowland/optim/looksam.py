@@ -11,18 +11,17 @@ from __future__ import annotations
 from typing import ClassVar, Literal, Unpack, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lowland.core.errors import InputError
 from lowland.core.params import normalized_scale
 from lowland.optim.bases import Base
-from lowland.optim.holder import Holder
-from lowland.optim.moves import add_scaled, empty_twin, joint_norm, scale_all, shards
-from lowland.optim.options import AscentKeywords
-from lowland.optim.parts import Method
+from lowland.optim.moves import add_scaled, empty_twin, is_dense, joint_norm, scale_all, shards
+from lowland.optim.options import AscentKeywords, check_choice, check_count, check_share
+from lowland.optim.parts import Held, Method
+from lowland.optim.passes import own_gradients
 from lowland.optim.wrapper import Wrapper
 
-__all__ = ["LookSAM"]
+Projection = Literal["global", "tensor"]
 
 
 class _LookSAM(Method):
@@ -30,13 +29,10 @@ class _LookSAM(Method):
     keeps_first: ClassVar[bool] = True
     own: ClassVar[tuple[str, ...]] = ("direction",)
 
-    def __init__(self, rho: float, period: int, alpha: float, projection: Literal["global", "tensor"]) -> None:
-        if period < 1:
-            raise InputError("period", "must be at least 1", period)
-        if not 0 <= alpha <= 1:
-            raise InputError("alpha", "must lie in [0, 1]", alpha)
-        if projection not in ("global", "tensor"):
-            raise InputError("projection", 'must be "global" or "tensor"', projection)
+    def __init__(self, rho: float, period: int, alpha: float, projection: Projection) -> None:
+        check_count("period", period, 1)
+        check_share("alpha", alpha)
+        check_choice("projection", projection, Projection)
         self.period, self.alpha, self.projection = period, alpha, projection
         super().__init__(rho)
 
@@ -44,14 +40,18 @@ class _LookSAM(Method):
         del name
         return empty_twin(parameter).zero_()
 
-    def wants(self, held: Holder) -> bool:
+    def wants(self, held: Held) -> bool:
         return (held.steps - self.options.start) % self.period == 0
 
-    def prepare(self, held: Holder) -> None:
+    def prepare(self, held: Held) -> None:
         directions, kept = dict(zip(*held.own("direction"), strict=True)), held.scratch.kept
-        moving = [p for p in held.parameters() if p.grad is not None and p in directions and (not kept or p in kept)]
+        reached = [p for p in held.parameters() if p.grad is not None and is_dense(p.grad)]
+        moving = [p for p in reached if p in directions and (not kept or p in kept)]
         if kept and self.options.distributed == "local":
             held.average(list(kept.values()))  # else every rank would go on in another direction
+        if not kept:
+            held.scratch.watched = {}
+            own_gradients(moving)
         for chosen in [[p] for p in moving] if self.projection == "tensor" else [moving]:
             gradients = [p.grad for p in chosen if p.grad is not None]
             along = [directions[p] for p in chosen]
@@ -75,16 +75,10 @@ class LookSAM(Wrapper):
     algorithm 1.
 
     Args:
-        base: An optimizer instance, or several under one norm.
         rho: Length of the ascent. Default 0.05 (SAM's).
         period: k: a second pass in the steps 0, k, 2k, ... Default 5 (paper).
         alpha: Weight of the direction used again. Default 0.7 (paper).
         projection: ``"global"`` over all parameters (paper), or ``"tensor"``: each by itself (pytorch_optimizer).
-        model: The model whose buffers are protected; None meets it in the perturbed pass.
-        **options: How the step behaves, see `AscentOptions`.
-
-    Raises:
-        InputError: If an argument breaks a rule.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1)
@@ -99,11 +93,10 @@ class LookSAM(Wrapper):
         *,
         period: int = 5,
         alpha: float = 0.7,
-        projection: Literal["global", "tensor"] = "global",
-        model: nn.Module | None = None,
+        projection: Projection = "global",
         **options: Unpack[AscentKeywords],
     ) -> None:
-        super().__init__(base, _LookSAM(rho, period, alpha, projection), model=model, **options)
+        super().__init__(base, _LookSAM(rho, period, alpha, projection), **options)
 
 
 @torch.no_grad()

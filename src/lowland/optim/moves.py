@@ -12,21 +12,6 @@ from torch import Tensor, nn
 
 from lowland.core.params import global_norm, normalized_scale
 
-__all__ = [
-    "add_scaled",
-    "ascend",
-    "copy_all",
-    "copy_where",
-    "empty_twin",
-    "interpolate",
-    "joint_norm",
-    "lost_share",
-    "scale_all",
-    "shards",
-    "swap",
-]
-
-
 _PLAIN = (Tensor, nn.Parameter)
 
 
@@ -35,36 +20,41 @@ def shards(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t if type(t) in _PLAIN else getattr(t, "_local_tensor", t) for t in tensors]
 
 
+def is_dense(gradient: Tensor) -> bool:
+    """Tell whether a gradient can be normed, kept and combined."""
+    return gradient.layout == torch.strided
+
+
 def empty_twin(tensor: Tensor) -> Tensor:
     """Return an uninitialized tensor with the shape, type, layout and sharding of another."""
     return torch.empty_like(tensor, requires_grad=False, memory_format=torch.preserve_format)
 
 
-def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    if tensors:
-        device, dtype = tensors[0].device, tensors[0].dtype
-        if all(t.dtype is dtype and t.device == device for t in tensors):
-            return [list(range(len(tensors)))]
-    keys: dict[Hashable, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        keys.setdefault((tensor.device, tensor.dtype), []).append(index)
-    return list(keys.values())
+def matched(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Return the local parts of pairs of tensors, pairs of one device and type together."""
+    one, other = shards(first), shards(second)
+    if one and all(t.dtype is one[0].dtype and t.device == one[0].device for t in one):
+        return [(one, other)]
+    kinds: dict[Hashable, tuple[list[Tensor], list[Tensor]]] = {}
+    for mine, theirs in zip(one, other, strict=True):
+        both = kinds.setdefault((mine.device, mine.dtype), ([], []))
+        both[0].append(mine)
+        both[1].append(theirs)
+    return list(kinds.values())
 
 
 @torch.no_grad()
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy tensors into others of the same shapes, bit for bit."""
-    into, values = shards(targets), shards(sources)
-    for bucket in _buckets(into):
-        torch._foreach_copy_([into[i] for i in bucket], [values[i] for i in bucket])
+    for into, values in matched(targets, sources):
+        torch._foreach_copy_(into, values)
 
 
 @torch.no_grad()
 def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
     """Move targets by ``weight (end - target)``; exact at the weights 0 and 1."""
-    into, values = shards(targets), shards(ends)
-    for bucket in _buckets(into):
-        torch._foreach_lerp_([into[i] for i in bucket], [values[i] for i in bucket], weight)
+    for into, values in matched(targets, ends):
+        torch._foreach_lerp_(into, values, weight)
 
 
 @torch.no_grad()
@@ -85,17 +75,28 @@ def swap(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
 @torch.no_grad()
 def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm over tensors on any devices, sharded or not."""
-    if tensors and all(type(t) in _PLAIN for t in tensors) and len(_buckets(tensors)) == 1:
-        return global_norm(tensors)
     kinds: dict[Hashable, list[Tensor]] = {}
     for tensor in tensors:
-        mesh = getattr(tensor, "device_mesh", None)
+        mesh = None if type(tensor) in _PLAIN else getattr(tensor, "device_mesh", None)
         kinds.setdefault((tensor.device, tensor.dtype, mesh), []).append(tensor)
     norms = [global_norm(part) for part in kinds.values()]
     if len(norms) <= 1:
         return norms[0] if norms else torch.zeros(())
     joint: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     return joint
+
+
+@torch.no_grad()
+def scale_all(targets: Sequence[Tensor], scale: Tensor) -> None:
+    """Multiply tensors by a scalar, in place."""
+    for into, _ in matched(targets, targets):
+        torch._foreach_mul_(into, scale.to(into[0].device))
+
+
+@torch.no_grad()
+def add_scaled(targets: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor) -> None:
+    """Add ``scale * direction``, and nothing at all where the scale is 0 or not finite."""
+    _add(targets, directions, scale, None)
 
 
 @torch.no_grad()
@@ -109,52 +110,23 @@ def ascend(
         add_scaled(targets, directions, radius / norm)
 
 
-@torch.no_grad()
-def add_scaled(targets: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor) -> None:
-    """Add ``scale * direction``, and nothing at all where the scale is 0 or not finite."""
-    _add(targets, directions, scale, None)
-
-
-@torch.no_grad()
-def scale_all(targets: Sequence[Tensor], scale: Tensor) -> None:
-    """Multiply tensors by a scalar, in place."""
-    into = shards(targets)
-    for bucket in _buckets(into):
-        torch._foreach_mul_([into[i] for i in bucket], scale.to(into[bucket[0]].device))
-
-
 def _add(targets: Sequence[Tensor], directions: Sequence[Tensor], number: Tensor, radius: float | None) -> None:
-    """Add ``number * direction``, or ``radius * direction / number`` and spoil the directions.
-
-    Where torch's fused kernel can do it, one launch per device adds and skips, and the host never learns which: a
-    product with 0 would turn an infinite entry into NaN, a test on the host would wait for the device.
-    """
-    into, along = shards(targets), shards(directions)
-    for bucket in _buckets(into):
-        parts, steps = [into[i] for i in bucket], [along[i] for i in bucket]
-        local = number.to(parts[0].device)
-        if _fusable(parts, steps):
+    """Add ``number * direction``, or ``radius * direction / number`` and spoil the directions."""
+    # Where torch's fused kernel can do it, one launch per device adds and skips, and the host never learns which: a
+    # product with 0 would turn an infinite entry into NaN, a test on the host would wait for the device.
+    for into, along in matched(targets, directions):
+        local = number.to(into[0].device)
+        if _fusable(into, along):
             skip = torch.nan_to_num(local, nan=0.0, posinf=0.0, neginf=0.0).eq_(0).float()
-            torch._fused_sgd_(
-                parts,
-                steps,
-                [],
-                weight_decay=0.0,
-                momentum=0.0,
-                lr=local if radius is None else radius,
-                dampening=0.0,
-                nesterov=False,
-                maximize=True,
-                is_first_step=False,
-                grad_scale=None if radius is None else local,
-                found_inf=skip,
-            )
-            torch.autograd.graph.increment_version(parts)  # the kernel writes without telling autograd
+            options = {"weight_decay": 0.0, "momentum": 0.0, "dampening": 0.0, "nesterov": False}
+            scaling = {"lr": local} if radius is None else {"lr": radius, "grad_scale": local}
+            torch._fused_sgd_(into, along, [], maximize=True, is_first_step=False, found_inf=skip, **options, **scaling)  # type: ignore[call-overload]
+            torch.autograd.graph.increment_version(into)  # the kernel writes without telling autograd
             continue
         scale = local if radius is None else normalized_scale(local, radius)
         usable = torch.isfinite(scale) & (scale != 0)
-        for part, step in zip(parts, steps, strict=True):
-            part.add_(torch.where(usable, step * scale, 0.0))
+        for target, direction in zip(into, along, strict=True):
+            target.add_(torch.where(usable, direction * scale, 0.0))
 
 
 _FUSED = {("cpu", torch.float32), ("cpu", torch.float64), ("cuda", torch.float32)}

@@ -12,17 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.optim.bases import Base
-from lowland.optim.holder import Holder
 from lowland.optim.moves import ascend, copy_all, joint_norm
-from lowland.optim.options import check_rho
-from lowland.optim.parts import Part
+from lowland.optim.options import check_count, check_rho
+from lowland.optim.parts import Held, Part
 from lowland.optim.wrapper import Wrapper
-
-__all__ = ["MSAM"]
 
 
 class _MSAM(Part):
@@ -31,39 +29,43 @@ class _MSAM(Part):
     own: ClassVar[tuple[str, ...]] = ("weights",)
     evaluation: ClassVar[str | None] = "weights"
     steps_aside: ClassVar[bool] = True
+    reads_state: ClassVar[bool] = True
 
     def __init__(self, rho: float, start: int, schedule: Callable[[int], float] | None) -> None:
         self.rho = check_rho(rho)
-        if start < 0:
-            raise InputError("start", "must not be negative", start)
+        check_count("start", start)
         self.start, self.schedule = start, schedule
 
     def check_group(self, group: Mapping[str, Any]) -> None:
-        check_rho(group.get("rho", 0.0))
-        if "momentum" in group and not group["momentum"]:
-            raise InputError("base", "must have momentum", group["momentum"], "pass momentum=0.9")
-        if "betas" in group:
-            raise InputError("base", "must keep a momentum buffer, as SGD does", "betas", "use SGD with momentum")
+        for key in ("rho", "shift"):
+            check_rho(group.get(key, 0.0))
+        momentum, rule = group.get("momentum", True), "must keep a momentum buffer, as SGD does"
+        require(momentum, "base", "must have momentum", momentum, "pass momentum=0.9")
+        require("betas" not in group, "base", rule, "betas", "use SGD with momentum")
 
     def adopt_group(self, group: dict[str, Any]) -> None:
         group.setdefault("rho", self.rho)
 
-    def prepare(self, held: Holder) -> None:
+    def prepare(self, held: Held) -> None:
         copy_all(*held.own("weights"))
 
-    def commit(self, held: Holder) -> None:
+    def commit(self, held: Held) -> None:
         shifted, weights = held.own("weights")
         copy_all(weights, shifted)
         step = held.steps - 1
         if step < self.start:
             return
         factor = 1.0 if self.schedule is None else float(self.schedule(step))
+        key = "rho" if held.method is None else "shift"  # a method inside has a `rho` of its own in the groups
         moves: dict[float, list[tuple[Tensor, Tensor]]] = {}
         for base in held.bases:
             for group in base.param_groups:
-                rho = float(group.get("rho", self.rho)) * factor
+                rho = float(group.get(key, self.rho)) * factor
                 for parameter in group["params"]:
                     velocity = base.state.get(parameter, {}).get("momentum_buffer")
+                    if velocity is not None and velocity.layout != torch.strided:
+                        rule = "must have dense gradients, whose momentum it follows"
+                        raise InputError("params", rule, str(velocity.layout), "use sparse=False")
                     if velocity is not None and rho > 0:
                         moves.setdefault(rho, []).append((parameter, velocity))
         norm = joint_norm([velocity for pairs in moves.values() for _, velocity in pairs])
@@ -83,13 +85,10 @@ class MSAM(Wrapper):
 
     Args:
         base: SGD with momentum, or another optimizer with a ``momentum_buffer``.
-        rho: Length of the shift; also per parameter group. Default 3 (paper, CIFAR-100).
+        rho: Length of the shift; also per parameter group (``shift`` around a method with a ``rho`` there). Default 3
+            (paper, CIFAR-100).
         start: First step after which weights are shifted, for a warm-up without it (paper, ViT). Default 0.
         schedule: Factor on every group's ``rho`` as a function of the step; None: 1.
-        model: The model, for ``recalibrate``; None meets it in a closure.
-
-    Raises:
-        InputError: If an argument breaks a rule, or the base has no momentum.
 
     Example:
         >>> import torch

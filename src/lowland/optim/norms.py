@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["norm_parameters"]
-
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the scales and shifts of a model's normalization layers, for ``only=`` of any method with an ascent.

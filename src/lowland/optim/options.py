@@ -1,20 +1,21 @@
-"""How the two-pass step behaves: one set of keywords for every method with an ascent."""
+"""How the two-pass step behaves: one set of keywords for every method with an ascent; checks that methods share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict, cast
+from numbers import Real
+from typing import Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.names import nearest_name
 
-__all__ = ["AscentKeywords", "AscentOptions", "check_rho"]
 
-
-class AscentKeywords(TypedDict, total=False):
-    """The fields of `AscentOptions`, as the methods take them by keyword."""
+class AscentFields(TypedDict, total=False):
+    """The fields of `AscentOptions`."""
 
     ascent: Literal["step", "micro-batch"]
     distributed: Literal["synced", "local"]
@@ -28,6 +29,32 @@ class AscentKeywords(TypedDict, total=False):
     schedule: Callable[[int], float] | None
     allow_plain: bool
     only: Iterable[Tensor] | None
+
+
+class AscentKeywords(AscentFields, total=False):
+    """What every method with an ascent takes by keyword beside settings of its own."""
+
+    model: nn.Module | None
+
+
+def _arguments(kind: type) -> Iterable[inspect.Parameter]:
+    return inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
+
+
+def takes_ascent(kind: type) -> bool:
+    """Tell whether a method hands further keywords on to its ascent."""
+    return any(p.kind is p.VAR_KEYWORD for p in _arguments(kind))
+
+
+def check_keywords(kind: type, options: Mapping[str, Any]) -> None:
+    """Refuse a keyword that neither a method nor its ascent, where it has one, knows, and name the near one."""
+    known = [p.name for p in _arguments(kind) if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][2:]
+    if takes_ascent(kind):
+        known += [name for name in AscentKeywords.__annotations__ if name not in known]
+    for name in options.keys() - {*known, "base"}:
+        near = nearest_name(name, known)
+        hint = f"did you mean {near}? " if near else ""
+        raise InputError(name, f"is no argument of {kind.__name__}", options[name], f"{hint}known: {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,12 +85,12 @@ class AscentOptions:
         InputError: If an option is not one of its values.
     """
 
-    ascent: Literal["step", "micro-batch"] = "step"
-    distributed: Literal["synced", "local"] = "synced"
-    batch_norm: Literal["first", "both"] = "first"
-    rng: Literal["fresh", "replay"] = "fresh"
-    norm: Literal["global", "group", "tensor"] = "global"
-    weight_decay: Literal["excluded", "included"] = "excluded"
+    ascent: str = "step"
+    distributed: str = "synced"
+    batch_norm: str = "first"
+    rng: str = "fresh"
+    norm: str = "global"
+    weight_decay: str = "excluded"
     start: int = 0
     stop: int | None = None
     interval: int = 1
@@ -72,27 +99,16 @@ class AscentOptions:
     only: Iterable[Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        choices: dict[str, tuple[str, ...]] = {
-            "ascent": ("step", "micro-batch"),
-            "distributed": ("synced", "local"),
-            "batch_norm": ("first", "both"),
-            "rng": ("fresh", "replay"),
-            "norm": ("global", "group", "tensor"),
-            "weight_decay": ("excluded", "included"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise InputError(name, f"must be one of {', '.join(map(repr, allowed))}", getattr(self, name))
-        if self.start < 0:
-            raise InputError("start", "must not be negative", self.start)
-        if self.stop is not None and self.stop < self.start:
-            raise InputError("stop", "must not come before `start`", self.stop)
-        if self.interval < 1:
-            raise InputError("interval", "must be at least 1", self.interval)
+        for name, kind in get_type_hints(AscentFields).items():
+            if get_origin(kind) is Literal:
+                check_choice(name, getattr(self, name), kind)
+        check_count("start", self.start)
+        require(self.stop is None or self.stop >= self.start, "stop", "must not come before `start`", self.stop)
+        check_count("interval", self.interval, 1)
         if self.only is not None:
             chosen = frozenset(self.only)
-            if not chosen or not all(isinstance(entry, Tensor) for entry in chosen):
-                raise InputError("only", "must hold parameters", list(chosen), "pass norm_parameters(model)")
+            fit = chosen and all(isinstance(entry, Tensor) for entry in chosen)
+            require(fit, "only", "must hold parameters", list(chosen), "pass norm_parameters(model)")
             object.__setattr__(self, "only", chosen)
 
     def moves(self, parameter: Tensor) -> bool:
@@ -109,8 +125,32 @@ class AscentOptions:
         return step >= self.start and not late and (step - self.start) % self.interval == 0
 
 
-def check_rho(rho: float) -> float:
+def check_rho(rho: Any) -> float:
     """Return a radius, or refuse it."""
-    if not 0.0 <= float(rho) < float("inf"):
-        raise InputError("rho", "must be finite and not negative", rho, "use rho=0 to leave a group out")
+    number = isinstance(rho, Real | Tensor)
+    require(number, "rho", "must be a number", rho)
+    require(
+        0.0 <= float(rho) < float("inf"),
+        "rho",
+        "must be finite and not negative",
+        rho,
+        "use rho=0 to leave a group out",
+    )
     return float(rho)
+
+
+def check_choice(name: str, value: str, kind: Any) -> None:
+    """Refuse what is not one of the words of a `Literal`."""
+    words = get_args(kind)
+    require(value in words, name, f"must be one of {', '.join(map(repr, words))}", value)
+
+
+def check_count(name: str, value: Any, least: Literal[0, 1] = 0) -> None:
+    """Refuse what is no whole number, or one below 0 or 1."""
+    require(isinstance(value, Real) and float(value).is_integer(), name, "must be a whole number", value)
+    require(value >= least, name, "must be at least 1" if least else "must not be negative", value)
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse what is no number in [0, 1]."""
+    require(isinstance(value, Real) and 0 <= float(value) <= 1, name, "must lie in [0, 1]", value)

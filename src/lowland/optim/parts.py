@@ -6,25 +6,65 @@ passes, backup and restore, scaler, ranks, checkpoints) is the optimizer's, see 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from lowland.optim.moves import empty_twin, joint_norm
 from lowland.optim.options import AscentOptions, check_rho
+from lowland.optim.phases import Phase, Scratch
 
-if TYPE_CHECKING:
-    from lowland.optim.holder import Holder
 
-__all__ = ["Method", "Part", "rate_of"]
+class Held(Protocol):
+    """What an optimizer shows its parts: bases, parameters, own tensors and numbers, and where the step stands."""
+
+    bases: tuple[torch.optim.Optimizer, ...]
+    options: AscentOptions
+    numbers: dict[str, int | float | bool]  # saved
+    scratch: Scratch  # of the step in progress
+
+    @property
+    def steps(self) -> int:
+        """Number of steps taken; `Part.commit` is told the running one's too."""
+
+    @property
+    def phase(self) -> Phase:
+        """Where the step stands."""
+
+    @property
+    def method(self) -> Method | None:
+        """The part with a second pass."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Return all groups in order."""
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Yield every optimized parameter in the order of the groups."""
+
+    def own(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
+        """Return parameters and their own tensors."""
+
+    def below(self, part: Part) -> tuple[list[Tensor], list[Tensor]]:
+        """Return parameters, and what is evaluated without a part and those around it."""
+
+    def backup(self, parameter: Tensor) -> Tensor:
+        """Return memory for a copy of a parameter, the same in every step."""
+
+    def average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their mean over the ranks of the distributed model."""
+
+    def rescaling(self) -> Tensor:
+        """Return what the step's gradients were multiplied by since the second pass."""
 
 
 class Part:
     """A part of an optimizer: what it keeps of every parameter, and what it does once per step that is really taken.
 
     Subclass it for slow weights and averages, `Method` for what has a second pass. Public attributes are the settings:
-    they are read through the optimizer, and must agree when a run goes on.
+    they are read through the optimizer, and must agree when a run goes on. In what follows ``held`` gives parameters,
+    groups, own tensors and ``held.numbers``, and ``group`` is a parameter group.
 
     Example:
         >>> class Tail(Part):
@@ -50,61 +90,41 @@ class Part:
     steps_aside: ClassVar[bool] = False
     """Whether it writes weights beside the base's step, which a base with two sets of weights would not survive."""
 
-    def numbers(self) -> dict[str, int | float | bool]:
-        """Return the numbers of its own that are saved, as they are before the first step.
+    exchanges: ClassVar[bool] = False
+    """Whether it exchanges gradients between ranks by itself."""
 
-        Returns:
-            Number by name; read and written as ``held.numbers``.
-        """
+    reads_state: ClassVar[bool] = False
+    """Whether it reads the base's state, of which a sharded base (ZeRO) holds a part on each rank."""
+
+    owns_rate: ClassVar[bool] = False
+    """Whether it writes the groups' learning rates, which only one can."""
+
+    def numbers(self) -> dict[str, int | float | bool]:
+        """Return the numbers of its own that are saved, as they are before the first step."""
         return {}
 
     def fresh(self, name: str, parameter: Tensor) -> Tensor:
-        """Return an own tensor for a parameter at its first step.
-
-        Args:
-            name: Name of the own tensors.
-            parameter: The parameter, as it is before that step.
-
-        Returns:
-            The parameter's value by default.
-        """
+        """Return the own tensor ``name`` of a parameter that has its first step: the parameter's value by default."""
         del name
         return empty_twin(parameter).copy_(parameter)
 
     def check_group(self, group: Mapping[str, Any]) -> None:
-        """Refuse a group that it cannot treat.
-
-        Args:
-            group: A parameter group; nothing may be changed.
-        """
+        """Refuse a group that it cannot treat; nothing may be changed."""
 
     def adopt_group(self, group: dict[str, Any]) -> None:
-        """Give a new group its options.
+        """Give a new group its options."""
 
-        Args:
-            group: A parameter group.
-        """
+    def prepare(self, held: Held) -> None:
+        """Change gradients (final by now: unscaled, clipped) or weights before the base's step."""
 
-    def prepare(self, held: Holder) -> None:
-        """Change gradients (final by now: unscaled, clipped) or weights before the base's step.
+    def commit(self, held: Held) -> None:
+        """Change own tensors or weights after the base's step; ``held.steps`` counts it already."""
 
-        Args:
-            held: Parameters, own tensors and numbers.
-        """
+    def settle(self, held: Held) -> None:
+        """Bring numbers up to date before they are saved."""
 
-    def commit(self, held: Holder) -> None:
-        """Change own tensors or weights after the base's step; ``held.steps`` counts it already.
-
-        Args:
-            held: Parameters, own tensors and numbers.
-        """
-
-    def settle(self, held: Holder) -> None:
-        """Bring numbers up to date before they are saved.
-
-        Args:
-            held: Parameters, own tensors and numbers.
-        """
+    def check_scaler(self, known: bool) -> None:
+        """Refuse the loss scaler that is about to step, where it cannot be treated; ``known``: it was given."""
 
 
 class Method(Part):
@@ -127,70 +147,57 @@ class Method(Part):
     combines: ClassVar[bool] = False
     """Whether each micro-batch's two gradients become one, so that earlier micro-batches' join only afterwards."""
 
+    measures: ClassVar[bool] = False
+    """Whether it asks, once gradients are final, what they were multiplied by since (`Held.rescaling`)."""
+
     def __init__(self, rho: float) -> None:
         self.rho = check_rho(rho)
         self.options = AscentOptions()
 
     def check_group(self, group: Mapping[str, Any]) -> None:
-        """Refuse a radius that is none, and sharded parameters under a local ascent.
-
-        Args:
-            group: A parameter group.
-        """
+        """Refuse a radius that is none."""
         check_rho(group.get("rho", 0.0))
 
     def adopt_group(self, group: dict[str, Any]) -> None:
-        """Give a new group its radius.
-
-        Args:
-            group: A parameter group.
-        """
+        """Give a new group its radius."""
         group.setdefault("rho", self.rho)
 
-    def wants(self, held: Holder) -> bool:
-        """Tell whether the coming step wants a second pass, asked any time before it; changes nothing.
-
-        Args:
-            held: Numbers, ``held.steps`` among them.
-
-        Returns:
-            True here; methods with a period know better.
-        """
+    def wants(self, held: Held) -> bool:
+        """Tell whether the coming step wants a second pass, asked any time before it; methods with a period do not."""
         del held
         return True
 
     def radius(self, group: Mapping[str, Any], step: int) -> float:
-        """Return the length of the ascent for a group.
-
-        Args:
-            group: A parameter group.
-            step: Steps taken so far.
-
-        Returns:
-            ``rho`` times the schedule's factor; 0 leaves the group out.
-        """
+        """Return the length of a group's ascent in the step counted from 0; 0 leaves the group out."""
         return float(group.get("rho", self.rho)) * self.options.factor(step)
 
-    def direction(self, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return where to go and the norm to divide by; called once per norm when `perturb` is entered.
+    def direction(self, held: Held, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return where to go, one tensor per parameter, and the scalar norm to divide by; called once per norm.
 
         Args:
+            held: Own tensors and numbers.
             parameters: What will be moved.
             gradients: Theirs in the first pass; may be overwritten unless the method keeps them.
 
         Returns:
-            One direction per parameter, and a scalar.
+            Both.
         """
+        del held
         return gradients, joint_norm(gradients)
 
-    def combine(self, first: list[Tensor], second: list[Tensor], norm: Tensor | None) -> None:
-        """Turn the second pass's gradients into the step's, in place; called at the end of `perturb`.
+    def combine(self, first: list[Tensor], second: list[Tensor], norm: Tensor | None) -> list[Tensor]:
+        """Return the step's gradients; called at the end of `perturb`.
 
         Args:
-            first: Gradients at the weights, 0 where a pass did not reach; may be overwritten.
-            second: Gradients at the perturbed weights, in the same order.
+            first: Gradients at the weights, 0 where a pass did not reach; may be overwritten and returned.
+            second: Gradients at the perturbed weights, in the same order; somebody else may keep them.
             norm: Length of ``first`` where the ascent has computed it.
+
+        Returns:
+            One tensor per gradient, in the same order.
         """
+        del first, norm
+        return second
 
 
 def rate_of(group: Mapping[str, Any], missing: float) -> float:

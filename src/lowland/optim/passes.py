@@ -1,34 +1,24 @@
-"""Pieces of a two-pass step: what is moved, gradients held aside, silent first passes, repeated random numbers."""
+"""Pieces of a two-pass step: what is moved, gradients of our own, repeated random numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Any
+import sys
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-
-__all__ = [
-    "Entry",
-    "average_over_ranks",
-    "entries_of",
-    "noise_state",
-    "parts_of",
-    "replayed",
-    "owned",
-    "unsynced",
-    "world_size",
-]
+from lowland.optim.moves import is_dense
+from lowland.optim.parts import Held
 
 RandomState = dict[torch.device | None, Tensor]
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A parameter that an ascent moves, and its gradient in the first pass."""
 
     parameter: Tensor
@@ -51,93 +41,75 @@ def entries_of(
             if gradient is None or not moved(parameter):
                 continue
             if gradient.layout != torch.strided:
-                raise InputError(
-                    "params",
-                    "must have dense gradients for an ascent",
-                    str(gradient.layout),
-                    "use sparse=False, or rho=0 in that group",
-                )
+                advice = "use sparse=False, or rho=0 in that group"
+                raise InputError("params", "must have dense gradients for an ascent", str(gradient.layout), advice)
             found.append(Entry(parameter, gradient, sign * rho, index, sign * decay))
     return found
 
 
-def parts_of(entries: list[Entry], norm: str) -> Iterator[list[Entry]]:
+def sharing_a_norm(entries: list[Entry], norm: str) -> Iterable[list[Entry]]:
     """Part entries into sets that share one norm; none is empty."""
-    parts: dict[int, list[Entry]] = {}
+    sets: dict[int, list[Entry]] = {}
     for position, entry in enumerate(entries):
-        key = {"global": 0, "group": entry.group, "tensor": position}[norm]
-        parts.setdefault(key, []).append(entry)
-    yield from parts.values()
+        sets.setdefault({"global": 0, "group": entry.group, "tensor": position}[norm], []).append(entry)
+    return sets.values()
 
 
-def owned(gradient: Tensor) -> Tensor:
-    """Return a gradient that nobody else writes to: itself, or a copy where it may lie in DDP's buckets."""
-    local = getattr(gradient, "_local_tensor", gradient)
-    alone = local.untyped_storage().nbytes() == local.numel() * local.element_size()
-    # a bucket may hold a single gradient, so that among several ranks the size alone says nothing
-    sharded = local is not gradient
-    return gradient if alone and (sharded or world_size() == 1) else gradient.clone()
+def both_gradients(held: Held, first: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return gradients of the first pass and the present ones, parameter by parameter; what is absent becomes 0."""
+    # sparse ones are left out: nothing combines them, and the step takes those of the second pass as they are
+    parameters = [p for p in held.parameters() if (p in first if p.grad is None else is_dense(p.grad))]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter not in first:
+            first[parameter] = torch.zeros_like(parameter)
+    return [first[p] for p in parameters], [p.grad for p in parameters if p.grad is not None]
 
 
-def world_size() -> int:
-    """Return the number of processes that train together."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return 1
-    return torch.distributed.get_world_size()
+def own_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give a copy to every parameter whose gradient somebody else holds too: a user, DDP's buckets, FSDP2's buffers."""
+    for parameter in parameters:
+        if parameter.grad is not None and is_dense(parameter.grad) and _is_shared(parameter):
+            parameter.grad = parameter.grad.clone()
 
 
-@torch.no_grad()
-def average_over_ranks(tensors: list[Tensor], group: Any = None) -> None:
-    """Replace tensors by their mean over the ranks, with one collective per type; sharded ones are left alone."""
-    if world_size() == 1:
-        return
-    types: dict[torch.dtype, list[Tensor]] = {}
-    for tensor in tensors:
-        if not hasattr(tensor, "device_mesh"):
-            types.setdefault(tensor.dtype, []).append(tensor)
-    for members in types.values():
-        flat = torch.cat([member.reshape(-1) for member in members])
-        torch.distributed.all_reduce(flat, group=group)
-        flat /= torch.distributed.get_world_size(group)
-        parts = torch.split(flat, [member.numel() for member in members])
-        torch._foreach_copy_(members, [part.view_as(member) for part, member in zip(parts, members, strict=True)])
+def _is_shared(parameter: Tensor) -> bool:
+    if torch.compiler.is_compiling() or hasattr(parameter.grad, "_local_tensor"):
+        return True  # counts say nothing there; a shard is a part of a buffer for several parameters
+    counts = zip(_holders(parameter), _holders_of_none(), strict=True)
+    return any(now > alone for now, alone in counts)
 
 
-def unsynced(model: nn.Module | None) -> AbstractContextManager[None]:
-    """Return a context in which a distributed model keeps its gradients to itself."""
-    silent = getattr(model, "no_sync", None)
-    if silent is None:
-        raise InputError(
-            "distributed", '"local" needs a model with no_sync(), such as DistributedDataParallel',
-            type(model).__name__, "use `with optimizer.first_pass(ddp_model):`",
-        )  # fmt: skip
-    context: AbstractContextManager[None] = silent()
-    return context
+def _holders(parameter: Tensor) -> tuple[int, int, int, int]:
+    """Count who holds a parameter's gradient: as an object, as a tensor, and its memory likewise."""
+    # Two of the counts have no public name. Without them every gradient would have to be copied before an ascent
+    # scales it where it lies: one more pass over memory, and one more set of gradients at the peak of every step.
+    gradient = parameter.grad
+    assert gradient is not None
+    storage = gradient.untyped_storage()
+    memory: int = torch._C._storage_Use_Count(storage._cdata)
+    return sys.getrefcount(gradient), gradient._use_count(), sys.getrefcount(storage), memory  # type: ignore[attr-defined]
+
+
+@cache
+def _holders_of_none() -> tuple[int, int, int, int]:
+    """Count the same of a gradient that only its parameter holds."""
+    probe = nn.Parameter(torch.zeros(1))
+    probe.grad = torch.zeros(1)
+    return _holders(probe)
 
 
 def noise_state(parameters: Iterable[Tensor]) -> RandomState:
     """Return the random state of the host and of the parameters' devices."""
-    states: RandomState = {None: torch.get_rng_state()}
-    for device in dict.fromkeys(p.device for p in parameters):
-        if device.type == "cuda":
-            states[device] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _set(states: RandomState) -> None:
-    for device, state in states.items():
-        if device is None:
-            torch.set_rng_state(state)
-        else:
-            torch.cuda.set_rng_state(state, device)
+    devices = dict.fromkeys(p.device for p in parameters if p.device.type == "cuda")
+    return {None: torch.get_rng_state(), **{device: torch.cuda.get_rng_state(device) for device in devices}}
 
 
 @contextmanager
 def replayed(states: RandomState) -> Generator[None, None, None]:
     """Repeat random numbers from a saved state, and go on afterwards as if nothing had been drawn."""
-    now: RandomState = {d: torch.get_rng_state() if d is None else torch.cuda.get_rng_state(d) for d in states}
-    _set(states)
-    try:
+    with torch.random.fork_rng([device for device in states if device is not None]):
+        for device, state in states.items():
+            torch.set_rng_state(state) if device is None else torch.cuda.set_rng_state(state, device)
         yield
-    finally:
-        _set(now)

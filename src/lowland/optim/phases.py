@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from lowland.optim.buffers import BufferKeeper
 
-__all__ = ["REFUSED", "Phase", "Scratch"]
-
 
 class Phase(Enum):
     """Where a step stands.
@@ -33,11 +31,13 @@ class Phase(Enum):
     EVALUATING = "in evaluation mode"
 
 
-_NOT_INSIDE = ("must not be called inside perturb()", "leave the with block first")
-_NOT_EVALUATING = ("in evaluation mode", "call optimizer.train() first")
+_INSIDE = ("must not be called inside perturb()", "leave the with block first")
+_EVALUATING = ("must not be called in evaluation mode", "call optimizer.train() first")
 
 REFUSED: dict[tuple[str, Phase], tuple[str, str]] = {
-    ("first_pass()", Phase.PERTURBED): ("must not be entered inside perturb()", "leave the with block first"),
+    **{(f"{call}()", Phase.PERTURBED): _INSIDE for call in ("first_pass", "step", "eval", "state_dict")},
+    **{(f"{call}()", Phase.PERTURBED): _INSIDE for call in ("load_state_dict", "add_param_group")},
+    **{(f"{call}()", Phase.EVALUATING): _EVALUATING for call in ("perturb", "step")},
     ("first_pass()", Phase.READY): (
         'must come before perturb() under ascent="step"',
         'accumulate all first passes, then all second passes; or pass ascent="micro-batch"',
@@ -48,13 +48,6 @@ REFUSED: dict[tuple[str, Phase], tuple[str, str]] = {
         'with several micro-batches pass ascent="micro-batch" and run each first pass inside first_pass(); else clear '
         "gradients by optimizer.zero_grad()",
     ),
-    ("perturb()", Phase.EVALUATING): (f"must not be entered {_NOT_EVALUATING[0]}", _NOT_EVALUATING[1]),
-    ("step()", Phase.PERTURBED): _NOT_INSIDE,
-    ("step()", Phase.EVALUATING): (f"must not be called {_NOT_EVALUATING[0]}", _NOT_EVALUATING[1]),
-    ("eval()", Phase.PERTURBED): _NOT_INSIDE,
-    ("state_dict()", Phase.PERTURBED): _NOT_INSIDE,
-    ("load_state_dict()", Phase.PERTURBED): _NOT_INSIDE,
-    ("add_param_group()", Phase.PERTURBED): _NOT_INSIDE,
 }
 """What may not be called when, and what to do instead; everything else may. ``Wrapper``'s docstring shows it whole."""
 
@@ -69,6 +62,9 @@ class Scratch:
     kept: dict[Tensor, Tensor] = field(default_factory=dict)  # of all first passes, until step()
     norms: list[Tensor] = field(default_factory=list)  # lengths that the ascent was divided by
     norm: Tensor | None = None  # length of all first gradients, where the ascent has computed it
+    length: Tensor | None = None  # of the step's gradients as perturb() left them
+    perturbations: int = 0  # of this step, one per micro-batch or one for all
+    scaler: Any = None  # the GradScaler, where it was given
     backup: dict[Tensor, Tensor] = field(default_factory=dict)  # persistent, so that no step allocates
     moved: tuple[list[Tensor], list[Tensor]] = ([], [])  # what perturb() moved, and where it was
     random: Any = None  # random state at the start of the first pass
@@ -81,6 +77,8 @@ class Scratch:
     pending: tuple[Tensor, Any] | None = None  # a number on its way from the device, and when it is there
     opened: ExitStack | None = None  # what first_step() opened
     warned: bool = False
+    compared: bool = False  # with the other ranks
+    group: Any = None  # the process group of a distributed model that first_pass() was given
     driven: bool = False  # somebody else runs all passes: a closure given to step() is whole as it is
 
     def forget(self) -> None:
@@ -88,6 +86,7 @@ class Scratch:
         self.phase = Phase.GATHERING
         self.aside, self.first, self.kept, self.norms = {}, {}, {}, []
         self.norm, self.random, self.watched = None, None, {}
+        self.length, self.perturbations = None, 0
 
     def watch(self, parameters: Iterable[Tensor]) -> None:
         """Remember the present gradients and how often they were written to."""
@@ -95,14 +94,14 @@ class Scratch:
 
     def untouched(self, parameters: Iterable[Tensor]) -> bool:
         """Tell whether no gradient has come or changed since they were watched."""
-        now = {p: (p.grad, p.grad._version) for p in parameters if p.grad is not None}
-        return all(p in self.watched and _same(value, self.watched[p]) for p, value in now.items())
+        for parameter in parameters:
+            seen, version = self.watched.get(parameter, (None, 0))
+            now = parameter.grad
+            if now is not None and (now is not seen or now._version != version):
+                return False
+        return True
 
     def writes(self) -> int | None:
         """Return how often the watched gradients were written to; None if they are gone."""
         alive = [gradient._version - version for p, (gradient, version) in self.watched.items() if p.grad is gradient]
-        return max(alive) if alive else None
-
-
-def _same(first: tuple[Tensor, int], second: tuple[Tensor, int]) -> bool:
-    return first[0] is second[0] and first[1] == second[1]
+        return max(alive, default=None)

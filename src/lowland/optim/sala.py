@@ -10,21 +10,18 @@ Deviations from the official code (cltan023/sala2023):
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Unpack, final
+from typing import Any, ClassVar, Unpack, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lowland.optim.bases import Base
-from lowland.optim.holder import Holder
-from lowland.optim.lookahead import SlowWeights
+from lowland.optim.lookahead import SlowWeights, Start
 from lowland.optim.moves import copy_all, copy_where, joint_norm, shards
 from lowland.optim.options import AscentKeywords
-from lowland.optim.parts import Method
+from lowland.optim.parts import Held, Method
 from lowland.optim.phases import Phase
 from lowland.optim.wrapper import Wrapper
-
-__all__ = ["SALA"]
 
 
 class _Ascent(Method):
@@ -38,13 +35,13 @@ class _Ascent(Method):
         # d = 0 before the first synchronization, as in the official code; with k > 1 it is never looked at
         return {"near": True, "periods": 0, "ascents": 0}
 
-    def wants(self, held: Holder) -> bool:
+    def wants(self, held: Held) -> bool:
         if (held.steps + 1) % self._period:
             return False
         self.settle(held)
         return bool(held.numbers["near"])
 
-    def settle(self, held: Holder) -> None:
+    def settle(self, held: Held) -> None:
         """Read whether d < rho: at most one number per period from the device."""
         if held.scratch.pending is not None:
             number, arrived = held.scratch.pending
@@ -56,11 +53,11 @@ class _Ascent(Method):
 class _Slow(SlowWeights):
     name: ClassVar[str] = "SALA"
 
-    def prepare(self, held: Holder) -> None:
+    def prepare(self, held: Held) -> None:
         if (held.steps + 1) % self.period == 0:
             copy_all(*held.own("slow"))
 
-    def commit(self, held: Holder) -> None:
+    def commit(self, held: Held) -> None:
         if held.steps % self.period == 0:
             held.numbers["periods"] += 1
             held.numbers["ascents"] += held.phase is Phase.READY
@@ -90,17 +87,11 @@ class SALA(Wrapper):
     IEEE TPAMI 2024, and its code. Cost: 1 + (share of stage two) / k passes per step, see `stage_two_share`.
 
     Args:
-        base: An optimizer instance, or several under one norm.
         rho: Length of the ascent, and the distance below which stage two begins. Default 0.2 (official run script; the
             class there has 0.05).
         period: k. Default 2 (official run script; 5 in the class).
         alpha: Step of the slow weights. Default 0.5 (official run script; 0.8 in the class).
         slow_weights: ``"initial"`` or ``"lazy"`` (official).
-        model: The model whose buffers are protected; None meets it in the perturbed pass.
-        **options: How the step behaves, see `AscentOptions`.
-
-    Raises:
-        InputError: If an argument breaks a rule.
 
     Example:
         >>> layer = torch.nn.Linear(2, 1)
@@ -115,12 +106,11 @@ class SALA(Wrapper):
         *,
         period: int = 2,
         alpha: float = 0.5,
-        slow_weights: Literal["initial", "lazy"] = "initial",
-        model: nn.Module | None = None,
+        slow_weights: Start = "initial",
         **options: Unpack[AscentKeywords],
     ) -> None:
         slow = _Slow(period, alpha, slow_weights)
-        super().__init__(base, _Ascent(rho, period), slow, model=model, **options)
+        super().__init__(base, _Ascent(rho, period), slow, **options)
 
     @property
     def stage_two_share(self) -> float:

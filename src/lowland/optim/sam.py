@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Unpack, final
 
-from torch import nn
-
 from lowland.optim.bases import Base
 from lowland.optim.options import AscentKeywords
 from lowland.optim.parts import Method
 from lowland.optim.wrapper import Wrapper
-
-__all__ = ["SAM"]
 
 
 class _SAM(Method):
@@ -29,13 +25,7 @@ class SAM(Wrapper):
     ICLR 2021, equation 2 with p = 2 and algorithm 1.
 
     Args:
-        base: An optimizer instance, or several under one norm.
         rho: Length of the ascent; also per parameter group. Default 0.05, the paper's section 3.
-        model: The model whose buffers are protected; None meets it in the perturbed pass.
-        **options: How the step behaves, see `AscentOptions`.
-
-    Raises:
-        InputError: If an argument breaks a rule.
 
     Example:
         >>> import torch
@@ -48,7 +38,5 @@ class SAM(Wrapper):
         >>> optimizer.step()
     """
 
-    def __init__(
-        self, base: Base, rho: float = 0.05, *, model: nn.Module | None = None, **options: Unpack[AscentKeywords]
-    ) -> None:
-        super().__init__(base, _SAM(rho), model=model, **options)
+    def __init__(self, base: Base, rho: float = 0.05, **options: Unpack[AscentKeywords]) -> None:
+        super().__init__(base, _SAM(rho), **options)

@@ -7,25 +7,25 @@ and an assignment to ``self`` would land on the proxy and be lost.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self, Unpack
 
-import torch
 from torch import nn
 
 from lowland.core.contexts import recalibrate as renew_statistics
-from lowland.core.errors import InputError, MissingPass
+from lowland.core.errors import require
+from lowland.core.facts import table_of
 from lowland.core.params import unwrap
 from lowland.core.types import as_batch
 from lowland.optim import checkpoint
-from lowland.optim.ascent import first_pass, perturbed, run_closure
-from lowland.optim.bases import Base, OptimizerViews, check_parts, checked_bases, forget_old_marks, refuse_ports
-from lowland.optim.holder import PREFIX, Holder
-from lowland.optim.options import AscentKeywords, AscentOptions
+from lowland.optim.ascent import first_pass, perturbed
+from lowland.optim.bases import Base, OptimizerViews, check_parts, checked_bases, refuse_ports
+from lowland.optim.holder import Holder
+from lowland.optim.options import AscentFields, AscentOptions, check_keywords, takes_ascent
 from lowland.optim.parts import Method, Part
 from lowland.optim.phases import Phase
-
-__all__ = ["Ascent", "Wrapper"]
+from lowland.optim.stepping import close_pass, open_pass, run_closure, take_step
+from lowland.optim.words import in_words, rows_of
 
 
 class Wrapper(OptimizerViews):
@@ -52,16 +52,18 @@ class Wrapper(OptimizerViews):
     gathering; so do ``zero_grad()`` (it does nothing when perturbed; nor does ``train()``) and every exception.
 
     Args:
-        base: An optimizer instance, several with disjoint parameters, or one of ours, around which the parts go.
+        base: An optimizer instance, several that share a step and one norm, or one of ours, around which the parts go.
         *parts: The parts, innermost first.
-        model: The model whose buffers are protected; None meets it in the perturbed pass. DDP and compiled models are
-            fine.
+        model: The model whose buffers are protected and recalibrated; None meets it in a perturbed pass or a closure.
+            DDP and compiled models are fine.
         **options: How a two-pass step behaves, see `AscentOptions`.
 
     Raises:
-        InputError: If a base is a class, needs a closure, holds complex parameters, or does not go with the parts.
+        InputError: If a base is a class, needs a closure, holds complex parameters, or does not go with the parts; or
+            if a keyword is unknown, or a setting of a part breaks a rule.
 
     Example:
+        >>> import torch
         >>> from lowland.optim import EMA, SAM
         >>> layer = torch.nn.Linear(2, 1)
         >>> optimizer = EMA(SAM(torch.optim.SGD(layer.parameters(), lr=0.1), rho=0.1), decay=0.9)
@@ -72,34 +74,30 @@ class Wrapper(OptimizerViews):
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Answer what migrators type first by the line to write."""
         refuse_ports(cls.__name__, args, options)
+        if not takes_ascent(cls):
+            check_keywords(cls, options)
         return super().__new__(cls)
 
     def __init__(
-        self, base: Base, *parts: Part, model: nn.Module | None = None, **options: Unpack[AscentKeywords]
+        self, base: Base, *parts: Part, model: nn.Module | None = None, **options: Unpack[AscentFields]
     ) -> None:
+        check_keywords(type(self), options)
         chosen = AscentOptions(**options)
         held = base._held if isinstance(base, Wrapper) else Holder(checked_bases(base), chosen)
         check_parts(held, parts, chosen.distributed)
-        super().__init__([{"params": []}], {})
-        fresh = not held.parts
-        self._held = held
-        if fresh:
-            forget_old_marks(held)
-        for part in parts:
-            if isinstance(part, Method):
-                part.options = chosen
-        self._adopt_parts(parts)
-        self.param_groups[0][PREFIX] = held.numbers
+        super().__init__(held)
+        held.adopt(parts, chosen)
         if model is not None:
-            held.scratch.model = model
+            self.protect(model)
 
     def __getattr__(self, name: str) -> Any:
         """Read a setting of a part, the outermost first."""
-        held = vars(self).get("_held")
-        if held is not None and not name.startswith("_"):
-            for part in reversed(held.parts):
-                if hasattr(part, name):
-                    return getattr(part, name)
+        for part in reversed(self._held.parts if not name.startswith("_") else []):
+            if hasattr(part, name):
+                return getattr(part, name)
+        # AdafactorSchedule asks for the rate that an optimizer chose itself; ZeRO's state is gathered before a save
+        if name in ("_get_lr", "consolidate_state_dict"):
+            return getattr(self._held.bases[0], name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     # What it is.
@@ -109,6 +107,13 @@ class Wrapper(OptimizerViews):
         """Its name in checkpoints, such as ``EMA(SAM)``."""
         names = list(dict.fromkeys(part.name for part in reversed(self._held.parts)))
         return "(".join(names) + ")" * (len(names) - 1)
+
+    def __repr__(self) -> str:
+        """Return the parts with their settings and the bases with their groups, in one line."""
+        return in_words(self._held)
+
+    def _repr_html_(self) -> str:
+        return table_of(rows_of(self._held))
 
     @property
     def ascent_method(self) -> Method | None:
@@ -136,16 +141,17 @@ class Wrapper(OptimizerViews):
         return bool(self._held.scratch.aside) or self._held.has_gradients()
 
     @property
+    def owns_rate(self) -> bool:
+        """Whether a part writes the learning rates, so that no schedule may."""
+        return any(part.owns_rate for part in self._held.parts)
+
+    @property
     def phase(self) -> Phase:
         """Where the step stands."""
         return self._held.phase
 
     def settings(self) -> dict[str, Any]:
-        """Return what must agree when a run goes on.
-
-        Returns:
-            Setting by name, those of inner parts under the part's name where an outer one has the same.
-        """
+        """Return the settings that must agree when a run goes on; an inner part's with its name where two stand."""
         found: dict[str, Any] = {}
         for part in reversed(self._held.parts):
             for name, value in vars(part).items():
@@ -158,11 +164,7 @@ class Wrapper(OptimizerViews):
     # The passes.
 
     def needs_perturbation(self) -> bool:
-        """Tell whether the coming step wants a second pass at perturbed weights.
-
-        Returns:
-            True if ``perturb()`` has to be entered before ``step()``; without a closure.
-        """
+        """Tell whether the coming step wants a second pass: ``perturb()`` before ``step()``, or a closure."""
         return self._held.wants_pass()
 
     def first_pass(self, model: nn.Module | None = None) -> AbstractContextManager[None]:
@@ -205,89 +207,59 @@ class Wrapper(OptimizerViews):
             InputError: In evaluation mode, or inside ``perturb()``.
             MissingPass: If the step wanted a second pass and got none; nothing was changed.
         """
-        return self._hooked(lambda: self._step(closure), closure)
+        return self._hooked(lambda: take_step(self._held, closure, type(self).__name__), closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # not to be wrapped by torch: see `_hooked`
 
-    def _step(self, closure: Callable[[], Any] | None) -> Any:
-        held = self._held
-        held.require("step()")
-        if closure is None and held.is_initializing():
-            with torch.no_grad():
-                held.begin()
-            self._base_step()
-            return None
-        loss = None if closure is None else run_closure(held, closure)
-        skipped = closure is not None and not held.has_gradients()  # a trainer leaves a batch out
-        if not (held.phase is Phase.READY or skipped or held.options.allow_plain) and held.wants_pass():
-            raise MissingPass(
-                f"step {self.steps} of {type(self).__name__} wanted a second pass and got none; nothing was changed: "
-                f"run the second forward and backward pass inside `with optimizer.perturb():` when "
-                f"needs_perturbation() is True, or call step(closure)"
-            )
-        try:
-            with torch.no_grad():
-                held.begin()
-                for part in held.parts:
-                    part.prepare(held)
-                self._base_step()
-                held.numbers["steps"] += 1
-                for part in held.parts:
-                    part.commit(held)
-        finally:  # whatever failed, the next step begins anew
-            held.scratch.forget()
-            torch.clear_autocast_cache()
-        return loss
-
     def wrap_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return a closure that runs every pass the coming step wants, for frameworks that call closures themselves.
+        """Return a closure that runs every pass the coming step wants; ``step()`` has to follow.
 
         Args:
             closure: Runs one forward and backward pass and returns the loss.
 
         Returns:
-            A closure that returns the loss of the first pass; ``step()`` has to follow.
+            A closure that returns the loss of the first pass.
         """
         return lambda: run_closure(self._held, closure)
 
-    def drive(self, whole: bool) -> None:
-        """Say whether closures given to ``step()`` run every pass by themselves.
+    def protect(self, model: nn.Module) -> None:
+        """Keep the buffers of a whole model, such as both networks of a GAN, from perturbed passes."""
+        self._held.scratch.model = model
+
+    def use_scaler(self, scaler: Any) -> None:
+        """Name the ``GradScaler`` that scales this optimizer's losses, for methods that must know by how much.
 
         Args:
-            whole: True: they are called once.
+            scaler: The scaler; None: losses are not scaled. Copies of the optimizer must be told again.
         """
+        self._held.scratch.scaler = scaler
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:  # GradScaler asks it before each step, so that it shows itself here
+        for part in self._held.parts:
+            part.check_scaler(self._held.scratch.scaler is not None)
+        return False
+
+    def drive(self, whole: bool) -> None:
+        """Say whether closures given to ``step()`` run every pass by themselves, so that they are called once."""
         self._held.scratch.driven = whole
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients; inside ``perturb()`` they are clear already and earlier micro-batches' are kept.
-
-        Args:
-            set_to_none: As in torch.
-        """
+        """Clear the gradients; inside ``perturb()`` they are clear already and earlier micro-batches' are kept."""
         if self._held.scratch.phase is not Phase.PERTURBED:
             self._held.clear(set_to_none)
 
     def first_step(self, zero_grad: bool = False) -> None:
-        """Open ``perturb()`` without a with block; for loops written for the common SAM port.
+        """Open ``perturb()`` without a with block, which clears gradients, for loops written for the common SAM port.
 
         Args:
-            zero_grad: Taken for compatibility; gradients are clear in any case.
+            zero_grad: Taken for compatibility.
 
         Raises:
             InputError: If it is open already: the weights are back then, and the next step can begin.
         """
         del zero_grad
-        scratch = self._held.scratch
-        stale, scratch.opened = scratch.opened, None
-        if stale is not None:  # an exception came between the two
-            error = InputError(
-                "first_step()", "must be followed by second_step()", advice="the weights are back: begin the step anew"
-            )
-            stale.__exit__(InputError, error, None)
-            raise error
-        stack = ExitStack()
-        stack.enter_context(self.perturb())
-        scratch.opened = stack
+        open_pass(self._held)
 
     def second_step(self, zero_grad: bool = False) -> None:
         """Close what ``first_step()`` opened, and step.
@@ -298,11 +270,7 @@ class Wrapper(OptimizerViews):
         Raises:
             InputError: If ``first_step()`` did not come before.
         """
-        scratch = self._held.scratch
-        stack, scratch.opened = scratch.opened, None
-        if stack is None:
-            raise InputError("second_step()", "must follow first_step()", advice="do not mix it with perturb()")
-        stack.close()
+        close_pass(self._held)
         self.step()
         if zero_grad:
             self.zero_grad()
@@ -310,20 +278,12 @@ class Wrapper(OptimizerViews):
     # Evaluation weights.
 
     def eval(self) -> None:
-        """Put the evaluation weights into the model; calling it twice does nothing more.
-
-        Raises:
-            InputError: Inside ``perturb()``.
-        """
+        """Put the evaluation weights into the model; twice does nothing more."""
         self._held.require("eval()")
         self._held.switch(evaluating=True)
 
     def train(self, mode: bool = True) -> None:
-        """Put the trained weights back into the model; calling it twice does nothing more.
-
-        Args:
-            mode: False is the same as ``eval()``.
-        """
+        """Put the trained weights back into the model (False: as ``eval()``); twice does nothing more."""
         if not mode:
             self.eval()
         elif self._held.phase is not Phase.PERTURBED:  # trainers call it before every pass
@@ -331,11 +291,7 @@ class Wrapper(OptimizerViews):
 
     @contextmanager
     def averaged(self) -> Generator[None, None, None]:
-        """Hold the evaluation weights inside the block, whatever the mode was.
-
-        Yields:
-            Nothing.
-        """
+        """Hold the evaluation weights inside the block, whatever the mode was."""
         before = self._held.evaluating
         self.eval()
         try:
@@ -358,24 +314,18 @@ class Wrapper(OptimizerViews):
         Raises:
             InputError: If the model is not known, or there are no batches.
         """
-        scratch = self._held.scratch
-        known = scratch.buffers.modules(scratch.model if model is None else model)
-        if len(known) != 1:
-            raise InputError("model", "must be given: the optimizer has not met the model", len(known))
-        if self._held.evaluating and not scratch.trained_buffers:
-            scratch.trained_buffers = {b: b.detach().clone() for b in known[0].buffers()}
-        target = unwrap(known[0])
-        device = next(iter(self._held.parameters())).device
-        return renew_statistics(target, (as_batch(raw).to(device) for raw in loader))
+        held = self._held
+        known = held.scratch.buffers.modules(held.scratch.model if model is None else model)
+        require(len(known) == 1, "model", "must be given: the optimizer has not met the model", len(known))
+        if held.evaluating and not held.scratch.trained_buffers:
+            held.scratch.trained_buffers = {b: b.detach().clone() for b in known[0].buffers()}
+        device = next(iter(held.parameters())).device
+        return renew_statistics(unwrap(known[0]), (as_batch(raw).to(device) for raw in loader))
 
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the base's state with ours added; the same in training and evaluation mode.
-
-        Returns:
-            ``state`` and ``param_groups`` as torch's, which a bare base loads, and ``"lowland"``.
-        """
+        """Return the base's state with ours under ``"lowland"``; a bare base loads it. The same in either mode."""
         self._held.require("state_dict()")
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
@@ -418,7 +368,8 @@ class Ascent(Wrapper, metaclass=_HasMethod):
     """What every optimizer with a second pass is an instance of, whatever stands around its method; not to be built.
 
     Example:
+        >>> import torch
         >>> from lowland.optim import EMA, SAM
-        >>> isinstance(EMA(SAM(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1))), Ascent)
+        >>> isinstance(EMA(SAM(torch.optim.SGD(torch.nn.Linear(2, 1).parameters(), lr=0.1))), Ascent)
         True
     """

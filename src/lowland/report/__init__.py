@@ -7,17 +7,8 @@ from __future__ import annotations
 
 from lowland.report.build import build
 from lowland.report.html import render, write
-from lowland.report.sections import (
-    Box,
-    Details,
-    Figure,
-    Gallery,
-    Listing,
-    Paragraph,
-    Report,
-    Section,
-    Table,
-)
+from lowland.report.sections import Box, Details, Figure, Gallery, Listing, Paragraph, Report, Section, Table
+from lowland.report.site import write_site
 from lowland.report.statistics import show, show_interval, t_interval
 
 __all__ = [
@@ -36,4 +27,5 @@ __all__ = [
     "show_interval",
     "t_interval",
     "write",
+    "write_site",
 ]

@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import lowland
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.report.comparison import comparison_section
 from lowland.report.curvature import curvature_section, scalar
 from lowland.report.dynamics import training_section, trajectories_section
+from lowland.report.films import films_section
 from lowland.report.landscapes import landscapes_section, path_plane
+from lowland.report.robustness import robustness_section
 from lowland.report.sections import Block, Details, Listing, Paragraph, Report, Section
 from lowland.results.matched import comparable
 from lowland.results.run import Run
@@ -47,27 +49,36 @@ def build(
     Raises:
         InputError: If there is no run, two share a name, or they differ in data or loss without ``allow_mixed``.
     """
-    if not runs:
-        raise InputError("runs", "must name at least one run")
+    mixed = check_runs(runs, allow_mixed=allow_mixed)
+    first = [comparison_section(runs, baseline=baseline), landscapes_section(runs)]
+    if len({run.group for run in runs}) == 1:  # nothing to compare: the landscape says more than one row of numbers
+        first.reverse()
+    found = (
+        first[0],
+        training_section(runs),
+        first[1],
+        trajectories_section(runs),
+        films_section(runs),
+        curvature_section(runs),
+        robustness_section(runs),
+    )
+    sections = [section for section in found if section is not None]
+    sections += [*extra, limits_section(runs, mixed), settings_section(runs)]
+    surveyed = tuple(run.name for run in runs if run.surfaces or run.curvature or run.trajectory is not None)
+    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer(date))
+
+
+def check_runs(runs: Sequence[Run], *, allow_mixed: bool) -> list[str]:
+    """Refuse runs that cannot stand on one page, and return in what they differ that must be said."""
+    require(runs, "runs", "must name at least one run")
     names = [run.name for run in runs]
-    if len(set(names)) < len(names):
-        raise InputError("runs", "must have different names", names)
+    require(len(set(names)) >= len(names), "runs", "must have different names", names)
     mixed = [what for what in ("data", "loss") if len({key for r in runs if (key := r.spec.identity(what))}) > 1]
     if mixed and not allow_mixed:
         kinds = sorted({run.spec.identity(what) for what in mixed for run in runs})
-        advice = "compare them all the same with --allow-mixed, which marks the report"
+        advice = "compare them all the same with --allow_mixed, which marks the report"
         raise InputError("runs", f"must share their {' and '.join(mixed)}", kinds, advice)
-    found = (
-        comparison_section(runs, baseline=baseline),
-        training_section(runs),
-        landscapes_section(runs),
-        trajectories_section(runs),
-        curvature_section(runs),
-    )
-    sections = [section for section in found if section is not None]
-    sections += [*extra, _limits_section(runs, mixed), settings_section(runs)]
-    surveyed = tuple(run.name for run in runs if run.surfaces or run.curvature or run.trajectory is not None)
-    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer(date))
+    return mixed
 
 
 def footer(date: str | None) -> str:
@@ -76,7 +87,8 @@ def footer(date: str | None) -> str:
     return f"Written by Lowland {lowland.__version__}" + (f" on {day}" if day else "") + "."
 
 
-def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
+def limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
+    """Build the section on what these runs cannot say."""
     limits = [f"The runs differ in their {what}: no number here compares them fairly." for what in mixed]
     measured = [result for run in runs if (result := run.final_curvature) is not None]
     limits += _settings_that_differ("Curvature was", measured)
@@ -86,7 +98,8 @@ def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
     limits += _settings_that_differ("Surfaces were", surfaces)
     limits += [
         "A random plane is one draw: single directions differ by tens of per cent in curvature. The filter-weighted "
-        "trace is the mean over all of them.",
+        "trace is the mean over all of them, of the Hessian alone; a picture's own curvature depends on its spacing "
+        "where the network has kinks.",
         "Filter normalization does not make surfaces comparable when single units are rescaled, nor between "
         "architectures.",
         "Sharpness is no proof of generalization; both are shown side by side, not as cause and effect.",
@@ -95,7 +108,11 @@ def _limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
 
 
 def _settings_that_differ(what: str, results: Sequence[xr.Dataset]) -> Iterator[str]:
-    for key, words in (("batch_norm", "batch-norm mode"), ("samples", "number of samples")):
+    for key, words in (
+        ("batch_norm", "batch-norm mode"),
+        ("samples", "number of samples"),
+        ("split", "parts of the data"),
+    ):
         values = {str(result.attrs[key]) for result in results if key in result.attrs}
         if len(values) > 1:
             yield f"{what} measured with different {words} ({', '.join(sorted(values))})."
@@ -120,4 +137,4 @@ def settings_section(runs: Sequence[Run]) -> Section:
                 inner += [Paragraph(f"{kind} {name}"), Listing("\n".join(lines))]
         if inner:
             blocks.append(Details(run.name, tuple(inner)))
-    return Section("Settings needed to repeat this", tuple(blocks))
+    return Section("Appendix: settings, files and hashes", tuple(blocks))

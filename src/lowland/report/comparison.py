@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lowland.report.curvature import (
-    highest_eigenvalue,
-    lowest_eigenvalue,
-    scalar,
-    with_error,
-)
+from lowland.report import curvature
 from lowland.report.sections import Block, Figure, Section, Table
 from lowland.report.statistics import LEAST_SEEDS, Interval, paired_interval, show, show_interval, t_interval
+from lowland.report.weights import chosen_of, shows
 from lowland.results.matched import LOSS_RATIO, comparable
-from lowland.results.run import Run
+from lowland.results.run import COUNTED, PASSES, Run
 from lowland.viz.curves import build_cost
 from lowland.viz.spec import ScatterPoint
 
@@ -48,11 +44,12 @@ def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> S
     """Build the section that compares the methods."""
     if not any(run.finished or run.metrics for run in runs):
         return None
-    blocks: list[Block] = [comparison_table(runs, baseline=baseline)]
+    blocks: list[Block] = [*shows(chosen_of(runs), ("train", "validation", "test"))]
     estimates = [e for name, members in methods_of(runs).items() if (e := _estimate(name, members)) is not None]
     if len(estimates) > 1:
         caption = "Large: mean over seeds with its 95 % t interval (from four seeds on); small: single seeds."
         blocks.append(Figure(build_cost(estimates, title="Accuracy against cost", caption=caption), height=380))
+    blocks.append(comparison_table(runs, baseline=baseline))
     return Section("Comparison", tuple(blocks))
 
 
@@ -71,8 +68,12 @@ def _each(groups: Mapping[str, list[Run]], cell: Callable[[list[Run]], str]) -> 
 
 
 def _over(members: Sequence[Run], name: str) -> Interval | None:
-    values = [value for run in members if (value := run.number(name)) is not None]
+    values = _known(members, lambda run: run.number(name))
     return t_interval(values) if values else None
+
+
+def _known(members: Sequence[Run], value: Callable[[Run], float | None]) -> list[float]:
+    return [number for run in members if (number := value(run)) is not None]
 
 
 def _train_loss(run: Run) -> float | None:
@@ -81,7 +82,7 @@ def _train_loss(run: Run) -> float | None:
 
 
 def _mean(members: Sequence[Run], value: Callable[[Run], float | None]) -> str:
-    known = [number for run in members if (number := value(run)) is not None]
+    known = _known(members, value)
     return show(t_interval(known).mean) if known else "–"
 
 
@@ -90,13 +91,11 @@ def _differences(groups: Mapping[str, list[Run]], base: str) -> dict[str, str]:
         found = {run.seed: run.number("test_accuracy") for run in members if run.seed is not None}
         return {seed: value for seed, value in found.items() if value is not None}
 
+    if len(groups) == 1:
+        return {base: "–"}
     reference = by_seed(groups[base])
-    cells = {base: "baseline"}
-    for name, members in groups.items():
-        if name != base:
-            interval = paired_interval(by_seed(members), reference)
-            cells[name] = show_interval(interval, factor=100, sign=True)
-    return {name: cells[name] for name in groups} if len(groups) > 1 else dict.fromkeys(groups, "–")
+    paired = {name: paired_interval(by_seed(members), reference) for name, members in groups.items()}
+    return {n: "baseline" if n == base else show_interval(i, factor=100, sign=True) for n, i in paired.items()}
 
 
 def _surveyed(members: Sequence[Run]) -> Run | None:
@@ -115,10 +114,12 @@ def _curvature_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple
         return cells
 
     return [
-        ("λ max", column(highest_eigenvalue)),
-        ("λ min", column(lowest_eigenvalue)),
-        ("filter-weighted trace", column(lambda result: with_error(result, "filter_trace"))),
-        ("SAM sharpness", column(lambda result: with_error(result, "sam_sharpness"))),
+        ("λ max", column(curvature.highest_eigenvalue)),
+        ("λ min", column(curvature.lowest_eigenvalue)),
+        ("filter-weighted trace", column(lambda result: curvature.with_error(result, "filter_trace"))),
+        ("curvature of pictures", column(curvature.pictured)),
+        ("beyond the Hessian", column(curvature.beyond)),
+        ("SAM sharpness", column(lambda result: curvature.with_error(result, "sam_sharpness"))),
     ]
 
 
@@ -126,22 +127,18 @@ def _comparable_to(groups: Mapping[str, list[Run]], base: str, name: str) -> boo
     pair = [_surveyed(groups[method]) for method in (base, name)]
     if any(run is None for run in pair):
         return True
-    return comparable([scalar(run.final_curvature, "train_loss") for run in pair if run is not None])
+    ends = [end for run in pair if run is not None and (end := run.final_curvature) is not None]
+    same = len({curvature.part_of(end) for end in ends}) == 1
+    return same and comparable([curvature.scalar(end, "train_loss") for end in ends])
 
 
 def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str, dict[str, str]]]:
-    def mean(members: Sequence[Run], value: Callable[[Run], float | None]) -> float | None:
-        known = [number for run in members if (number := value(run)) is not None]
-        return sum(known) / len(known) if known else None
-
     def ratio(value: Callable[[Run], float | None]) -> dict[str, str]:
-        reference = mean(groups[base], value)
-        cells = {}
-        for name, members in groups.items():
-            own = mean(members, value)
-            cells[name] = "–" if own is None else show(own)
-            if own is not None and reference and name != base:
-                cells[name] += f" ({own / reference:.2f} ×)"
+        means = {name: sum(k) / len(k) for name, members in groups.items() if (k := _known(members, value))}
+        reference = means.get(base, 0.0)
+        cells = dict.fromkeys(groups, "–") | {name: show(mean) for name, mean in means.items()}
+        for name in means.keys() - {base} if reference else ():
+            cells[name] += f" ({means[name] / reference:.2f} ×)"
         return cells
 
     def step_time(run: Run) -> float | None:
@@ -149,7 +146,7 @@ def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str,
         return 1000 * seconds / steps if seconds is not None and steps else None
 
     return [
-        (f"passes (× {base})", ratio(lambda run: run.number("passes"))),
+        (f"{COUNTED} (× {base})", ratio(lambda run: run.number("passes"))),
         (f"ms per step (× {base})", ratio(step_time)),
     ]
 
@@ -157,8 +154,9 @@ def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str,
 def _notes(groups: Mapping[str, list[Run]], base: str) -> tuple[str, ...]:
     notes = [
         "Brackets: 95 % t interval of the mean over seeds; the difference is paired by seed. Below four seeds the "
-        "single values are listed instead.",
+        "single values are listed instead."
     ]
+    notes.append(PASSES)
     surveyed = {name: run.name for name, members in groups.items() if (run := _surveyed(members)) is not None}
     if surveyed:
         notes.append("Curvature of one run each: " + ", ".join(surveyed.values()) + ".")

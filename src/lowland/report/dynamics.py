@@ -9,12 +9,13 @@ import numpy as np
 
 from lowland.report.comparison import methods_of
 from lowland.report.landscapes import path_plane
-from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section, Table
+from lowland.report.sections import Block, Box, Details, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
+from lowland.report.weights import chosen_of, epoch_of, shows, weights_of
 from lowland.results.run import Run
 from lowland.viz.caption import axes_of
-from lowland.viz.paths import build_animation, build_path, is_walk, two_axes
+from lowland.viz.paths import build_animation, build_path, is_walk, null_spread, two_axes
 from lowland.viz.spec import Axis, Contour, Curve, Line
 
 if TYPE_CHECKING:
@@ -27,20 +28,28 @@ _CURVES = (
     ("validation_accuracy", "validation accuracy", "fraction"),
     ("lambda_max", "largest Hessian eigenvalue", "loss per squared weight"),
     ("stability", "step size over the edge of stability", "ratio"),
+    ("critical_sharpness", "critical sharpness", "loss per squared weight"),
+    ("critical_ratio", "step over the critical step", "ratio"),
 )
 
 
 def training_section(runs: Sequence[Run]) -> Section | None:
     """Build the section with the training curves: one per method, with the range over its seeds."""
-    figures = []
+    figures, chosen = [], chosen_of(runs)
     for column, title, unit in _CURVES:
         curves = tuple(c for name, group in methods_of(runs).items() if (c := _curve(name, group, column)) is not None)
         if curves:
             values = np.concatenate([curve.y for curve in curves])
             positive = unit == "loss" and bool((values[np.isfinite(values)] > 0).all())
             axis = Axis(title, "" if unit == "loss" else unit, log=positive)
-            figures.append(Figure(Line(curves, Axis("epoch"), axis, title), height=340))
-    return Section("Training", (Gallery(tuple(figures)),)) if figures else None
+            figures.append(Figure(Line(curves, Axis("epoch"), axis, title, star=_STAR), height=320))
+    if not figures:
+        return None
+    also = "A star marks the epoch whose weights count" if chosen else ""
+    return Section("Training", (*shows(chosen, ("train", "validation"), also), Gallery(tuple(figures))))
+
+
+_STAR = "chosen epoch"
 
 
 def _curve(name: str, runs: Sequence[Run], column: str) -> Curve | None:
@@ -54,9 +63,11 @@ def _curve(name: str, runs: Sequence[Run], column: str) -> Curve | None:
         return None
     values = np.array([[one[epoch] for epoch in shared] for one in series])
     x = np.array(shared)
+    stars = tuple(sorted({epoch for run, _ in chosen_of(runs) if (epoch := epoch_of(run, "best")) in shared}))
     if len(series) == 1:
-        return Curve(name, x, values[0])
-    return Curve(name, x, values.mean(0), values.min(0), values.max(0), f"range over {len(series)} seeds")
+        return Curve(name, x, values[0], stars=stars)
+    band = f"range over {len(series)} seeds"
+    return Curve(name, x, values.mean(0), values.min(0), values.max(0), band, stars=stars)
 
 
 def trajectories_section(runs: Sequence[Run]) -> Section | None:
@@ -70,13 +81,17 @@ def trajectories_section(runs: Sequence[Run]) -> Section | None:
         "only as far as it exceeds the null. The boxes say how far the plane is from the path. "
         + (_JOINT if shared else _ALONE if len(walked) > 1 else "")
     )
-    blocks: list[Block] = [Paragraph(text.strip()), _null_table(walked)]
+    blocks: list[Block] = [*shows([(run, weights_of(path)) for run, path in walked], ("train",))]
     for group in shared:
         blocks.append(Gallery(_joint_figures(group)))
     joint = {run.name for group in shared for run, _ in group}
-    blocks.append(Gallery(tuple(_path_figure(run, path) for run, path in walked if run.name not in joint)))
+    alone = [(run, path) for run, path in walked if run.name not in joint]
+    wide = 460 if len(alone) in (1, 2, 4) else 290  # in two columns or three
+    blocks.append(Gallery(tuple(_path_figure(run, path, wide) for run, path in alone)))
+    blocks += [Paragraph(text.strip()), _null_table(walked)]
     losses = [figure for run, path in walked if (figure := _loss_figure(run, path)) is not None]
-    blocks += [Gallery(tuple(losses)), Gallery(tuple(_path_box(run, path) for run, path in walked))]
+    trust = Gallery(tuple(_path_box(run, path) for run, path in walked))
+    blocks += [Gallery(tuple(losses)), trust if len(walked) < 3 else Details("Can I trust these paths?", (trust,))]
     kept = [block for block in blocks if not isinstance(block, Gallery) or block.blocks]
     return Section("Trajectories", tuple(kept))
 
@@ -108,13 +123,15 @@ def _joint_figures(group: Sequence[tuple[Run, xr.Dataset]]) -> tuple[Figure, ...
     return joint, Figure(Line(curves, Axis("optimizer step"), Axis("distance from the plane")), height=500)
 
 
-def _path_figure(run: Run, path: xr.Dataset) -> Figure:
+def _path_figure(run: Run, path: xr.Dataset, wide: int) -> Figure:
     plane = path_plane(run)
     surface = None if plane is None else run.surfaces[plane]
     figure = build_path({run.name: path}, surface, title=run.name)
-    if isinstance(figure, Contour):
-        return Figure(build_animation(figure), run.name, height=500)
-    return Figure(figure, run.name)
+    if not isinstance(figure, Contour):
+        return Figure(figure, run.name, height=min(420, wide + 80))
+    (left, right), (bottom, top) = (axis.limits or (0.0, 1.0) for axis in (figure.x_axis, figure.y_axis))
+    high = (top - bottom) / (right - left) if figure.field.square else 1.0  # no blank above and below one scale
+    return Figure(build_animation(figure), run.name, height=round(wide * min(max(high, 0.4), 1.0)) + 110)
 
 
 def _loss_figure(run: Run, path: xr.Dataset) -> Figure | None:
@@ -173,6 +190,4 @@ def _null_table(walked: Sequence[tuple[Run, xr.Dataset]]) -> Table:
 
 
 def _spread(path: xr.Dataset) -> str:
-    if "null_share_sd" not in path:
-        return ""
-    return f" ± {float(np.linalg.norm(path['null_share_sd'].values[:2])):.1%}"
+    return f" ± {spread:.1%}" if (spread := null_spread(path)) else ""

@@ -5,9 +5,27 @@
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
   const plots = Array.from(document.querySelectorAll(".plot"));
   const drawn = new Set();
-  const shared = JSON.parse((document.getElementById("shared") || { textContent: "[]" }).textContent);
-  // Arrays that several figures show are written once; "@" is no character of base64.
-  const whole = (key, value) => (key === "bdata" && value[0] === "@" ? shared[Number(value.slice(1))] : value);
+  let figures = {};
+
+  // Script and data are packed, which makes a page of five megabytes one of two.
+  async function unpacked(id) {
+    const packed = atob(document.getElementById(id).textContent);
+    const bytes = new Uint8Array(packed.length);
+    for (let k = 0; k < packed.length; k++) bytes[k] = packed.charCodeAt(k);
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+  async function load() {
+    const data = JSON.parse(await unpacked("data"));
+    // Arrays that several figures show are written once; "@" is no character of base64.
+    const whole = (key, value) => (key === "bdata" && value[0] === "@" ? data.shared[Number(value.slice(1))] : value);
+    figures = Object.fromEntries(Object.entries(data.figures).map(
+      ([name, figure]) => [name, JSON.parse(JSON.stringify(figure), whole)]));
+    if (document.getElementById("plotly")) {
+      const script = document.createElement("script");
+      script.textContent = await unpacked("plotly");
+      document.head.append(script);
+    }
+  }
 
   // Colors that depend on the page; everything else is fixed by the figure.
   function ink(layout, dark) {
@@ -25,11 +43,11 @@
 
   function fit(layout, width) {
     if (width < 480) {
-      layout.margin = Object.assign({}, layout.margin, { l: 44, r: 8 });
+      if (layout.margin.l) layout.margin = Object.assign({}, layout.margin, { l: 44, r: 8 });
       layout.font = Object.assign({}, layout.font, { size: 10 });
       for (const key of Object.keys(layout)) {
         const eye = /^scene\d*$/.test(key) && layout[key].camera && layout[key].camera.eye;
-        if (eye) for (const axis of ["x", "y", "z"]) eye[axis] *= 1.6; // room for the labels
+        if (eye) for (const axis of ["x", "y", "z"]) eye[axis] *= 1.25; // room for the labels
       }
     }
   }
@@ -50,16 +68,107 @@
       () => { following = false; });
   }
 
+  // The keyboard turns surfaces too.
+  function turned(plot, event) {
+    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (!way) return;
+    event.preventDefault();
+    const camera = JSON.parse(JSON.stringify(plot.layout.scene.camera));
+    const { x, y, z } = camera.eye;
+    const far = Math.hypot(x, y, z);
+    const around = Math.atan2(y, x) + way[0] * 0.15;
+    const up = Math.min(1.5, Math.max(-1.5, Math.asin(z / far) + way[1] * 0.1));
+    camera.eye = { x: far * Math.cos(up) * Math.cos(around), y: far * Math.cos(up) * Math.sin(around), z: far * Math.sin(up) };
+    window.Plotly.relayout(plot, { "scene.camera": camera });
+  }
+
+  // A click on a legend hides its curves in every figure that the legend speaks of.
+  function toggled(entry) {
+    const shown = entry.getAttribute("aria-pressed") !== "true";
+    entry.setAttribute("aria-pressed", String(shown));
+    for (const plot of entry.closest(".row, figure").querySelectorAll(".plot")) {
+      if (!drawn.has(plot)) continue;
+      const own = [];
+      plot.data.forEach((trace, number) => {
+        const name = (trace.legendgroup || trace.name || "").replace(/ \(\d+\)$/, "");
+        if (name === entry.dataset.curve || (trace.name || "").replace(/ \(\d+\)$/, "") === entry.dataset.curve) own.push(number);
+      });
+      if (own.length) window.Plotly.restyle(plot, { visible: shown }, own);
+    }
+  }
+
+  // What moves has a slider of the page, which the keyboard and screen readers reach; plotly's own does neither.
+  function moving(plot, frames) {
+    const names = frames.map((frame) => frame.name);
+    const about = plot.getAttribute("aria-label");
+    const bar = document.createElement("div");
+    bar.className = "frames";
+    bar.setAttribute("role", "group");
+    bar.setAttribute("aria-label", `Frames of: ${about}`);
+    const play = Object.assign(document.createElement("button"), { type: "button", textContent: "play" });
+    const range = Object.assign(document.createElement("input"), { type: "range", min: 0, max: names.length - 1, step: 1 });
+    range.value = names.length - 1;
+    range.setAttribute("aria-label", "Step of training");
+    const shown = document.createElement("output");
+    let timer = null;
+    function go() {
+      const place = Number(range.value);
+      shown.textContent = `step ${names[place]}`;
+      range.setAttribute("aria-valuetext", `step ${names[place]}, frame ${place + 1} of ${names.length}`);
+      const at = { mode: "immediate", frame: { duration: 0, redraw: true }, transition: { duration: 0 } };
+      return window.Plotly.animate(plot, [names[place]], at);
+    }
+    function pause() {
+      clearInterval(timer);
+      timer = null;
+      play.textContent = "play";
+    }
+    play.addEventListener("click", () => {
+      if (timer) return pause();
+      if (Number(range.value) === names.length - 1) range.value = 0;
+      play.textContent = "pause";
+      timer = setInterval(() => {
+        if (Number(range.value) >= names.length - 1) return pause();
+        range.value = Number(range.value) + 1;
+        go();
+      }, 120);
+      go();
+    });
+    range.addEventListener("input", () => { pause(); go(); });
+    shown.textContent = `step ${names.at(-1)}`;
+    range.setAttribute("aria-valuetext", `step ${names.at(-1)}, frame ${names.length} of ${names.length}`);
+    bar.append(play, range, shown);
+    plot.after(bar);
+  }
+
   async function draw(plot) {
-    const source = document.querySelector(`script[data-for="${plot.id}"]`);
-    const figure = JSON.parse(source.textContent, whole);
+    const figure = figures[plot.id];
     fit(figure.layout, plot.clientWidth);
+    if (figure.frames) for (const own of ["sliders", "updatemenus"]) delete figure.layout[own];
     await window.Plotly.newPlot(plot, figure.data, figure.layout, { responsive: true, displaylogo: false, displayModeBar: "hover" });
     if (figure.frames) await window.Plotly.addFrames(plot, figure.frames);
+    if (figure.frames) moving(plot, figure.frames);
+    // Tools for the mouse: by the keyboard they would be ten stops in every figure.
+    plot.querySelectorAll(".modebar-btn").forEach((button) => button.setAttribute("tabindex", "-1"));
     drawn.add(plot);
     await window.Plotly.relayout(plot, ink(plot.layout, isDark()));
-    if (plot.dataset.link) follow(plot);
+    if (plot.dataset.link) {
+      follow(plot);
+      plot.addEventListener("keydown", (event) => turned(plot, event));
+    }
   }
+  for (const entry of document.querySelectorAll(".entry")) entry.addEventListener("click", () => toggled(entry));
+
+  // Tables that are wider than the page say so.
+  function measure() {
+    for (const wide of document.querySelectorAll(".wide")) {
+      const table = wide.querySelector(".table");
+      wide.querySelector(".hint").hidden = table.scrollWidth <= table.clientWidth + 1;
+    }
+  }
+  window.addEventListener("resize", measure);
+  for (const part of document.querySelectorAll("details")) part.addEventListener("toggle", measure);
+  measure();
 
   for (const box of document.querySelectorAll("[data-toggle]")) {
     box.addEventListener("change", () => {
@@ -96,6 +205,12 @@
 
   // One after the other, so that the page can be read meanwhile.
   (async () => {
+    try {
+      if (plots.length) await load();
+    } catch (problem) {
+      for (const plot of plots) plot.textContent = "This browser cannot draw the figure: it needs one of 2023 or later.";
+      throw problem;
+    }
     for (const plot of plots) {
       await draw(plot);
       await new Promise((resolve) => setTimeout(resolve, 0));

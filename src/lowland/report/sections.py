@@ -6,10 +6,10 @@ All text is plain text; `html` escapes it. Builders (`comparison`, `landscapes`,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.viz.spec import Figure as FigureSpec
 
 
@@ -29,17 +29,23 @@ class Table:
     rows: tuple[tuple[str, ...], ...]  # Cells, each row as long as the header; the first cell names the row
     caption: str = ""  # What the table shows, with units
     notes: tuple[str, ...] = ()  # Footnotes below it
+    links: Mapping[str, str] = field(default_factory=dict)  # First cell of a row -> the page that it leads to
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, str]], caption: str = "", notes: tuple[str, ...] = ()) -> Table:
+    def of(
+        cls,
+        rows: Sequence[Mapping[str, str]],
+        caption: str = "",
+        notes: tuple[str, ...] = (),
+        links: Mapping[str, str] | None = None,
+    ) -> Table:
         """Build a table from rows of column title -> cell."""
-        return cls(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), caption, notes)
+        return cls(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), caption, notes, links or {})
 
     def __post_init__(self) -> None:
         """Check that no cell stands under another column's title."""
         for row in self.rows:
-            if len(row) != len(self.header):
-                raise InputError("rows", f"must have {len(self.header)} cells each", len(row))
+            require(len(row) == len(self.header), "rows", f"must have {len(self.header)} cells each", len(row))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ class Details:
     """A block that opens on a click."""
 
     summary: str
-    blocks: tuple[Paragraph | Table | Listing | Box, ...]
+    blocks: tuple[Paragraph | Table | Listing | Box | Gallery, ...]
 
 
 Block: TypeAlias = Paragraph | Table | Figure | Box | Gallery | Listing | Details

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from lowland.report.sections import Block, Details, Figure, Listing, Paragraph, Section, Table
 from lowland.report.statistics import Interval, show, show_interval
+from lowland.results.run import COUNTED, PASSES
 from lowland.viz.curves import front_line, pareto_front
 from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
 
@@ -27,11 +28,12 @@ class StudyRow:
     failed: Mapping[int, str] = field(default_factory=dict)  # Error by seed, of those that did not
     differences: Mapping[int, float] = field(default_factory=dict)  # Method minus baseline by seed
     difference: Interval | None = None  # Their mean and interval; None for the baseline
-    verdict: str = ""  # reproduced, refuted or undecided; "" for the baseline
+    verdict: str = ""  # reproduced, refuted, undecided or not measurable here; "" for the baseline
     reason: str = ""  # The rule that gave it
+    instrument: tuple[str, ...] = ()  # What the endpoint has shown that it can see, before the answer
     seeds_needed: int | None = None  # Seeds in all that would decide
     adjusted: float = math.nan  # p value after Holm's correction over the methods of the comparison
-    passes: float = math.nan  # Mean cost in forward-backward passes, every pass counted
+    passes: float = math.nan  # Mean cost in passes, all counted
     seconds: float = math.nan  # Mean time in training steps
     epochs: int = 0  # Length of its runs
     settings: str = ""  # What the search chose, as text
@@ -110,7 +112,7 @@ def study_table(page: StudyPage, rows: Sequence[StudyRow]) -> Table:
     notes = (
         "Brackets: 95 % t intervals over seeds; differences are paired by seed. Below four seeds the single values are "
         "listed, and nothing is decided.",
-        "Passes: forward-backward passes over a batch; forward passes of validation and of a teacher count a third.",
+        PASSES,
         "Pareto front: no other method is both cheaper and better by its mean.",
     )
     return Table.of(cells, f"{_BUDGETS[rows[0].budget].capitalize()}; one checkpoint rule for all", notes)
@@ -127,9 +129,10 @@ def _cells(page: StudyPage, row: StudyRow, base: StudyRow) -> dict[str, str]:
         "failed": str(len(row.failed)),
         value: shown(row.interval),
         difference: "baseline" if row.method == page.baseline else shown(row.difference, sign=True),
+        "instrument": "; ".join(row.instrument) or "–",
         "answer": _answer(row),
         "p (Holm)": "–" if math.isnan(row.adjusted) else show(row.adjusted, 2),
-        f"passes (× {page.baseline})": times,
+        f"{COUNTED} (× {page.baseline})": times,
         "epochs": str(row.epochs),
         "seconds": "–" if math.isnan(row.seconds) else show(row.seconds),
     }
@@ -160,9 +163,9 @@ def _paired(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
         estimates.append(_estimate(page, row.method, float(place), row.difference, spread))
     label = f"difference to {page.baseline}"
     unit = "points" if page.percent else ""
-    names = ", ".join(f"{place} {estimate.name}" for place, estimate in enumerate(estimates, start=1))
-    axes = Axis("method", limits=(0.5, len(estimates) + 0.5)), Axis(label, unit)
-    caption = f"Methods: {names}. Bars: 95 % t interval of the mean difference."
+    names = tuple(estimate.name for estimate in estimates)
+    axes = Axis("method", limits=(0.5, len(estimates) + 0.5), categories=names), Axis(label, unit)
+    caption = "Bars: 95 % t interval of the mean difference."
     return Scatter(tuple(estimates), *axes, "Paired differences, one point per seed", caption)
 
 
@@ -175,7 +178,7 @@ def _cost(page: StudyPage, rows: Sequence[StudyRow]) -> Scatter:
     front = pareto_front([(one.x, one.y if page.higher else -one.y) for one in estimates])
     best = ", ".join(one.name for one, on_front in zip(estimates, front, strict=True) if on_front)
     name = page.endpoint.replace("_", " ")
-    axes = Axis("passes, every one counted"), Axis(name, page.unit)
+    axes = Axis(COUNTED), Axis(name, page.unit)
     caption, line = f"On the Pareto front by their means: {best}.", front_line(estimates, front)
     return Scatter(tuple(estimates), *axes, f"{name.capitalize()} against cost", caption, line)
 
@@ -236,17 +239,14 @@ def _sharpness(page: StudyPage) -> Section | None:
     blocks: list[Block] = [Table.of(cells, "Does sharper mean worse?", notes)]
     if page.points:
         estimates = tuple(
-            ScatterPoint(name, _mean(x for x, _ in points), _mean(y for _, y in points), None, tuple(points))
+            ScatterPoint(name, float(x), float(y), None, tuple(points))
             for name, points in page.points.items()
+            for x, y in [np.mean(points, axis=0)]
         )
         measure = page.point_measure.replace("_", " ")
         gap, small = Axis("gap", "test loss minus train loss"), "One point per run; large marks are means."
         blocks.append(Figure(Scatter(estimates, Axis(measure), gap, "Sharpness against the gap", small)))
     return Section("Sharpness against generalization", tuple(blocks))
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
 
 
 def _tau(row: SharpnessRow) -> str:

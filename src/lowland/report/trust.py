@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED, STATUS_OPEN
-from lowland.report.curvature import scalar, with_error
+from lowland.report.curvature import causes_of, pictured, scalar, with_error
 from lowland.report.sections import Box
 from lowland.report.statistics import show
 from lowland.results.geometry import numbers
-from lowland.viz.caption import planes_of, recipe_of
+from lowland.results.recipes import decoded, planes_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,16 +27,9 @@ _DELTA = 0.1  # height above the center at which basins are measured, in units o
 
 def trust_box(surface: xr.Dataset, name: str, *, run: str = "", curvature: xr.Dataset | None = None) -> Box:
     """Build the box "Can I trust this figure?" of a surface or line."""
-    checks = [
-        *_points(surface),
-        *_axes(surface),
-        *_interpolation(surface),
-        *_precision(surface),
-        *_standard_errors(surface),
-        *_geometry(surface),
-        *_mean_curvature(curvature),
-        *_setting(surface),
-    ]
+    parts = (_points, _axes, _interpolation, _precision, _standard_errors, _geometry)
+    checks = [check for part in parts for check in part(surface) if check[1] != "–"]
+    checks += [*_mean_curvature(curvature), *_setting(surface)]
     return Box(f"Can I trust this figure? {name}", tuple(checks), run)
 
 
@@ -52,30 +44,25 @@ def _points(surface: xr.Dataset) -> list[Check]:
 
 
 def _axes(surface: xr.Dataset) -> list[Check]:
-    planes = planes_of(recipe_of(surface))
-    cosines = [float(plane["cosine"]) for plane in planes if isinstance(plane.get("cosine"), int | float)]
+    cosines = [float(plane["cosine"]) for plane in planes_of(surface) if isinstance(plane.get("cosine"), int | float)]
     if not cosines:
         return []
     return [("cosine between the axes", show(max(cosines, key=abs), 2), "0 means that they are orthogonal")]
 
 
-def _interpolation(surface: xr.Dataset) -> list[Check]:
-    checks: list[Check] = []
-    for report in _decoded(surface.attrs.get("refinement")):
-        statement = report.get("statement")
-        if statement:
-            checks.append(("interpolation error", str(statement), ""))
-        worst = report.get("worst_check")
-        if isinstance(worst, int | float):
-            checks.append(("worst random check", show(float(worst), 2), "of the tolerance"))
-    return checks
+def _interpolation(surface: xr.Dataset) -> Iterator[Check]:
+    for report in decoded(surface.attrs.get("refinement")):
+        if report.get("statement"):
+            yield "interpolation error", str(report["statement"]), ""
+        if isinstance(worst := report.get("worst_check"), int | float):
+            yield "worst random check", show(float(worst), 2), "of the tolerance"
 
 
 def _precision(surface: xr.Dataset) -> list[Check]:
     precision = surface.attrs.get("precision")
     if not isinstance(precision, str):
         return []
-    for trial in _decoded(surface.attrs.get("trial")):
+    for trial in decoded(surface.attrs.get("trial")):
         error = trial.get("bfloat16_error")
         if precision == "bfloat16" and isinstance(error, Mapping) and isinstance(error.get("of_range"), int | float):
             return [
@@ -97,22 +84,27 @@ def _standard_errors(surface: xr.Dataset) -> list[Check]:
     return [("largest standard error of the loss", text, "as an estimate for all data of this kind")]
 
 
-def _geometry(surface: xr.Dataset) -> list[Check]:
-    """Return basin width, roughness, barrier and central curvature as the picture shows them."""
+def _geometry(surface: xr.Dataset) -> Iterator[Check]:
+    """Give basin width, roughness, barrier and central curvature as the picture shows them."""
     if "loss" not in surface:
-        return []
+        return
     found = numbers(surface, delta=_DELTA)
-    checks: list[Check] = [
-        (f"basin width at loss + {_DELTA:g}", _each(found["basin_width"]), "along each axis, in its unit"),
-        ("curvature at the center", _each(found["curvature"]), "along each axis, from three points"),
-        ("roughness", _each(found["roughness"]), "0: one valley along every line"),
-    ]
+    yield f"basin width at loss + {_DELTA:g}", _each(found["basin_width"]), "along each axis, in its unit"
+    yield "curvature at the center", _each(found["curvature"]), _spacing(found)
+    yield "roughness", _each(found["roughness"]), "0: one valley along every line"
     if "barrier" in found:
-        checks.append(("barrier height", _each(found["barrier"]), "above the straight line between the two models"))
+        yield "barrier height", _each(found["barrier"]), "above the straight line between the two models"
     if "curvature_se" in found:
         text = f"{_each(found['curvature_mean'])} ± {_each(found['curvature_se'])}"
-        checks.append(("curvature, mean over these directions", text, ""))
-    return [check for check in checks if check[1] != "–"]
+        yield "curvature, mean over these directions", text, _spacing(found, of="")
+
+
+def _spacing(found: Any, *, of: str = "along each axis, ") -> str:
+    """Say at which spacing curvature was taken, and what twice that gives: with kinks they differ."""
+    spacings = sorted({round(float(h), 9) for h in found["curvature_spacing"].values.ravel() if not math.isnan(h)})
+    text = f"{of}at spacing {', '.join(f'{h:.3g}' for h in spacings)}"
+    wider = _each(found["curvature_wider"])
+    return text + (f"; at twice that {wider}" if of and wider != "–" else "")
 
 
 def _each(values: Any) -> str:
@@ -125,28 +117,19 @@ def _each(values: Any) -> str:
     return ", ".join(texts) or "–"
 
 
-def _mean_curvature(curvature: xr.Dataset | None) -> list[Check]:
-    if scalar(curvature, "filter_trace") is None:
-        return []
+def _mean_curvature(curvature: xr.Dataset | None) -> Iterator[Check]:
+    if curvature is None or scalar(curvature, "filter_trace") is None:
+        return
     spread = scalar(curvature, "filter_trace_spread")
-    meaning = "filter-weighted trace" + ("" if spread is None else f"; single directions vary by {show(spread, 2)}")
-    return [("curvature, mean over all directions", with_error(curvature, "filter_trace"), meaning)]
+    varying = "" if spread is None else f"; single directions vary by {show(spread, 2)}"
+    trace = with_error(curvature, "filter_trace")
+    yield "Hessian, mean over all directions", trace, f"filter-weighted trace, without kinks{varying}"
+    if "kinks" in curvature:
+        said = f"{with_error(curvature, 'kinks')} of {pictured(curvature)}"
+        why = causes_of([curvature]) or " (no kinks known: what a parabola misses over the spacing)"
+        yield "curvature beyond the Hessian's", said, "along the same random directions" + why
 
 
 def _setting(surface: xr.Dataset) -> list[Check]:
-    meanings = {"batch_norm": ("batch norm", "at every point"), "samples": ("samples", "at every point")}
-    return [
-        (title, str(surface.attrs[key]), meaning)
-        for key, (title, meaning) in meanings.items()
-        if isinstance(surface.attrs.get(key), str | int | float)
-    ]
-
-
-def _decoded(stored: object) -> list[Mapping[str, Any]]:
-    """Return an attribute of JSON text as a list of mappings; empty where it is none."""
-    try:
-        content = json.loads(stored) if isinstance(stored, str) else stored
-    except json.JSONDecodeError:
-        return []
-    listed = content if isinstance(content, list) else [content]
-    return [entry for entry in listed if isinstance(entry, Mapping)]
+    stated = {title: surface.attrs.get(title.replace(" ", "_")) for title in ("batch norm", "samples")}
+    return [(title, str(v), "at every point") for title, v in stated.items() if isinstance(v, str | int | float)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.core.errors import StoreError
+from lowland.core.names import flattened
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, identifier, migrated, plain
 from lowland.results import remote, zarr
 from lowland.results.files import only_writer
@@ -229,14 +231,21 @@ def _fill(surface: xr.Dataset, found: xr.Dataset, path: Path) -> None:
 def _same_recipe(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     if found.get("recipe_fingerprint") == wanted.get("recipe_fingerprint"):
         return
-    old, new = (_flat("", json.loads(attrs.get("recipe", "{}"))) for attrs in (found, wanted))
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    old, new = (flattened(json.loads(attrs.get("recipe", "{}"))) for attrs in (found, wanted))
+    differing = sorted(key for key in old.keys() | new.keys() if not _alike(old.get(key), new.get(key)))
+    if old and not differing:
+        return
     shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)"[:120] for key in differing[:3])
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise StoreError(f"{path} holds a survey of another recipe: {shown or 'unknown'}{more}; choose another store")
 
 
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for key, entry in value.items() for k, v in _flat(f"{prefix}.{key}" if prefix else key, entry).items()}
+def _alike(old: Any, new: Any) -> bool:
+    """Tell whether two parts of a recipe are the same; processors differ in the last digits of norms and cosines."""
+    if isinstance(old, float) and isinstance(new, float):
+        return old == new or math.isclose(old, new, rel_tol=1e-12, abs_tol=1e-14)
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return old.keys() == new.keys() and all(_alike(old[key], new[key]) for key in old)
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_alike, old, new))
+    return bool(old == new)

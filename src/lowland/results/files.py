@@ -6,18 +6,16 @@ import fcntl
 import os
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-from lowland.core.errors import StoreError
+from lowland.core.errors import StoreError, reworded
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder with its parents."""
-    try:
+    with reworded(OSError, lambda why: StoreError(f"cannot make the folder {folder} ({why})")):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the folder {folder} ({_reason(error)})") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -27,13 +25,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-@contextmanager
-def writing(path: Path, kept: str = "") -> Generator[None]:
+def writing(path: Path, kept: str = "") -> AbstractContextManager[None]:
     """Say of what the operating system complains about which path could not be written, and what is kept."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"cannot write {path} ({_reason(error)}){kept}") from error
+    return reworded(OSError, lambda why: StoreError(f"cannot write {path} ({why}){kept}"))
 
 
 @contextmanager
@@ -57,19 +51,12 @@ def only_writer(path: Path) -> Generator[None]:
     # The lock belongs to the file ``.NAME.lock`` beside the store. It is advisory: readers need none.
     make_folder(path.parent)
     lock = path.with_name(f".{path.name}.lock")
-    try:
+    with reworded(OSError, lambda why: StoreError(f"cannot write beside {path} ({why})")):
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise StoreError(f"cannot write beside {path} ({_reason(error)})") from error
     try:
-        try:
+        held = f"{path} is being written by another run; wait for it, or choose another store"
+        with reworded(OSError, lambda _: StoreError(held)):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreError(f"{path} is being written by another run; wait for it, or choose another store") from error
         yield
     finally:
         os.close(handle)  # gives the lock back; the file stays, since removing it would race with the next writer
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, refused, require
 from lowland.core.names import SPEC
-from lowland.results.run import PARTS
+from lowland.results.run import PARTS, Run
 
 _DEPTH: Final = 4
 """Levels below a folder in which its runs are looked for; those of a study lie three deep."""
@@ -18,6 +18,14 @@ _DEPTH: Final = 4
 def is_run(folder: Path) -> bool:
     """Tell whether a folder holds anything that a run writes."""
     return any((folder / name).exists() for name in PARTS)
+
+
+def has_result(folder: Path) -> bool:
+    """Tell whether a run has ended, and its result can be read."""
+    try:
+        return bool(Run(folder).result)
+    except InputError:
+        return False
 
 
 def find_runs(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
@@ -36,7 +44,7 @@ def find_runs(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
 
 def open_run_folder(folder: Path, *, new: bool = False) -> Path:
     """Check that a folder can hold a run, and make it."""
-    try:
+    with refused(OSError, "folder", "must be writable", str(folder)):
         if folder.exists() and not folder.is_dir():
             raise InputError("folder", "must be a folder", str(folder), "choose another place")
         names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
@@ -45,8 +53,5 @@ def open_run_folder(folder: Path, *, new: bool = False) -> Path:
         if names and not new and not names & {*PARTS, ".checkpoints.lock", "figures", "report.html"}:
             raise InputError("folder", "must be empty or a run of Lowland", str(folder), "choose another place")
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("folder", f"must be writable ({error.strerror or error})", str(folder)) from error
-    if not os.access(folder, os.W_OK):
-        raise InputError("folder", "must be writable", str(folder))
+    require(os.access(folder, os.W_OK), "folder", "must be writable", str(folder))
     return folder

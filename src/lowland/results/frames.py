@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pandas as pd
 import xarray as xr
 
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import optional_import, require
 from lowland.core.schema import UNITS
 from lowland.results.files import replacing, write_atomically
-
-if TYPE_CHECKING:
-    from lowland.results.run import Run
 
 _UNITS: Final = {
     **UNITS,
@@ -29,22 +26,12 @@ _UNITS: Final = {
     "learning_rate": "weight units per gradient unit",
     "trace": "loss per squared unit of weight",
     "filter_trace": "loss per squared normalized direction",
+    "picture_curvature": "loss per squared normalized direction",
+    "kinks": "loss per squared normalized direction",
     "sam_sharpness": "loss",
     "stability": "1",
 }
 """Unit of a column by its name, or by its end (``train_loss`` is a loss)."""
-
-_OUTCOME: Final = (
-    "test_accuracy",
-    "test_loss",
-    "train_loss",
-    "epoch",
-    "steps",
-    "passes",
-    "evaluation_passes",
-    "seconds",
-)
-"""What a row of several runs holds of their outcomes."""
 
 
 def to_frame(result: Any) -> pd.DataFrame:
@@ -52,7 +39,7 @@ def to_frame(result: Any) -> pd.DataFrame:
 
     Args:
         result: A Dataset (one row per point, snapshot, pair ...; coordinates are columns, single numbers repeated), a
-            `Run` (its metrics, one row per epoch) or `Runs` (one row per run).
+            `Run` (its metrics, one row per epoch), `Runs` (one row per run), or a frame itself.
 
     Returns:
         The frame; ``frame.attrs["units"]`` holds the units of its columns.
@@ -67,12 +54,13 @@ def to_frame(result: Any) -> pd.DataFrame:
         (['x', 'loss', 'status', 'error'], 'normalized direction')
     """
     if isinstance(result, xr.Dataset):
-        frame = result.to_dataframe().reset_index() if result.sizes else pd.DataFrame([_scalars(result)])
+        frame = result.to_dataframe().reset_index() if result.sizes else pd.DataFrame([scalars(result)])
         units = {str(name): str(variable.attrs.get("units", "")) for name, variable in result.variables.items()}
         return _with_units(frame, {name: unit for name, unit in units.items() if unit})
-    made = getattr(result, "to_frame", None)
-    if made is None:
-        raise InputError("result", "must be a Dataset, a run or runs", type(result).__name__)
+    if isinstance(result, pd.DataFrame):
+        return result
+    made: Any = getattr(result, "to_frame", None)
+    require(made is not None, "result", "must be a Dataset, a frame, a run or runs", type(result).__name__)
     frame = made()
     return frame if isinstance(frame, pd.DataFrame) else pd.DataFrame(frame)
 
@@ -82,20 +70,8 @@ def frame_of_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return _with_units(pd.DataFrame.from_records([dict(row) for row in rows]))
 
 
-def frame_of_runs(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row per run: name, method, seed, outcome, and the curvature at the end as ``curvature_NAME``."""
-    rows = []
-    for run in runs:
-        curvature = run.final_curvature
-        rows.append(
-            {"name": run.name, "method": run.method, "seed": run.seed}
-            | {name: value for name in _OUTCOME if (value := run.number(name)) is not None}
-            | ({} if curvature is None else {f"curvature_{k}": v for k, v in _scalars(curvature).items()})
-        )
-    return frame_of_rows(rows)
-
-
-def _scalars(result: xr.Dataset) -> dict[str, float]:
+def scalars(result: xr.Dataset) -> dict[str, float]:
+    """Return the variables of a result that are single numbers."""
     return {str(name): float(value) for name, value in result.data_vars.items() if value.ndim == 0}
 
 
@@ -112,7 +88,7 @@ def _with_units(frame: pd.DataFrame, known: Mapping[str, str] | None = None) -> 
 
 def to_csv(result: Any, path: str | Path) -> Path:
     """Write a result (as in `to_frame`) as CSV, its units in ``PATH-metadata.json`` as "CSV on the Web" has them."""
-    frame, target = _framed(result), Path(path)
+    frame, target = to_frame(result), Path(path)
     units = frame.attrs.get("units", {})
     columns = [{"name": str(c), "titles": str(c), **({"unit": units[c]} if c in units else {})} for c in frame.columns]
     content = {"@context": "http://www.w3.org/ns/csvw", "url": target.name, "tableSchema": {"columns": columns}}
@@ -125,7 +101,7 @@ def to_parquet(result: Any, path: str | Path) -> Path:
     """Write a result (as in `to_frame`) as Parquet, the unit of a column in its field's metadata (``units``)."""
     arrow: Any = optional_import("pyarrow", extra="parquet", needed_for="to_parquet")
     parquet: Any = optional_import("pyarrow.parquet", extra="parquet", needed_for="to_parquet")
-    frame, target = _framed(result), Path(path)
+    frame, target = to_frame(result), Path(path)
     units = frame.attrs.get("units", {})
     table = arrow.Table.from_pandas(frame, preserve_index=False)
     fields = [
@@ -134,7 +110,3 @@ def to_parquet(result: Any, path: str | Path) -> Path:
     with replacing(target) as temporary:
         parquet.write_table(table.cast(arrow.schema(fields, metadata=table.schema.metadata)), temporary)
     return target
-
-
-def _framed(result: Any) -> pd.DataFrame:
-    return result if isinstance(result, pd.DataFrame) else to_frame(result)

@@ -12,9 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.schema import STATUS_FAILED, STATUS_OPEN, check
 
 Values: TypeAlias = NDArray[np.float64]
@@ -31,16 +30,17 @@ def numbers(surface: xr.Dataset, *, metric: str = "loss", delta: float = 0.1) ->
     Returns:
         A Dataset over ``direction`` and ``split`` (where the surface has them) and ``axis``: ``center``, ``lowest``,
         ``highest``, ``curvature`` and ``basin_width`` per axis, ``roughness``, and for a line through two models
-        ``barrier``. With several directions also ``curvature_mean`` and ``curvature_se`` over directions (and axes):
-        what this picture says about the filter-weighted trace.
+        ``barrier``. ``curvature`` is the second difference over the three points nearest to the center, their distance
+        is ``curvature_spacing``, and ``curvature_wider`` the same over twice the distance: with kinks (ReLU, max
+        pooling) it depends on it. With several directions also ``curvature_mean`` and ``curvature_se`` over directions
+        (and axes), which for smooth networks alone estimate the filter-weighted trace.
 
     Raises:
         InputError: If the metric is unknown or ``delta`` is not positive.
     """
     check(surface, "surface")
     _known(surface, metric)
-    if not (math.isfinite(delta) and delta > 0):
-        raise InputError("delta", "must be positive", delta)
+    require(math.isfinite(delta) and delta > 0, "delta", "must be positive", delta)
     axes = [name for name in ("x", "y") if name in surface.dims]
     outer = [str(dim) for dim in surface[metric].dims if dim not in axes]
     parts = [_row(part, metric, axes, delta) for part in _each(surface, outer)]
@@ -52,6 +52,7 @@ def numbers(surface: xr.Dataset, *, metric: str = "loss", delta: float = 0.1) ->
         dims = (*outer, "axis") if np.ndim(first) else tuple(outer)
         variables[name] = (dims, values.reshape((*shape, *np.shape(first))))
     result = xr.Dataset(variables, coords={**coords, "axis": axes}, attrs={"metric": metric, "delta": delta})
+    result.attrs["curvature"] = "at curvature_spacing; kinks count in it, and not in the filter-weighted trace"
     if "direction" in outer:
         samples = result["curvature"].stack(sample=("direction", "axis"))
         result["curvature_mean"] = samples.mean("sample")
@@ -68,13 +69,18 @@ def _row(part: xr.Dataset, metric: str, axes: list[str], delta: float) -> dict[s
         "lowest": float(finite.min()) if finite.size else math.nan,
         "highest": float(finite.max()) if finite.size else math.nan,
         "curvature": [],
+        "curvature_spacing": [],
+        "curvature_wider": [],
         "basin_width": [],
         "roughness": roughness(values),
     }
     for number, axis in enumerate(axes):
         line = values if len(axes) == 1 else np.moveaxis(values, number, 0)[:, place[1 - number]]
-        row["curvature"].append(central_curvature(part[axis].values, line))
-        row["basin_width"].append(basin_width(part[axis].values, line, delta))
+        x = part[axis].values
+        row["curvature"].append(central_curvature(x, line))
+        row["curvature_spacing"].append(_spacing(x))
+        row["curvature_wider"].append(central_curvature(*_every_second(x, line)))
+        row["basin_width"].append(basin_width(x, line, delta))
     if len(axes) == 1:
         row["barrier"] = barrier(part[axes[0]].values, values)
     return row
@@ -96,10 +102,25 @@ def central_curvature(x: Values, values: Values) -> float:
     """
     if len(x) < 3:
         return math.nan
-    middle = int(np.clip(np.argmin(np.abs(x)), 1, len(x) - 2))
+    middle = _middle(x)
     a, b, c = x[middle - 1 : middle + 2]
     fa, fb, fc = values[middle - 1 : middle + 2]
     return float(2 * ((fc - fb) / (c - b) - (fb - fa) / (b - a)) / (c - a))
+
+
+def _middle(x: Values) -> int:
+    return int(np.clip(np.argmin(np.abs(x)), 1, len(x) - 2))
+
+
+def _spacing(x: Values) -> float:
+    """Return half the distance between the outer two of the three points nearest to 0."""
+    return float(x[_middle(x) + 1] - x[_middle(x) - 1]) / 2 if len(x) > 2 else math.nan
+
+
+def _every_second(x: Values, values: Values) -> tuple[Values, Values]:
+    """Return every second point, the one nearest to 0 among them."""
+    first = int(np.argmin(np.abs(x))) % 2 if len(x) else 0
+    return x[first::2], values[first::2]
 
 
 def basin_width(x: Values, values: Values, delta: float) -> float:
@@ -212,7 +233,8 @@ def bands(
 
     Returns:
         ``lower``, ``upper`` and ``reliable`` (False where the per-sample values are so skewed that the band covers less
-        than it says: n < 25 skewness^2), with the surface's dims; the estimand is in the attributes.
+        than it says: n < 25 skewness^2), with the surface's dims; the estimand is in the attributes. True is no
+        promise: rare large values that no sample has hit show in no sample.
 
     Raises:
         InputError: If the surface has no errors of that metric, or the arguments do not fit.
@@ -227,31 +249,36 @@ def bands(
     """
     check(surface, "surface")
     _known(surface, metric)
-    if f"{metric}_se" not in surface:
-        raise InputError("metric", "must be one with standard errors", metric)
-    if not 0 < level < 1:
-        raise InputError("level", "must lie between 0 and 1", level)
+    require(f"{metric}_se" in surface, "metric", "must be one with standard errors", metric)
+    require(0 < level < 1, "level", "must lie between 0 and 1", level)
     count = int(surface.attrs.get("samples", 0))
-    factor = 1.0
-    if estimand == "data set":
-        if size is None or size < max(count, 1):
-            raise InputError("size", f"must be at least the {count} samples measured", size)
-        factor = math.sqrt(1 - count / size)
-    elif estimand != "population":
-        raise InputError("estimand", 'must be "population" or "data set"', estimand)
+    factor = finite_factor(surface, estimand, size)
+    from scipy.special import stdtrit  # a third of a second, which figures and bad input need not wait for
+
     half = surface[f"{metric}_se"] * (factor * float(stdtrit(max(count - 1, 1), (1 + level) / 2)))
     reliable = xr.ones_like(surface[metric], dtype=bool)
     if f"{metric}_skew" in surface:
         reliable = (count >= 25 * surface[f"{metric}_skew"] ** 2) | (factor == 0.0)
     attrs = {"metric": metric, "level": level, "estimand": estimand, "samples": count, "factor": factor}
+    attrs["reliable"] = "no sign of skewness in these samples; rare large values that none of them holds cannot be seen"
     return xr.Dataset(
         {"lower": surface[metric] - half, "upper": surface[metric] + half, "reliable": reliable}, attrs=attrs
     )
 
 
+def finite_factor(surface: xr.Dataset, estimand: str, size: int | None) -> float:
+    """Return what standard errors are multiplied by: for a subset of a data set the finite-population factor."""
+    count = int(surface.attrs.get("samples", 0))
+    if estimand == "data set":
+        if size is None or size < max(count, 1):
+            raise InputError("size", f"must be at least the {count} samples measured", size)
+        return math.sqrt(1 - count / size)
+    require(estimand == "population", "estimand", 'must be "population" or "data set"', estimand)
+    return 1.0
+
+
 def _known(surface: xr.Dataset, metric: str) -> None:
-    if metric not in surface or metric in ("status", "error"):
-        raise InputError("metric", "must be one of the surface's", metric)
+    require(metric in surface and metric not in ("status", "error"), "metric", "must be one of the surface's", metric)
 
 
 def _each(surface: xr.Dataset, outer: list[str]) -> Iterator[xr.Dataset]:

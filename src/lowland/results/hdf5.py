@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from lowland.core.errors import InputError, LowlandError, StoreError, optional_import
+from lowland.core.errors import InputError, StoreError, optional_import, require, reworded
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, new_surface
 from lowland.results.files import replacing
 
@@ -69,7 +69,7 @@ def _surface(
     surface = new_surface(x, y, metrics=metrics, splits=splits if len(splits) > 1 else (), attrs=attrs)
     open_points = np.zeros(shape, dtype=np.bool_)
     for (split, name), values in found.items():
-        ordered = _from_theirs(values, shape)
+        ordered = values if y is None else values.reshape(shape[::-1]).T  # y slow and x fast
         unset = ordered == -1 / _METRICS[name][1]
         open_points |= unset
         target = surface[name].sel(split=split) if len(splits) > 1 else surface[name]
@@ -95,8 +95,7 @@ def write_li_hdf5(surface: xr.Dataset, path: str | Path, *, split: str = "train"
     if "direction" in surface.dims or "loss" not in surface:
         raise InputError("surface", "must have a loss and a single plane", dict(surface.sizes))
     names = [str(name) for name in surface["split"].values] if "split" in surface.dims else [split]
-    if set(names) - set(_SPLITS):
-        raise InputError("split", 'must be "train" or "test" in this format', names)
+    require(not set(names) - set(_SPLITS), "split", 'must be "train" or "test" in this format', names)
     unset = np.isin(surface["status"].values, [STATUS_OPEN, STATUS_FAILED])
     content: dict[str, Any] = {"dir_file": directions, "xcoordinates": surface["x"].values}
     if "y" in surface.dims:
@@ -105,7 +104,8 @@ def write_li_hdf5(surface: xr.Dataset, path: str | Path, *, split: str = "train"
         for ours, (theirs, factor) in _METRICS.items():
             if ours in surface:
                 part = surface[ours].sel(split=name) if "split" in surface.dims else surface[ours]
-                content[f"{name}_{theirs}"] = _to_theirs(np.where(unset, -1.0, part.values * factor))
+                values = np.where(unset, -1.0, part.values * factor)
+                content[f"{name}_{theirs}"] = values if values.ndim == 1 else values.T.reshape(values.shape)
     with _replacing(path) as file:
         for key, value in content.items():
             file[key] = value
@@ -125,8 +125,7 @@ def read_directions(path: str | Path) -> list[list[Array]]:
 
 def write_directions(path: str | Path, directions: Sequence[Sequence[Array]]) -> None:
     """Write one or two lists of arrays, in the order of the model's parameters, as the tool's direction file."""
-    if len(directions) not in (1, 2):
-        raise InputError("directions", "must be one or two", len(directions))
+    require(len(directions) in (1, 2), "directions", "must be one or two", len(directions))
     with _replacing(path) as file:
         for name, arrays in zip(("xdirection", "ydirection"), directions, strict=False):
             group = file.create_group(name)
@@ -134,30 +133,15 @@ def write_directions(path: str | Path, directions: Sequence[Sequence[Array]]) ->
                 group.create_dataset(str(number), data=np.asarray(array))
 
 
-def _from_theirs(values: Array, shape: tuple[int, ...]) -> Array:
-    """Return values as [x, y] from their flat order, y slow and x fast."""
-    return values if len(shape) == 1 else values.reshape(-1).reshape(shape[::-1]).T
-
-
-def _to_theirs(values: Array) -> Array:
-    """Return values of shape [x, y] in their flat order and shape."""
-    return values if values.ndim == 1 else values.T.reshape(-1).reshape(values.shape)
-
-
 @contextmanager
 def _opened(path: str | Path, mode: str) -> Generator[Any]:
     h5py = optional_import("h5py", extra="hdf5", needed_for="this file format")
-    try:
+    # the library has many words for a damaged header
+    with reworded(Exception, lambda why: StoreError(f"{path} cannot be opened as HDF5 ({why})")):
         file = h5py.File(path, mode)
-    except Exception as error:  # the library has many words for a damaged header
-        raise StoreError(f"{path} cannot be opened as HDF5 ({error})") from error
-    try:
-        with file:
-            yield file
-    except LowlandError:
-        raise
-    except Exception as error:  # groups where arrays are due, texts for numbers, sizes beyond the file
-        raise StoreError(f"{path} is damaged or cannot be written ({error})") from error
+    # groups where arrays are due, texts for numbers, sizes beyond the file
+    with reworded(Exception, lambda why: StoreError(f"{path} is damaged or cannot be written ({why})")), file:
+        yield file
 
 
 @contextmanager

@@ -6,6 +6,7 @@ train loss is lower. This is the one definition for measures, studies and report
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -14,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from lowland.core.errors import InputError
+from lowland.core.schema import check_dataset
 from lowland.results.run import Run
 
 LOSS_RATIO: Final = 1.5
@@ -38,17 +40,17 @@ def common_loss(ends: Sequence[float | None]) -> float | None:
 
 def nearest(losses: Mapping[Place, float], target: float) -> Place:
     """Return the place of a path at which its train loss is nearest in ratio to a common one."""
-    places = list(losses)
-    return min(reversed(places), key=lambda place: _distance(losses[place], target))
+
+    def distance(place: Place) -> float:
+        loss = losses[place]
+        return abs(math.log(max(loss, 1e-300) / max(target, 1e-300))) if math.isfinite(loss) else math.inf
+
+    return min(reversed(list(losses)), key=distance)
 
 
 def within(loss: float, target: float) -> bool:
     """Return whether a train loss is near enough to a common one."""
     return loss > 0 and comparable([loss, target])
-
-
-def _distance(loss: float, target: float) -> float:
-    return abs(math.log(max(loss, 1e-300) / max(target, 1e-300))) if math.isfinite(loss) else math.inf
 
 
 def losses_along_path(run: Run, risk: Callable[[Run], Any] = Run.risk) -> dict[int, float]:
@@ -106,6 +108,8 @@ def at_matched_loss(
     if len(paths) < 2 or any(len(path) == 0 for path in paths.values()):
         sizes = {name: len(path) for name, path in paths.items()}
         raise InputError("paths", "must hold at least two runs, none of them empty", sizes)
+    for result in itertools.chain(*paths.values()):
+        check_dataset(result)
     curves = {
         name: (np.array([float(r["train_loss"]) for r in path]), np.array([float(r[variable]) for r in path]))
         for name, path in paths.items()

@@ -23,7 +23,9 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
 
-from lowland.core.errors import InputError, StoreError, optional_import
+import psutil
+
+from lowland.core.errors import StoreError, optional_import, refused, reworded
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,15 +52,14 @@ class Mirror:
 
     def fetch(self) -> None:
         """Bring what is there into the local folder."""
-        try:
+        # every file system raises its own kinds
+        with reworded(Exception, lambda why: StoreError(f"cannot read {self.url} ({why})")):
             if self._files.exists(f"{self._root}/zarr.json"):
                 self._files.invalidate_cache()
                 for remote in self._files.find(self._root):
                     place = self.folder / remote[len(self._root) :].lstrip("/")
                     place.parent.mkdir(parents=True, exist_ok=True)
                     place.write_bytes(self._files.cat_file(remote))
-        except Exception as error:  # every file system raises its own kinds
-            raise StoreError(f"cannot read {self.url} ({type(error).__name__}: {error})") from error
         self._known = self._present()
 
     def publish(self) -> None:
@@ -67,16 +68,15 @@ class Mirror:
         if self.marker is not None:
             self.marker.check()
         present = self._present()
-        try:
-            for name in sorted((n for n in present if self._known.get(n) != present[n]), key=_rank):
+        kept = "finished points written before are kept"
+        with reworded(Exception, lambda why: StoreError(f"cannot write {self.url} ({why}); {kept}")):
+            changed = (name for name in present if self._known.get(name) != present[name])
+            for name in sorted(changed, key=lambda n: (n == "zarr.json", n.startswith("status/"), n)):
                 _put(self._files, f"{self._root}/{name}", (self.folder / name).read_bytes())
                 self._known[name] = present[name]
             for name in self._known.keys() - present.keys():
                 self._files.rm_file(f"{self._root}/{name}")
                 del self._known[name]
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise StoreError(f"cannot write {self.url} ({reason}); finished points written before are kept") from error
 
     def _present(self) -> dict[str, tuple[int, int]]:
         found = {}
@@ -117,12 +117,8 @@ class _Marker:
         self._thread = threading.Thread(target=self._beat, daemon=True, name="lowland-heartbeat")
 
     def __enter__(self) -> _Marker:
-        try:
+        with reworded(Exception, lambda why: StoreError(f"cannot write beside {self._url} ({why})")):
             self._take()
-        except (StoreError, InputError):
-            raise
-        except Exception as error:
-            raise StoreError(f"cannot write beside {self._url} ({type(error).__name__}: {error})") from error
         self._thread.start()
         return self
 
@@ -135,10 +131,8 @@ class _Marker:
 
     def check(self) -> None:
         """Demand that the store is still ours."""
-        try:
+        with reworded(Exception, lambda why: StoreError(f"cannot read beside {self._url} ({why})")):
             found = self._read()
-        except Exception as error:
-            raise StoreError(f"cannot read beside {self._url} ({type(error).__name__}: {error})") from error
         if found.get("owner") != self._owner["owner"]:
             raise StoreError(f"{self._url} has been taken over by another run; this one writes no more")
 
@@ -202,27 +196,12 @@ def _machine() -> str:
 
 def _dead(found: dict[str, Any]) -> bool:
     # the writer ran on this machine and has ended: no need to wait
-    if not found:
-        return True
-    if found.get("machine") != _machine():
-        return False
-    try:
-        os.kill(int(found["process"]), 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, KeyError, ValueError):
-        return False
-    return False
-
-
-def _rank(name: str) -> tuple[int, str]:
-    return (2 if name == "zarr.json" else 1 if name.startswith("status/") else 0), name
+    ours, process = found.get("machine") == _machine(), found.get("process")
+    return not found or (ours and isinstance(process, int) and not psutil.pid_exists(process))
 
 
 def _file_system(url: str) -> tuple[Any, str]:
     fsspec = optional_import("fsspec", extra="remote", needed_for=f"store={url!r}")
-    try:
+    with refused((ImportError, ValueError), "store", "must be a URL that fsspec can open", url):
         files, path = fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise InputError("store", f"must be a URL that fsspec can open ({error})", url) from error
     return files, str(path).rstrip("/")

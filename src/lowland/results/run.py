@@ -8,14 +8,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from lowland.core.errors import InputError
+from lowland.core.errors import DAMAGED, InputError, LowlandError, refused, require
+from lowland.core.facts import line_of, table_of
 from lowland.core.names import SPEC
-from lowland.results import shown
+from lowland.core.settings import RiskSpec
 from lowland.results.frames import frame_of_rows
 from lowland.results.snapshots import SnapshotReader
-from lowland.results.source import BatchNorm, Source
+from lowland.results.source import Source
 from lowland.results.spec import Spec
 from lowland.results.stores import StoreFolder, open_kind
 
@@ -23,9 +24,57 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-_FOLDERS: Final = ("checkpoints", "snapshots", "surfaces", "curvature")
+_FOLDERS: Final = ("checkpoints", "snapshots", "surfaces", "curvature", "robustness")
 PARTS: Final = (SPEC, "metrics.csv", "result.json", "trajectory.zarr", *_FOLDERS)
 """What a run writes, and what tells its folder from another."""
+
+
+FORWARD: Final = 1 / 3
+"""Cost of a forward pass over that of forward and backward; backward takes twice the products of forward."""
+
+PASSES: Final = (
+    "Passes: one is forward and backward over a batch; a forward pass alone (evaluation, recalibration, a teacher) "
+    "counts a third, in every table alike."
+)
+"""What the word means wherever a cost is shown."""
+
+COUNTED: Final = "passes, all counted"
+"""Head of a column of them."""
+
+
+def passes_by_epoch(rows: Sequence[Mapping[str, Any]], *, evaluation: bool = True) -> list[float]:
+    """Return the passes up to each epoch: forward and backward over a batch; a forward pass alone counts a third.
+
+    Forward passes alone are a teacher's, and those of evaluation and of recalibration between epochs.
+
+    Args:
+        rows: Metrics, one row per epoch.
+        evaluation: Whether evaluation and recalibration count. Default True; False is what the steps themselves cost.
+
+    Returns:
+        One number per row.
+
+    Example:
+        >>> passes_by_epoch([{"step": 3, "passes": 3}, {"step": 6, "passes": 6, "loss_mesa_kl": 0.1}])
+        [3.0, 7.0]
+    """
+    before, teacher, found = 0.0, 0.0, []
+    for row in rows:
+        teacher += row["step"] - before if "loss_mesa_kl" in row else 0.0
+        before = row["step"]
+        forward = teacher + (row.get("evaluation_passes", 0.0) if evaluation else 0.0)
+        found.append(row["passes"] + FORWARD * forward)
+    return found
+
+
+class _Place:
+    """Where a part lies in the folder of a run."""
+
+    def __init__(self, name: str, about: str) -> None:
+        self.name, self.__doc__ = name, about
+
+    def __get__(self, run: Run, kind: type[Run]) -> Path:
+        return run.folder / self.name
 
 
 class Run:
@@ -100,35 +149,12 @@ class Run:
             raise InputError("run", "must have a folder for this", self.name)
         return self._folder
 
-    @property
-    def spec_path(self) -> Path:
-        """The spec that makes the run again."""
-        return self.folder / SPEC
-
-    @property
-    def metrics_path(self) -> Path:
-        """One row of numbers per epoch."""
-        return self.folder / "metrics.csv"
-
-    @property
-    def result_path(self) -> Path:
-        """The outcome of training; it is there once training has ended."""
-        return self.folder / "result.json"
-
-    @property
-    def snapshots_path(self) -> Path:
-        """The folder of the weights along the path."""
-        return self.folder / "snapshots"
-
-    @property
-    def checkpoints_path(self) -> Path:
-        """The folder of the last and the best checkpoint."""
-        return self.folder / "checkpoints"
-
-    @property
-    def trajectory_path(self) -> Path:
-        """The projected path."""
-        return self.folder / "trajectory.zarr"
+    spec_path = _Place(SPEC, "The spec that makes the run again.")
+    metrics_path = _Place("metrics.csv", "One row of numbers per epoch.")
+    result_path = _Place("result.json", "The outcome of training; it is there once training has ended.")
+    snapshots_path = _Place("snapshots", "The folder of the weights along the path.")
+    checkpoints_path = _Place("checkpoints", "The folder of the last and the best checkpoint.")
+    trajectory_path = _Place("trajectory.zarr", "The projected path.")
 
     def surface_path(self, name: str) -> Path:
         """Return where a surface or line of a name lies."""
@@ -138,11 +164,15 @@ class Run:
         """Return where a curvature result of a name lies."""
         return self.folder / "curvature" / f"{name}.zarr"
 
+    def card_path(self, name: str) -> Path:
+        """Return where a robustness card of a name lies."""
+        return self.folder / "robustness" / f"{name}.zarr"
+
     @classmethod
     def of_store(cls, store: str | Path) -> Run:
         """Return the run that a surface, a curvature result or a trajectory belongs to, by where it lies."""
         folder = Path(store).absolute().parent
-        return cls(folder.parent if folder.name in ("surfaces", "curvature") else folder)
+        return cls(folder.parent if folder.name in ("surfaces", "curvature", "robustness") else folder)
 
     def labeled(self, name: str | None = None, *, method: str | None = None, seed: int | None = None) -> Run:
         """Return the same run under another name, method or seed; what has been read is shared."""
@@ -163,10 +193,8 @@ class Run:
         """What the run's spec says; ``spec.text`` is the file itself, empty where there is none."""
         if self._folder is None or not self.spec_path.is_file():
             return Spec()
-        try:
+        with refused(DAMAGED, "run", "holds a damaged file", str(self.spec_path)):
             return Spec(self.spec_path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError("run", f"holds a damaged file ({error})", str(self.spec_path)) from error
 
     @cached_property
     def method(self) -> str:
@@ -188,12 +216,9 @@ class Run:
         """Rows of metrics.csv, one per epoch; empty where there are none."""
         if self._folder is None or not self.metrics_path.is_file():
             return ()
-        try:
-            with self.metrics_path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-            return tuple({name: float(value) for name, value in row.items() if value} for row in rows)
-        except (OSError, ValueError, TypeError, AttributeError, csv.Error) as error:
-            raise InputError("folder", f"must hold a readable metrics.csv ({error})", str(self.folder)) from error
+        with refused((*DAMAGED, csv.Error), "folder", "must hold a readable metrics.csv", str(self.folder)):
+            lines = self.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+            return tuple({name: float(value) for name, value in row.items() if value} for row in csv.DictReader(lines))
 
     @property
     def finished(self) -> bool:
@@ -203,14 +228,10 @@ class Run:
     @cached_property
     def result(self) -> Mapping[str, Any]:
         """Outcome of training as result.json holds it; an InputError where training has not ended."""
-        if not self.finished:
-            raise InputError("run", "must be finished", self.place, "go on with `lowland fit`")
-        try:
-            content = json.loads(self.result_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError("run", f"holds a damaged result.json ({error})", self.place) from error
-        if not isinstance(content, dict):
-            raise InputError("run", "holds a damaged result.json (no object)", self.place)
+        require(self.finished, "run", "must be finished", self.place, "go on with `lowland fit`")
+        with refused(DAMAGED, "run", "holds a damaged result.json", self.place):
+            content: dict[str, Any] = json.loads(self.result_path.read_text(encoding="utf-8"))
+        require(isinstance(content, dict), "run", "holds a damaged result.json (no object)", self.place)
         return content
 
     @cached_property
@@ -222,6 +243,11 @@ class Run:
     def curvature(self) -> Mapping[str, xr.Dataset]:
         """Curvature results by name in the order of training, the one at its end last."""
         return StoreFolder(None if self._folder is None else self.folder / "curvature", "curvature")
+
+    @cached_property
+    def cards(self) -> Mapping[str, xr.Dataset]:
+        """Robustness cards by name in the order of training, those of its end last."""
+        return StoreFolder(None if self._folder is None else self.folder / "robustness", "robustness")
 
     @cached_property
     def trajectory(self) -> xr.Dataset | None:
@@ -256,20 +282,31 @@ class Run:
         """Return a number of the outcome, or None.
 
         Args:
-            name: ``test_accuracy``, ``passes``, ``seconds`` ..., a column of the chosen epoch such as ``train_loss``,
-                or ``momentum``, a setting of the optimizer.
+            name: ``test_accuracy``, ``passes`` (every one, see `passes_by_epoch`), ``seconds`` ..., a column of the
+                chosen epoch such as ``train_loss``, or ``momentum``, a setting of the optimizer.
 
         Returns:
             The number; None where the run has not ended, or does not know it.
         """
         result = self.result if self.finished else {}
-        settings = _part(result, "recipe").get("optimizer settings")
-        first = settings[0] if isinstance(settings, list) and settings else {}
+        first = next(iter(self.optimizer_groups), {})
         test = _part(result, "test").get(name.removeprefix("test_")) if name.startswith("test_") else None
         chosen = _part(result, "chosen").get(name)
-        own = first.get(name) if isinstance(first, Mapping) else None
-        known = (v for v in (result.get(name), test, chosen, own) if isinstance(v, int | float) and v is not True)
-        return next((float(value) for value in known if value is not False), None)
+        known = (
+            v for v in (result.get(name), test, chosen, first.get(name)) if isinstance(v, int | float) and v is not True
+        )
+        found = next((float(value) for value in known if value is not False), None)
+        rows = self.metrics
+        if name != "passes" or found is None or not all("passes" in row and "step" in row for row in rows):
+            return found
+        return found + (passes_by_epoch(rows)[-1] - float(rows[-1]["passes"]) if rows else 0.0)
+
+    @property
+    def optimizer_groups(self) -> tuple[Mapping[str, Any], ...]:
+        """Numbers, flags and names that the optimizer's parameter groups held at the start; empty where not stored."""
+        stored = _part(self.result if self.finished else {}, "recipe").get("optimizer settings")
+        found = stored if isinstance(stored, list) else []
+        return tuple(group for group in found if isinstance(group, Mapping) and "lr" in group)
 
     # what needs torch
 
@@ -290,71 +327,28 @@ class Run:
 
     def risk(
         self,
-        split: str = "train",
+        split: Literal["train", "validation", "test"] = "train",
         *,
         weights: str | int = "best",
         samples: int | None = None,
         seed: int = 0,
         batch_size: int = 500,
-        batch_norm: BatchNorm = "running",
+        batch_norm: Literal["running", "batch", "recalibrated"] = "running",
         metrics: Sequence[str] = (),
         model: Any = None,
     ) -> Any:
-        """Return the risk of a part of the data at the run's weights.
+        """Return the `lowland.EmpiricalRisk` of a part of the data at the run's weights, or of a network given instead.
 
-        Args:
-            split: Which part of the data.
-            weights: Which weights, as in `model`.
-            samples: Size of a fixed random subset (samples); None takes all.
-            seed: Seed of the subset.
-            batch_size: Samples per forward pass (samples).
-            batch_norm: Statistics that normalize: ``"running"``, ``"batch"`` (of the fixed partition) or
-                ``"recalibrated"``.
-            metrics: What is measured beside the loss, as ``module:callable`` of an output and a batch.
-            model: A network to measure instead of a new one.
-
-        Returns:
-            The `lowland.EmpiricalRisk`.
+        The other arguments are those of `lowland.workflows.RiskSpec`.
         """
-        found = self.risks(
-            [split],
-            split=split,
-            weights=weights,
-            samples=samples,
-            seed=seed,
-            batch_size=batch_size,
-            batch_norm=batch_norm,
-            metrics=metrics,
-            model=model,
-        )
-        return found[split]
+        chosen = {"split": split, "weights": str(weights), "samples": samples, "seed": seed, "batch_size": batch_size}
+        options = RiskSpec(**chosen, batch_norm=batch_norm, metrics=list(metrics))  # type: ignore[arg-type]
+        return self.risks([split], options, model=model)[split]
 
-    def risks(
-        self,
-        splits: Sequence[str],
-        *,
-        split: str = "train",
-        weights: str | int = "best",
-        samples: int | None = None,
-        seed: int = 0,
-        batch_size: int = 500,
-        batch_norm: BatchNorm = "running",
-        metrics: Sequence[str] = (),
-        model: Any = None,
-    ) -> Mapping[str, Any]:
-        """Return the risks of several parts of the data by name, all of one model; the options are those of `risk`."""
-        # `split`: the part on which batch-norm statistics are recalibrated
-        return self.source.risks(
-            splits,
-            model=model,
-            weights=str(weights),
-            split=split,
-            samples=samples,
-            seed=seed,
-            batch_size=batch_size,
-            batch_norm=batch_norm,
-            metrics=metrics,
-        )
+    def risks(self, splits: Sequence[str], options: RiskSpec = RiskSpec(), *, model: Any = None) -> Mapping[str, Any]:
+        """Return the risks of several parts of the data by name, all of one model."""
+        # the part of the options: the one on which batch-norm statistics are recalibrated
+        return self.source.risks(splits, options, model=model)
 
     # how it shows itself
 
@@ -368,11 +362,30 @@ class Run:
         """Return the metrics as a pandas frame, one row per epoch; units stand in ``frame.attrs["units"]``."""
         return frame_of_rows(self.metrics)
 
+    def facts(self) -> dict[str, str]:
+        """Return the numbers that matter; what is damaged is said, since a representation must not fail."""
+        found = {"run": self.place}
+        try:
+            found |= {"method": self.method, "seed": "" if self.seed is None else f"seed {self.seed}"}
+            count, accuracy, loss = len(self.metrics), self.number("test_accuracy"), self.number("train_loss")
+            loss = self.last("train_loss") if loss is None else loss
+            found |= {
+                "epochs": f"{count}" if count else "",
+                "test accuracy": "" if accuracy is None else f"{100 * accuracy:.2f} %",
+                "train loss": "" if loss is None else f"{loss:.4g}",
+                "surfaces": ", ".join(self.surfaces),
+                "curvature": ", ".join(self.curvature),
+                "state": "unfinished" if count and not self.finished else "",
+            }
+        except LowlandError as error:
+            found["damaged"] = str(error)
+        return {key: text for key, text in found.items() if text}
+
     def __repr__(self) -> str:
-        return shown.line_of(self)
+        return line_of(self.facts())
 
     def _repr_html_(self) -> str:
-        return shown.table_of([self])
+        return table_of([self.facts()])
 
 
 def _part(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
-from lowland.core.errors import InputError
-from lowland.results import shown
-from lowland.results.frames import frame_of_runs
+from lowland.core.errors import InputError, require
+from lowland.core.facts import line_of, table_of
+from lowland.results.frames import frame_of_rows, scalars
 from lowland.results.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_OUTCOME: Final = (
+    "test_accuracy",
+    "test_loss",
+    "train_loss",
+    "epoch",
+    "steps",
+    "passes",
+    "evaluation_passes",
+    "seconds",
+)
+"""What a row of several runs holds of their outcomes."""
 
 
 class Runs(Sequence[Run]):
@@ -22,7 +34,7 @@ class Runs(Sequence[Run]):
     optimizer and loss, with the folder's name where that is not enough to tell them apart.
 
     Args:
-        runs: The runs.
+        runs: In the order in which tables and figures show them.
 
     Example:
         >>> runs = Runs([Run(name="a", result={"test_accuracy": 0.9}), Run(name="b")])
@@ -66,19 +78,18 @@ class Runs(Sequence[Run]):
 
     def report(self, path: str | Path | None = None) -> Any:
         """Return the report that compares the runs, and write it if a path is given; see `Run.report`."""
-        if not self._runs:
-            raise InputError("runs", "must name at least one run")
+        require(self._runs, "runs", "must name at least one run")
         return self._runs[0].report(path, beside=self._runs[1:])
 
     def to_frame(self) -> pd.DataFrame:
         """Return a pandas frame with one row per run: outcome, cost, and curvature at the end; with units."""
-        return frame_of_runs(self._runs)
+        return frame_of_rows(map(_row, self))
 
     def __repr__(self) -> str:
-        return f"{len(self)} runs" + "".join(f"\n  {shown.line_of(run)}" for run in self)
+        return f"{len(self)} runs" + "".join(f"\n  {line_of(run.facts())}" for run in self)
 
     def _repr_html_(self) -> str:
-        return shown.table_of(self)
+        return table_of([run.facts() for run in self])
 
 
 def _methods(runs: Sequence[Run]) -> list[str]:
@@ -99,3 +110,12 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
+
+
+def _row(run: Run) -> dict[str, Any]:
+    curvature = run.final_curvature
+    return (
+        {"name": run.name, "method": run.method, "seed": run.seed}
+        | {name: value for name in _OUTCOME if (value := run.number(name)) is not None}
+        | ({} if curvature is None else {f"curvature_{k}": v for k, v in scalars(curvature).items()})
+    )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from lowland.core.errors import InputError, StoreError
+from lowland.core.errors import DAMAGED, InputError, StoreError, require, reworded
 from lowland.core.schema import plain
 from lowland.results.files import make_folder, write_atomically
 
@@ -49,8 +49,7 @@ class SnapshotWriter:
     """
 
     def __init__(self, folder: str | Path, dtype: Literal["float16", "float32"] = "float32") -> None:
-        if dtype not in ("float16", "float32"):
-            raise InputError("dtype", 'must be "float16" or "float32"', dtype)
+        require(dtype in ("float16", "float32"), "dtype", 'must be "float16" or "float32"', dtype)
         self.folder, self.dtype = Path(folder), dtype
         self._entries: dict[int, dict[str, Any]] = {}
         if (self.folder / _INDEX).exists():
@@ -64,8 +63,7 @@ class SnapshotWriter:
 
     def write(self, step: int, arrays: Mapping[str, Array], info: Mapping[str, Any] | None = None) -> None:
         """Write the weights (and buffers) of a step by name, with plain JSON values `info`; integers stay integers."""
-        if step < 0:
-            raise InputError("step", "must not be negative", step)
+        require(step >= 0, "step", "must not be negative", step)
         stored = {name: self._cast(name, array) for name, array in arrays.items()}
         entry = {"info": plain(info), "rounding": _distance(arrays, stored), "names": list(stored)}
         write_atomically(self.folder / _file(step), save(stored))
@@ -113,11 +111,10 @@ class SnapshotReader:
         """Read the arrays of one of `steps` by name, in the order and type in which they are stored."""
         names = self._entry(step)["names"]
         path = self.folder / _file(step)
-        try:
+        kinds = (*DAMAGED, SafetensorError)
+        with reworded(kinds, lambda why: StoreError(f"the snapshot {path} is missing or damaged ({why})")):
             arrays: dict[str, Array] = load(path.read_bytes())
             return {name: arrays[name] for name in names}
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"the snapshot {path} is missing or damaged ({error})") from error
 
     def info(self, step: int) -> dict[str, Any]:
         """Return the values that were kept with a snapshot."""
@@ -128,8 +125,7 @@ class SnapshotReader:
         return float(self._entry(step)["rounding"])
 
     def _entry(self, step: int) -> dict[str, Any]:
-        if step not in self._entries:
-            raise InputError("step", f"must be one of the {len(self.steps)} steps stored", step)
+        require(step in self._entries, "step", f"must be one of the {len(self.steps)} steps stored", step)
         return self._entries[step]
 
 
@@ -138,10 +134,8 @@ def _file(step: int) -> str:
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
-    try:
+    with reworded(DAMAGED, lambda why: StoreError(f"the index of the snapshots in {folder} is damaged ({why})")):
         index = json.loads((folder / _INDEX).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"the index of the snapshots in {folder} is damaged ({error})") from error
     if not isinstance(index, dict) or index.get("schema") != _SCHEMA:
         found = index.get("schema") if isinstance(index, dict) else type(index).__name__
         raise StoreError(f"{folder} holds {found!r}, not {_SCHEMA!r}; it is foreign or of a newer version")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-BatchNorm: TypeAlias = Literal["running", "batch", "recalibrated"]
-"""Which statistics normalize in a risk."""
+from lowland.core.settings import RiskSpec
 
 
 class Source(ABC):
@@ -29,22 +28,14 @@ class Source(ABC):
     def data(self) -> Any:
         """Return the data: `lowland.data.DataSplits`, or what there is by the names of their parts."""
 
+    def called(self, split: str) -> str:
+        """Return what a part of the data is called in results: as it is asked for, or "data" where it has no name."""
+        return split
+
     @abstractmethod
     def criterion(self) -> Any:
         """Return the plain loss, without a method around it."""
 
     @abstractmethod
-    def risks(
-        self,
-        splits: Sequence[str],
-        *,
-        model: Any,
-        weights: str,
-        split: str,
-        samples: int | None,
-        seed: int,
-        batch_size: int,
-        batch_norm: BatchNorm,
-        metrics: Sequence[str],
-    ) -> Mapping[str, Any]:
+    def risks(self, splits: Sequence[str], options: RiskSpec, *, model: Any = None) -> Mapping[str, Any]:
         """Return the risks of parts of the data, all of one model, as `lowland.results.Run.risks` describes them."""

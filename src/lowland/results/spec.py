@@ -16,6 +16,7 @@ _NOT_THE_METHOD: Final = (
     "snapshots_every_epochs",
     "snapshot_dtype",
     "checkpoint_every_steps",
+    "critical_every_steps",
 )
 """Keys in which the seeds of one method may differ."""
 

@@ -28,7 +28,9 @@ class StoreFolder(Mapping[str, "xr.Dataset"]):
         endings = (".zarr", *LI_ENDINGS) if self._kind == "surface" else (".zarr",)
         places = self._folder.iterdir() if self._folder is not None and self._folder.is_dir() else ()
         found = sorted(path for path in places if path.suffix in endings and not path.name.startswith("."))
-        if self._kind == "curvature":
+        if self._kind == "robustness":  # whose random directions lie beside it, as surfaces
+            found = [path for path in found if "robustness" in str(zarr.attributes(path).get("schema"))]
+        if self._kind != "surface":
             found.sort(key=_step)
         return {path.stem: path for path in found}
 

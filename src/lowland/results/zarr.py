@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import xarray as xr
@@ -22,7 +22,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
-from lowland.core.errors import StoreError
+from lowland.core.errors import StoreError, reworded
 from lowland.results.files import make_folder, writing
 
 _CHUNK: Final = 101
@@ -67,8 +67,10 @@ def _replace(new: Path, path: Path) -> None:
 def read(path: Path) -> xr.Dataset:
     """Read a store completely into memory."""
     if not exists(path):
-        raise StoreError(f"{path} {'is no store of Lowland' if path.exists() else 'does not exist'}")
-    try:
+        what = "is no store of Lowland, a folder that ends in .zarr" if path.exists() else "does not exist"
+        raise StoreError(f"{path} {what}")
+    # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
+    with reworded(Exception, lambda why: StoreError(f"{path} is damaged ({why}); it was left as it is")):
         # the format is named, since an array of the older one may hold pickles
         arrays = dict(zarr.open_group(path, mode="r", zarr_format=3).arrays())
         missing = {name: array.nchunks - array.nchunks_initialized for name, array in arrays.items()}
@@ -80,11 +82,7 @@ def read(path: Path) -> xr.Dataset:
             variable.encoding = {}
             if variable.dtype.kind in "TO":
                 dataset[name] = (variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
-    except StoreError:
-        raise
-    except Exception as error:  # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
-        raise StoreError(f"{path} is damaged ({type(error).__name__}: {error}); it was left as it is") from error
-    return dataset
+    return dataset[sorted(map(str, dataset.data_vars))]  # they come in the order of the folder's listing
 
 
 def attributes(path: Path) -> dict[str, Any]:
@@ -118,16 +116,11 @@ class ZarrArrays:
         kept = "; finished points written before are kept"
         with writing(self.path, kept), zarr.config.set({"array.write_empty_chunks": True}):
             for name in self._order:
-                array, values = self._array(name), self._arrays[name]
+                array, values = cast("zarr.Array[Any]", self._group[name]), self._arrays[name]
                 for block in blocks:
                     place = tuple(block.get(dim, slice(None)) for dim in of[name])
                     part = values[place]
                     array[place] = part.astype(object) if part.dtype.kind == "U" else part
-
-    def _array(self, name: str) -> zarr.Array[Any]:
-        found = self._group[name]
-        assert isinstance(found, zarr.Array)
-        return found
 
     def keep(self, index: int, arrays: Mapping[str, Any]) -> None:
         """Write the arrays of one point into the group ``carry/INDEX``, replacing those there."""

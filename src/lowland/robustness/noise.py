@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -11,8 +12,6 @@ from lowland.core.errors import InputError
 from lowland.core.seeds import normal
 from lowland.data import DataSplits
 from lowland.robustness.pixels import Robustness, constants, resting, row, scaled, test_part, to_pixels
-
-__all__ = ["noise"]
 
 
 def noise(
@@ -46,13 +45,24 @@ def noise(
     part = test_part(data, samples, seed, images=False)
     drawn = normal(part.input, seed, "probe", "noise")
     mean, std = constants(data, part.input)
-    hits = [0] * len(deviations)
+    hits, flips, cleanly = ([0] * len(deviations) for _ in range(3))
     with resting(model, seed) as device:
         for start in range(0, len(part), batch_size):
             rows = slice(start, start + batch_size)
             x, y = to_pixels(part.input[rows], data), part.target[rows].to(device)
+            clean = model(part.input[rows].to(device)).argmax(1) == y
             for number, deviation in enumerate(deviations):
                 noisy = x + deviation * drawn[rows]
                 noisy = noisy.clamp(0, 1) if scaled(data) else noisy
-                hits[number] += int((model(((noisy - mean) / std).to(device)).argmax(1) == y).sum())
-    return [row("noise", float(d), h, len(part)) for d, h in zip(deviations, hits, strict=True)]
+                right = model(((noisy - mean) / std).to(device)).argmax(1) == y
+                hits[number] += int(right.sum())
+                flips[number] += int((right != clean).sum())
+                cleanly[number] += int(clean.sum())
+    found = [row("noise", float(d), h, len(part)) for d, h in zip(deviations, hits, strict=True)]
+    pairs = zip(found, flips, hits, cleanly, strict=True)
+    return [replace(one, change_error=_paired(flipped, hit - right, len(part))) for one, flipped, hit, right in pairs]
+
+
+def _paired(flipped: int, change: int, count: int) -> float:
+    # each sample changes by -1, 0 or 1
+    return math.sqrt(max(flipped / count - (change / count) ** 2, 0.0) / count)

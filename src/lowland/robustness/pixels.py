@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.contexts import evaluation_mode, forked_rng, gradients_aside
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.seeds import generator, torch_seed
 from lowland.data import DataSplits, TensorData
-
-__all__ = ["Robustness", "constants", "resting", "row", "scaled", "test_part", "to_pixels"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +27,7 @@ class Robustness:
         accuracy: Share of samples still classified rightly.
         standard_error: Binomial standard error of that share.
         samples: How many samples the share is of.
+        change_error: Standard error of the difference to the accuracy on clean inputs, sample by sample.
     """
 
     attack: str
@@ -36,6 +35,7 @@ class Robustness:
     accuracy: float
     standard_error: float
     samples: int
+    change_error: float = math.nan
 
 
 def row(attack: str, size: float, hits: int, count: int) -> Robustness:
@@ -49,12 +49,10 @@ def test_part(data: DataSplits, samples: int | None, seed: int, *, images: bool 
     part = data.test
     if not isinstance(part, TensorData) or part.target.ndim != 1 or part.target.is_floating_point():
         raise InputError("data", "must be resident with class labels", data.name)
-    if images and not scaled(data):
-        raise InputError("data", "must be images scaled from [0, 1]", data.name)
+    require(not images or scaled(data), "data", "must be images scaled from [0, 1]", data.name)
     if samples is None:
         return part
-    if not 1 <= samples <= len(part):
-        raise InputError("samples", f"must be in [1, {len(part)}]", samples)
+    require(1 <= samples <= len(part), "samples", f"must be in [1, {len(part)}]", samples)
     rows = generator(seed, "subsample", "attack").choice(len(part), samples, replace=False)
     return part.take(torch.as_tensor(rows).sort().values)
 

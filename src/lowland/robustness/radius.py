@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.data import DataSplits
-from lowland.robustness.attacks import attacked
-from lowland.robustness.pixels import test_part
-
-__all__ = ["median_perturbation", "telling_epsilon"]
+from lowland.robustness.attacks import Target, attacked
 
 
 def telling_epsilon(
@@ -50,9 +46,10 @@ def telling_epsilon(
         InputError: If the model's clean accuracy is not above `keep`, or an argument is out of range.
         MissingExtra: If foolbox is not installed.
     """
-    if not 0.0 < keep < 1.0:
-        raise InputError("keep", "must be a share in (0, 1)", keep)
-    smallest = _smallest_radii(model, data, largest, resolution, iterations, samples, batch_size, seed)
+    require(0.0 < keep < 1.0, "keep", "must be a share in (0, 1)", keep)
+    _check(largest, resolution, iterations)
+    with attacked(model, data, samples, batch_size, seed) as (target, batches, _):
+        smallest = torch.cat([_radii(target, x, y, largest, resolution, iterations) for x, y in batches])
     surviving = torch.sort(smallest, descending=True).values  # the k-th largest: k samples survive below it
     radius = float(surviving[math.ceil(keep * len(surviving)) - 1])
     if radius == 0.0:
@@ -94,38 +91,28 @@ def median_perturbation(
         InputError: If an argument is out of range.
         MissingExtra: If foolbox is not installed.
     """
-    smallest = _smallest_radii(model, data, largest, resolution, iterations, samples, batch_size, seed)
-    return float(smallest.median())
+    _check(largest, resolution, iterations)
+    with attacked(model, data, samples, batch_size, seed) as (target, batches, _):
+        return float(torch.cat([_radii(target, x, y, largest, resolution, iterations) for x, y in batches]).median())
 
 
-def _smallest_radii(
-    model: nn.Module,
-    data: DataSplits,
-    largest: float,
-    resolution: int,
-    iterations: int,
-    samples: int | None,
-    batch_size: int,
-    seed: int,
-) -> Tensor:
-    if not 0 < largest <= 1:
-        raise InputError("largest", "must be in (0, 1]", largest)
-    if resolution < 1 or iterations < 1:
-        raise InputError("resolution, iterations", "must be at least 1", (resolution, iterations))
-    part = test_part(data, samples, seed)
-    results: list[Tensor] = []
-    with attacked(model, data, part, seed) as (target, batches):
-        for x, y in batches(batch_size):
-            low, high = torch.zeros(len(y), device=x.device), torch.full((len(y),), largest, device=x.device)
-            for _ in range(resolution):
-                middle = (low + high) / 2
-                survived = _survives(target, x, y, middle, iterations)
-                low, high = torch.where(survived, middle, low), torch.where(survived, high, middle)
-            results.append(torch.where(target(x).argmax(1) != y, 0.0, high).cpu())
-    return torch.cat(results)
+def _check(largest: float, resolution: int, iterations: int) -> None:
+    require(0 < largest <= 1, "largest", "must be in (0, 1]", largest)
+    least = min(resolution, iterations)
+    require(least >= 1, "resolution, iterations", "must be at least 1", (resolution, iterations))
 
 
-def _survives(target: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, radius: Tensor, iterations: int) -> Tensor:
+def _radii(target: Target, x: Tensor, y: Tensor, largest: float, resolution: int, iterations: int) -> Tensor:
+    """Return the radius of every sample of a batch by halving; 0 where the answer is wrong as it is."""
+    low, high = torch.zeros(len(y), device=x.device), torch.full((len(y),), largest, device=x.device)
+    for _ in range(resolution):
+        middle = (low + high) / 2
+        survived = _survives(target, x, y, middle, iterations)
+        low, high = torch.where(survived, middle, low), torch.where(survived, high, middle)
+    return torch.where(target(x).argmax(1) != y, 0.0, high).cpu()
+
+
+def _survives(target: Target, x: Tensor, y: Tensor, radius: Tensor, iterations: int) -> Tensor:
     # PGD with a radius of its own for every sample, which foolbox does not have
     ball = radius.view(-1, *(1,) * (x.ndim - 1))
     moved = x.clone()

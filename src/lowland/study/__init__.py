@@ -1,20 +1,20 @@
 """Studies: methods x seeds trained alike, surveyed on one scale, and compared by a rule that was declared before.
 
 Whole studies (`run_study`, `recommend`, `demo`), and the parts that a study of one's own is made of: a run's numbers
-and cost, the search for settings, equal cost, equal train loss, paired differences with one of three answers, and
+and cost, the search for settings, equal cost, equal train loss, paired differences with one of four answers, and
 association.
 """
 
-from lowland.results.matched import LOSS_RATIO, comparable, matched_steps
 from lowland.study.association import Association, association
 from lowland.study.compare import compare_methods, write_report
 from lowland.study.demo import DemoResult, demo
-from lowland.study.endpoints import Cost, cost_of, equal_cost_epochs, read_endpoint
-from lowland.study.plan import apply_changes
+from lowland.study.endpoints import Cost, cost_of, equal_cost_epochs, read_endpoint, read_reach
+from lowland.study.instrument import Check, Instrument, judged, largest_spread, measurable, planted_power, power
 from lowland.study.recommend import Recommendation, recommend
 from lowland.study.run import Study, run_study
 from lowland.study.search import Trial, best_trial, grid_settings, withhold_test
-from lowland.study.statistics import Answer, Effect, answer, equivalent, noninferior, paired_effect, retention
+from lowland.study.statistics import Answer, Effect, answer, equivalent, guarded, noninferior, paired_effect, retention
+from lowland.workflows.changes import apply_changes
 
 __all__ = [
     "DemoResult",
@@ -34,9 +34,7 @@ __all__ = [
     "cost_of",
     "equal_cost_epochs",
     "read_endpoint",
-    "LOSS_RATIO",
-    "comparable",
-    "matched_steps",
+    "read_reach",
     "Effect",
     "paired_effect",
     "Answer",
@@ -44,6 +42,14 @@ __all__ = [
     "noninferior",
     "equivalent",
     "retention",
+    "guarded",
+    "Instrument",
+    "Check",
+    "planted_power",
+    "power",
+    "largest_spread",
+    "measurable",
+    "judged",
     "Association",
     "association",
 ]

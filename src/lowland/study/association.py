@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from lowland.core.errors import InputError
 from lowland.core.seeds import generator
 
-__all__ = ["Association", "association", "partial_tau", "sign_errors", "strata_that_differ_in"]
-
 FloatArray = NDArray[np.float64]
 
 
@@ -105,9 +103,7 @@ def association(
         low, high = (float(edge) for edge in np.nanpercentile(taus, [2.5, 97.5]))
     held = math.nan
     if covariate is not None:
-        held = partial_tau(
-            *(_tau_b(*pair) for pair in ((signs[0], signs[1]), (signs[0], signs[2]), (signs[1], signs[2])))
-        )
+        held = partial_tau(*(_tau_b(signs[a], signs[b]) for a, b in ((0, 1), (0, 2), (1, 2))))
     kept = signs[0] * signs[1] != 0
     found = {stratum[index] for index in first[kept]}
     return Association(tau, low, high, int(kept.sum()), len(found), len(groups), held)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from lowland import report, results
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.report.build import footer
 from lowland.report.curvature import scalar
 from lowland.report.landscapes import landscapes_section
@@ -18,15 +18,15 @@ from lowland.report.statistics import t_interval
 from lowland.report.study import SharpnessRow, StudyPage, StudyRow, study_sections
 from lowland.results.run import Run
 from lowland.study.association import association, sign_errors
-from lowland.study.endpoints import cost_of, read_endpoint
-from lowland.study.plan import Job, variants
+from lowland.study.endpoints import cost_of, read_endpoint, read_reach
+from lowland.study.instrument import Check, instrument_of, judged, power_of
+from lowland.study.plan import Job
 from lowland.study.run import Study
 from lowland.study.search import expected_best
-from lowland.study.statistics import Answer, Effect, answer, noninferior, paired_effect
+from lowland.study.statistics import Answer, Effect, all_noninferior, answer, paired_effect
 from lowland.workflows import to_yaml
+from lowland.workflows.changes import variants
 from lowland.workflows.study import StudySpec
-
-__all__ = ["compare_methods", "page_of", "rule_of", "write_report"]
 
 MEASURES: Final = ("lambda_max", "trace", "filter_trace", "sam_sharpness")
 
@@ -55,8 +55,7 @@ def compare_methods(study: Study) -> list[StudyRow]:
 def check_same_data(folders: Sequence[str]) -> None:
     """Refuse to compare runs that were trained or tested on different data."""
     kinds = {str(Run(folder).result["recipe"]["data"]): folder for folder in folders}
-    if len(kinds) > 1:
-        raise InputError("runs", "must share their data", [*kinds.values()])
+    require(len(kinds) <= 1, "runs", "must share their data", [*kinds.values()])
 
 
 def rule_of(spec: StudySpec) -> str:
@@ -69,6 +68,10 @@ def rule_of(spec: StudySpec) -> str:
             f"reproduced where the 95 % interval of the paired difference to {spec.reference()} lies on the claimed "
             f"side of 0, refuted where it lies below {spec.smallest_effect:g}, undecided otherwise"
         )
+    test += (
+        "; not measurable here where the treatment had not acted on what was measured, where a fifth of the values sit "
+        "at a bound, or where the smallest effect is found in less than 80 % of studies and no more was seen"
+    )
     checkpoint = "the epoch with the best validation score" if spec.base.select == "best" else "the last epoch"
     return f"{what}; {test}; Holm's correction over the methods; {spec.seeds} seeds; {checkpoint} counts for all."
 
@@ -82,7 +85,10 @@ def _rows(study: Study, budget: str, variant: str, found: Sequence[Job]) -> list
         shared = [seed for seed in row.values if seed in base.values]
         if method != base.method and len(shared) >= 2:
             effects[method] = paired_effect(row.values, base.values, higher=spec.direction == "higher")
-    answers = dict(zip(effects, _answers(spec, list(effects.values())), strict=True))
+    family = len(effects)
+    checks = {name: _checks(study, rows[name], base, effect, family, found) for name, effect in effects.items()}
+    given_all = judged([*effects.values()], [*checks.values()], lambda working: _answers(spec, working))
+    answers = dict(zip(effects, given_all, strict=True))
     for method, row in rows.items():
         if method == base.method:
             continue
@@ -92,15 +98,43 @@ def _rows(study: Study, budget: str, variant: str, found: Sequence[Job]) -> list
             given = replace(given, verdict="undecided", reason=f"{failed} of its runs or the baseline's failed")
         differences = {s: row.values[s] - base.values[s] for s in row.values if s in base.values}
         rows[method] = replace(
-            row, differences=differences, difference=t_interval([*differences.values()]) if differences else None,
-            verdict=given.verdict, reason=given.reason, seeds_needed=given.seeds_needed, adjusted=given.adjusted,
-        )  # fmt: skip
+            row,
+            differences=differences,
+            difference=t_interval([*differences.values()]) if differences else None,
+            verdict=given.verdict,
+            reason=given.reason,
+            seeds_needed=given.seeds_needed,
+            adjusted=given.adjusted,
+            instrument=tuple(f"{check.name}: {check.shown}" for check in checks.get(method, ())),
+        )
     return list(rows.values())
 
 
-def _answers(spec: StudySpec, effects: list[Effect]) -> list[Answer]:
+def _checks(
+    study: Study, row: StudyRow, base: StudyRow, effect: Effect, family: int, found: Sequence[Job]
+) -> list[Check]:
+    """Show whether the endpoint can see what is asked."""
+    spec, tool = study.spec, instrument_of(study.spec.endpoint)
+    folders = [job.spec.folder for job in found if job.method == row.method and study.failures[job.key] is None]
+    step = None if spec.endpoint.startswith(("test_", "validation_", "gap")) else math.inf  # else the whole run counts
+    reach = [share for share in (read_reach(one, step) for one in folders) if math.isfinite(share)]
+    values = [*row.values.values(), *base.values.values()]
+    shown = [tool.reach(effect, reach), tool.bounds(values)]
+    higher = spec.direction == "higher"
+    planted = tool.planted(
+        row.values,
+        base.values,
+        smallest=spec.smallest_effect,
+        higher=higher,
+        family=family,
+        margin=spec.rule == "noninferior",
+    )
+    return [*shown, planted]
+
+
+def _answers(spec: StudySpec, effects: Sequence[Effect]) -> list[Answer]:
     if spec.rule == "noninferior":
-        return [noninferior(effect, spec.smallest_effect) for effect in effects]
+        return all_noninferior(effects, spec.smallest_effect)
     return answer(effects, smallest=spec.smallest_effect)
 
 
@@ -120,39 +154,53 @@ def _row(study: Study, budget: str, variant: str, method: str, found: Sequence[J
             values[job.seed] = value
         if failure is None:
             costs.append(cost_of(job.spec.folder))
-    count = max(len(costs), 1)
     settings = study.settings.get((variant, method), {})
     return StudyRow(
-        variant, budget, method, values, t_interval([*values.values()]), failed,
-        passes=sum(c.passes for c in costs) / count if costs else math.nan,
-        seconds=sum(c.seconds for c in costs) / count if costs else math.nan,
+        variant,
+        budget,
+        method,
+        values,
+        t_interval([*values.values()]),
+        failed,
+        passes=sum(c.passes for c in costs) / len(costs) if costs else math.nan,
+        seconds=sum(c.seconds for c in costs) / len(costs) if costs else math.nan,
         epochs=own[0].spec.epochs if own else 0,
         settings=", ".join(f"{key} {json.dumps(value)}" for key, value in settings.items()),
-    )  # fmt: skip
+    )
 
 
 def page_of(study: Study) -> StudyPage:
     """Collect everything that the report's pages show."""
     spec = study.spec
     sharpness, points = _sharpness(study)
-    best_of = {" on ".join(part for part in (method, variant) if part): expected_best([t.validation for t in tried])
-               for (variant, method), tried in study.trials.items()}  # fmt: skip
+    best_of = {
+        " on ".join(filter(None, (method, variant))): expected_best([trial.validation for trial in tried])
+        for (variant, method), tried in study.trials.items()
+    }
     notes = ["Intervals cover initial weights and order of the samples; all runs of a part see the same data."]
+    notes.append(power_of(spec))
     if spec.search.trials:
-        notes.append(f"Settings: {spec.search.trials} trials for every method, chosen on validation data with seeds "
-                     f"from {spec.search.first_seed} on; the runs compared here have other seeds.")  # fmt: skip
+        notes.append(
+            f"Settings: {spec.search.trials} trials for every method, chosen on validation data with seeds from "
+            f"{spec.search.first_seed} on; the runs compared here have other seeds."
+        )
     else:
         notes.append("No settings were searched: the methods were run as the spec has them.")
-    rows = tuple(compare_methods(study))
     return StudyPage(
-        spec.question, rule_of(spec), spec.endpoint, _is_fraction(spec.endpoint), spec.direction == "higher",
-        spec.reference(), rows, best_of, tuple(sharpness), points, MEASURES[0] if points else "",
-        tuple(notes), to_yaml(spec),
-    )  # fmt: skip
-
-
-def _is_fraction(endpoint: str) -> bool:
-    return endpoint.endswith(("accuracy", "error"))
+        question=spec.question,
+        rule=rule_of(spec),
+        endpoint=spec.endpoint,
+        percent=spec.endpoint.endswith(("accuracy", "error")),
+        higher=spec.direction == "higher",
+        baseline=spec.reference(),
+        rows=tuple(compare_methods(study)),
+        best_of=best_of,
+        sharpness=tuple(sharpness),
+        points=points,
+        point_measure=MEASURES[0] if points else "",
+        notes=tuple(notes),
+        spec=to_yaml(spec),
+    )
 
 
 @dataclass(frozen=True)
@@ -220,18 +268,17 @@ def write_report(study: Study, *, date: str | None = None) -> Path:
         Where it is: ``report.html`` in the study's folder.
     """
     spec = study.spec
-    folder = Path(spec.folder)
     jobs = [job for job in study.jobs["epochs"] if job.seed == spec.first_seed and study.failures[job.key] is None]
+    names = [" ".join(filter(None, (job.method, job.variant, f"seed {job.seed}"))) for job in jobs]
     runs = [
-        Run(job.spec.folder, name=" ".join(p for p in (job.method, job.variant, f"seed {job.seed}") if p),
-            method=job.method, seed=job.seed)
-        for job in jobs
-    ]  # fmt: skip
+        Run(job.spec.folder, name=name, method=job.method, seed=job.seed) for name, job in zip(names, jobs, strict=True)
+    ]
     sections = study_sections(page_of(study))
     gallery = landscapes_section(runs) if runs else None
-    sections += [section for section in (gallery,) if section is not None]
-    title = f"Study: {', '.join(spec.methods)}"
-    names = tuple(run.name for run in runs) if gallery is not None else ()
-    page = report.Report(title, (spec.question,) if spec.question else (), tuple(sections), names, footer(date))
-    report.write(page, folder / "report.html")
-    return folder / "report.html"
+    shown: tuple[str, ...] = ()
+    if gallery is not None:
+        sections, shown = [*sections, gallery], tuple(run.name for run in runs)
+    title, lead = f"Study: {', '.join(spec.methods)}", (spec.question,) if spec.question else ()
+    path = Path(spec.folder) / "report.html"
+    report.write(report.Report(title, lead, tuple(sections), shown, footer(date)), path)
+    return path

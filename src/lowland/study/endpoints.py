@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.names import unknown
-from lowland.results.run import Run
+from lowland.results.run import Run, passes_by_epoch
 
-__all__ = ["ENDPOINTS", "Cost", "check_endpoint", "cost_of", "equal_cost_epochs", "read_endpoint"]
-
-FORWARD: Final = 1 / 3
-"""Cost of a forward pass over that of forward and backward; backward takes twice the products of forward."""
+Rows = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +22,9 @@ class Cost:
     """What a run cost.
 
     Args:
-        passes: Forward-backward passes over a batch; forward passes of validation and teachers count a third each.
-        training: The same without validation: what a step costs.
+        passes: Passes, each forward and backward over a batch; a forward pass alone (evaluation, recalibration, a
+            teacher) counts a third.
+        training: The same without evaluation and recalibration: what a step costs.
         seconds: Time in training steps.
         epochs: Length of the run.
     """
@@ -37,7 +36,7 @@ class Cost:
 
 
 def cost_of(path: str | Path) -> Cost:
-    """Read what a run cost, every pass counted.
+    """Read what a run cost, all passes counted.
 
     Args:
         path: Folder of a finished run.
@@ -46,10 +45,8 @@ def cost_of(path: str | Path) -> Cost:
         The cost.
     """
     result, rows = _finished(path)
-    steps = [row["step"] - before for row, before in zip(rows, [0.0, *(row["step"] for row in rows)], strict=False)]
-    teacher = sum(count for row, count in zip(rows, steps, strict=True) if "loss_mesa_kl" in row)
-    training = float(result["passes"]) + FORWARD * teacher
-    return Cost(training + FORWARD * float(result["evaluation_passes"]), training, float(result["seconds"]), len(rows))
+    every, training = passes_by_epoch(rows)[-1], passes_by_epoch(rows, evaluation=False)[-1]
+    return Cost(every, training, float(result["seconds"]), len(rows))
 
 
 def equal_cost_epochs(epochs: Mapping[str, int], passes: Mapping[str, float]) -> dict[str, int]:
@@ -78,10 +75,12 @@ def read_endpoint(path: str | Path, name: str) -> float:
 
     ``test_*`` is measured once, at the epoch that validation chose; ``train_*`` is the last epoch's; ``gap`` is test
     minus train loss; ``steps_to_loss:L`` counts optimizer steps until an epoch's train loss is at most L,
-    ``passes_to_loss:L`` the passes, and a run that never gets there has none; ``restricted_steps_to_loss:L`` counts
-    such a run with all its steps (the mean is the restricted mean time, Royston and Parmar 2013), ``reached_loss:L`` is
-    1 or 0; ``loss_spikes:F`` counts epochs whose loss exceeds F times the one before; ``largest_drop`` and
-    ``mean_square_drop`` are of the train loss from one epoch to the next.
+    ``passes_to_loss:L`` the passes (a teacher's and evaluation too), and a run that never gets there has none;
+    ``restricted_steps_to_loss:L`` counts such a run with all its steps (the mean is the restricted mean time, Royston
+    and Parmar 2013), ``reached_loss:L`` is 1 or 0; ``loss_spikes:F`` counts epochs whose loss exceeds F times the one
+    before; ``largest_drop`` and ``mean_square_drop`` are of the train loss from one epoch to the next, and with ``:E``
+    from epoch E on (``largest_drop_from:4``); ``climb`` is the sum of all rises of the natural logarithm of the train
+    loss.
 
     Args:
         path: Folder of the run.
@@ -95,14 +94,13 @@ def read_endpoint(path: str | Path, name: str) -> float:
     """
     check_endpoint(name)
     kind, _, threshold = name.partition(":")
-    value = ENDPOINTS[kind](*_finished(path), float(threshold or "nan"))
-    return value if isinstance(value, float) else float(value)
+    result, rows = _finished(path)
+    return float(_WITH_THRESHOLD[kind](rows, float(threshold)) if threshold else _PLAIN[kind](result, rows))
 
 
-def _finished(path: str | Path) -> tuple[Mapping[str, Any], Sequence[Mapping[str, float]]]:
+def _finished(path: str | Path) -> tuple[Mapping[str, Any], Rows]:
     run = Run(path)
-    if not run.result or not run.metrics:
-        raise InputError("run", "must hold its result and its metrics", str(path), "train it anew")
+    require(run.result and run.metrics, "run", "must hold its result and its metrics", str(path), "train it anew")
     return run.result, run.metrics
 
 
@@ -116,81 +114,96 @@ def check_endpoint(name: str) -> None:
     except ValueError:
         given = False
     if given != (kind in _WITH_THRESHOLD):
-        raise InputError("endpoint", "must have a number after its colon" if kind in _WITH_THRESHOLD else
-                         "must have no threshold", name)  # fmt: skip
+        rule = "must have a number after its colon" if kind in _WITH_THRESHOLD else "must have no threshold"
+        raise InputError("endpoint", rule, name)
 
 
-Rows = Sequence[Mapping[str, float]]
+def _first(key: str, rows: Rows, loss: float, otherwise: float = math.nan) -> float:
+    """Return a number of the first epoch whose train loss is at most so much."""
+    return next((row[key] for row in rows if row["train_loss"] <= loss), otherwise)
 
 
-def _test(key: str, sign: float = 1.0, offset: float = 0.0) -> Callable[[Mapping[str, Any], Rows, float], float]:
-    return lambda result, rows, threshold: offset + sign * float(result["test"].get(key, math.nan))
+def _pairs(rows: Rows) -> Iterable[tuple[float, float]]:
+    """Return the train losses of each epoch and the next one."""
+    return pairwise(row["train_loss"] for row in rows)
 
 
-def _chosen(key: str) -> Callable[[Mapping[str, Any], Rows, float], float]:
-    return lambda result, rows, threshold: float(result["chosen"].get(key, math.nan))
+def _largest(rows: Rows) -> float:
+    return max((a - b for a, b in _pairs(rows)), default=math.nan)
 
 
-def _last(key: str) -> Callable[[Mapping[str, Any], Rows, float], float]:
-    return lambda result, rows, threshold: float(rows[-1].get(key, math.nan))
+def _mean_square(rows: Rows) -> float:
+    return fmean([(a - b) ** 2 for a, b in _pairs(rows)] or [math.nan])
 
 
-def _reaches(key: str) -> Callable[[Mapping[str, Any], Rows, float], float]:
-    def first(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
-        return next((float(row[key]) for row in rows if row["train_loss"] <= threshold), math.nan)
-
-    return first
+def _climb(rows: Rows) -> float:
+    return sum(max(0.0, math.log(max(b, 1e-300) / max(a, 1e-300))) for a, b in _pairs(rows))
 
 
-def _restricted(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
-    found = _reaches("step")(result, rows, threshold)
-    return found if math.isfinite(found) else float(rows[-1]["step"])
+def _acted(rows: Rows) -> list[bool]:
+    """Tell for each epoch whether a second pass was taken, or a loss method added something."""
+    found, steps, passes = [], 0.0, 0.0
+    for row in rows:
+        second = row["passes"] - passes > row["step"] - steps
+        steps, passes = row["step"], row["passes"]
+        added = any(name.startswith(("loss_saf_", "loss_mesa_")) for name in row)
+        found.append(second or added or abs(row.get("loss_llr_multiplier", 1.0) - 1.0) > 1e-6)
+    return found
 
 
-def _reached(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
-    return float(math.isfinite(_reaches("step")(result, rows, threshold)))
+def read_reach(path: str | Path, step: float | None = None) -> float:
+    """Read in which share of the epochs up to some weights a two-pass step or a loss method acted.
+
+    Args:
+        path: Folder of a finished run.
+        step: Step of the weights; None takes the chosen epoch, whose weights endpoints are measured at.
+
+    Returns:
+        A share; NaN where the run shows neither, as with an average of weights.
+    """
+    result, rows = _finished(path)
+    return _reach(result["chosen"]["step"] if step is None else step, rows)
 
 
-def _gap(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
-    return float(result["test"]["loss"]) - float(result["chosen"]["train_loss"])
+def _reach(step: float, rows: Rows) -> float:
+    acted = _acted(rows)
+    before = [one for one, row in zip(acted, rows, strict=True) if row["step"] <= step]
+    return fmean(before) if any(acted) and before else math.nan
 
 
-def _spikes(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
-    losses = [row["train_loss"] for row in rows]
-    return float(sum(not after <= threshold * before for before, after in pairwise(losses)))
+def _from(rows: Rows, first: float) -> Rows:
+    return [row for row in rows if row["epoch"] >= first]
 
 
-def _drop(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
-    losses = [row["train_loss"] for row in rows]
-    return max((before - after for before, after in pairwise(losses)), default=math.nan)
+def _passes(rows: Rows) -> Rows:
+    """Return the passes and the train loss of every epoch."""
+    return [{**row, "passes": passes} for row, passes in zip(rows, passes_by_epoch(rows), strict=True)]
 
 
-def _mean_square_drop(result: Mapping[str, Any], rows: Rows, threshold: float) -> float:
-    losses = [row["train_loss"] for row in rows]
-    drops = [(before - after) ** 2 for before, after in pairwise(losses)]
-    return sum(drops) / len(drops) if drops else math.nan
-
-
-ENDPOINTS: Final[dict[str, Callable[[Mapping[str, Any], Rows, float], float]]] = {
-    "test_accuracy": _test("accuracy"),
-    "test_error": _test("accuracy", -1.0, 1.0),
-    "test_loss": _test("loss"),
-    "validation_accuracy": _chosen("validation_accuracy"),
-    "validation_loss": _chosen("validation_loss"),
-    "train_loss": _last("train_loss"),
-    "train_accuracy": _last("train_accuracy"),
-    "gap": _gap,
-    "seconds": lambda result, rows, threshold: float(result["seconds"]),
-    "steps_to_loss": _reaches("step"),
-    "passes_to_loss": _reaches("passes"),
-    "restricted_steps_to_loss": _restricted,
-    "reached_loss": _reached,
-    "loss_spikes": _spikes,
-    "largest_drop": _drop,
-    "mean_square_drop": _mean_square_drop,
+_PLAIN: Final[dict[str, Callable[[Mapping[str, Any], Rows], float]]] = {
+    "test_accuracy": lambda result, rows: result["test"].get("accuracy", math.nan),
+    "test_error": lambda result, rows: 1.0 - result["test"].get("accuracy", math.nan),
+    "test_loss": lambda result, rows: result["test"].get("loss", math.nan),
+    "validation_accuracy": lambda result, rows: result["chosen"].get("validation_accuracy", math.nan),
+    "validation_loss": lambda result, rows: result["chosen"].get("validation_loss", math.nan),
+    "train_loss": lambda result, rows: rows[-1].get("train_loss", math.nan),
+    "train_accuracy": lambda result, rows: rows[-1].get("train_accuracy", math.nan),
+    "gap": lambda result, rows: result["test"]["loss"] - result["chosen"]["train_loss"],
+    "seconds": lambda result, rows: result["seconds"],
+    "largest_drop": lambda result, rows: _largest(rows),
+    "mean_square_drop": lambda result, rows: _mean_square(rows),
+    "climb": lambda result, rows: _climb(rows),
 }
-"""Endpoint -> how to read it; `read_endpoint` says what each means."""
 
-_WITH_THRESHOLD: Final = (
-    "steps_to_loss", "passes_to_loss", "restricted_steps_to_loss", "reached_loss", "loss_spikes",
-)  # fmt: skip
+_WITH_THRESHOLD: Final[dict[str, Callable[[Rows, float], float]]] = {
+    "steps_to_loss": lambda rows, loss: _first("step", rows, loss),
+    "passes_to_loss": lambda rows, loss: _first("passes", _passes(rows), loss),
+    "restricted_steps_to_loss": lambda rows, loss: _first("step", rows, loss, rows[-1]["step"]),
+    "reached_loss": lambda rows, loss: math.isfinite(_first("step", rows, loss)),
+    "largest_drop_from": lambda rows, first: _largest(_from(rows, first)),
+    "mean_square_drop_from": lambda rows, first: _mean_square(_from(rows, first)),
+    "loss_spikes": lambda rows, factor: sum(not after <= factor * before for before, after in _pairs(rows)),
+}
+
+ENDPOINTS: Final = (*_PLAIN, *_WITH_THRESHOLD)
+"""The endpoints; `read_endpoint` says what each means."""

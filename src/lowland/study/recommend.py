@@ -6,7 +6,7 @@ withheld, and what is said about the winner comes from runs with other seeds on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,13 +15,10 @@ from lowland import losses, optim
 from lowland.report.statistics import show_interval
 from lowland.report.study import StudyRow
 from lowland.study.compare import compare_methods, write_report
-from lowland.study.run import Progress, Study, check_study, run_study
+from lowland.study.run import Progress, Study, run_study
 from lowland.study.search import withhold_test
 from lowland.study.work import OnRun
-from lowland.workflows import FitSpec
 from lowland.workflows.study import Changes, RecommendSpec, SearchSpec, StudySpec
-
-__all__ = ["Recommendation", "default_methods", "recommend", "screening"]
 
 BASELINE: Final = "SGD"
 
@@ -59,27 +56,38 @@ class Recommendation:
     reports: tuple[Path, ...]
 
 
-def recommend(spec: RecommendSpec, *, progress: Progress | None = None, on_run: OnRun | None = None) -> Recommendation:
+def recommend(
+    spec: RecommendSpec,
+    *,
+    progress: Progress | bool | None = None,
+    on_run: OnRun | None = None,
+    on_study: Callable[[StudySpec], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Recommendation:
     """Find the best method by a short study and confirm it on fresh seeds; what is done is not done again.
 
     Args:
         spec: Model, data and sizes.
-        progress: Gives a receiver of events for each label.
+        progress: True shows bars, in a terminal or a notebook; or what gives a receiver of events for each label.
         on_run: Called after each run.
+        on_study: Called with the first look and with the confirmation, each before it runs.
+        on_note: Called with what each can see, line by line, before it runs.
 
     Returns:
         The lines and the numbers behind them.
     """
     first = screening(spec)
-    check_study(first)
-    looked = run_study(first, progress=progress, on_run=on_run)
+    begin = on_study or (lambda study: None)
+    begin(first)
+    looked = run_study(first, progress=progress, on_run=on_run, on_note=on_note)
     screen = tuple(compare_methods(looked))
     reports = [write_report(looked)]
     winner = _winner(first, screen)
     if winner == first.reference():
         return Recommendation(_nothing(screen, first), winner, screen, (), tuple(reports))
     second = _confirmation(spec, first, looked, winner)
-    confirmed = run_study(second, progress=progress, on_run=on_run)
+    begin(second)
+    confirmed = run_study(second, progress=progress, on_run=on_run, on_note=on_note)
     confirm = tuple(compare_methods(confirmed))
     reports.append(write_report(confirmed))
     return Recommendation(_lines(screen, confirm, first, second, winner), winner, screen, confirm, tuple(reports))
@@ -102,30 +110,35 @@ def screening(spec: RecommendSpec) -> StudySpec:
     methods, grids = (dict(spec.methods), {}) if spec.methods else default_methods(spec)
     rate, decay = spec.base.optimizer.learning_rate, spec.base.optimizer.weight_decay
     grid = {"optimizer.learning_rate": [rate / 3, rate, 3 * rate], "optimizer.weight_decay": [decay, 4 * decay]}
-    classifies = _classifies(spec.base)
+    classifies = spec.base.loss.name == "cross_entropy"
     return StudySpec(
-        folder=str(Path(spec.folder) / "screen"), question="A first look at every method, on validation data.",
-        base=withhold_test(replace(spec.base, model=spec.model, data=spec.data)), methods=methods, seeds=spec.seeds,
+        folder=str(Path(spec.folder) / "screen"),
+        question="A first look at every method, on validation data.",
+        base=withhold_test(replace(spec.base, model=spec.model, data=spec.data)),
+        methods=methods,
+        seeds=spec.seeds,
         endpoint="validation_accuracy" if classifies else "validation_loss",
-        direction="higher" if classifies else "lower", smallest_effect=spec.smallest_effect,
-        search=SearchSpec(trials=spec.trials, grid=grid, grids=grids), engine=spec.engine,
-    )  # fmt: skip
-
-
-def _classifies(base: FitSpec) -> bool:
-    return base.loss.name == "cross_entropy"
+        direction="higher" if classifies else "lower",
+        smallest_effect=spec.smallest_effect,
+        search=SearchSpec(trials=spec.trials, grid=grid, grids=grids),
+        engine=spec.engine,
+    )
 
 
 def _confirmation(spec: RecommendSpec, first: StudySpec, looked: Study, winner: str) -> StudySpec:
     base = first.reference()
-    methods = {name: {**first.methods[name], **looked.settings.get(("", name), {})} for name in (base, winner)}
-    classifies = _classifies(spec.base)
-    return StudySpec(
-        folder=str(Path(spec.folder) / "confirm"), question=f"Does {winner} beat {base} on fresh seeds?",
-        base=replace(spec.base, model=spec.model, data=spec.data), methods=methods, seeds=spec.fresh, first_seed=FRESH,
-        endpoint="test_accuracy" if classifies else "test_loss", direction="higher" if classifies else "lower",
-        smallest_effect=spec.smallest_effect, budgets=["epochs", "compute"], engine=spec.engine,
-    )  # fmt: skip
+    return replace(
+        first,
+        folder=str(Path(spec.folder) / "confirm"),
+        question=f"Does {winner} beat {base} on fresh seeds?",
+        base=replace(spec.base, model=spec.model, data=spec.data),
+        methods={name: {**first.methods[name], **looked.settings.get(("", name), {})} for name in (base, winner)},
+        seeds=spec.fresh,
+        first_seed=FRESH,
+        endpoint=first.endpoint.replace("validation", "test"),
+        budgets=["epochs", "compute"],
+        search=SearchSpec(),
+    )
 
 
 def _winner(first: StudySpec, rows: Sequence[StudyRow]) -> str:
@@ -137,24 +150,25 @@ def _winner(first: StudySpec, rows: Sequence[StudyRow]) -> str:
 def _costs(rows: Sequence[StudyRow], base: str) -> str:
     reference = next(row for row in rows if row.method == base and row.budget == "epochs")
     shown = (f"{row.method} {row.passes / reference.passes:.2f} ×" for row in rows if row.budget == "epochs")
-    return f"Cost in passes over {base}'s, every pass counted: " + ", ".join(shown) + "."
+    return f"Cost in passes over {base}'s, all counted: " + ", ".join(shown) + "."
 
 
 def _apart(rows: Sequence[StudyRow], base: str, seeds: int) -> str:
-    open_ = [row.method for row in rows if row.verdict == "undecided"]
+    open_ = [row.method for row in rows if row.verdict in ("undecided", "not measurable here")]
     return f"In the first look ({seeds} seeds) these could not be told apart from {base}: {', '.join(open_) or 'none'}."
 
 
 def _failed(rows: Sequence[StudyRow]) -> tuple[str, ...]:
-    bad = [
-        f"{row.method} ({len(row.failed)} of {len(row.failed) + len(row.values)} runs)" for row in rows if row.failed
-    ]
+    shown = "{} ({} of {} runs)".format
+    bad = [shown(row.method, len(row.failed), len(row.failed) + len(row.values)) for row in rows if row.failed]
     return (f"Failed: {', '.join(bad)}.",) if bad else ()
 
 
 def _nothing(screen: Sequence[StudyRow], first: StudySpec) -> tuple[str, ...]:
     base = first.reference()
-    head = f"No difference: no method was above {base} in the first look, so that nothing was left to confirm."
+    sure = all(row.verdict in ("", "refuted") for row in screen)
+    head = f"no method was above {base} in the first look, so that nothing was left to confirm"
+    head = f"No difference: {head}." if sure else f"Nothing to confirm: {head}; {first.seeds} seeds cannot say more."
     return (head, _apart(screen, base, first.seeds), _costs(screen, base), *_failed(screen))
 
 
@@ -174,7 +188,8 @@ def _lines(
         head = f"{winner} helped: {text} over {base} on {len(row.differences)} fresh seeds, at equal epochs."
     else:
         seen = f"{winner} did best in the first look, and on fresh seeds gave {text} ({row.verdict})"
-        head = f"No difference confirmed: {seen}."
+        weak = row.verdict == "not measurable here"
+        head = f"{'Not measurable here' if weak else 'No difference confirmed'}: {seen}."
     equal, words = told["compute"]
     lines = [head, f"At equal compute ({equal.epochs} epochs of {winner}): {words} ({equal.verdict})."]
     return (*lines, _apart(screen, base, first.seeds), _costs(screen, base), *_failed([*screen, *confirm]))

@@ -6,28 +6,32 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lowland.core.contexts import forked_rng
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
+from lowland.core.pace import Labels, labels
 from lowland.core.types import as_batch, forward
 from lowland.data import DataSplits, TensorData
 from lowland.engine import OnEvent, select
 from lowland.losses import TrainingLoss
+from lowland.losses.schedule import ActiveEpochs
+from lowland.optim import LateSAM
 from lowland.results.files import write_atomically
 from lowland.study.endpoints import check_endpoint, cost_of, equal_cost_epochs, read_endpoint
-from lowland.study.plan import Job, check_changes, jobs, run_spec, variants
+from lowland.study.instrument import power_of
+from lowland.study.plan import Job, jobs
 from lowland.study.search import Trial, best_trial, search, settings_of, trial_jobs
 from lowland.study.work import Failures, OnRun, train
-from lowland.workflows import FitSpec, curvature, surface, to_yaml
+from lowland.workflows import FitSpec, SurveyOptions, curvature, surface, to_yaml
 from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer, build_schedule
+from lowland.workflows.changes import check_changes, run_spec, variants
 from lowland.workflows.parse import from_yaml
 from lowland.workflows.study import Changes, StudySpec
 
-__all__ = ["Progress", "Study", "check_study", "run_study"]
-
-Progress = Callable[[str], OnEvent]
+Progress = Labels
 """Label -> receiver of events."""
 
 
@@ -50,52 +54,90 @@ class Study:
     trials: dict[tuple[str, str], list[Trial]] = field(default_factory=dict)
 
 
-def run_study(spec: StudySpec, *, progress: Progress | None = None, on_run: OnRun | None = None) -> Study:
+def run_study(
+    spec: StudySpec,
+    *,
+    progress: Progress | bool | None = None,
+    on_run: OnRun | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Study:
     """Run a study, or go on with one; what is finished is not done again.
 
     Args:
         spec: The study.
-        progress: Gives a receiver of events for each label.
+        progress: True shows bars, in a terminal or a notebook; or what gives a receiver of events for each label.
         on_run: Called after each run of the comparison.
+        on_note: Called with what the study can see, line by line, before anything is trained.
 
     Returns:
         The study, with every run either finished or kept as failed.
     """
-    label = progress or (lambda text: lambda event: None)
-    check_study(spec)
+    notes = check_study(spec)
     folder = _open_folder(spec)
+    tell = on_note or (lambda text: None)
+    for note in notes:
+        tell(note)
     study = Study(spec, Failures(folder))
-    _search(study, label)
-    study.jobs["epochs"] = list(jobs(spec, "epochs", study.settings))
-    train(study.jobs["epochs"], study.failures, engine=spec.engine, on_event=label("equal epochs"), on_run=on_run)
-    if "compute" in spec.budgets:
-        _equal_compute(study, label, on_run)
-    _survey(study, label)
+    with labels(progress) as told:
+        label = told or (lambda text: lambda event: None)
+        _search(study, label)
+        study.jobs["epochs"] = list(jobs(spec, "epochs", study.settings))
+        train(study.jobs["epochs"], study.failures, engine=spec.engine, on_event=label("equal epochs"), on_run=on_run)
+        if "compute" in spec.budgets:
+            _equal_compute(study, label, on_run)
+        _survey(study, label)
     return study
 
 
-def check_study(spec: StudySpec) -> None:
-    """Check everything that can be checked before anything is trained."""
+def check_study(spec: StudySpec) -> list[str]:
+    """Check everything that can be checked before anything is trained, and say what the study will be able to see."""
     # Every method is built on every part's data and measured on one batch, in a network that is thrown away.
     check_changes(spec)
     check_endpoint(spec.endpoint)
     select(spec.engine)
+    notes = [power_of(spec)]
     for variant in variants(spec):
         splits = build_data(run_spec(spec, variant, spec.reference(), {}).data)
         for method in spec.methods:
             found = run_spec(spec, variant, method, {})
             try:
-                _rehearse(found, splits)
+                share = _rehearse(found, splits)
             except InputError as error:
                 where = f"methods.{method}" + (f" on {variant}" if variant else "")
                 raise InputError(f"{where}: {error.argument}", error.rule, error.got, error.advice) from error
+            notes += _reach_of(spec, " on ".join(filter(None, (method, variant))), share)
+        notes += _resolution_of(spec, variant, splits)
     if spec.search.trials and spec.search.sampler == "grid":
         for method in spec.methods:
             settings_of(spec, method)
+    return notes
 
 
-def _rehearse(spec: FitSpec, splits: DataSplits) -> None:
-    """Take one batch through model and loss, without a step."""
+def _reach_of(spec: StudySpec, name: str, share: float) -> list[str]:
+    """Say from when on a method acts, where that is not the first step."""
+    if share <= 0:
+        return []
+    text = f"Reach: {name} acts in the last {100 * (1 - share):.0f} % of training"
+    if spec.base.select == "best" and not spec.endpoint.startswith("train_"):
+        text += "; the epoch with the best validation score may come before: base.select: last measures the end"
+    return [f"{text}."]
+
+
+def _resolution_of(spec: StudySpec, variant: str, splits: DataSplits) -> list[str]:
+    """Say where one sample of the part that decides is more than the smallest effect."""
+    kind = spec.endpoint.partition("_")[0]
+    part = {"test": splits.test, "validation": splits.validation}.get(kind)
+    if part is None or not spec.endpoint.endswith(("accuracy", "error")) or not isinstance(part, TensorData):
+        return []
+    step, where = 1 / len(part), f" of {variant}" if variant else ""
+    if step <= spec.smallest_effect:
+        return []
+    text = f"Resolution: the {kind} part{where} has {len(part)} samples, so that one is {step:.2g}"
+    return [f"{text}, more than the smallest effect of {spec.smallest_effect:g}."]
+
+
+def _rehearse(spec: FitSpec, splits: DataSplits) -> float:
+    """Take one batch through model and loss, without a step; return the share of the run before the method acts."""
     build_schedule(spec.schedule)
     model = build_model(spec.model, splits, seed=spec.seed)
     optimizer, loss = build_optimizer(spec.optimizer, model), build_loss(spec.loss, model, splits)
@@ -104,8 +146,8 @@ def _rehearse(spec: FitSpec, splits: DataSplits) -> None:
     batch = as_batch(next(iter(splits.train.batches(size) if resident else splits.train)))
     if isinstance(loss, TrainingLoss):
         if loss.needs_index and batch.index is None:
-            raise InputError("loss.method", "needs sample ids, and the data have none", spec.loss.method,
-                             "wrap the data set in lowland.data.Indexed")  # fmt: skip
+            rule, advice = "needs sample ids, and the data have none", "wrap the data set in lowland.data.Indexed"
+            raise InputError("loss.method", rule, spec.loss.method, advice)
         steps = math.ceil(len(splits.train) / size) if resident else len(splits.train)
         loss.prepare(
             model=model, epochs=spec.epochs, steps_per_epoch=steps, samples=splits.train.index if resident else None
@@ -116,6 +158,22 @@ def _rehearse(spec: FitSpec, splits: DataSplits) -> None:
     if not torch.isfinite(torch.as_tensor(value)).all():
         raise InputError("loss", "must be finite at the initial weights", float(value))
     optimizer.zero_grad()
+    per_epoch = math.ceil(len(splits.train) / size) if resident else len(splits.train)
+    return _share_before(optimizer, loss, spec.epochs, spec.epochs * per_epoch)
+
+
+def _share_before(optimizer: Any, loss: Any, epochs: int, steps: int) -> float:
+    """Return the share of a run before its optimizer's or loss's method acts; 0 for methods without a beginning."""
+    begins: list[float] = []
+    method = getattr(optimizer, "ascent_method", None)
+    if isinstance(optimizer, LateSAM):
+        begins.append(1 - float(optimizer.share))
+    elif method is not None:
+        begins.append(optimizer.options.start / steps)
+    active = getattr(loss, "active", None)
+    if isinstance(active, ActiveEpochs):
+        begins.append(active.first(epochs) / epochs)
+    return min(begins, default=0.0)
 
 
 def _open_folder(spec: StudySpec) -> Path:
@@ -125,8 +183,7 @@ def _open_folder(spec: StudySpec) -> Path:
     if file.is_file():
         known = from_yaml(StudySpec, file)
         known.folder, known.engine = spec.folder, spec.engine  # where it lies and who computes change no number
-        if known != spec:
-            raise InputError("folder", "holds another study", str(folder), "choose another --folder")
+        require(known == spec, "folder", "holds another study", str(folder), "choose another --folder")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError("folder", "must be new, empty or the folder of this study", str(folder))
     write_atomically(file, to_yaml(spec).encode())
@@ -203,9 +260,8 @@ def _survey(study: Study, label: Progress) -> None:
         name = " ".join(part for part in (job.variant, job.method, f"seed {job.seed}") if part)
         if job.seed in spec.survey_seeds():
             told = label(f"curvature of {name}")
-            curvature(job.spec.folder, risk=survey.risk, threads=job.spec.threads, on_event=told)
+            curvature(job.spec.folder, name="hessian", risk=survey.risk, threads=job.spec.threads, on_event=told)
         if survey.surface and job.seed == spec.first_seed:
-            surface(
-                job.spec.folder, risk=survey.risk, points=(survey.points, survey.points), extent=survey.extent,
-                threads=job.spec.threads, on_event=label(f"surface of {name}"),
-            )  # fmt: skip
+            how, points = SurveyOptions(risk=survey.risk, threads=job.spec.threads), (survey.points, survey.points)
+            told = label(f"surface of {name}")
+            surface(job.spec.folder, how, points=points, extent=survey.extent, on_event=told)

@@ -14,25 +14,13 @@ from typing import Any
 import numpy as np
 from scipy.special import comb
 
-from lowland.core.errors import InputError, optional_import
+from lowland.core.errors import InputError, optional_import, require
 from lowland.core.seeds import generator
 from lowland.data import DataSplits, load
-from lowland.study.plan import Job, placed, run_spec
+from lowland.study.plan import Job, placed
 from lowland.workflows import DataSpec, FitSpec
+from lowland.workflows.changes import run_spec
 from lowland.workflows.study import Changes, StudySpec
-
-__all__ = [
-    "Trial",
-    "best_trial",
-    "expected_best",
-    "grid_settings",
-    "search",
-    "settings_of",
-    "suggest",
-    "trial_jobs",
-    "withhold_test",
-    "without_test",
-]
 
 
 @dataclass(frozen=True)
@@ -100,7 +88,7 @@ def withhold_test(run: FitSpec) -> FitSpec:
     """Return a run whose data have no test part, so that nothing can be chosen by it.
 
     Args:
-        run: The run.
+        run: What a trial trains, with its own test part.
 
     Returns:
         The same run on data whose validation part stands in for the test part.
@@ -124,7 +112,7 @@ def best_trial(trials: Sequence[Trial], why: str = "") -> Trial:
     """Return the trial with the highest validation score; ties go to the earlier one.
 
     Args:
-        trials: The trials.
+        trials: All that were run for one method, in the order of their numbers.
         why: Why the first one failed, for the error. Default: nothing known.
 
     Returns:
@@ -138,8 +126,7 @@ def best_trial(trials: Sequence[Trial], why: str = "") -> Trial:
         {'epochs': 2}
     """
     alive = [trial for trial in trials if math.isfinite(trial.validation)]
-    if not alive:
-        raise InputError("search.grid", "must hold a setting that trains", f"{len(trials)} trials, all failed", why)
+    require(alive, "search.grid", "must hold a setting that trains", f"{len(trials)} trials, all failed", why)
     return max(alive, key=lambda trial: (trial.validation, -trial.number))
 
 

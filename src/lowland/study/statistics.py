@@ -6,7 +6,9 @@ means "as claimed". The rules are fixed before a run:
 - reproduced: the interval of the paired difference lies above 0;
 - refuted: it lies below the smallest effect of interest;
 - undecided otherwise, with the seeds that would decide. Differences that are all equal have an interval without width:
-  the sign test decides there.
+  the sign test decides there;
+- not measurable here where half of the differences or more are exactly 0: the treatment had not acted on what was
+  measured (a checkpoint from before it began), or the measure is at a bound. That is no evidence either way.
 
 Non-inferiority and equivalence are two one-sided tests at 2.5 % each, which is the same 95 % interval against the
 margin (Schuirmann 1987; ICH E9 takes 2.5 % too), so that every table has one interval and one level. A margin that is
@@ -25,25 +27,11 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtr, stdtrit
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, check_positive, require
 from lowland.report.statistics import Interval, t_interval
-
-__all__ = [
-    "LEAST_SEEDS",
-    "Answer",
-    "Effect",
-    "answer",
-    "equivalent",
-    "holm",
-    "noninferior",
-    "p_value",
-    "paired_effect",
-    "retention",
-    "seeds_to_decide",
-]
 
 LEAST_SEEDS: Final = 4
 """Fewer seeds are shown one by one and decide nothing: the t interval of three spans 4.3 standard errors either way."""
@@ -58,7 +46,7 @@ _ROUNDING: Final = 1e-12
 _LEAST_EQUAL: Final = 6
 """Fewer differences that are all equal decide nothing: their t interval has no width, and 2^(1 - 5) is above 5 %."""
 
-Verdict = Literal["reproduced", "refuted", "undecided"]
+Verdict = Literal["reproduced", "refuted", "undecided", "not measurable here"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +82,21 @@ class Effect:
             return f"{len(self.seeds)} equal differences decide nothing: a sign test needs {_LEAST_EQUAL}"
         return ""
 
+    @property
+    def unseen(self) -> str:
+        """Why the measure cannot tell the arms apart; empty if it can."""
+        count, same = len(self.seeds), sum(value == 0 for value in self.interval.values)
+        if count < LEAST_SEEDS or 2 * same < count:
+            return ""
+        return f"{same} of {count} differences are exactly 0, so that the measure does not see the treatment"
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a comparison ends with.
 
     Args:
-        verdict: reproduced, refuted or undecided.
+        verdict: reproduced, refuted, undecided or not measurable here.
         reason: The rule that gave it, in a clause.
         seeds_needed: Seeds in all that would decide with a chance of 80 %; None where decided or where no number would.
         p: Two-sided p value of "the effect is the bound of the rule": 0, or the margin of non-inferiority.
@@ -134,8 +130,7 @@ def paired_effect(treated: Mapping[int, float], base: Mapping[int, float], *, hi
         '0.020 +- 0.006'
     """
     seeds = tuple(sorted(set(treated) & set(base)))
-    if len(seeds) < 2:
-        raise InputError("seeds", "must be at least 2 shared by both arms, for an interval", len(seeds))
+    require(len(seeds) >= 2, "seeds", "must be at least 2 shared by both arms, for an interval", len(seeds))
     sign = 1.0 if higher else -1.0
     differences = np.array([sign * (treated[seed] - base[seed]) for seed in seeds])
     if not np.isfinite(differences).all():
@@ -146,17 +141,26 @@ def paired_effect(treated: Mapping[int, float], base: Mapping[int, float], *, hi
 
 def p_value(effect: Effect, *, null: float = 0.0) -> float:
     """Return the two-sided p value of the paired t test."""
+    return float(two_sided(effect.interval.mean, effect.standard_error, len(effect.seeds), null=null))
+
+
+def two_sided(mean: ArrayLike, error: ArrayLike, count: int, *, null: float = 0.0) -> NDArray[np.float64]:
+    """Return the two-sided p values of paired t tests by means and standard errors of ``count`` differences."""
     # the line that scipy.stats.ttest_1samp ends with, which takes 200 times as long to get there
-    distance = effect.interval.mean - null
-    if effect.equal:
-        return 1.0 if abs(distance) <= _ROUNDING * abs(null) else 2.0 ** (1 - len(effect.seeds))
-    return float(2 * stdtr(len(effect.seeds) - 1, -abs(distance / effect.standard_error)))
+    mean, error = np.asarray(mean, dtype=np.float64), np.asarray(error, dtype=np.float64)
+    distance, equal = np.abs(mean - null), error <= _ROUNDING * np.abs(mean)
+    sign_test = np.where(distance <= _ROUNDING * abs(null), 1.0, 2.0 ** (1 - count))
+    t_test = 2 * stdtr(count - 1, -distance / np.where(equal, 1.0, error))
+    p: NDArray[np.float64] = np.where(equal, sign_test, t_test)
+    return p
 
 
 def holm(p: Sequence[float]) -> list[float]:
     """Adjust p values for a family of comparisons so that the chance of any false rejection stays below the level."""
     # p_(i) becomes max over j <= i of (m - j + 1) p_(j), at most 1 (Holm 1979).
-    values = _probabilities(p)
+    values = np.asarray(p, dtype=np.float64)
+    if values.size and not ((values >= 0) & (values <= 1)).all():
+        raise InputError("p", "must be probabilities", values.tolist())
     order = np.argsort(values, kind="stable")
     stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     adjusted = np.empty_like(values)
@@ -165,7 +169,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def answer(effects: Sequence[Effect], *, smallest: float, level: float = LEVEL) -> list[Answer]:
-    """Give one of three answers to each comparison; Holm's correction over all of them guards both verdicts.
+    """Give one of four answers to each comparison; Holm's correction over all of them guards both verdicts.
 
     Args:
         effects: The comparisons that belong together.
@@ -174,7 +178,7 @@ def answer(effects: Sequence[Effect], *, smallest: float, level: float = LEVEL) 
 
     Returns:
         Per comparison: reproduced where the interval lies above 0, refuted where it lies below the smallest effect,
-        undecided otherwise.
+        not measurable here where half of the differences are exactly 0, undecided otherwise.
 
     Raises:
         InputError: If the smallest effect is not positive.
@@ -185,20 +189,20 @@ def answer(effects: Sequence[Effect], *, smallest: float, level: float = LEVEL) 
         >>> answer([paired_effect(better, base)], smallest=0.005)[0].verdict
         'reproduced'
     """
-    if not smallest > 0:
-        raise InputError("smallest_effect", "must be positive, in the endpoint's unit", smallest)
+    require(smallest > 0, "smallest_effect", "must be positive, in the endpoint's unit", smallest)
     p = [p_value(effect) for effect in effects]
     above = holm(p)
     below = holm([p_value(effect, null=smallest) for effect in effects])
-    found = []
-    for effect, raw, up, down in zip(effects, p, above, below, strict=True):
-        given = _verdict(effect, smallest, up <= 1 - level, down <= 1 - level)
-        found.append(replace(given, p=raw, adjusted=up))
-    return found
+    return [
+        replace(_verdict(effect, smallest, up <= 1 - level, down <= 1 - level, len(effects)), p=raw, adjusted=up)
+        for effect, raw, up, down in zip(effects, p, above, below, strict=True)
+    ]
 
 
-def _verdict(effect: Effect, smallest: float, differs: bool, differs_from_smallest: bool) -> Answer:
+def _verdict(effect: Effect, smallest: float, differs: bool, differs_from_smallest: bool, family: int) -> Answer:
     mean = effect.interval.mean
+    if effect.unseen:
+        return Answer("not measurable here", effect.unseen)
     if effect.too_few:
         return Answer("undecided", effect.too_few, seeds_to_decide(effect, smallest) or LEAST_SEEDS)
     positive, small = differs and mean > 0, differs_from_smallest and mean < smallest
@@ -208,25 +212,66 @@ def _verdict(effect: Effect, smallest: float, differs: bool, differs_from_smalle
     if small:
         against = " and on the other side of 0" if differs and mean < 0 else ""
         return Answer("refuted", "the interval lies below the smallest effect of interest" + against)
-    return Answer("undecided", "the interval decides neither way", seeds_to_decide(effect, smallest))
+    alone = effect.interval.low > 0 or effect.interval.high < smallest
+    reason = f"the interval would decide alone, not among {family}" if alone else "the interval decides neither way"
+    return Answer("undecided", reason, seeds_to_decide(effect, smallest, family=family))
 
 
-def seeds_to_decide(effect: Effect, smallest: float, *, most: int = 10_000) -> int | None:
+def seeds_to_decide(effect: Effect, smallest: float, *, family: int = 1, most: int = 10_000) -> int | None:
     """Return the number of seeds in all with which the observed mean and spread would decide, with a chance of 80 %."""
     # The smallest n with (t_{n-1, 0.975} + t_{n-1, 0.8}) s / sqrt(n) below the distance of the mean from 0
-    # (reproduced) or from the smallest effect (refuted), whichever comes first.
+    # (reproduced) or from the smallest effect (refuted), whichever comes first; among m comparisons each at 0.05 / m,
+    # which is the strictest that Holm's correction can ask for.
     distance = max(effect.interval.mean, smallest - effect.interval.mean)
     first = max(len(effect.seeds) + 1, _LEAST_EQUAL if effect.equal else LEAST_SEEDS)
-    enough = effect.deviation * _half_widths(most)[first:] < distance
+    return seeds_for(effect.deviation, distance, family=family, first=first, most=most)
+
+
+def seeds_for(
+    deviation: float, distance: float, *, family: int = 1, first: int = LEAST_SEEDS, most: int = 10_000
+) -> int | None:
+    """Return the fewest seeds with which a mean at a distance from the bound decides in 80 % of studies."""
+    enough = deviation * half_widths(most, family)[first:] < distance
     return first + int(np.argmax(enough)) if enough.any() else None
 
 
 @functools.cache
-def _half_widths(most: int) -> NDArray[np.float64]:
-    """Return (t_{n-1, 0.975} + t_{n-1, 0.8}) / sqrt(n) for n = 0 ... most; infinite below 2."""
+def half_widths(most: int, family: int) -> NDArray[np.float64]:
+    """Return (t_{n-1, 1 - 0.025 / m} + t_{n-1, 0.8}) / sqrt(n) for n = 0 ... most; infinite below 2."""
     counts = np.arange(2, most + 1)
-    quantiles = stdtrit(counts - 1, 0.5 + LEVEL / 2) + stdtrit(counts - 1, POWER)
+    quantiles = stdtrit(counts - 1, 1 - (1 - LEVEL) / 2 / family) + stdtrit(counts - 1, POWER)
     return np.concatenate([[np.inf, np.inf], quantiles / np.sqrt(counts)])
+
+
+def all_noninferior(effects: Sequence[Effect], margin: float) -> list[Answer]:
+    """Apply `noninferior` to comparisons that belong together, with Holm's correction over all of them."""
+    given = [replace(noninferior(effect, margin), p=p_value(effect, null=-margin)) for effect in effects]
+    return guarded([_beyond(effect, -margin) for effect in effects], given)
+
+
+def guarded(effects: Sequence[Effect], given: Sequence[Answer]) -> list[Answer]:
+    """Apply Holm's correction to answers that were given alone.
+
+    Args:
+        effects: The comparisons that belong together, counted from the bound of each.
+        given: Their answers, as of `noninferior` or `retention`.
+
+    Returns:
+        The answers with adjusted p values; what is decided alone and not among them is undecided.
+
+    Example:
+        >>> effect = paired_effect({k: 0.0095 + 0.01 * (-1) ** k for k in range(8)}, dict.fromkeys(range(8), 0.0))
+        >>> [one.verdict for one in guarded([effect] * 2, [Answer("reproduced", "alone", None, 0.03)] * 2)]
+        ['undecided', 'undecided']
+    """
+    found = []
+    adjusted = holm([1.0 if math.isnan(one.p) else one.p for one in given])
+    for effect, one, p in zip(effects, given, adjusted, strict=True):
+        if one.verdict in ("reproduced", "refuted") and p > 1 - LEVEL:
+            needed = seeds_to_decide(effect, 0.0, family=len(given))
+            one = Answer("undecided", f"the interval would decide alone, not among {len(given)}", needed, one.p)
+        found.append(replace(one, adjusted=math.nan if math.isnan(one.p) else p))
+    return found
 
 
 def noninferior(effect: Effect, margin: float) -> Answer:
@@ -248,8 +293,7 @@ def noninferior(effect: Effect, margin: float) -> Answer:
         >>> noninferior(paired_effect(alike, base), 0.005).verdict
         'reproduced'
     """
-    if not margin > 0:
-        raise InputError("margin", "must be positive", margin)
+    check_positive(margin=margin)
     return _against(effect, -margin, f"-{margin:.3g}")
 
 
@@ -290,21 +334,24 @@ def retention(
     if gain.too_few or not gain.interval.low > 0:
         reason = "the reference's own gain over the base is not established, so that there is no margin"
         return contrast, Answer("undecided", reason, seeds_to_decide(gain, max(gain.interval.mean, 1e-12)))
-    found = _against(contrast, 0.0, f"{share:.0%} of the reference's gain")
-    return contrast, found
+    return contrast, _against(contrast, 0.0, f"{share:.0%} of the reference's gain")
 
 
 def _against(effect: Effect, bound: float, shown: str) -> Answer:
     p = p_value(effect, null=bound)
+    if effect.unseen:
+        return Answer("not measurable here", effect.unseen, None, p, p)
     if effect.too_few:
         return Answer("undecided", effect.too_few, _LEAST_EQUAL if effect.equal else LEAST_SEEDS)
     if effect.interval.low > bound:
         return Answer("reproduced", f"the interval lies above {shown}", None, p, p)
     if effect.interval.high < bound:
         return Answer("refuted", f"the interval lies below {shown}", None, p, p)
-    moved = replace(effect, interval=replace(effect.interval, mean=effect.interval.mean - bound))
-    needed = seeds_to_decide(moved, 0.0)
-    return Answer("undecided", f"the interval holds {shown}", needed, p, p)
+    return Answer("undecided", f"the interval holds {shown}", seeds_to_decide(_beyond(effect, bound), 0.0), p, p)
+
+
+def _beyond(effect: Effect, bound: float) -> Effect:
+    return replace(effect, interval=replace(effect.interval, mean=effect.interval.mean - bound))
 
 
 def equivalent(effect: Effect, margin: float) -> bool:
@@ -326,14 +373,6 @@ def equivalent(effect: Effect, margin: float) -> bool:
         >>> equivalent(paired_effect(alike, base), 0.005)
         True
     """
-    if not margin > 0:
-        raise InputError("margin", "must be positive", margin)
+    check_positive(margin=margin)
     inside = -margin < effect.interval.low and effect.interval.high < margin
-    return inside and not effect.too_few
-
-
-def _probabilities(p: Sequence[float]) -> NDArray[np.float64]:
-    values = np.asarray(p, dtype=np.float64)
-    if values.size and not ((values >= 0) & (values <= 1)).all():
-        raise InputError("p", "must be probabilities", values.tolist())
-    return values
+    return inside and not effect.too_few and not effect.unseen

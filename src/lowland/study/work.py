@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from lowland.results.files import write_atomically
 from lowland.results.run import Run
 from lowland.study.plan import Job
 from lowland.workflows.fitting import create_run, fit
-
-__all__ = ["Failure", "Failures", "OnRun", "train"]
 
 OnRun = Callable[[Job, "Failure | None"], None]
 """Called after each run, with what went wrong if it failed."""
@@ -48,13 +46,11 @@ class Failures:
 
     def put(self, key: str, failure: Failure | None) -> None:
         """Note how a run ended."""
-        if failure is None and key not in self._known:
-            return
-        if failure is None:
-            del self._known[key]
-        else:
+        if failure is not None:
             self._known[key] = failure
-        content = {key: {"error": f.error, "traceback": f.traceback} for key, f in sorted(self._known.items())}
+        elif self._known.pop(key, None) is None:
+            return
+        content = {key: asdict(known) for key, known in sorted(self._known.items())}
         write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
 
 

@@ -11,9 +11,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowland.testing.adapters import Adapter, CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
+    from lowland.testing.adapters import CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
     from lowland.testing.own import own_adapters
-    from lowland.testing.rulebook import Breach, NotOffered, Outcome, Rule, check, demand, rules
+    from lowland.testing.rulebook import Adapter, Breach, NotOffered, Outcome, Rule, check, demand, rules
 
 __all__ = [
     # what an adapter says
@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "adapters": ("Adapter", "OptimizerAdapter", "LandscapeAdapter", "CurvatureAdapter", "Surface"),
-    "rulebook": ("NotOffered", "rules", "Rule", "check", "Outcome", "Breach", "demand"),
+    "adapters": ("OptimizerAdapter", "LandscapeAdapter", "CurvatureAdapter", "Surface"),
+    "rulebook": ("Adapter", "NotOffered", "rules", "Rule", "check", "Outcome", "Breach", "demand"),
     "own": ("own_adapters",),
 }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -12,29 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lowland.testing.rulebook import Family, NotOffered
-
-__all__ = ["Adapter", "CurvatureAdapter", "LandscapeAdapter", "OptimizerAdapter", "Surface"]
+from lowland.testing.networks import small
+from lowland.testing.rulebook import Adapter, NotOffered
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 Closure = Callable[[], Any]
 
 
-class Adapter(ABC):
-    """What every adapter says about its tool."""
-
-    name: ClassVar[str]
-    """Name in tests and tables, with the version where there is more than one."""
-
-    family: ClassVar[Family]
-
-    conventions: ClassVar[Mapping[str, str]] = {}
-    """Rules that the tool breaks on purpose, by name, with what its documentation says and where."""
-
-
 class OptimizerAdapter(Adapter):
     """Drives a sharpness-aware optimizer.
+
+    In every method ``model`` is the model that is trained, and ``optimizer`` what `make` returned for it. A closure, or
+    a loss, runs forward; a closure also clears the gradients before and runs backward. What is not overridden is the
+    default, or not offered.
 
     Example:
         >>> from lowland.optim import SAM
@@ -68,82 +59,29 @@ class OptimizerAdapter(Adapter):
         base: type[torch.optim.Optimizer],
         options: dict[str, Any],
     ) -> torch.optim.Optimizer:
-        """Build the optimizer around a base.
-
-        Args:
-            model: The model that is trained.
-            groups: Its parameters in groups.
-            base: Class of the base optimizer.
-            options: Keyword arguments of the base, such as ``lr``.
-
-        Returns:
-            The optimizer.
-        """
+        """Build the optimizer around a base of a class with options, such as ``lr``, over parameters in groups."""
 
     def step(self, model: nn.Module, optimizer: torch.optim.Optimizer, closure: Closure) -> Any:
-        """Take one step as the tool documents it.
-
-        Args:
-            model: Its weights are what the optimizer steps.
-            optimizer: What `make` returned.
-            closure: Clears the gradients, runs forward and backward, returns the loss.
-
-        Returns:
-            What the tool returns as the loss. Default: ``optimizer.step(closure)``.
-        """
+        """Take one step as the tool documents it, and return the loss as it does."""
         return optimizer.step(closure)
 
     def trained(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        """Return copies of the weights that are trained, where a method keeps the model elsewhere.
-
-        Args:
-            model: Its weights are what the optimizer steps.
-            optimizer: What `make` returned.
-
-        Returns:
-            Default: the model's parameters.
-        """
+        """Return copies of the weights that are trained, where a method keeps the model elsewhere."""
         del optimizer
         return [p.detach().clone() for p in model.parameters()]
 
     def passes(self, steps: int) -> int:
-        """Return how many forward and backward passes the method takes.
-
-        Args:
-            steps: Number of steps from the beginning.
-
-        Returns:
-            By the method's definition; default two a step.
-        """
+        """Return how many forward and backward passes the method takes in its first steps, by its definition."""
         return 2 * steps
 
     def scaled_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Closure
     ) -> None:
-        """Take one step under torch's GradScaler as the tool documents it, ``scaler.update()`` left out.
-
-        Args:
-            model: Its weights are what the optimizer steps.
-            optimizer: What `make` returned.
-            scaler: Its scale is a power of two.
-            loss: Runs forward and returns the loss.
-
-        Raises:
-            NotOffered: By default.
-        """
+        """Take one step under torch's GradScaler as the tool documents it; its ``update()`` is left out."""
         raise NotOffered("no way to use GradScaler is documented")
 
     def accumulated_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[Closure]) -> None:
-        """Take one step on several micro-batches, with one ascent for all of them.
-
-        Args:
-            model: Its weights are what the optimizer steps.
-            optimizer: What `make` returned.
-            losses: Run forward on a micro-batch each and return the loss to be added.
-
-        Raises:
-            NotOffered: By default.
-        """
+        """Take one step on several micro-batches, with one ascent for all; the losses are to be added."""
         raise NotOffered("no way to accumulate gradients is documented")
 
 
@@ -163,9 +101,20 @@ class Surface:
 
 
 class LandscapeAdapter(Adapter):
-    """Drives a tool that draws losses around a model, or between two."""
+    """Drives a tool that draws losses around a model, or between two.
+
+    In every method the loss is ``(output, target) -> Tensor``, a mean over samples, as a module or as a function, and
+    batches are inputs and targets. What a tool cannot do (several batches, oblong grids) raises `NotOffered`.
+    """
 
     family = "landscape"
+
+    def network(self, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
+        """Return the model that rules survey where they need no special one, with 11 inputs and their targets.
+
+        Override it to hold the rules for another kind of model; the loss is the mean squared error.
+        """
+        return small(seed)
 
     @abstractmethod
     def plane(
@@ -182,45 +131,24 @@ class LandscapeAdapter(Adapter):
 
         Args:
             model: Its weights are the center.
-            loss: ``(output, target) -> Tensor``, a mean over samples.
-            batches: Inputs and targets.
+            loss: What is drawn.
+            batches: What it is drawn on.
             shape: Points along each axis.
             extent: How far to go, in the tool's unit.
             seed: Of the directions; an adapter of a tool without seeds sets torch's and NumPy's.
 
         Returns:
             The losses, and where the tool says they are.
-
-        Raises:
-            NotOffered: Where the tool cannot (one batch only, square grids only).
         """
 
     def line(self, start: nn.Module, end: nn.Module, loss: Loss, batches: Batches, *, points: int) -> NDArray[Any]:
-        """Evaluate the line between two models.
-
-        Args:
-            start: Its weights are where the line begins.
-            end: Its weights are where the line ends.
-            loss: A torch loss module, or a plain function.
-            batches: Inputs and targets.
-            points: How many losses to return.
-
-        Raises:
-            NotOffered: By default.
-        """
+        """Return that many losses on the line from one model to another."""
         raise NotOffered("no lines between two models")
 
     def resumed(self, model: nn.Module, loss: Loss, batches: Batches, *, stop: Callable[[], None]) -> Surface:
         """Evaluate `plane` with defaults, survive one interrupt, and go on from what is stored.
 
-        Args:
-            model: Its weights are the center.
-            loss: Raises KeyboardInterrupt in the middle of the first run, never again after ``stop()``.
-            batches: Inputs and targets.
-            stop: Ends the interrupts; call it before the second run.
-
-        Raises:
-            NotOffered: By default.
+        The loss raises KeyboardInterrupt in the middle of the first run, not after ``stop()``: call that between.
         """
         raise NotOffered("surveys cannot be resumed")
 
@@ -228,67 +156,27 @@ class LandscapeAdapter(Adapter):
 class CurvatureAdapter(Adapter):
     """Drives a tool that multiplies by the Hessian of a loss, or estimates its spectrum.
 
-    Vectors are flat, in the order of ``model.parameters()``.
+    In every method the model is differentiated at its weights in evaluation mode, the loss is a torch module or a plain
+    function, and batches are inputs and targets. Settings are the tool's defaults. Vectors are flat, shape [P], in the
+    order of ``model.parameters()``. What a tool cannot do raises `NotOffered`.
     """
 
     family = "curvature"
 
     @abstractmethod
     def product(self, model: nn.Module, loss: Loss, batches: Batches, vector: Tensor) -> Tensor:
-        """Multiply the Hessian of the loss over all batches with a vector.
-
-        Args:
-            model: Differentiated at its weights, in evaluation mode.
-            loss: A torch loss module, or a plain function.
-            batches: Inputs and targets.
-            vector: Shape [P].
-
-        Returns:
-            The product, shape [P].
-
-        Raises:
-            NotOffered: Where the tool cannot.
-        """
+        """Multiply the Hessian of the loss over all batches with a vector."""
 
     def ends(self, model: nn.Module, loss: Loss, batches: Batches) -> tuple[float | None, float | None]:
-        """Return the smallest and the largest eigenvalue, with the tool's default settings; None for one not offered.
-
-        Args:
-            model: Differentiated at its weights, in evaluation mode.
-            loss: A torch loss module, or a plain function.
-            batches: Inputs and targets.
-
-        Raises:
-            NotOffered: By default.
-        """
+        """Return the smallest and the largest eigenvalue; None for one that is not offered."""
         raise NotOffered("no extreme eigenvalues")
 
     def trace(self, model: nn.Module, loss: Loss, batches: Batches, *, seed: int) -> tuple[float, float | None]:
-        """Return the trace and its standard error (None where none is stated), with the tool's default settings.
-
-        Args:
-            model: Differentiated at its weights, in evaluation mode.
-            loss: A torch loss module, or a plain function.
-            batches: Inputs and targets.
-            seed: Of the probes.
-
-        Raises:
-            NotOffered: By default.
-        """
+        """Return the trace and its standard error, None where none is stated; the seed is that of the probes."""
         raise NotOffered("no trace")
 
     def density(
         self, model: nn.Module, loss: Loss, batches: Batches, *, seed: int
     ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-        """Return nodes and weights of stochastic Lanczos quadrature, one pair per start vector.
-
-        Args:
-            model: Differentiated at its weights, in evaluation mode.
-            loss: A torch loss module, or a plain function.
-            batches: Inputs and targets.
-            seed: Of the start vectors.
-
-        Raises:
-            NotOffered: By default.
-        """
+        """Return nodes and weights of stochastic Lanczos quadrature, one pair per start vector drawn from the seed."""
         raise NotOffered("no density of eigenvalues, or no nodes and weights of it")

@@ -32,59 +32,41 @@ def _both(adapter: CurvatureAdapter) -> None:
         raise NotOffered("only the eigenvalue of largest magnitude")
 
 
-@rule("curvature")
+@rule("Power iteration does not converge between a pair of opposite signs, and reports a mean of the two.")
 def ends_of_mixed_signs(adapter: CurvatureAdapter) -> None:
-    """Of the eigenvalues 5, 1, 0.5, -5 the ends are 5 and -5.
-
-    Power iteration does not converge between a pair of opposite signs, and reports a mean of the two.
-    """
+    """Of the eigenvalues 5, 1, 0.5, -5 the ends are 5 and -5."""
     _ends(adapter, [5.0, 1.0, 0.5, -5.0])
 
 
-@rule("curvature")
+@rule("A stop at a small relative change is a stop between neighbors.")
 def ends_of_clusters(adapter: CurvatureAdapter) -> None:
-    """Of the eigenvalues 5, 4.95, 4.9, 1 the largest is 5.
-
-    A stop at a small relative change is a stop between neighbors.
-    """
+    """Of the eigenvalues 5, 4.95, 4.9, 1 the largest is 5."""
     _ends(adapter, [5.0, 4.95, 4.9, 1.0], 0.001)
 
 
-@rule("curvature")
+@rule("A shift by the largest one does not make the smallest dominant; a convexity map then shows saddles at minima.")
 def smallest_of_definite(adapter: CurvatureAdapter) -> None:
-    """Of the positive eigenvalues 1 to 5 the smallest is 1.
-
-    A shift by the largest one does not make the smallest dominant; a convexity map then shows saddles at minima.
-    """
+    """Of the positive eigenvalues 1 to 5 the smallest is 1."""
     _both(adapter)
     _ends(adapter, [5.0, 4.0, 3.0, 2.0, 1.0])
 
 
-@rule("curvature")
+@rule("The largest in magnitude is not the largest.")
 def largest_of_negative(adapter: CurvatureAdapter) -> None:
-    """Of the negative eigenvalues -5 to -0.5 the largest is -0.5.
-
-    The largest in magnitude is not the largest.
-    """
+    """Of the negative eigenvalues -5 to -0.5 the largest is -0.5."""
     _both(adapter)
     _ends(adapter, [-5.0, -3.0, -1.0, -0.5])
 
 
-@rule("curvature")
+@rule("A Krylov run that does not notice its end goes on with rounding noise.")
 def ends_of_low_rank(adapter: CurvatureAdapter) -> None:
-    """Of a rank-one Hessian in 40 dimensions the ends are its one eigenvalue and 0.
-
-    A Krylov run that does not notice its end goes on with rounding noise.
-    """
+    """Of a rank-one Hessian in 40 dimensions the ends are its one eigenvalue and 0."""
     _ends(adapter, [3.0, *[0.0] * 39])
 
 
-@rule("curvature")
+@rule("Linear models, and regions where all units are dead, have it.")
 def ends_of_nothing(adapter: CurvatureAdapter) -> None:
-    """The ends of a Hessian that is 0 are 0.
-
-    Linear models, and regions where all units are dead, have it.
-    """
+    """The ends of a Hessian that is 0 are 0."""
     low, high = adapter.ends(Planted([0.0] * 6), nn.MSELoss(), [planted_data()])
     for found in (low, high):
         demand(found is None or abs(found) < 1e-9, f"an end comes out as {found}")
@@ -93,12 +75,9 @@ def ends_of_nothing(adapter: CurvatureAdapter) -> None:
 _TRACE_SPECTRUM = [*[8.0, 5.0, 3.0, -2.0], *np.linspace(-0.5, 0.9, 60).tolist()]
 
 
-@rule("curvature")
+@rule("A rule that stops when the mean happens to stand still stops anywhere.")
 def trace_is_near(adapter: CurvatureAdapter) -> None:
-    """With default settings twenty seeds give the trace within 25 % each.
-
-    A rule that stops when the mean happens to stand still stops anywhere.
-    """
+    """With default settings twenty seeds give the trace within 25 % each."""
     model, exact = Planted(_TRACE_SPECTRUM), float(sum(_TRACE_SPECTRUM))
     found = [adapter.trace(model, nn.MSELoss(), [planted_data()], seed=seed)[0] for seed in range(20)]
     worst = max(found, key=lambda value: abs(value - exact))
@@ -106,12 +85,9 @@ def trace_is_near(adapter: CurvatureAdapter) -> None:
     demand(abs(worst - exact) < 0.25 * exact, f"the trace is {exact:.3g}; twenty seeds give up to {worst:.3g}")
 
 
-@rule("curvature")
+@rule("A number without an error cannot be compared; one with too small an error is compared wrongly.")
 def trace_states_its_error(adapter: CurvatureAdapter) -> None:
-    """The stated standard error of a trace covers its deviation, over twenty seeds.
-
-    A number without an error cannot be compared; one with too small an error is compared wrongly.
-    """
+    """The stated standard error of a trace covers its deviation, over twenty seeds."""
     model, exact = Planted(_TRACE_SPECTRUM), float(sum(_TRACE_SPECTRUM))
     scores = []
     for seed in range(20):
@@ -131,24 +107,18 @@ def _density(adapter: CurvatureAdapter, eigenvalues: list[float]) -> list[tuple[
     ]
 
 
-@rule("curvature")
+@rule("Otherwise it is no density.")
 def density_has_mass_one(adapter: CurvatureAdapter) -> None:
-    """Nodes and weights of the density are real, weights are not negative, and sum to one for every start vector.
-
-    Otherwise it is no density.
-    """
+    """Nodes and weights of the density are real, weights are not negative, and sum to one for every start vector."""
     for nodes, weights in _density(adapter, _TRACE_SPECTRUM):
         demand(weights.shape == nodes.shape, f"{nodes.shape} nodes have {weights.shape} weights")
         demand(not np.iscomplexobj(weights) and not np.iscomplexobj(nodes), "nodes and weights are complex")
         demand(abs(weights.sum() - 1) < 1e-4 and weights.min() > -1e-9, f"weights sum to {weights.sum():.4g}")
 
 
-@rule("curvature")
+@rule("Without full reorthogonalization, or a test for the end of the Krylov space, copies and noise appear.")
 def density_has_no_ghosts(adapter: CurvatureAdapter) -> None:
-    """A spectrum of three distinct eigenvalues gives nodes at those three only.
-
-    Without full reorthogonalization, or a test for the end of the Krylov space, copies and noise appear.
-    """
+    """A spectrum of three distinct eigenvalues gives nodes at those three only."""
     for nodes, weights in _density(adapter, [*[4.0] * 10, *[1.0] * 20, *[-1.0] * 10]):
         demand(not np.iscomplexobj(weights) and weights.shape == nodes.shape, "no real weights, one for each node")
         heavy = np.sort(nodes[weights > 1e-6])
@@ -156,12 +126,9 @@ def density_has_no_ghosts(adapter: CurvatureAdapter) -> None:
         demand(len(heavy) == 3 and near.max() < 1e-3, f"{len(heavy)} nodes carry weight: {np.round(heavy, 3)[:8]}")
 
 
-@rule("curvature")
+@rule("The first step of a Krylov run divides by a norm of 0 there.")
 def density_of_nothing(adapter: CurvatureAdapter) -> None:
-    """The density of a Hessian that is 0 has all its weight at 0.
-
-    The first step of a Krylov run divides by a norm of 0 there.
-    """
+    """The density of a Hessian that is 0 has all its weight at 0."""
     for nodes, weights in _density(adapter, [0.0] * 12):
         demand(not np.iscomplexobj(weights) and weights.shape == nodes.shape, "no real weights, one for each node")
         demand(bool(np.isfinite(nodes).all() and np.isfinite(weights).all()), "nodes or weights are not finite")

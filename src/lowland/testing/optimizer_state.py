@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import pickle
 import warnings
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +17,16 @@ from torch.nn import functional as F
 
 from lowland.core.contexts import same_bits
 from lowland.testing.adapters import OptimizerAdapter
-from lowland.testing.problems import Training, bits, flat, mlp
+from lowland.testing.networks import bits, flat, mlp
+from lowland.testing.problems import Training
 from lowland.testing.rulebook import demand, rule
 
 __all__: list[str] = []
 
 
-@rule("optimizer")
+@rule("Schedulers, trainers and profilers refuse anything else, or count two steps.")
 def is_an_optimizer(adapter: OptimizerAdapter) -> None:
-    """It is a ``torch.optim.Optimizer`` whose step hooks run once a step.
-
-    Schedulers, trainers and profilers refuse anything else, or count two steps.
-    """
+    """It is a ``torch.optim.Optimizer`` whose step hooks run once a step."""
     training = Training(adapter)
     demand(isinstance(training.optimizer, torch.optim.Optimizer), "not a torch.optim.Optimizer")
     calls: list[int] = []
@@ -35,12 +36,9 @@ def is_an_optimizer(adapter: OptimizerAdapter) -> None:
     demand(calls == [0, 1] * 3, f"hooks ran {calls} in three steps")
 
 
-@rule("optimizer")
+@rule("A wrapper with parameter groups of its own is scheduled without effect.")
 def scheduler_attaches(adapter: OptimizerAdapter) -> None:
-    """A learning-rate scheduler attaches, warns of nothing, and its rate is the one that is used.
-
-    A wrapper with parameter groups of its own is scheduled without effect.
-    """
+    """A learning-rate scheduler attaches, warns of nothing, and its rate is the one that is used."""
     training = Training(adapter)
     scheduler = torch.optim.lr_scheduler.LambdaLR(training.optimizer, lambda epoch: 0.0 if epoch else 1.0)
     with warnings.catch_warnings(record=True) as found:
@@ -54,12 +52,9 @@ def scheduler_attaches(adapter: OptimizerAdapter) -> None:
     demand(moved < 1e-12, f"with the rate scheduled to 0 a step still moves the weights by {moved:.2g}")
 
 
-@rule("optimizer")
+@rule("Lost momentum, or a lost place in a cycle, shows as a jump of the loss at every restart.")
 def resumes_at_every_step(adapter: OptimizerAdapter) -> None:
-    """Model and optimizer saved after any step, and loaded into new ones, go on with the same bits.
-
-    Lost momentum, or a lost place in a cycle, shows as a jump of the loss at every restart.
-    """
+    """Model and optimizer saved after any step, and loaded into new ones, go on with the same bits."""
     for base in adapter.bases:
         whole = Training(adapter, base)
         saved = []
@@ -85,33 +80,28 @@ def _unpacked(data: bytes) -> dict[str, Tensor]:
     return torch.load(io.BytesIO(data), weights_only=False)  # type: ignore[no-any-return]
 
 
-@rule("optimizer")
+@rule("Population training, ensembles and some trainers copy them.")
 def deep_copy_goes_on(adapter: OptimizerAdapter) -> None:
-    """``copy.deepcopy`` of model and optimizer together goes on with the same bits.
-
-    Population training, ensembles and some trainers copy them.
-    """
-    training = Training(adapter)
-    training.run(0, 3)
-    twin = training.twin()
-    training.run(3, 7)
-    twin.run(3, 7)
-    demand(same_bits(bits(training.model), bits(twin.model)), "the copy goes another way")
+    """``copy.deepcopy`` of model and optimizer together goes on with the same bits."""
+    _goes_on(adapter, copy.deepcopy)
 
 
-@rule("optimizer")
+@rule("Processes that are started with them need it.")
 def pickle_goes_on(adapter: OptimizerAdapter) -> None:
-    """Model and optimizer pickled together go on with the same bits.
+    """Model and optimizer pickled together go on with the same bits."""
+    _goes_on(adapter, lambda both: pickle.loads(pickle.dumps(both)))
 
-    Processes that are started with them need it.
-    """
-    training = Training(adapter)
-    training.run(0, 3)
-    twin = Training(adapter)
-    twin.model, twin.optimizer = pickle.loads(pickle.dumps((training.model, training.optimizer)))
-    training.run(3, 7)
-    twin.run(3, 7)
-    demand(same_bits(bits(training.model), bits(twin.model)), "the copy goes another way")
+
+def _goes_on(adapter: OptimizerAdapter, copied: Callable[[Any], Any]) -> None:
+    for base in adapter.bases:
+        for steps in (0, 3):
+            training, twin = Training(adapter, base), Training(adapter, base)
+            training.run(0, steps)
+            twin.model, twin.optimizer = copied((training.model, training.optimizer))
+            training.run(steps, 7)
+            twin.run(steps, 7)
+            same = same_bits(bits(training.model), bits(twin.model))
+            demand(same, f"a copy after step {steps} on {base} goes another way")
 
 
 class _Growing(nn.Module):
@@ -119,7 +109,7 @@ class _Growing(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.extra, self.last = mlp()[0], nn.Linear(8, 8).double(), mlp()[2]  # type: ignore[index]
+        self.first, self.extra, self.last = mlp()[0], nn.Linear(8, 8).double(), mlp()[2]
         self.grown = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,12 +121,9 @@ class _Growing(nn.Module):
         return scores
 
 
-@rule("optimizer")
+@rule("A wrapper that keeps its own entries in the base's state makes Adam believe that its moments exist.")
 def layer_used_later(adapter: OptimizerAdapter) -> None:
-    """A layer that gets its first gradient after some steps is trained then, with AdamW too.
-
-    A wrapper that keeps its own entries in the base's state makes Adam believe that its moments exist.
-    """
+    """A layer that gets its first gradient after some steps is trained then, with AdamW too."""
     training = Training(adapter, adapter.bases[-1], model=_Growing())
     training.run(0, 3)
     model = training.model
@@ -147,12 +134,9 @@ def layer_used_later(adapter: OptimizerAdapter) -> None:
     demand(float((flat(model.extra) - before).norm()) > 0, "the layer is not trained")
 
 
-@rule("optimizer")
+@rule("Training in float16 needs the scaler; applying a scaled gradient is 65536 times too far.")
 def grad_scaler_changes_nothing(adapter: OptimizerAdapter) -> None:
-    """With torch's GradScaler, as documented by the tool, the weights are those without it.
-
-    Training in float16 needs the scaler; applying a scaled gradient is 65536 times too far.
-    """
+    """With torch's GradScaler, as documented by the tool, the weights are those without it."""
     plain, scaled = (Training(adapter, model=mlp(torch.float32)) for _ in range(2))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     for index in range(6):
@@ -163,12 +147,9 @@ def grad_scaler_changes_nothing(adapter: OptimizerAdapter) -> None:
     demand(gap < 1e-6, f"after six steps the weights differ by {gap:.2g}")
 
 
-@rule("optimizer")
+@rule("The first steps of every run in float16 overflow.")
 def grad_scaler_skips_overflow(adapter: OptimizerAdapter) -> None:
-    """A step that overflows under GradScaler leaves the weights alone, and the next one is taken.
-
-    The first steps of every run in float16 overflow.
-    """
+    """A step that overflows under GradScaler leaves the weights alone, and the next one is taken."""
     training = Training(adapter, model=mlp(torch.float32))
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = bits(training.model)

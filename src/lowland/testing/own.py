@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -14,37 +15,66 @@ from torch import Tensor, nn
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, extreme_eigenvalues, spectral_density, trace
 from lowland.landscape import evaluate, grid, line_between, random_plane
-from lowland.optim import ASAM, GSAM, MSAM, SALA, SAM, LookSAM, Wrapper
-from lowland.testing.adapters import Adapter, CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
-
-__all__ = ["own_adapters"]
+from lowland.optim import ASAM, FSAM, GSAM, MSAM, SALA, SAM, WSAM, LateSAM, LookSAM, Wrapper
+from lowland.testing.adapters import CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
+from lowland.testing.rulebook import Adapter
 
 Batches = Sequence[tuple[Tensor, Tensor]]
+Build = Callable[[torch.optim.Optimizer, nn.Module], Wrapper]
 
 
-class _Own(OptimizerAdapter):
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
-        return SAM(base, self.rho, model=model)
+class OwnOptimizer(OptimizerAdapter):
+    """Drives one of Lowland's optimizers.
+
+    Args:
+        name: In tests and tables.
+        build: ``(base, model) -> optimizer``.
+        passes: Passes in that many steps; default two each.
+        claims: `OptimizerAdapter`'s attributes where they are not the defaults.
+    """
+
+    def __init__(
+        self, name: str, build: Build, passes: Callable[[int], int] = lambda steps: 2 * steps, **claims: Any
+    ) -> None:
+        self.name, self._build, self._passes = name, build, passes  # type: ignore[misc]
+        for claim, value in claims.items():
+            setattr(self, claim, value)
 
     def make(
         self, model: nn.Module, groups: list[dict[str, Any]], base: type[torch.optim.Optimizer], options: dict[str, Any]
     ) -> Wrapper:
-        return self.build(base(groups, **options), model)
+        """Build it, with its model."""
+        return self._build(base(groups, **options), model)
+
+    def passes(self, steps: int) -> int:
+        """Return the passes stated."""
+        return self._passes(steps)
+
+    def trained(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+        """Return the model's weights, or those evaluated where a method of one pass moves away from them."""
+        assert isinstance(optimizer, Wrapper)
+        with optimizer.averaged() if self.moves == "never" else nullcontext():
+            return super().trained(model, optimizer)
 
     def scaled_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, loss: Callable[[], Tensor]
     ) -> None:
+        """Name the scaler, and take a step of two passes by hand."""
         assert isinstance(optimizer, Wrapper)
-        optimizer.zero_grad()
-        scaler.scale(loss()).backward()
-        if optimizer.needs_perturbation():
-            with optimizer.perturb():
-                scaler.scale(loss()).backward()
+        optimizer.use_scaler(scaler)
+        self._passed(optimizer, [lambda: scaler.scale(loss())])
         scaler.step(optimizer)
 
     def accumulated_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]]
     ) -> None:
+        """Take a step whose passes are several micro-batches each."""
+        self._passed(optimizer, losses)
+        optimizer.step()
+
+    @staticmethod
+    def _passed(optimizer: torch.optim.Optimizer, losses: Sequence[Callable[[], Tensor]]) -> None:
+        """Run both passes by hand."""
         assert isinstance(optimizer, Wrapper)
         optimizer.zero_grad()
         for loss in losses:
@@ -53,65 +83,35 @@ class _Own(OptimizerAdapter):
             with optimizer.perturb():
                 for loss in losses:
                     loss().backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
 
 
-class _Sam(_Own):
-    name = "lowland SAM"
-    formula = "sam"
+def _optimizers() -> list[Adapter]:
+    def own(
+        kind: Callable[..., Wrapper],
+        options: dict[str, Any],
+        passes: Callable[[int], int] = lambda n: 2 * n,
+        **claims: Any,
+    ) -> Adapter:
+        return OwnOptimizer(
+            f"lowland {kind.__name__}", lambda base, model: kind(base, **options, model=model), passes, **claims
+        )
+
+    return [
+        own(SAM, {"rho": 0.05}, formula="sam"),
+        own(ASAM, {}, moves="other"),
+        own(GSAM, {"rho": 0.05, "rho_min": None, "alpha": 0.3}),
+        own(LookSAM, {"rho": 0.05, "period": 5}, lambda n: n + -(-n // 5)),
+        own(FSAM, {"rho": 0.05}, moves="other"),
+        own(WSAM, {}),
+        own(LateSAM, {"total": 100, "share": 0.99}, lambda n: n + max(0, n - 1)),
+        own(SALA, {"rho": 5.0, "period": 2}, lambda n: n + n // 2, moves="other"),  # every cycle ends in stage two
+        own(MSAM, {"rho": 0.3}, lambda n: n, moves="never", bases=("sgd",)),  # it moves along the momentum
+    ]
 
 
-class _Asam(_Own):
-    name, moves = "lowland ASAM", "other"
+class OwnLandscape(LandscapeAdapter):
+    """Drives Lowland's surfaces and lines."""
 
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
-        return ASAM(base, model=model)
-
-
-class _Gsam(_Own):
-    name = "lowland GSAM"
-
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
-        return GSAM(base, rho=self.rho, rho_min=None, alpha=0.3, model=model)
-
-
-class _LookSam(_Own):
-    name = "lowland LookSAM"
-    period: ClassVar[int] = 5
-
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
-        return LookSAM(base, rho=self.rho, period=self.period, model=model)
-
-    def passes(self, steps: int) -> int:
-        return steps + -(-steps // self.period)
-
-
-class _Sala(_Own):
-    name, moves = "lowland SALA", "other"
-
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
-        return SALA(base, rho=5.0, period=2, model=model)  # so large a radius that every cycle ends in stage two
-
-    def passes(self, steps: int) -> int:
-        return steps + steps // 2
-
-
-class _Msam(_Own):
-    name, moves, bases = "lowland MSAM", "never", ("sgd",)  # it moves along the momentum
-
-    def build(self, base: torch.optim.Optimizer, model: nn.Module) -> Wrapper:
-        return MSAM(base, rho=0.3, model=model)
-
-    def trained(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-        assert isinstance(optimizer, Wrapper)
-        with optimizer.averaged():
-            return super().trained(model, optimizer)
-
-    def passes(self, steps: int) -> int:
-        return steps
-
-
-class _Landscape(LandscapeAdapter):
     name = "lowland landscape"
 
     def plane(
@@ -123,37 +123,28 @@ class _Landscape(LandscapeAdapter):
         shape: tuple[int, int] = (5, 5),
         extent: float = 1.0,
         seed: int = 0,
+        store: Path | None = None,
     ) -> Surface:
-        return self._survey(model, loss, batches, shape=shape, extent=extent, seed=seed, store=None)
+        """Evaluate a random plane, into a store if one is given."""
+        risk = EmpiricalRisk(model, loss, batches)
+        found = evaluate(risk, random_plane(model, seed=seed), grid(*shape, extent=extent), store=store)
+        return Surface(found.loss.values, found.x.values, found.y.values)
 
     def line(self, start: nn.Module, end: nn.Module, loss: Any, batches: Batches, *, points: int) -> NDArray[Any]:
+        """Evaluate the line between."""
         risk = EmpiricalRisk(start, loss, batches)
         found: NDArray[Any] = evaluate(risk, line_between(start, end), grid(points, extent=(0, 1))).loss.values
         return found
 
     def resumed(self, model: nn.Module, loss: Any, batches: Batches, *, stop: Callable[[], None]) -> Surface:
+        """Evaluate into a store, twice."""
         with tempfile.TemporaryDirectory() as folder:
             store = Path(folder) / "surface.zarr"
             try:
-                self._survey(model, loss, batches, shape=(5, 5), extent=1.0, seed=0, store=store)
+                self.plane(model, loss, batches, store=store)
             except KeyboardInterrupt:
                 stop()
-            return self._survey(model, loss, batches, shape=(5, 5), extent=1.0, seed=0, store=store)
-
-    @staticmethod
-    def _survey(
-        model: nn.Module,
-        loss: Any,
-        batches: Batches,
-        *,
-        shape: tuple[int, int],
-        extent: float,
-        seed: int,
-        store: Path | None,
-    ) -> Surface:
-        risk = EmpiricalRisk(model, loss, batches)
-        found = evaluate(risk, random_plane(model, seed=seed), grid(*shape, extent=extent), store=store)
-        return Surface(found.loss.values, found.x.values, found.y.values)
+            return self.plane(model, loss, batches, store=store)
 
 
 class _Curvature(CurvatureAdapter):
@@ -187,4 +178,4 @@ def own_adapters() -> list[Adapter]:
         >>> [adapter.name for adapter in own_adapters() if adapter.family != "optimizer"]
         ['lowland landscape', 'lowland curvature']
     """
-    return [_Sam(), _Asam(), _Gsam(), _LookSam(), _Sala(), _Msam(), _Landscape(), _Curvature()]
+    return [*_optimizers(), OwnLandscape(), _Curvature()]

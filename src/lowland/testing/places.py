@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from lowland.testing.adapters import LandscapeAdapter, Surface
-from lowland.testing.problems import flat
+from lowland.testing.networks import flat
 from lowland.testing.rulebook import demand
-
-__all__ = ["Lattice", "Noting", "lattice", "plain_loss", "small", "surveyed"]
 
 
 class Noting(nn.Module):
@@ -27,7 +26,7 @@ class Noting(nn.Module):
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
         self.body = body
-        self.places: list[Tensor] = []
+        self.places: deque[Tensor] = deque()  # no list or dict: a tool may put those of a module back as they were
 
     def __deepcopy__(self, memory: dict[int, Any]) -> Noting:
         """Return a copy that notes into the same list."""
@@ -51,15 +50,6 @@ class Lattice:
     origin: Tensor  # Weights at the stated coordinates (0, 0), shape [P]
     error: float  # Largest distance of a place from the plane's regular grid, in steps of the grid
     center: Tensor  # The model's weights, shape [P]
-    found: float  # Share of values that belong to a place visited
-
-
-def small(seed: int = 0) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a small regression network in evaluation mode, with data."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).eval()
-        return net, torch.randn(11, 4), torch.randn(11, 3)
 
 
 def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
@@ -69,12 +59,10 @@ def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:
 
 
 def surveyed(
-    adapter: LandscapeAdapter, body: nn.Module | None = None, data: tuple[Tensor, Tensor] | None = None, **options: Any
+    adapter: LandscapeAdapter, network: tuple[nn.Module, Tensor, Tensor] | None = None, **options: Any
 ) -> tuple[Surface, Noting, Lattice]:
     """Let a tool draw a plane around a noting network, and find out where it has been."""
-    net, x, y = small()
-    if body is not None and data is not None:
-        net, (x, y) = body.eval(), data
+    net, x, y = network or adapter.network()
     model = Noting(net).eval()
     center = flat(net).double()
     surface = adapter.plane(model, nn.MSELoss(), [(x, y)], **options)
@@ -101,7 +89,7 @@ def lattice(surface: Surface, model: Noting, data: tuple[Tensor, Tensor], center
     spacing = min(_step(surface.x) * np.linalg.norm(solved[1]), _step(surface.y) * np.linalg.norm(solved[2]))
     error = float(np.linalg.norm(targets - matrix @ solved, axis=1).max() / max(spacing, 1e-300))
     parts = [_by_name(model.body, torch.as_tensor(row)) for row in solved[1:]]
-    return Lattice(parts[0], parts[1], torch.as_tensor(solved[0]), error, center, share)
+    return Lattice(parts[0], parts[1], torch.as_tensor(solved[0]), error, center)
 
 
 def _step(axis: NDArray[Any]) -> float:

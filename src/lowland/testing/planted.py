@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["Planted", "dense_hessian", "planted_data"]
-
 
 class Planted(nn.Module):
     """A model of one weight vector at 0 whose mean squared error against -1/2 has a Hessian of given eigenvalues."""

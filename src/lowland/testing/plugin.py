@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from lowland.testing.adapters import Adapter
-    from lowland.testing.rulebook import Rule
-
-__all__ = ["pytest_addoption", "pytest_collect_file"]
+    from lowland.testing.rulebook import Adapter, Rule
 
 _PATTERN = "conformance_*.py"
 
@@ -90,7 +87,7 @@ def _loaded(path: Path) -> ModuleType:
 
 
 def _adapters(module: ModuleType) -> list[Adapter]:
-    from lowland.testing.adapters import Adapter
+    from lowland.testing.rulebook import Adapter
 
     return [
         kind()

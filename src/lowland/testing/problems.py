@@ -1,9 +1,8 @@
-"""The small networks, data and training runs that rules are checked on."""
+"""The small training runs that rules of optimizers are checked on."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final
 
@@ -12,10 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lowland.testing.adapters import OptimizerAdapter
-
-__all__ = ["BASES", "Still", "Training", "batches", "bits", "flat", "groups_of", "mlp", "normed", "split"]
-
-Pairs = list[tuple[Tensor, Tensor]]
+from lowland.testing.networks import Pairs, flat, mlp
 
 
 class Still(torch.optim.SGD):
@@ -33,21 +29,6 @@ BASES: Final[dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]]] = {
 }
 
 
-def mlp(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Return a network of four layers of parameters."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
-
-
-def normed(momentum: float | None = 0.1, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return a network with batch norm."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        norm = nn.BatchNorm1d(8, momentum=momentum)
-        return nn.Sequential(nn.Linear(6, 8), norm, nn.ReLU(), nn.Linear(8, 3)).to(dtype)
-
-
 def batches(count: int, dtype: torch.dtype = torch.float64, size: int = 8) -> Pairs:
     """Return batches of six features and three classes."""
     generator = torch.Generator().manual_seed(7)
@@ -56,28 +37,11 @@ def batches(count: int, dtype: torch.dtype = torch.float64, size: int = 8) -> Pa
     return list(zip(x, y, strict=True))
 
 
-def split(x: Tensor, y: Tensor, sizes: Sequence[int]) -> Pairs:
-    """Cut data into batches of given sizes."""
-    return list(zip(torch.split(x, list(sizes)), torch.split(y, list(sizes)), strict=True))
-
-
 def groups_of(model: nn.Module, count: int) -> list[dict[str, Any]]:
     """Return the parameters in groups."""
     parameters = list(model.parameters())
     bounds = [len(parameters) * k // count for k in range(count + 1)]
     return [{"params": parameters[a:b]} for a, b in pairwise(bounds)]
-
-
-def flat(tensors: Any) -> Tensor:
-    """Return tensors, or a model's parameters, as one new vector."""
-    if isinstance(tensors, nn.Module):
-        tensors = tensors.parameters()
-    return torch.cat([t.detach().reshape(-1) for t in tensors]).clone()
-
-
-def bits(model: nn.Module) -> list[Tensor]:
-    """Return copies of all parameters and buffers."""
-    return [t.detach().clone() for t in (*model.parameters(), *model.buffers())]
 
 
 class Training:
@@ -141,9 +105,3 @@ class Training:
             if len(self.seen) > 1:
                 return self.seen[1] - self.seen[0]
         return torch.empty(0)
-
-    def twin(self) -> Training:
-        """Return a copy whose model and optimizer are deep copies that belong together."""
-        other = copy.copy(self)
-        other.model, other.optimizer = copy.deepcopy((self.model, self.optimizer))
-        return other

@@ -5,20 +5,16 @@ from __future__ import annotations
 import importlib
 import random
 import warnings
-from collections.abc import Callable, Generator
+from abc import ABC
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from lowland.core.errors import InputError
-
-if TYPE_CHECKING:
-    from lowland.testing.adapters import Adapter
-
-__all__ = ["Breach", "Family", "NotOffered", "Outcome", "Rule", "Status", "check", "demand", "rule", "rules"]
 
 Family: TypeAlias = Literal["optimizer", "landscape", "curvature"]
 
@@ -32,6 +28,18 @@ _HOMES: Final[dict[Family, tuple[str, ...]]] = {
 """The modules whose import registers the rules of a family, in the order of the table."""
 
 _RULES: Final[dict[str, Rule]] = {}
+
+
+class Adapter(ABC):
+    """What every adapter says about its tool."""
+
+    name: ClassVar[str]
+    """Name in tests and tables, with the version where there is more than one."""
+
+    family: ClassVar[Family]
+
+    conventions: ClassVar[Mapping[str, str]] = {}
+    """Rules that the tool breaks on purpose, by name, with what its documentation says and where."""
 
 
 class Breach(AssertionError):
@@ -84,11 +92,11 @@ class Outcome:
     detail: str = ""
 
 
-def rule(family: Family) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function as a rule; its docstring holds the statement and, after a blank line, the reason.
+def rule(reason: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a function as a rule of its module's family; the first line of its docstring is the statement.
 
     Args:
-        family: Which tools it is for.
+        reason: What goes wrong for a user where the rule is broken.
 
     Returns:
         A decorator that returns the function unchanged.
@@ -98,11 +106,11 @@ def rule(family: Family) -> Callable[[Callable[[Any], None]], Callable[[Any], No
     """
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
-        name = function.__name__
+        name, home = function.__name__, function.__module__.rpartition(".")[2]
         if name in _RULES and _RULES[name].function.__module__ != function.__module__:
             raise InputError("rule", "must have a name of its own", name)
-        statement, _, reason = (function.__doc__ or "").partition("\n\n")
-        _RULES[name] = Rule(name, family, statement.strip(), " ".join(reason.split()), function)
+        family = next(family for family, homes in _HOMES.items() if home in homes)
+        _RULES[name] = Rule(name, family, (function.__doc__ or "").partition("\n")[0], reason, function)
         return function
 
     return register

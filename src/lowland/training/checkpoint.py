@@ -26,15 +26,6 @@ from lowland.models.weights import decode_pickle, decode_safetensors
 from lowland.results.files import write_atomically
 from lowland.results.run import Run
 
-__all__ = [
-    "CheckpointFolder",
-    "check_recipe",
-    "random_state",
-    "read_weights",
-    "restore_random_state",
-    "split_state",
-]
-
 _SCHEMA = "lowland.checkpoint/1"
 
 
@@ -64,16 +55,11 @@ class CheckpointFolder:
             state: Everything else; tensors, numbers, strings and containers of them.
             best: Step and weights of the best epoch so far; written once per step.
         """
-        files = {
-            "weights": (f"step-{step:08d}.safetensors", to_safetensors(weights)),
-            "state": (f"step-{step:08d}.state", _to_state({"schema": _SCHEMA, **state})),
-        }
-        index: dict[str, Any] = {"schema": _SCHEMA, "step": step, "files": {}}
-        if best is not None:
-            index["files"]["best"] = self._write_best(*best)
-        for role, (name, data) in files.items():
-            write_atomically(self.path / name, data)
-            index["files"][role] = {"name": name, "sha256": _checksum(data)}
+        weights_data, state_data = to_safetensors(weights), _to_state({"schema": _SCHEMA, **state})
+        files = {} if best is None else {"best": self._write_best(*best)}
+        files["weights"] = self._write(f"step-{step:08d}.safetensors", weights_data)
+        files["state"] = self._write(f"step-{step:08d}.state", state_data)
+        index = {"schema": _SCHEMA, "step": step, "files": files}
         write_atomically(self.path / "index.json", (json.dumps(index, indent=2) + "\n").encode())
         self._forget(index)
 
@@ -83,7 +69,9 @@ class CheckpointFolder:
         entry: dict[str, str] = known["files"].get("best", {})
         if entry.get("name") == name and (self.path / name).exists():
             return entry
-        data = to_safetensors(weights)
+        return self._write(name, to_safetensors(weights))
+
+    def _write(self, name: str, data: bytes) -> dict[str, str]:
         write_atomically(self.path / name, data)
         return {"name": name, "sha256": _checksum(data)}
 
@@ -215,9 +203,9 @@ def _checksum(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _to_state(state: Mapping[str, Any]) -> bytes:
+def _to_state(state: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    torch.save(state, buffer)
     return buffer.getvalue()
 
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lowland.core.contexts import BatchNormMode
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, SpectrumEnds, measurement_interval, stability, warm_started_extremes
-from lowland.results.files import write_atomically
-from lowland.training.evaluation import plain_loss
 from lowland.training.hooks import FitState, Hook
-
-__all__ = ["CURVATURE_COLUMNS", "CurvatureCurve"]
+from lowland.training.metrics import write_rows
+from lowland.training.risks import check_survey, training_risk
 
 CURVATURE_COLUMNS = (
     "step",  # optimizer steps done
@@ -85,13 +79,8 @@ class CurvatureCurve(Hook):
         batch_norm: BatchNormMode = "running",
         seed: int = 0,
     ) -> None:
-        for name, value in (("samples", samples), ("products", products), ("every_steps", every_steps)):
-            if value is not None and value < 1:
-                raise InputError(name, "must be at least 1", value)
-        if not 0 < share <= 1:
-            raise InputError("share", "must lie in (0, 1]", share)
-        if batch_norm not in ("running", "batch"):
-            raise InputError("batch_norm", 'must be "running" or "batch"', batch_norm)
+        check_survey(batch_norm, samples=samples, products=products, every_steps=every_steps)
+        require(0 < share <= 1, "share", "must lie in (0, 1]", share)
         self.samples, self.products, self.share, self.every_steps = samples, products, share, every_steps
         self.batch_norm: BatchNormMode = batch_norm
         self.seed = seed
@@ -137,15 +126,7 @@ class CurvatureCurve(Hook):
         self._every = self.interval(run.optimizer, count, run.steps_per_epoch, run.epochs)
         if run.rank:
             return
-        batches: Any = train if isinstance(train, DataLoader) else list(train.batches(_BATCH))
-        self._risk = EmpiricalRisk(
-            run.model,
-            plain_loss(run.loss),
-            batches,
-            samples=min(self.samples, count),
-            seed=self.seed,
-            batch_norm=self.batch_norm,
-        )
+        self._risk = training_risk(run, samples=self.samples, seed=self.seed, batch_norm=self.batch_norm)
         if run.step == 0:
             self.rows, self._starts = [], {}
             self._measure(run)
@@ -193,7 +174,8 @@ class CurvatureCurve(Hook):
         )
         self.rows.append(dict(zip(CURVATURE_COLUMNS, map(float, values), strict=True)))
         if run.folder is not None:
-            _write(run.folder / "curvature.csv", self.rows)
+            known = [{name: value for name, value in row.items() if not math.isnan(value)} for row in self.rows]
+            write_rows(run.folder / "curvature.csv", CURVATURE_COLUMNS, known)
 
     def _ratio(self, operator: Hessian, optimizer: torch.optim.Optimizer, ends: SpectrumEnds) -> float:
         start = self._starts.get("preconditioned")
@@ -216,15 +198,3 @@ class CurvatureCurve(Hook):
 
 _FIRST = 30
 """Most products of a cold measurement."""
-_BATCH = 128
-"""Samples whose graph is built at once, before the subset is taken."""
-
-
-def _write(path: Path, rows: list[dict[str, float]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=CURVATURE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        whole = {name: int(row[name]) for name in ("step", "products")}
-        writer.writerow({name: whole.get(name, "" if math.isnan(v) else repr(v)) for name, v in row.items()})
-    write_atomically(path, text.getvalue().encode())

@@ -8,12 +8,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lowland.core.per_sample import Estimate, accuracy, all_moments, merged, per_sample_loss
+from lowland.core.moments import Pair, Tally, estimates
+from lowland.core.per_sample import accuracy, per_sample_loss
 from lowland.core.types import Batch, as_batch, forward
 from lowland.data import TensorData
 from lowland.losses import TrainingLoss
-
-__all__ = ["Evaluation", "Terms", "plain_loss", "terms_of", "totals"]
 
 Terms: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None, int]"
 """Of a batch: plain loss, hits, counted targets (None where there are no classes), samples."""
@@ -38,29 +37,26 @@ class Evaluation:
     @torch.no_grad()
     def __call__(self, part: TensorData | Iterable[Any]) -> tuple[dict[str, float], int]:
         """Measure one part."""
-        totals: dict[str, Tensor] = {}
-        count = 0
+        tally, count = Tally(), 0
         if isinstance(part, TensorData):  # moved to the device once
             if id(part) not in self.resident:
                 self.resident[id(part)] = part.to_fitting(self.fabric.device)
             part = self.resident[id(part)].batches(self.batch_size)
         for raw in part:
-            for name, sums in self._sums(as_batch(raw).to(self.fabric.device)).items():
-                totals[name] = merged(totals.get(name), sums)
+            tally.add(self._measured(as_batch(raw).to(self.fabric.device)))
             count += 1
         result: dict[str, float] = {}
-        for name, sums in totals.items():
-            estimate = Estimate.of(sums)
+        for name, estimate in estimates([tally])[0].items():
             result[name], result[f"{name}_se"] = estimate.value, estimate.standard_error
         return result, count
 
-    def _sums(self, batch: Batch) -> dict[str, Tensor]:
+    def _measured(self, batch: Batch) -> dict[str, Pair]:
         output = forward(self.model, batch)
-        measured = {"loss": per_sample_loss(self.loss, output, batch.target, batch=batch)}
+        measured: dict[str, Pair] = {"loss": per_sample_loss(self.loss, output, batch.target, batch=batch)}
         hits = accuracy(output, batch.target, ignore_index=self.ignored)
         if hits is not None:
             measured["accuracy"] = hits
-        return all_moments(measured)
+        return measured
 
 
 @torch.no_grad()

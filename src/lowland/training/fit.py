@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lowland.core.contexts import forked_rng
 from lowland.core.errors import CheckpointError
+from lowland.core.pace import OnEvent, shown
 from lowland.core.provenance import provenance
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Batch, forward, move
@@ -29,64 +30,18 @@ from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
 from lowland.losses import TrainingLoss
 from lowland.optim import Ascent, Wrapper
 from lowland.results.files import only_writer
-from lowland.results.folders import open_run_folder
+from lowland.results.folders import has_result, open_run_folder
 from lowland.results.run import Run
-from lowland.training.checkpoint import (
-    CheckpointFolder,
-    check_recipe,
-    random_state,
-    restore_random_state,
-    split_state,
-)
+from lowland.training import checkpoint, setup
 from lowland.training.evaluation import Evaluation, Terms, plain_loss, terms_of, totals
-from lowland.training.hooks import FitState, Hook
-from lowland.training.metrics import Row, better, chosen_row, write_metrics, write_result
+from lowland.training.hooks import Announce, FitState, Hook
+from lowland.training.metrics import better, chosen_row, write_metrics, write_result
 from lowland.training.processes import check_processes, own_part
+from lowland.training.result import FitResult
 from lowland.training.schedule import ScheduleLike, as_schedule
-from lowland.training.setup import (
-    check_arguments,
-    make_fabric,
-    prepare_loss,
-    recipe_of,
-    split_batch,
-    training_batches,
-    why_fixed,
-)
-
-__all__ = ["FitResult", "fit"]
 
 _PROGRESS = ("epoch", "step", "passes", "evaluation_passes", "seconds")
 """What a run counts; it stands in every row and in every checkpoint."""
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a run ended with.
-
-    Args:
-        model: The model with the chosen weights, in evaluation mode.
-        epoch: The chosen epoch, from 1.
-        test: Loss and accuracy on the test part, with standard errors, measured once, at the chosen epoch.
-        rows: One row of numbers per epoch; see `lowland.training.metrics.COLUMNS`.
-        steps: How often the optimizer was stepped, resumed parts included.
-        passes: Forward-backward passes of training.
-        seconds: Spent in training steps.
-        folder: The run's folder, or None.
-    """
-
-    model: nn.Module
-    epoch: int
-    test: dict[str, float]
-    rows: list[Row]
-    steps: int
-    passes: int
-    seconds: float
-    folder: Path | None
-
-    @property
-    def chosen(self) -> Row:
-        """The row of the chosen epoch."""
-        return self.rows[self.epoch - 1]
 
 
 @dataclass
@@ -96,6 +51,7 @@ class _Loop:  # everything that lives as long as one call
     batches: TensorBatches | LoaderBatches
     schedule: Callable[[float, float, int], float]
     hooks: Sequence[Hook]
+    announce: Announce
     clip: float | None
     micro_batches: int
     checkpoint_every_steps: int | None
@@ -107,17 +63,21 @@ class _Loop:  # everything that lives as long as one call
         run = self.run
         # wrapped by Fabric: the model for precision and device, the optimizer's step for the gradient scaler
         self.model, self.optimizer = self.fabric.setup(run.model, run.optimizer)
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if isinstance(run.optimizer, Wrapper) and scaler is not None:
+            run.optimizer.use_scaler(scaler)
         self.ddp = self.model._forward_module  # under several processes it can keep gradients to itself
         self.evaluation = Evaluation(self.fabric, self.model, plain_loss(run.loss), self.recipe["batch_size"])
         self.rates = [float(group["lr"]) for group in run.optimizer.param_groups]
-        self.checkpoints = None if run.folder is None else CheckpointFolder(run.folder)
+        self.checkpoints = None if run.folder is None else checkpoint.CheckpointFolder(run.folder)
+        self.every = [*self.hooks, self.announce]  # the last one is in no checkpoint
 
 
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: Callable[[Any, Any], Tensor] | TrainingLoss,
-    data: DataSplits,
+    data: DataSplits | Mapping[str, Any],
     /,
     *,
     epochs: int,
@@ -131,6 +91,8 @@ def fit(
     folder: str | Path | None = None,
     checkpoint_every_steps: int | None = None,
     hooks: Sequence[Hook] = (),
+    on_event: OnEvent | None = None,
+    progress: bool = False,
     precision: str = "32-true",
     accelerator: str = "cpu",
     devices: int = 1,
@@ -144,7 +106,7 @@ def fit(
         model: The model, at its initial weights; it is trained in place.
         optimizer: Built from the model's parameters: any of torch's, or one of Lowland's wrappers around it.
         loss: A torch loss on (output, target) that gives the mean over the batch, or one of Lowland's losses.
-        data: The parts to train on, choose by and test on.
+        data: The parts to train on, choose by and test on; a mapping of train, validation and test will do.
         epochs: Passes over the training part.
         batch_size: Samples per step over all devices. Default 128 (He et al. 2016). Loaders keep their own.
         seed: Seed of order, augmentation and dropout; initial weights are the caller's.
@@ -158,6 +120,8 @@ def fit(
         folder: The run's folder; None writes nothing.
         checkpoint_every_steps: Optimizer steps between checkpoints within an epoch; None checkpoints epoch ends only.
         hooks: What happens beside training.
+        on_event: Receives the progress; a step is a step of the optimizer.
+        progress: Show a bar, in a terminal or a notebook. Default False.
         precision: Fabric's precision: ``"32-true"``, ``"bf16-mixed"``, ``"16-mixed"``, ``"64-true"`` ...
         accelerator: Fabric's accelerator: ``"cpu"``, ``"cuda"``, ``"auto"``.
         devices: Processes; above 1 start them by torchrun.
@@ -177,27 +141,32 @@ def fit(
         >>> result.steps, result.passes
         (1, 1)
     """
-    check_arguments(epochs, clip, micro_batches, select, checkpoint_every_steps, optimizer, model)
+    setup.check_arguments(epochs, clip, micro_batches, select, checkpoint_every_steps, optimizer, model)
     multiple, noise = as_schedule(schedule), torch_seed(seed, "training")
-    fabric = make_fabric(accelerator, devices, precision)
-    batches = training_batches(data, batch_size, seed, augment, fabric)
+    fabric = setup.make_fabric(accelerator, devices, precision)
+    data = setup.as_splits(data)
+    batches = setup.training_batches(data, batch_size, seed, augment, fabric)
+    setup.check_lengths(optimizer, multiple, epochs * len(batches))
     # all that a user can get wrong has been met; only now is something written
     place = None if folder is None else open_run_folder(Path(folder))
     lock = nullcontext() if place is None or not fabric.is_global_zero else only_writer(place / "checkpoints")
-    with lock, forked_rng(noise):
+    first = fabric.is_global_zero
+    with shown(progress and first, "training", on_event) as told, lock, forked_rng(noise):
         run = FitState(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
         _seed(run)
-        prepare_loss(run, batches, fabric.device)
+        setup.prepare_loss(run, batches, fabric.device)
         gradients, world = (clip, micro_batches), fabric.world_size
-        recipe = recipe_of(run, batch_size, schedule, augment, gradients, select, precision, world)
-        loop = _Loop(fabric, run, batches, multiple, hooks, clip, micro_batches, checkpoint_every_steps, recipe)
+        recipe = setup.recipe_of(run, batch_size, schedule, augment, gradients, select, precision, world)
+        own = (clip, micro_batches, checkpoint_every_steps)
+        loop = _Loop(fabric, run, batches, multiple, hooks, Announce(told), *own, recipe)
         _resume(loop)
-        for hook in hooks:
+        kept = place is not None and run.epoch >= epochs and has_result(place)
+        for hook in loop.every:
             hook.on_fit_start(run)
         while run.epoch < epochs and not run.stop:
             _train_epoch(loop)
             _end_epoch(loop)
-        return _finish(loop, select)
+        return _finish(loop, select, kept=kept)
 
 
 def _seed(run: FitState) -> None:
@@ -215,11 +184,12 @@ def _train_epoch(loop: _Loop) -> None:
     done = run.step - run.epoch * run.steps_per_epoch
     started = time.perf_counter()
     for batch in loop.batches.batches(run.epoch, done):
-        _step(loop, batch.to(loop.fabric.device, non_blocking=True))
+        run.batch = batch.to(loop.fabric.device, non_blocking=True)
+        _step(loop, run.batch)
         run.step += 1
         done += 1
         paused = time.perf_counter()
-        for hook in loop.hooks:
+        for hook in loop.every:
             hook.on_step_end(run)
         started += time.perf_counter() - paused
         every = loop.checkpoint_every_steps
@@ -239,7 +209,7 @@ def _step(loop: _Loop, batch: Batch) -> None:
     for group, rate in zip(optimizer.param_groups, loop.rates, strict=True):
         group["lr"] = rate * multiple
     optimizer.zero_grad()
-    parts = split_batch(batch, loop.micro_batches)
+    parts = setup.split_batch(batch, loop.micro_batches)
     ascent = optimizer if isinstance(optimizer, Ascent) and optimizer.needs_perturbation() else None
     each = ascent is not None and ascent.options.ascent == "micro-batch"
     for together in [[part] for part in parts] if each else [parts]:
@@ -289,8 +259,8 @@ def _end_epoch(loop: _Loop) -> None:
     if isinstance(run.loss, TrainingLoss):
         run.row.update({f"loss_{name}": value for name, value in run.loss.epoch_log().items() if name != "criterion"})
     if better(run.row, chosen_row(run.rows, "best") if run.rows else None):
-        loop.best = (run.step, split_state(run.model)[0])
-    for hook in loop.hooks:
+        loop.best = (run.step, checkpoint.split_state(run.model)[0])
+    for hook in loop.every:
         hook.on_epoch_end(run)
     run.rows.append(run.row)
     _mode(loop, training=True)  # the checkpoint holds the weights that are trained
@@ -299,27 +269,27 @@ def _end_epoch(loop: _Loop) -> None:
         write_metrics(Run(run.folder).metrics_path, run.rows)
 
 
-def _finish(loop: _Loop, select: Literal["best", "last"]) -> FitResult:
+def _finish(loop: _Loop, select: Literal["best", "last"], *, kept: bool) -> FitResult:
     # load the chosen weights, look at the test part once, and write the result
     run = loop.run
     row = chosen_row(run.rows, select)
     _mode(loop, training=False)
-    final = split_state(run.model)[0]
+    final = checkpoint.split_state(run.model)[0]
     _mode(loop, training=True)
     assert loop.best is not None
     run.model.load_state_dict(loop.best[1] if select == "best" else final, strict=False)
     run.model.eval()
     test, _ = loop.evaluation(run.data.test)
-    for hook in loop.hooks:
+    for hook in loop.every:
         hook.on_fit_end(run)
     result = FitResult(run.model, int(row["epoch"]), test, run.rows, run.step, run.passes, run.seconds, run.folder)
-    if run.folder is not None and loop.fabric.is_global_zero:
+    if run.folder is not None and loop.fabric.is_global_zero and not kept:
         write_metrics(Run(run.folder).metrics_path, run.rows)
         chosen: dict[str, Any] = {"epoch": result.epoch, "select": select, "test": test, "chosen": row}
         chosen |= {f"test_{name}": value for name, value in test.items()}
         costs = {name: getattr(run, name) for name in ("passes", "evaluation_passes", "seconds")}
-        summary = {**chosen, "steps": run.step, **costs, "recipe": loop.recipe, **provenance()}
-        write_result(Run(run.folder).result_path, summary)
+        known = {**setup.history_of(run), "recipe": loop.recipe, **provenance()}
+        write_result(Run(run.folder).result_path, {**chosen, "steps": run.step, **costs, **known})
     loop.fabric.barrier()  # whoever returns finds the folder complete
     return result
 
@@ -344,13 +314,13 @@ def _save(loop: _Loop) -> None:
     if loop.checkpoints is None:
         return
     loss = run.loss.state_dict() if hasattr(run.loss, "state_dict") else {}
-    own: list[Any] = [(random_state(), loss, list(loop.terms))]  # what every process has of its own
+    own: list[Any] = [(checkpoint.random_state(), loss, list(loop.terms))]  # what every process has of its own
     if loop.fabric.world_size > 1:
         own = own * loop.fabric.world_size
         torch.distributed.all_gather_object(own, own[run.rank])
     if not loop.fabric.is_global_zero:
         return
-    weights, extra = split_state(run.model)
+    weights, extra = checkpoint.split_state(run.model)
     state = {
         "recipe": loop.recipe,
         "extra": extra,
@@ -374,9 +344,9 @@ def _resume(loop: _Loop) -> None:
     assert run.folder is not None
     recipe = state["recipe"]
     before = recipe.get("epochs", run.epochs)
-    if before < run.epochs and not why_fixed(loop.schedule, run.loss, before, run.epochs):
+    if before < run.epochs and not setup.why_fixed(loop.schedule, run.loss, before, run.epochs):
         recipe = {**recipe, "epochs": run.epochs}
-    check_recipe(recipe, loop.recipe, run.folder)
+    checkpoint.check_recipe(recipe, loop.recipe, run.folder)
     run.step = state["step"]
     check_processes(run, loop.batches, len(state["own"]), loop.fabric.world_size)
     if len(state["hooks"]) != len(loop.hooks):
@@ -390,7 +360,7 @@ def _resume(loop: _Loop) -> None:
     for hook, saved in zip(loop.hooks, state["hooks"], strict=True):
         hook.load_state_dict(saved)
     if random_numbers is not None:
-        restore_random_state(random_numbers)
+        checkpoint.restore_random_state(random_numbers)
     for name in (*_PROGRESS, "stop", "rows"):
         setattr(run, name, state[name])
     loop.terms = [move(entry, loop.fabric.device) for entry in terms]

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lowland.core.errors import InputError
+from lowland.core.batches import Batch
+from lowland.core.errors import InputError, require
+from lowland.core.pace import Clock, OnEvent
 from lowland.data import DataSplits
 from lowland.results import SnapshotWriter
 from lowland.results.run import Run
 from lowland.training.metrics import Row
-
-__all__ = ["FitState", "Hook", "Snapshots"]
 
 
 @dataclass
@@ -40,6 +40,7 @@ class FitState:
         row: Numbers of the epoch just done; what hooks add becomes a column of metrics.csv.
         rows: Rows of all epochs done.
         stop: Set it to end the run after this epoch.
+        batch: What the last step was taken on: this process's part, on its device; None before the first.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class FitState:
     row: Row = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     stop: bool = False
+    batch: Batch | None = None
 
 
 class Hook:
@@ -88,6 +90,30 @@ class Hook:
         """Take back what `state_dict` returned."""
 
 
+class Announce(Hook):
+    """Tells the progress of training: after every step, and again once its epoch has been evaluated."""
+
+    def __init__(self, on_event: OnEvent | None) -> None:
+        self._on_event, self._clock = on_event, Clock(0)
+
+    def on_fit_start(self, run: FitState) -> None:
+        """Start the clock."""
+        self._clock = Clock(run.epochs * run.steps_per_epoch, run.step, self._on_event)
+        self._clock.tell("started", run.step)
+
+    def on_step_end(self, run: FitState) -> None:
+        """Tell how far it is."""
+        self._clock.tell("progress", run.step)
+
+    def on_epoch_end(self, run: FitState) -> None:
+        """Tell how far it is; the evaluation took time too."""
+        self._clock.tell("progress", run.step)
+
+    def on_fit_end(self, run: FitState) -> None:
+        """Tell that it is done."""
+        self._clock.tell("done", run.step)
+
+
 class Snapshots(Hook):
     """Writes trainable parameters and running statistics along the trajectory, one file per snapshot, streamed.
 
@@ -113,8 +139,7 @@ class Snapshots(Hook):
         for name, value in (("every_epochs", every_epochs), ("every_steps", every_steps)):
             if value is not None and value < 1:
                 raise InputError(name, "must be at least 1 or None", value)
-        if dtype not in ("float32", "float16"):
-            raise InputError("dtype", 'must be "float32" or "float16"', dtype)
+        require(dtype in ("float32", "float16"), "dtype", 'must be "float32" or "float16"', dtype)
         self.every_epochs, self.every_steps, self.dtype = every_epochs, every_steps, dtype
         self._writer: SnapshotWriter | None = None
 

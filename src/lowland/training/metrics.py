@@ -12,8 +12,6 @@ from typing import Any, Final
 
 from lowland.results.files import write_atomically
 
-__all__ = ["COLUMNS", "Row", "better", "chosen_row", "write_metrics", "write_result"]
-
 Row = dict[str, float]
 
 COLUMNS: Final = (
@@ -30,14 +28,18 @@ COLUMNS: Final = (
 )
 """Columns of metrics.csv, in this order; what losses and hooks log stands behind them."""
 
-_WHOLE = frozenset({"epoch", "step", "passes", "evaluation_passes"})
+_WHOLE = frozenset({"epoch", "step", "passes", "evaluation_passes", "products"})
 
 
 def write_metrics(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write all rows anew, so that the file never holds half a row or rows of a lost epoch."""
-    extra = sorted({name for row in rows for name in row} - set(COLUMNS))
+    write_rows(path, [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))], rows)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
+    """Write rows of numbers as CSV; what a row lacks is left empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=[*COLUMNS, *extra], restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({name: _shown(name, value) for name, value in row.items()})

@@ -12,8 +12,6 @@ from lowland.losses import TrainingLoss
 from lowland.optim import Ascent
 from lowland.training.hooks import FitState
 
-__all__ = ["check_processes", "own_part"]
-
 _NORMS: Final = nn.modules.batchnorm._BatchNorm
 
 

@@ -10,8 +10,6 @@ from typing import Literal, TypeAlias
 from lowland.core.errors import InputError
 from lowland.core.names import unknown
 
-__all__ = ["Schedule", "ScheduleLike", "as_schedule"]
-
 _KINDS = ("cosine", "constant", "step")
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
-from lowland.core.errors import InputError
+from lowland.core.batches import take
+from lowland.core.errors import InputError, require
 from lowland.core.provenance import fingerprint
 from lowland.core.types import Batch
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches, TensorData
@@ -21,8 +22,6 @@ from lowland.training.checkpoint import split_state
 from lowland.training.evaluation import plain_loss
 from lowland.training.hooks import FitState
 from lowland.training.schedule import ScheduleLike
-
-__all__ = ["check_arguments", "make_fabric", "prepare_loss", "recipe_of", "training_batches", "why_fixed"]
 
 
 def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
@@ -57,18 +56,19 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
     if parts == 1:
         return [batch]
     stops = np.linspace(0, batch.size, min(parts, batch.size) + 1).round().astype(int).tolist()
+    return [take(batch, range(*bounds)) for bounds in pairwise(stops)]
 
-    def cut(value: Any, rows: slice) -> Any:
-        if isinstance(value, Tensor):
-            return value[rows]
-        if isinstance(value, Mapping):
-            return {key: cut(entry, rows) for key, entry in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(cut(entry, rows) for entry in value)
-        return value
 
-    fields = (batch.input, batch.target, batch.index, batch.partner, batch.share)
-    return [Batch(*(cut(field, slice(*bounds)) for field in fields)) for bounds in pairwise(stops)]
+def as_splits(data: DataSplits | Mapping[str, Any]) -> DataSplits:
+    """Return data in three parts; of a mapping of these nothing is known but the parts."""
+    advice = "each part may be a DataLoader"
+    if isinstance(data, Mapping):
+        parts = ("train", "validation", "test")
+        require(set(data) == set(parts), "data", f"must hold {', '.join(parts)}", sorted(map(str, data)), advice)
+        return DataSplits("parts", **data, classes=0, shape=())
+    rule = "must be lowland.data.DataSplits, or a mapping of train, validation and test"
+    require(isinstance(data, DataSplits), "data", rule, type(data).__name__, advice)
+    return data
 
 
 def training_batches(
@@ -98,10 +98,7 @@ def recipe_of(
 ) -> dict[str, Any]:
     """Return what must agree before a run may go on, one entry per thing a user can change."""
     plain = (int, float, str, bool, type(None))
-    groups = [
-        {name: value for name, value in group.items() if isinstance(value, plain)}
-        for group in run.optimizer.param_groups
-    ]
+    groups = [{k: v for k, v in group.items() if isinstance(v, plain)} for group in run.optimizer.param_groups]
     own = {
         name: value if isinstance(value, plain) else repr(value)
         for name, value in (run.optimizer.settings() if isinstance(run.optimizer, Wrapper) else {}).items()
@@ -124,6 +121,37 @@ def recipe_of(
         "optimizer settings": [*groups, own],
         "loss": _named(run.loss),
     }
+
+
+def history_of(run: FitState) -> dict[str, Any]:
+    """Return what a reader of a path must know: when a method that begins late began, and which labels are wrong."""
+    begins: dict[str, int] = {}
+    loss = run.loss
+    while isinstance(loss, TrainingLoss):
+        window = getattr(loss, "active", None)
+        if isinstance(window, ActiveEpochs):
+            begins[type(loss).__name__] = window.first(run.epochs) * run.steps_per_epoch
+        loss = loss.criterion
+    for name, value in run.optimizer.settings().items() if isinstance(run.optimizer, Wrapper) else ():
+        start = value.start if isinstance(value, AscentOptions) else value if name.split(".")[-1] == "start" else 0
+        kind = type(run.optimizer).__name__
+        begins[kind] = max(begins.get(kind, 0), start)
+    found: dict[str, Any] = {"begins": {name: step for name, step in begins.items() if step}}
+    if run.data.recipe:  # of other data nothing is known
+        found["labels_changed"] = dict(run.data.recipe.get("labels_changed", {}))
+    return found
+
+
+def check_lengths(optimizer: Any, schedule: Callable[[float, float, int], float], steps: int) -> None:
+    """Tell an optimizer that plans by it the length of the run, and refuse a schedule beside its own."""
+    if isinstance(optimizer, Wrapper) and optimizer.owns_rate and getattr(schedule, "kind", "constant") != "constant":
+        advice = 'pass schedule="constant"; a warm-up may stay'
+        raise InputError(
+            "schedule", f"must leave the decay to {optimizer.method}", getattr(schedule, "kind", ""), advice
+        )
+    plan = getattr(optimizer, "plan", None)
+    if plan is not None:
+        plan(steps)
 
 
 def why_fixed(schedule: Callable[[float, float, int], float], loss: Any, before: int, after: int) -> str:
@@ -152,16 +180,12 @@ def check_arguments(
     model: nn.Module,
 ) -> None:
     """Check what needs no Fabric."""
-    if epochs < 1:
-        raise InputError("epochs", "must be at least 1", epochs)
+    for name, value in (("epochs", epochs), ("micro_batches", micro_batches), ("checkpoint_every_steps", every)):
+        if value is not None and value < 1:
+            raise InputError(name, f"must be at least 1{' or None' if name.startswith('check') else ''}", value)
     if clip is not None and not clip > 0:
         raise InputError("clip", "must be positive or None", clip)
-    if micro_batches < 1:
-        raise InputError("micro_batches", "must be at least 1", micro_batches)
-    if select not in ("best", "last"):
-        raise InputError("select", 'must be "best" or "last"', select)
-    if every is not None and every < 1:
-        raise InputError("checkpoint_every_steps", "must be at least 1 or None", every)
+    require(select in ("best", "last"), "select", 'must be "best" or "last"', select)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError("optimizer", "must be an instance of torch.optim.Optimizer", type(optimizer).__name__)
     own = {id(parameter) for parameter in model.parameters()}

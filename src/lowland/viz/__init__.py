@@ -14,9 +14,10 @@ Example:
 
 from __future__ import annotations
 
-from lowland.core.figure_options import FigureOptions
+from lowland.core.settings import FigureOptions
 from lowland.viz.backends import BACKENDS, draw, save
 from lowland.viz.export import export
+from lowland.viz.live import live
 from lowland.viz.spec import ScatterPoint
 from lowland.viz.surfaces import shared_scale
 from lowland.viz.verbs import (
@@ -26,8 +27,10 @@ from lowland.viz.verbs import (
     convexity_map,
     cost,
     density,
+    film,
     heat_map,
     line,
+    merge_tree,
     path,
     slope,
     surface,
@@ -45,8 +48,11 @@ __all__ = [
     "density",
     "draw",
     "export",
+    "film",
     "heat_map",
     "line",
+    "live",
+    "merge_tree",
     "path",
     "save",
     "shared_scale",

@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.viz.spec import Figure
 
 BACKENDS: dict[str, tuple[str, ...]] = {
     "matplotlib": (".pdf", ".svg", ".png"),
     "plotly": (".html",),
     "vtk": (".vts", ".vtp"),
+    "movie": (".gif", ".mp4"),
 }
 """Backend -> suffixes of the files that it writes."""
 
 
-class Backend(Protocol):
-    """What a backend module offers."""
-
-    def draw(self, spec: Figure, *, size: str | tuple[float, float] | None = None) -> Any:
-        """Draw a spec and return the library's own figure."""
-
-    def save(self, figure: Any, path: str | Path) -> None:
-        """Write a figure to a file."""
-
-
-def load(backend: str) -> Backend:
-    """Import a backend."""
-    if backend not in BACKENDS:
-        raise InputError("backend", f"must be one of {', '.join(BACKENDS)}", backend)
-    return cast("Backend", importlib.import_module(f"lowland.viz.{backend}"))
+def load(backend: str) -> Any:
+    """Import a backend's module."""
+    require(backend in BACKENDS, "backend", f"must be one of {', '.join(BACKENDS)}", backend)
+    return importlib.import_module(f"lowland.viz.{backend}")
 
 
 def backend_for(path: str | Path) -> str:

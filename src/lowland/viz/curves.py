@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowland.core.errors import InputError
-from lowland.core.schema import STATUS_INTERPOLATED, STATUS_MEASURED, check
+from lowland.core.errors import InputError, require
+from lowland.core.schema import STATUS_INTERPOLATED, STATUS_MEASURED, check, check_dataset
+from lowland.results.choosing import Choice, check_metric, select
+from lowland.results.ways import holds_ways
 from lowland.viz.caption import caption_of
 from lowland.viz.field import Field, FloatArray
 from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
-from lowland.viz.surfaces import Choice, by_name, check_metric, metric_axis, select
+from lowland.viz.surfaces import by_name, metric_axis
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,12 +37,10 @@ def build_line(
     # A line measured along several directions becomes its mean with the range over the directions as a band;
     # one with standard errors has a band of one standard error.
     named = by_name(lines, "")
-    if not named:
-        raise InputError("lines", "must hold at least one line")
+    require(named, "lines", "must hold at least one line")
     curves = [curve for name, line in named.items() for curve in _curves(name, line, metric, split)]
     values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
-    if values.size == 0:
-        raise InputError("line", "has no finished point with a finite value, so there is nothing to draw")
+    require(values.size != 0, "line", "has no finished point with a finite value, so there is nothing to draw")
     if log is None:
         log = bool(values.min() > 0 and values.max() >= _LOG_FROM * values.min())
     elif log and values.min() <= 0:
@@ -53,29 +53,28 @@ def build_line(
 
 
 def build_density(
-    spectra: Mapping[str, tuple[FloatArray, FloatArray]],
+    spectra: Mapping[str, tuple[FloatArray, ...]],
     *,
     eigenvalues: Sequence[float] = (),
-    bands: Mapping[str, tuple[FloatArray, FloatArray]] | None = None,
     x_label: str = "eigenvalue",
     title: str = "",
     caption: str = "",
 ) -> Line:
-    """Make the spec of a spectral density, on a logarithmic axis as in Ghorbani et al. (2019)."""
-    if not spectra:
-        raise InputError("spectra", "must hold at least one density")
+    """Make the spec of spectral densities by name, on a logarithmic axis as in Ghorbani et al. (2019)."""
+    # each a grid with a density, and its standard error where it is known
+    require(spectra, "spectra", "must hold at least one density")
     curves = []
-    for name, (grid, density) in spectra.items():
+    for name, (grid, density, *errors) in spectra.items():
         if grid.shape != density.shape or grid.ndim != 1:
-            raise InputError(
-                "spectra", "must pair a grid with a density of the same length", (grid.shape, density.shape)
-            )
+            rule = "must pair a grid with a density of the same length"
+            raise InputError("spectra", rule, (grid.shape, density.shape))
         # Below the floor a density is numerical noise that would stretch the logarithmic axis over many decades.
         floor = _DENSITY_FLOOR * float(np.nanmax(density))
-        shown = np.where(density > floor, density, np.nan)
-        low, high = (bands or {}).get(name, (None, None))
-        low = None if low is None else np.maximum(low, floor)
-        curves.append(Curve(name, grid, shown, low, high, "± one standard error" if low is not None else ""))
+        band = [
+            (np.maximum(density - error, floor), np.maximum(density + error, floor), "± one standard error")
+            for error in errors
+        ]
+        curves.append(Curve(name, grid, np.where(density > floor, density, np.nan), *(band[0] if band else ())))
     axis = Axis("spectral density", log=True)
     return Line(tuple(curves), Axis(x_label), axis, title, caption, rug=tuple(float(v) for v in eigenvalues))
 
@@ -84,29 +83,26 @@ def build_spectrum(results: xr.Dataset | Mapping[str, xr.Dataset], *, title: str
     """Make the spec of stored spectral densities."""
     named = by_name(results, "spectrum")
     for name, result in named.items():
-        if "density" not in result:
-            raise InputError("results", "must hold a spectral density", name)
+        require("density" in result, "results", "must hold a spectral density", name)
     scales = {str(result.attrs.get("scale", "linear")) for result in named.values()}
     if len(scales) > 1:
         raise InputError("results", "must hold densities on one scale", sorted(scales))
-    spectra, bands = {}, {}
+    spectra = {}
     for name, result in named.items():
-        grid, density = (np.asarray(result[part].values, dtype=np.float64) for part in ("eigenvalue_grid", "density"))
-        spectra[name] = (grid, density)
+        parts = ["eigenvalue_grid", "density"]
         if "density_se" in result and np.isfinite(result["density_se"].values).all():
-            error = np.asarray(result["density_se"].values, dtype=np.float64)
-            bands[name] = (density - error, density + error)
+            parts.append("density_se")
+        spectra[name] = tuple(np.asarray(result[part].values, dtype=np.float64) for part in parts)
     log = scales == {"log"}
     ends = [] if log else [float(v) for result in named.values() for v in result["eigenvalue"].values]
     label = "log₁₀ |eigenvalue|" if log else "eigenvalue"
     caption = caption_of(next(iter(named.values())))
-    return build_density(spectra, eigenvalues=ends, bands=bands, x_label=label, title=title, caption=caption)
+    return build_density(spectra, eigenvalues=ends, x_label=label, title=title, caption=caption)
 
 
 def build_cost(estimates: Sequence[ScatterPoint], *, title: str = "", caption: str = "") -> Scatter:
     """Make the spec of accuracy against cost, with the Pareto front of the means (more of y is better)."""
-    if not estimates:
-        raise InputError("estimates", "must hold at least one method")
+    require(estimates, "estimates", "must hold at least one method")
     front = front_line(estimates, pareto_front([(one.x, one.y) for one in estimates]))
     axes = Axis("forward-backward passes"), Axis("test accuracy", "%")
     return Scatter(tuple(estimates), *axes, title, caption, front)
@@ -132,10 +128,13 @@ def front_line(estimates: Sequence[ScatterPoint], front: Sequence[bool]) -> tupl
 
 def _curves(name: str, line: xr.Dataset, metric: str, split: Choice) -> list[Curve]:
     check(line, "surface")
-    if "y" in line.dims:
-        raise InputError("line", "must have one axis; this result has two", advice="draw it with viz.contour")
+    require("y" not in line.dims, "line", "must have one axis; this result has two", advice="draw it with viz.contour")
     check_metric(line, metric)
     line = line.sortby("x")
+    if holds_ways(line):
+        ways = {str(label): line.isel(direction=k, drop=True) for k, label in enumerate(line["direction"].values)}
+        named = {f"{name}, {label}" if name else label: way for label, way in ways.items()}
+        return [curve for label, way in named.items() for curve in _curves(label, way, metric, split)]
     if "split" not in line.dims or split is not None:
         one = line if "split" not in line.dims else select(line, split=split)[0]
         return [_curve(name or metric.replace("_", " "), one, metric)]
@@ -154,8 +153,9 @@ def _curve(name: str, line: xr.Dataset, metric: str) -> Curve:
     marks = _marks(x, values, status)
     count = values.shape[0]
     if count > 1:
+        rows = line["direction"].attrs.get("long_name", "directions") if "direction" in line.coords else "directions"
         low, high = (np.where(whole, edge(np.where(known, values, 0.0), axis=0), np.nan) for edge in (np.min, np.max))
-        return Curve(name, x, y, low, high, f"range over {count} directions", marks=marks)
+        return Curve(name, x, y, low, high, f"range over {count} {rows}", marks=marks)
     if f"{metric}_se" in line and count == 1:
         error = np.asarray(line[f"{metric}_se"].values, dtype=np.float64).reshape(-1)
         if np.isfinite(error).any() and np.nanmax(error) > 0:
@@ -177,6 +177,7 @@ def _range_unit(line: xr.Dataset) -> str:
 def build_slope(result: xr.Dataset, *, title: str = "") -> Line:
     """Make the spec of LLR's slope over the histogram of the losses that training met."""
     # Both share one axis: the histogram is scaled so that its highest bin reaches the highest slope.
+    check_dataset(result)
     missing = {"slope", "passes", "mean_multiplier", "left", "right"} - set(map(str, result.variables))
     if missing:
         raise InputError("result", "must come from lowland.losses.slope_over_losses", sorted(missing))

@@ -21,9 +21,10 @@ MARK_KINDS = ("open", "failed", "nan", "inf", "-inf", "measured", "interpolated"
 class Mark(NamedTuple):
     """Points of one kind, their look and what the legend says."""
 
-    kind: str  # One of `MARK_KINDS`
+    kind: str  # One of `style.MARKS`
     x: FloatArray  # Shape [count]
     y: FloatArray  # Shape [count]
+    texts: tuple[str, ...] = ()  # What stands beside each; () for nothing
 
     @property
     def look(self) -> style.MarkStyle:
@@ -84,29 +85,24 @@ class Field:
         left, right, bottom, top = self.extent
         return right > left and top > bottom and 1 / 3 <= (right - left) / (top - bottom) <= 3
 
-    def mask(self, kind: str) -> NDArray[np.bool_]:
-        """Return which points are of one kind."""
+    @property
+    def masks(self) -> dict[str, NDArray[np.bool_]]:
+        """Which points are of each kind, in the order of `MARK_KINDS`."""
         has_value = (self.status == STATUS_MEASURED) | (self.status == STATUS_INTERPOLATED)
-        table: dict[str, NDArray[np.bool_]] = {
+        return {
             "open": self.status == STATUS_OPEN,
             "failed": self.status == STATUS_FAILED,
-            "measured": self.status == STATUS_MEASURED,
-            "interpolated": self.status == STATUS_INTERPOLATED,
             "nan": has_value & np.isnan(self.values),
             "inf": has_value & np.isposinf(self.values),
             "-inf": has_value & np.isneginf(self.values),
+            "measured": self.status == STATUS_MEASURED,
+            "interpolated": self.status == STATUS_INTERPOLATED,
         }
-        return table[kind]
-
-    def points(self, kind: str) -> tuple[FloatArray, FloatArray]:
-        """Return the coordinates of the points of one kind."""
-        i, j = np.nonzero(self.mask(kind))
-        return self.x[i], self.y[j]
 
     def marks(self, points: bool | None = None) -> list[Mark]:
         """Return what has to be marked on a figure: everything that is not simply a measured number."""
-        both = bool(self.mask("measured").any() and self.mask("interpolated").any())
-        wanted = both if points is None else points
-        kinds = MARK_KINDS if wanted else MARK_KINDS[:5]
-        found = [Mark(kind, *self.points(kind)) for kind in kinds]
-        return [mark for mark in found if mark.x.size]
+        masks = self.masks
+        both = bool(masks["measured"].any() and masks["interpolated"].any())
+        kinds = MARK_KINDS if (both if points is None else points) else MARK_KINDS[:5]
+        places = {kind: np.nonzero(masks[kind]) for kind in kinds}
+        return [Mark(kind, self.x[i], self.y[j]) for kind, (i, j) in places.items() if i.size]

@@ -19,21 +19,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lowland.core.errors import InputError
+from lowland.viz import spec as specs
 from lowland.viz import style
-from lowland.viz.matplotlib_curves import draw_line, draw_scatter
+from lowland.viz.matplotlib_curves import draw_line, draw_scatter, rows_below, turned
 from lowland.viz.matplotlib_fields import draw_contour, draw_heat_map, draw_surface
-from lowland.viz.spec import (
-    Animation,
-    Contour,
-    Figure,
-    HeatMap,
-    Line,
-    OfField,
-    Panels,
-    Scatter,
-    Single,
-    Surface3D,
-)
 from lowland.viz.svg import embed_font
 
 _RC: Any = {
@@ -82,60 +71,54 @@ class MatplotlibFigure(matplotlib.figure.Figure):
         return stream.getvalue()
 
 
-def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> MatplotlibFigure:
+def draw(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -> MatplotlibFigure:
     """Draw a spec."""
-    if isinstance(spec, Animation):
-        raise InputError("backend", "cannot show an animation", "matplotlib", 'use backend="plotly"')
+    if isinstance(spec, specs.Animation | specs.Film):
+        raise InputError("backend", "cannot show what moves", "matplotlib", 'use backend="plotly", .gif or .mp4')
     with mpl.rc_context(_RC):
         figure = MatplotlibFigure(figsize=_size(spec, size), dpi=200.0, layout="compressed")
         FigureCanvasAgg(figure)
-        if isinstance(spec, Panels):
-            _draw_panels(figure, spec)
-        else:
-            axes = _add_axes(figure, spec, (1, 1, 1))
-            mappable = _draw_one(axes, spec)
-            if mappable is not None:
-                _color_bar(figure, mappable, spec, axes)
+        _draw_panels(figure, spec if isinstance(spec, specs.Panels) else specs.Panels((spec,)))
         _write_caption(figure, spec.caption)
-        if isinstance(spec, Panels) and spec.title:
+        if isinstance(spec, specs.Panels) and spec.title:
             figure.suptitle(spec.title, fontsize=style.FONT_SIZE + 2)
     return figure
 
 
 def save(figure: MatplotlibFigure, path: str | FilePath) -> None:
     """Write a figure to a file whose suffix names the format."""
-    if FilePath(path).suffix.lower() not in (".pdf", ".svg", ".png"):
-        raise InputError("path", "must end in .pdf, .svg or .png for matplotlib", str(path))
     figure.savefig(path)
 
 
-def _size(spec: Figure, size: str | tuple[float, float] | None) -> tuple[float, float]:
+def _size(spec: specs.Figure, size: str | tuple[float, float] | None) -> tuple[float, float]:
     if size is not None:
         return style.figure_size(size)
-    if isinstance(spec, Panels):
+    if isinstance(spec, specs.Panels):
         width = style.SIZES["text"][0]
         rows, columns = spec.shape
         cell = min(width / columns, 3.2)
         return cell * columns + 0.3, cell * 0.98 * rows + 0.4
-    if isinstance(spec, Surface3D):
+    if isinstance(spec, specs.Surface3D):
         return 4.6, 3.8
-    return (4.2, 3.6) if isinstance(spec, Contour | HeatMap) else (4.2, 3.0)
+    if isinstance(spec, specs.Line | specs.Scatter):
+        return 4.2, (3.8 if turned(spec.x_axis) else 3.0) + _ROW * max(0, rows_below(spec) - _ROWS)
+    return 4.2, 3.6
 
 
-def _add_axes(figure: MatplotlibFigure, spec: Single, position: tuple[int, int, int]) -> Axes:
-    if isinstance(spec, Surface3D):
-        axes: Axes = figure.add_subplot(*position, projection="3d")
-        return axes
-    return figure.add_subplot(*position)
+_ROW = 0.14
+"""Height of a row of a legend in inches."""
+_ROWS = 3
+"""Rows that the default height has room for."""
 
 
-def _draw_panels(figure: MatplotlibFigure, spec: Panels) -> None:
-    colored: list[tuple[Axes, Single, ScalarMappable]] = []
+def _draw_panels(figure: MatplotlibFigure, spec: specs.Panels) -> None:
+    colored: list[tuple[Axes, specs.Single, ScalarMappable]] = []
     for number, panel in enumerate(spec.panels, start=1):
-        axes = _add_axes(figure, panel, (*spec.shape, number))
+        projection = "3d" if isinstance(panel, specs.Surface3D) else None
+        axes: Axes = figure.add_subplot(*spec.shape, number, projection=projection)
         if (mappable := _draw_one(axes, panel)) is not None:
             colored.append((axes, panel, mappable))
-    scales = {panel.scale for _, panel, _ in colored if isinstance(panel, OfField)}
+    scales = {panel.scale for _, panel, _ in colored if isinstance(panel, specs.OfField)}
     if len(scales) == 1:  # one scale: one bar for all
         _color_bar(figure, colored[0][2], colored[0][1], [axes for axes, _, _ in colored])
     else:
@@ -143,7 +126,7 @@ def _draw_panels(figure: MatplotlibFigure, spec: Panels) -> None:
             _color_bar(figure, mappable, panel, axes)
 
 
-def _draw_one(axes: Axes, spec: Single) -> ScalarMappable | None:
+def _draw_one(axes: Axes, spec: specs.Single) -> ScalarMappable | None:
     if spec.title:
         axes.set_title("\n".join(textwrap.wrap(spec.title, 46)))
     axes.set_xlabel(spec.x_axis.text)
@@ -153,18 +136,19 @@ def _draw_one(axes: Axes, spec: Single) -> ScalarMappable | None:
 
 
 _DRAW: dict[type, Any] = {
-    Contour: draw_contour,
-    Surface3D: draw_surface,
-    HeatMap: draw_heat_map,
-    Line: draw_line,
-    Scatter: draw_scatter,
+    specs.Contour: draw_contour,
+    specs.Surface3D: draw_surface,
+    specs.HeatMap: draw_heat_map,
+    specs.Line: draw_line,
+    specs.Scatter: draw_scatter,
 }
 
 
-def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: Single, axes: Axes | list[Axes]) -> None:
-    assert isinstance(spec, OfField)
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.16 if isinstance(spec, Surface3D) else 0.03)
-    bar.set_label(spec.scale.label)
+def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: specs.Single, axes: Axes | list[Axes]) -> None:
+    assert isinstance(spec, specs.OfField)
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.16 if isinstance(spec, specs.Surface3D) else 0.03)
+    if not isinstance(spec, specs.Surface3D):  # whose axis says it
+        bar.set_label(spec.scale.label)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_locator(FixedLocator(spec.scale.ticks))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.format_number(value)))

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.transforms import ScaledTranslation
 
 from lowland.viz import style
 from lowland.viz.field import FloatArray
-from lowland.viz.spec import Contour, Line, Scatter
+from lowland.viz.scale import nice_ticks
+from lowland.viz.spec import Axis, Contour, Line, Scatter
 from lowland.viz.style import CurveStyle
 
 
@@ -28,6 +31,9 @@ def draw_line(axes: Axes, spec: Line) -> None:
         for x, mark, label in curve.gaps:  # along the upper edge, since these points have no height
             ticks = _along_edge(axes, x, 0.98, marker=mark.matplotlib_marker, color=mark.color)
             entries.append((ticks, label))
+        axes.plot(*curve.starred, "*", color=look.color, markeredgecolor="white", markersize=9, zorder=4)
+    if any(curve.stars for curve in spec.curves):
+        entries.append((Line2D([], [], linestyle="none", marker="*", color="black", markersize=7), spec.star))
     if spec.rug:
         ticks = _along_edge(axes, np.asarray(spec.rug), 0.015, marker="|", color="black", markersize=7)
         entries.append((ticks, "eigenvalues"))
@@ -36,18 +42,21 @@ def draw_line(axes: Axes, spec: Line) -> None:
         axes.set_aspect("equal", adjustable="datalim")
     if len(entries) > 1 or any(curve.band for curve in spec.curves):
         handles, labels = zip(*entries, strict=True)
-        axes.legend(handles, labels, loc="upper left", bbox_to_anchor=(0, -0.2), ncols=_columns(labels, 2))
+        axes.legend(handles, labels, **below(axes, spec.x_axis), ncols=_columns(axes, labels, 2))
 
 
 def draw_paths(axes: Axes, spec: Contour) -> None:
-    """Draw training paths with a star at their end."""
+    """Draw paths with stars at what they lead to."""
     for number, path in enumerate(spec.paths):
         look = style.curve_style(number)
         axes.plot(path.x, path.y, color="white", linewidth=2.2, zorder=3.5)
         _plot(axes, path.x, path.y, look, label=path.name, linewidth=1.1, zorder=3.6)
-        axes.plot(path.x[-1:], path.y[-1:], "*", color=look.color, markeredgecolor="white", markersize=8, zorder=3.7)
+        stars = list(path.stars)
+        axes.plot(
+            path.x[stars], path.y[stars], "*", color=look.color, markeredgecolor="white", markersize=8, zorder=3.7
+        )
     if spec.paths:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2)
+        axes.legend(**below(axes, spec.x_axis), ncols=2)
 
 
 def _plot(axes: Axes, x: FloatArray, y: FloatArray, look: CurveStyle, *, marked: bool = True, **options: Any) -> Any:
@@ -80,23 +89,58 @@ def draw_scatter(axes: Axes, spec: Scatter) -> None:
         axes.errorbar([estimate.x], [estimate.y], color=color, label=estimate.name, **ends)
     _scale_axes(axes, spec)
     names = [estimate.name for estimate in spec.estimates]
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=_columns(names, 3))
+    axes.legend(**below(axes, spec.x_axis), ncols=_columns(axes, names, 3))
 
 
-def _columns(labels: Sequence[str], most: int) -> int:
+def _columns(axes: Axes | None, labels: Sequence[str], most: int) -> int:
     # as many columns as short names allow: long ones beside each other run out of the figure
-    return 1 if len(labels) < 3 or max(map(len, labels)) > _SHORT[most] else most
+    figure = None if axes is None else axes.get_figure(root=True)  # none: of the default width
+    room = _SHORT[most] * (1.0 if figure is None else figure.get_figwidth() / 4.2)
+    return 1 if len(labels) < 3 or max(map(len, labels)) > room else most
 
 
 _SHORT = {2: 34, 3: 22}
 """Longest name, in characters, of a legend of so many columns at the default width of 4.2 inches."""
 
 
+def turned(axis: Axis) -> bool:
+    """Tell whether what stands at an x axis is too long for one row."""
+    return sum(map(len, axis.categories)) > _ROW
+
+
+def rows_below(spec: Line | Scatter) -> int:
+    """Count the rows of the legend."""
+    if isinstance(spec, Scatter):
+        names, most = [estimate.name for estimate in spec.estimates], 3
+    else:
+        names, most = [name for curve in spec.curves for name in (curve.entry, *(gap[2] for gap in curve.gaps))], 2
+    return -(-len(names) // _columns(None, names, most)) if names else 0
+
+
+def below(axes: Axes, axis: Axis) -> dict[str, Any]:
+    """Return where a legend begins: under the labels of the x axis, a length in inches at every size of a figure."""
+    length = 0.42 if not turned(axis) else 0.4 + 0.06 * max(map(len, axis.categories))
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    down = ScaledTranslation(0, -length, figure.dpi_scale_trans)
+    return {"loc": "upper left", "bbox_to_anchor": (0, 0), "bbox_transform": axes.transAxes + down, "borderaxespad": 0}
+
+
+_ROW = 50
+"""Characters of categories that stand beside each other under a figure of the default width; more are turned."""
+
+
 def _scale_axes(axes: Axes, spec: Line | Scatter) -> None:
     for name, axis, view in (("x", spec.x_axis, axes.xaxis), ("y", spec.y_axis, axes.yaxis)):
-        if axis.log:  # plain numbers: the default formatter writes mathematics, which is switched off here
-            axes.set(**{f"{name}scale": "log"})
-            view.set_major_formatter(FuncFormatter(lambda value, _: style.format_number(value)))
-            view.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         if axis.limits is not None:
             axes.set(**{f"{name}lim": axis.limits})
+        if axis.log:  # plain numbers: the default formatter writes mathematics, which is switched off here
+            axes.set(**{f"{name}scale": "log"})
+            low, high = sorted(view.get_view_interval())
+            if 0 < low < high:  # the default locator leaves less than a decade with one number
+                view.set_major_locator(FixedLocator(nice_ticks(low, high, True)))
+            view.set_major_formatter(FuncFormatter(lambda value, _: style.format_number(value)))
+            view.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        if axis.categories:
+            view.set_ticks(range(1, len(axis.categories) + 1), axis.categories)
+            view.set_tick_params(labelrotation=90 if name == "x" and turned(axis) else 0)

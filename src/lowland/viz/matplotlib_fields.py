@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap, LogNorm, Normalize
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from lowland.viz import style
 from lowland.viz.field import Field, Mark
-from lowland.viz.matplotlib_curves import draw_paths
+from lowland.viz.matplotlib_curves import below, draw_paths
 from lowland.viz.spec import Axis, Contour, HeatMap, Scale, Surface3D
 
 
@@ -43,7 +45,7 @@ def draw_contour(axes: Axes, spec: Contour) -> ScalarMappable:
         named = scale.levels[::2] if len(scale.levels) > 9 else scale.levels  # more would hide the lines
         axes.clabel(lines, named, fmt=style.format_number, fontsize=style.FONT_SIZE - 2, inline=True, inline_spacing=2)
     _frame_plane(axes, field, spec.x_axis, spec.y_axis)
-    _mark_points(axes, field, spec.points)
+    _mark_points(axes, spec.x_axis, spec.marks)
     draw_paths(axes, spec)
     if spec.cross:
         for color, width in (("white", 1.4), ("black", 0.7)):
@@ -61,16 +63,26 @@ def _frame_plane(axes: Axes, field: Field, x_axis: Axis, y_axis: Axis) -> None:
         axes.set_aspect("equal", adjustable="box")
 
 
-def _mark_points(axes: Axes, field: Field, points: bool | None) -> None:
-    marks = field.marks(points)
+def _mark_points(axes: Axes, x_axis: Axis, marks: Sequence[Mark]) -> None:
     for mark in marks:
-        axes.plot(mark.x, mark.y, **_symbols(mark), markeredgewidth=0.6, zorder=3, clip_on=False)
+        axes.plot(mark.x, mark.y, **_symbols(mark), zorder=3, clip_on=False)
+        for x, y, text in zip(mark.x, mark.y, mark.texts, strict=False):
+            halo = [withStroke(linewidth=1.5, foreground="white")]
+            beside: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "path_effects": halo}
+            axes.annotate(text, (x, y), **beside, color=mark.look.color, zorder=3.1)
     if marks:
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2, handletextpad=0.2)
+        axes.legend(**below(axes, x_axis), ncols=2, handletextpad=0.2)
 
 
 def _symbols(mark: Mark) -> dict[str, Any]:
-    look = {"marker": mark.look.matplotlib_marker, "color": mark.look.color, "markersize": mark.look.size}
+    look: dict[str, Any] = {
+        "marker": mark.look.matplotlib_marker,
+        "color": mark.look.color,
+        "markersize": mark.look.size,
+    }
+    look |= {"markeredgewidth": 0.6}
+    if mark.kind == "interpolated":  # pale: an edge shows it on white, in the legend
+        look |= {"markeredgewidth": 0.25, "markeredgecolor": "#6a6a6a"}
     return {"linestyle": "none", "label": mark.label, **look}
 
 
@@ -116,9 +128,9 @@ def draw_heat_map(axes: Axes, spec: HeatMap) -> ScalarMappable | None:
     _frame_plane(axes, field, x_axis, replace(spec.y_axis, limits=(bottom - half_y, top + half_y)))
     if spec.categories:
         patches = [Patch(color=style.CATEGORY_COLORS[k], label=name) for k, name in enumerate(spec.categories)]
-        axes.legend(handles=patches, loc="upper left", bbox_to_anchor=(0, -0.17), title=spec.scale.label)
+        axes.legend(handles=patches, **below(axes, spec.x_axis), title=spec.scale.label)
         return None
-    _mark_points(axes, field, None)
+    _mark_points(axes, spec.x_axis, field.marks())
     return ScalarMappable(norm, colors)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.schema import check
 from lowland.viz.caption import axes_of, caption_of
 from lowland.viz.field import FloatArray
@@ -44,8 +44,7 @@ def build_path(
     caption: str | None = None,
 ) -> Contour | Line:
     """Make the spec of training paths, on the contours of their plane or alone."""
-    if not trajectories:
-        raise InputError("trajectories", "must hold at least one trajectory")
+    require(trajectories, "trajectories", "must hold at least one trajectory")
     paths = tuple(path_of(trajectory, name) for name, trajectory in trajectories.items())
     first = next(iter(trajectories.values()))
     x_axis, y_axis = (_principal_axis(first, k, alone=len(paths) == 1) for k in (0, 1))
@@ -64,8 +63,7 @@ def build_path(
 
 def build_animation(contour: Contour, *, frames: int = _FRAMES) -> Animation:
     """Make the animation of the paths on a contour."""
-    if not contour.paths:
-        raise InputError("contour", "must carry at least one path to animate", advice="build it with build_path")
+    require(contour.paths, "contour", "must carry at least one path to animate", advice="build it with build_path")
     steps = np.unique(np.concatenate([path.steps for path in contour.paths]))
     kept = np.unique(np.linspace(0, steps.size - 1, min(frames, steps.size)).round().astype(int))
     return Animation(contour, tuple(int(step) for step in steps[kept]), contour.title, contour.caption)
@@ -91,10 +89,15 @@ def is_walk(trajectory: xr.Dataset) -> bool:
     share, null = two_axes(trajectory, "variance_share"), two_axes(trajectory, "null_share")
     if share is None or null is None:
         return False
-    spread = 0.0
-    if "null_share_sd" in trajectory:
-        spread = float(np.linalg.norm(trajectory["null_share_sd"].values[:2]))
-    return share <= null + 2 * spread
+    return share <= null + 2 * null_spread(trajectory)
+
+
+def null_spread(trajectory: xr.Dataset) -> float:
+    """Return the standard deviation over walks of the sum of two shares; 0 where it is not known."""
+    known = trajectory.attrs.get("null_share_sd_of_two")
+    if known is None and "null_share_sd" in trajectory:  # an older file: more than it is, as if shares were independent
+        known = np.linalg.norm(trajectory["null_share_sd"].values[:2])
+    return float(known) if known is not None and np.isfinite(known) else 0.0
 
 
 def two_axes(trajectory: xr.Dataset, name: str) -> float | None:
@@ -105,7 +108,7 @@ def two_axes(trajectory: xr.Dataset, name: str) -> float | None:
 def _principal_axis(trajectory: xr.Dataset, k: int, *, alone: bool) -> Axis:
     label = f"principal direction {k + 1}"
     if alone and "variance_share" in trajectory:
-        label += f", {float(trajectory['variance_share'].values[k]):.0%} of {_measure(trajectory)}"
+        label += f" ({float(trajectory['variance_share'].values[k]):.0%})"  # of what, the caption says
     return Axis(label)
 
 

@@ -11,29 +11,16 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import get_colorscale
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from lowland.core.errors import InputError
+from lowland.viz import spec as specs
 from lowland.viz import style
 from lowland.viz.field import FloatArray
 from lowland.viz.plotly_canvas import GRID, Canvas, escape
 from lowland.viz.plotly_curves import draw_line, draw_scatter
 from lowland.viz.plotly_fields import draw_contour, draw_heat_map, draw_surface
-from lowland.viz.spec import (
-    Animation,
-    Axis,
-    Contour,
-    Figure,
-    HeatMap,
-    Line,
-    OfField,
-    Panels,
-    Path,
-    Scatter,
-    Single,
-    Surface3D,
-)
 
 _BELOW = {"yref": "container", "yanchor": "bottom", "y": 0.0}  # where no axis title can be
 
@@ -57,12 +44,14 @@ _FOLLOW = """
 """
 
 
-def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.Figure:
+def draw(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -> go.Figure:
     """Draw a spec."""
-    moving = isinstance(spec, Animation)  # its legend stands above, the slider below
-    if isinstance(spec, Animation):
+    moving = isinstance(spec, specs.Animation | specs.Film)  # its legend stands above, the slider below
+    if isinstance(spec, specs.Animation):
         figure = _draw_animation(spec)
-    elif isinstance(spec, Panels):
+    elif isinstance(spec, specs.Film):
+        figure = _draw_film(spec)
+    elif isinstance(spec, specs.Panels):
         figure = _draw_panels(spec)
     else:
         figure = go.Figure()
@@ -71,15 +60,20 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
         template="none",  # plotly's default would add 7 kB to every figure, to say what is said here
         font={"family": f"{style.FONT}, Verdana, sans-serif", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
+        modebar={
+            "bgcolor": "rgba(0,0,0,0)",
+            "color": "#9aa3ad",
+            "activecolor": "#5b6570",
+        },  # else a gray slab, after the paper
         plot_bgcolor="rgba(0,0,0,0)",
         margin={"l": 56, "r": 12, "t": 40, "b": 48},
         hoverlabel={"namelength": -1},
         legend={"orientation": "h", "xanchor": "left", "x": 0, **({} if moving else _BELOW)},
         meta={"caption": escape(spec.caption)},
     )
-    if isinstance(spec, Surface3D):
+    if isinstance(spec, specs.Surface3D):
         figure.update_layout(margin={"l": 0, "r": 0, "t": 36, "b": 0})
-    if not isinstance(spec, Panels):
+    if not isinstance(spec, specs.Panels):
         figure.update_layout(title={"text": escape(spec.title), "font": {"size": 14}, "x": 0, "xref": "paper"})
     if size is not None:
         width, height = style.figure_size(size)
@@ -89,8 +83,6 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> go.F
 
 def save(figure: go.Figure, path: str | FilePath) -> None:
     """Write a figure as one HTML file that opens offline."""
-    if FilePath(path).suffix.lower() != ".html":
-        raise InputError("path", "must end in .html for plotly", str(path))
     scenes = [key for key in figure.layout.to_plotly_json() if key.startswith("scene")]
     script = [_FOLLOW] if len(scenes) > 1 else None
     figure.write_html(path, include_plotlyjs=True, full_html=True, post_script=script)
@@ -102,22 +94,27 @@ def script() -> str:
     return text
 
 
-def _draw_into(canvas: Canvas, spec: Single) -> None:
-    if not isinstance(spec, Surface3D):
+def color_stops(color_map: str) -> list[tuple[float, str]]:
+    """Return places in [0, 1] and colors of a color map."""
+    return [(float(place), str(color)) for place, color in get_colorscale(style.COLOR_MAPS[color_map])]
+
+
+def _draw_into(canvas: Canvas, spec: specs.Single) -> None:
+    if not isinstance(spec, specs.Surface3D):
         canvas.axes(x=_axis(spec.x_axis), y=_axis(spec.y_axis))
     _DRAW[type(spec)](canvas, spec)
 
 
 _DRAW: dict[type, Any] = {
-    Contour: draw_contour,
-    Surface3D: draw_surface,
-    HeatMap: draw_heat_map,
-    Line: draw_line,
-    Scatter: draw_scatter,
+    specs.Contour: draw_contour,
+    specs.Surface3D: draw_surface,
+    specs.HeatMap: draw_heat_map,
+    specs.Line: draw_line,
+    specs.Scatter: draw_scatter,
 }
 
 
-def _draw_animation(spec: Animation) -> go.Figure:
+def _draw_animation(spec: specs.Animation) -> go.Figure:
     contour = replace(spec.contour, title=spec.title or spec.contour.title)
     figure = go.Figure()
     _draw_into(Canvas(figure), contour)
@@ -139,7 +136,31 @@ def _draw_animation(spec: Animation) -> go.Figure:
     return figure
 
 
-def _grown(path: Path, step: int) -> go.Scatter:
+def _draw_film(spec: specs.Film) -> go.Figure:
+    """Draw the last frame, with all others to be put in its place: their field, and the path so far."""
+    last = spec.frames[-1]
+    figure = go.Figure()
+    _draw_into(Canvas(figure), last)
+    moving = [number for number, trace in enumerate(figure.data) if trace.type in ("contour", "scatter")]
+    # the true values under the pointer would be as many bytes again in every frame
+    figure.update_traces(customdata=None, hoverinfo="skip", hovertemplate=None, selector={"type": "contour"})
+    figure.frames = [
+        go.Frame(name=str(step), traces=moving, data=[_changed(figure.data[k], frame) for k in moving])
+        for step, frame in zip(spec.steps, spec.frames, strict=True)
+    ]
+    _add_controls(figure, spec.steps, redraw=True)
+    return figure
+
+
+def _changed(trace: Any, frame: specs.Contour) -> Any:
+    if trace.type == "contour":
+        return go.Contour(z=np.ascontiguousarray(frame.scale.transform(frame.field.shown).T, dtype=np.float32))
+    path = frame.paths[0]
+    grown: dict[str, Any] = {"x": _single(path.x), "y": _single(path.y)}
+    return go.Scatter(**grown) if trace.mode == "lines" else go.Scatter(**grown, marker={"size": _head(path.x.size)})
+
+
+def _grown(path: specs.Path, step: int) -> go.Scatter:
     count = max(1, int(np.searchsorted(path.steps, step, side="right")))
     return go.Scatter(x=_single(path.x[:count]), y=_single(path.y[:count]), marker={"size": _head(count)})
 
@@ -154,10 +175,10 @@ def _head(count: int) -> Any:
     return np.concatenate([np.zeros(count - 1, dtype=np.uint8), np.array([13], dtype=np.uint8)])
 
 
-def _add_controls(figure: go.Figure, frames: tuple[int, ...]) -> None:
+def _add_controls(figure: go.Figure, frames: tuple[int, ...], *, redraw: bool = False) -> None:
     """Add slider and buttons; the figure starts, and prints, with the whole path."""
-    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}}
-    play = {"mode": "immediate", "fromcurrent": True, "frame": {"duration": 80, "redraw": False}}
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": redraw}, "transition": {"duration": 0}}
+    play = {"mode": "immediate", "fromcurrent": True, "frame": {"duration": 80, "redraw": redraw}}
     quiet = {"bgcolor": "rgba(128,128,128,0.15)", "bordercolor": GRID}
     active = {"active": len(frames) - 1, "activebgcolor": "rgba(128,128,128,0.6)"}
     steps = [{"method": "animate", "label": str(s), "args": [[str(s)], still]} for s in frames]
@@ -172,11 +193,11 @@ def _add_controls(figure: go.Figure, frames: tuple[int, ...]) -> None:
     figure.update_layout(sliders=[slider | active | quiet], updatemenus=[menu | below | quiet], legend=above)
 
 
-def _draw_panels(spec: Panels) -> go.Figure:
+def _draw_panels(spec: specs.Panels) -> go.Figure:
     rows, columns = spec.shape
     cells: list[list[dict[str, str] | None]] = [[None] * columns for _ in range(rows)]
     for number, panel in enumerate(spec.panels):
-        cells[number // columns][number % columns] = {"type": "scene" if isinstance(panel, Surface3D) else "xy"}
+        cells[number // columns][number % columns] = {"type": "scene" if isinstance(panel, specs.Surface3D) else "xy"}
     figure = make_subplots(
         rows=rows,
         cols=columns,
@@ -186,7 +207,7 @@ def _draw_panels(spec: Panels) -> go.Figure:
         vertical_spacing=0.24 / rows,
     )
     for number, panel in enumerate(spec.panels):
-        index = spec.scales.index(panel.scale) if isinstance(panel, OfField) else 0
+        index = spec.scales.index(panel.scale) if isinstance(panel, specs.OfField) else 0
         place = {"row": number // columns + 1, "col": number % columns + 1}
         _draw_into(Canvas(figure, place, f"coloraxis{index + 1 if index else ''}"), panel)
     for index in range(1, len(spec.scales)):  # each further scale puts its bar beside the one before
@@ -195,11 +216,16 @@ def _draw_panels(spec: Panels) -> go.Figure:
     return figure
 
 
-def _axis(axis: Axis) -> dict[str, Any]:
+def _axis(axis: specs.Axis) -> dict[str, Any]:
     settings: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "ticks": "outside", "automargin": True}
     settings["title_text"] = escape(axis.text)
     if axis.log:
         settings |= {"type": "log", "exponentformat": "power"}
+    if axis.categories:
+        settings |= {
+            "tickvals": list(range(1, len(axis.categories) + 1)),
+            "ticktext": list(map(escape, axis.categories)),
+        }
     if axis.limits is not None:
         settings["range"] = list(np.log10(axis.limits)) if axis.log else list(axis.limits)
     return settings

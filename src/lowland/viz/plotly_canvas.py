@@ -28,7 +28,7 @@ class Canvas:
 
     def points(self, x: Any, y: Any, marker: dict[str, Any], **options: Any) -> None:
         """Add markers."""
-        self.add(go.Scatter(x=x, y=y, mode="markers", marker=marker, **options))
+        self.add(go.Scatter(x=x, y=y, marker=marker, **{"mode": "markers", **options}))
 
     def axes(self, *, x: dict[str, Any] | None = None, y: dict[str, Any] | None = None) -> None:
         """Set what is wanted of the axes."""

@@ -17,7 +17,7 @@ from lowland.viz.spec import Axis, Contour, Curve, Line, Scatter
 def draw_line(canvas: Canvas, spec: Line) -> None:
     """Draw curves with their bands, marked points and rug."""
     finite = np.concatenate([c.y[np.isfinite(c.y)] for c in spec.curves] or [np.zeros(0)])
-    top = float(finite.max()) if finite.size else 1.0
+    top, starred = float(finite.max()) if finite.size else 1.0, False
     for curve, look in spec.styled:
         group = {"legendgroup": escape(curve.name)}
         _draw_band(canvas, curve, look.color, group)
@@ -28,6 +28,12 @@ def draw_line(canvas: Canvas, spec: Line) -> None:
         for x, mark, label in curve.gaps:
             marker = {"symbol": mark.plotly_symbol, "color": mark.color, "size": 8}
             canvas.points(x, np.full(x.size, top), marker, name=escape(label), **group)
+        if curve.stars:
+            marker = {"symbol": "star", "color": look.color, "size": 13, "line": {"width": 1, "color": "white"}}
+            text = f"{escape(curve.name)}: {escape(spec.star)} %{{x:.4g}}<br>%{{y:.4g}}<extra></extra>"
+            x, y = curve.starred
+            canvas.points(x, y, marker, name=escape(spec.star), hovertemplate=text, showlegend=not starred, **group)
+            starred = True
     if spec.rug:
         floor = float(finite[finite > 0].min()) if spec.y_axis.log and (finite > 0).any() else 0.0
         marker = {"symbol": "line-ns-open", "size": 12, "color": style.REFERENCE_COLOR}
@@ -63,18 +69,19 @@ def _decades(axis: Axis, values: list[FloatArray]) -> dict[str, Any]:
 
 
 def draw_paths(canvas: Canvas, spec: Contour) -> None:
-    """Draw training paths, the last point large."""
+    """Draw paths, what they lead to large."""
     for number, path in enumerate(spec.paths):
         look = style.curve_style(number)
         data = path.steps[:, None].astype(np.float64)
-        template = "step %{customdata[0]}"
+        template = f"{path.counted} %{{customdata[0]}}"
         if path.distance is not None:
             data = np.column_stack([data, path.distance])
             template += "<br>distance from the plane %{customdata[1]:.3g}"
         casing = {"color": "white", "width": 5}  # tells a path from any color below it
         canvas.add(go.Scatter(x=path.x, y=path.y, mode="lines", line=casing, showlegend=False, hoverinfo="skip"))
         line = {"color": look.color, "width": 2, "dash": look.plotly_dash}
-        sizes = [5] * (path.x.size - 1) + [11]
+        sizes = np.full(path.x.size, 5)
+        sizes[list(path.stars)] = 11
         marker = {"size": sizes, "symbol": look.plotly_marker, "line": {"width": 1, "color": "white"}}
         hover = {"customdata": data, "hovertemplate": template + "<extra></extra>"}
         some = {"mode": "lines+markers", "line": line, "marker": marker, "showlegend": len(spec.paths) > 1}

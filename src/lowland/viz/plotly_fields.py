@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from lowland.viz import style
-from lowland.viz.field import Field, FloatArray
+from lowland.viz.field import Field, FloatArray, Mark
 from lowland.viz.plotly_canvas import Canvas, escape
 from lowland.viz.plotly_curves import draw_paths
 from lowland.viz.spec import Contour, HeatMap, OfField, Scale, Surface3D
@@ -63,7 +64,7 @@ def draw_contour(canvas: Canvas, spec: Contour) -> None:
     options = {"contours": contours, "line": line, "connectgaps": False, "showlegend": False}
     canvas.add(go.Contour(**shown, **options, name=escape(spec.title)))
     canvas.color_axis(_color_axis(scale))
-    _mark_points(canvas, field, spec.points)
+    _mark_points(canvas, spec.marks)
     draw_paths(canvas, spec)
     if spec.cross:
         cross = {"symbol": "cross-thin", "size": 10, "line": {"width": 2, "color": "white"}}
@@ -77,12 +78,16 @@ def _equal_axes(canvas: Canvas, field: Field) -> None:
         canvas.axes(x=beside, y={"scaleanchor": canvas.anchor, "constrain": "domain"})
 
 
-def _mark_points(canvas: Canvas, field: Field, points: bool | None) -> None:
-    for mark in field.marks(points):
+def _mark_points(canvas: Canvas, marks: Sequence[Mark]) -> None:
+    for mark in marks:
         look = mark.look
         marker = {"symbol": look.plotly_symbol, "color": look.color, "size": 1.8 * look.size}
         hover = f"x %{{x:.3g}}, y %{{y:.3g}}<br>{look.label}<extra></extra>"
-        canvas.points(mark.x, mark.y, marker, name=mark.label, hovertemplate=hover)
+        texts: dict[str, Any] = {}
+        if mark.texts:
+            font = {"color": look.color}
+            texts = {"mode": "markers+text", "text": mark.texts, "textposition": "top right", "textfont": font}
+        canvas.points(mark.x, mark.y, marker, name=mark.label, hovertemplate=hover, **texts)
 
 
 def draw_surface(canvas: Canvas, spec: Surface3D) -> None:
@@ -128,5 +133,5 @@ def draw_heat_map(canvas: Canvas, spec: HeatMap) -> None:
     values = field.shown if spec.categories else spec.scale.transform(field.shown)
     canvas.add(go.Heatmap(**_shown(spec, canvas, values)))
     canvas.color_axis(bar)
-    _mark_points(canvas, field, None)
+    _mark_points(canvas, field.marks())
     _equal_axes(canvas, field)

@@ -3,49 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
-from lowland.core.errors import InputError
-from lowland.viz.field import Field
+from lowland.core.errors import InputError, require
+from lowland.viz.field import FloatArray
 from lowland.viz.spec import Scale
-from lowland.viz.style import COLOR_MAPS
 
 _LEAST_LEVELS = 9  # fewer leave the floor of a basin blank, more than twice as many merge in print
 _LOG_FROM = 1.5  # below this ratio a logarithm changes nothing but the roundness of the labels
 
 
 def scale_of(
-    fields: Sequence[Field],
-    *,
+    values: FloatArray,
     label: str,
-    log: bool | None = None,
-    limits: tuple[float | None, float | None] = (None, None),
-    levels: Iterable[float] | int | None = None,
-    color_map: str = "viridis",
+    log: bool | None,
+    limits: tuple[float | None, float | None],
+    levels: Iterable[float] | int | None,
+    color_map: str,
 ) -> Scale:
-    """Make one scale over all finite values of several fields."""
-    if color_map not in COLOR_MAPS:
-        raise InputError("color_map", f"must be one of {', '.join(COLOR_MAPS)}", color_map)
-    values = np.concatenate([field.values[field.known] for field in fields]) if fields else np.zeros(0)
-    if values.size == 0:
-        raise InputError("surface", "has no finished point with a finite value, so there is nothing to draw")
+    """Make one scale over finite values."""
+    require(values.size != 0, "surface", "has no finished point with a finite value, so there is nothing to draw")
     low = float(values.min()) if limits[0] is None else float(limits[0])
     high = float(values.max()) if limits[1] is None else float(limits[1])
     if log is None:
         log = low > 0 and high >= _LOG_FROM * low
     elif log and low <= 0:
         raise InputError("log", "needs positive values only", low, "use log=False, or limits that start above 0")
-    if high < low or (high == low and limits != (None, None)):
-        raise InputError("limits", "must ascend", (low, high))
+    require(high >= low and (high != low or limits == (None, None)), "limits", "must ascend", (low, high))
     if high == low:  # a constant field: any width will do, as long as it has one
         half = 0.05 * abs(low) or 0.05
         low, high = low - half, high + half
     if isinstance(levels, int) or levels is None:
         wanted = _LEAST_LEVELS if levels is None else levels
-        if wanted < 1:
-            raise InputError("levels", "must be at least 1", wanted)
+        require(wanted >= 1, "levels", "must be at least 1", wanted)
         chosen = log_levels(low, high, wanted) if log else linear_levels(low, high, wanted)
     else:
         chosen = _checked(tuple(float(level) for level in levels), log)
@@ -89,8 +81,7 @@ def nice_ticks(low: float, high: float, log: bool) -> tuple[float, ...]:
 def _checked(levels: tuple[float, ...], log: bool) -> tuple[float, ...]:
     if not levels or not all(math.isfinite(level) for level in levels):
         raise InputError("levels", "must be finite and at least one", levels)
-    if log and min(levels) <= 0:
-        raise InputError("levels", "must be positive on a logarithmic scale", levels)
+    require(not log or min(levels) > 0, "levels", "must be positive on a logarithmic scale", levels)
     places = np.log10(levels) if log else np.asarray(levels)
     steps = np.diff(places)
     even = steps.size == 0 or (steps.min() > 0 and np.allclose(steps, steps.mean(), rtol=1e-6, atol=0))

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.viz import style
 from lowland.viz.field import Field, FloatArray, Mark
 
@@ -27,6 +27,7 @@ class Axis:
     unit: str = ""  # Its unit; "" for none
     log: bool = False  # Logarithmic; all values must be positive
     limits: tuple[float, float] | None = None  # First and last value shown; None leaves it to the data
+    categories: tuple[str, ...] = ()  # What stands at 1, 2, ... instead of numbers; () for numbers
 
     @property
     def text(self) -> str:
@@ -75,6 +76,8 @@ class Path:
     steps: NDArray[np.int64]  # Optimizer step of each snapshot, shape [snapshots]
     # Distance of each snapshot from the plane, shape [snapshots]; None where unknown.
     distance: FloatArray | None = None
+    counted: str = "step"  # What steps count
+    stars: tuple[int, ...] = (-1,)  # Which points are marked: the end of training, or the networks that a curve joins
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,12 @@ class Contour(OfField):
     filled: bool = True
     paths: tuple[Path, ...] = ()
     points: bool | None = None
+    basins: tuple[Mark, ...] = ()  # Minima and saddles
+
+    @property
+    def marks(self) -> list[Mark]:
+        """Everything that is marked on it but paths."""
+        return [*self.field.marks(self.points), *self.basins]
 
     @property
     def cross(self) -> bool:
@@ -141,6 +150,14 @@ class Curve:
     reference: bool = False  # A null or reference, drawn thin, gray and dashed
     # Points that carry no finite number, kind (`MARK_KINDS`) -> their x, each of shape [count].
     marks: dict[str, FloatArray] = field(default_factory=dict)
+    stars: tuple[float, ...] = ()  # Where on x a star stands on the curve, such as at the chosen epoch
+
+    @property
+    def starred(self) -> tuple[FloatArray, FloatArray]:
+        """Places of the stars, on the finite part of the curve."""
+        known = np.isfinite(self.y)
+        x = np.array(self.stars if known.any() else ())
+        return x, np.interp(x, self.x[known], self.y[known]) if x.size else x
 
     @property
     def entry(self) -> str:
@@ -165,6 +182,7 @@ class Line:
     caption: str = ""
     rug: tuple[float, ...] = ()
     equal: bool = False
+    star: str = ""  # What the stars on the curves mark
 
     @property
     def styled(self) -> Iterator[tuple[Curve, style.CurveStyle]]:
@@ -213,6 +231,20 @@ class Animation:
     caption: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Film:
+    """A landscape that changes along training, frame by frame, each with the path so far."""
+
+    frames: tuple[Contour, ...]  # On one scale
+    steps: tuple[int, ...]  # Optimizer step of each frame, ascending
+    title: str = ""
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that there is something to show."""
+        require(self.frames, "frames", "must hold at least one frame")
+
+
 Single: TypeAlias = Line | Contour | Surface3D | HeatMap | Scatter
 
 
@@ -227,8 +259,7 @@ class Panels:
 
     def __post_init__(self) -> None:
         """Check that there is something to draw."""
-        if not self.panels:
-            raise InputError("panels", "must hold at least one figure")
+        require(self.panels, "panels", "must hold at least one figure")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -242,4 +273,4 @@ class Panels:
         return list(dict.fromkeys(panel.scale for panel in colored))
 
 
-Figure: TypeAlias = Single | Panels | Animation
+Figure: TypeAlias = Single | Panels | Animation | Film

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 
 COLOR_MAPS: dict[str, str] = {
     "viridis": "Viridis",
@@ -24,12 +24,28 @@ FONT = "DejaVu Sans"  # ships with matplotlib, so a figure looks the same on eve
 FONT_SIZE = 8.0  # points; the size of captions in two-column papers
 REFERENCE_COLOR = "#7f7f7f"
 
+_WIDTHS = {
+    "icml": (3.25, 6.75),
+    "neurips": (2.7, 5.5),  # one column of text: half of its width, and all of it
+    "iclr": (2.7, 5.5),
+    "jmlr": (2.95, 6.0),
+    "cvpr": (3.25, 6.875),
+    "acl": (3.03, 6.3),
+    "ieee": (3.5, 7.16),
+    "acm": (3.33, 7.0),
+    "nature": (3.5, 7.2),  # 89 and 183 mm
+    "elsevier": (3.54, 7.48),  # 90 and 190 mm
+}
+"""Widths in inches of one column and of two, from the templates of venues."""
+
 SIZES: dict[str, tuple[float, float]] = {
     "column": (3.4, 2.9),
     "text": (6.9, 4.2),
     "slide": (10.0, 5.6),
+    **{f"{venue}-column": (one, round(0.85 * one, 2)) for venue, (one, _) in _WIDTHS.items()},
+    **{f"{venue}-text": (two, round(0.6 * two, 2)) for venue, (_, two) in _WIDTHS.items()},
 }
-"""Named figure sizes in inches: one column, the text width of a two-column paper, a 16:9 slide."""
+"""Named figure sizes in inches: one column, the text width of a two-column paper, a 16:9 slide; those of venues."""
 
 CATEGORY_COLORS = ("#D55E00", "#BBBBBB", "#0072B2")
 """Vermilion, gray, blue for three-valued maps: tell apart under every color deficiency and in gray print."""
@@ -77,6 +93,9 @@ MARKS: dict[str, MarkStyle] = {
     "-inf": MarkStyle("−infinite", "#56B4E9", "v", "triangle-down", 4.5),
     "measured": MarkStyle("measured", "#202020", ".", "circle", 2.0),
     "interpolated": MarkStyle("interpolated", "#f5f5f5", ".", "circle", 1.2),
+    "minimum": MarkStyle("basin", "#D55E00", "o", "circle", 4.0),
+    "edge minimum": MarkStyle("basin, lowest on the edge", "#D55E00", "s", "square", 4.0),
+    "saddle": MarkStyle("saddle", "#CC79A7", "X", "x", 5.0),
 }
 
 
@@ -93,10 +112,8 @@ def curve_style(index: int) -> CurveStyle:
 def figure_size(size: str | tuple[float, float]) -> tuple[float, float]:
     """Return a size in inches."""
     if isinstance(size, str):
-        if size not in SIZES:
-            raise InputError("size", f"must be one of {', '.join(SIZES)} or (width, height) in inches", size)
+        require(size in SIZES, "size", f"must be one of {', '.join(SIZES)} or (width, height) in inches", size)
         return SIZES[size]
     width, height = float(size[0]), float(size[1])
-    if not (0 < width < 200 and 0 < height < 200):
-        raise InputError("size", "must be between 0 and 200 inches", size)
+    require(0 < width < 200 and 0 < height < 200, "size", "must be between 0 and 200 inches", size)
     return width, height

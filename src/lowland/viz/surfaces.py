@@ -2,50 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import numpy as np
 
-from lowland.core.errors import InputError
-from lowland.core.schema import check
+from lowland.core.errors import require
+from lowland.core.schema import check, check_dataset
+from lowland.results.choosing import Choice, check_metric, select
+from lowland.results.merge_trees import MergeTree, merge_tree
+from lowland.results.recipes import planes_of
 from lowland.viz.caption import caption_of
-from lowland.viz.field import Field, FloatArray
+from lowland.viz.field import Field, FloatArray, Mark
 from lowland.viz.scale import scale_of
-from lowland.viz.spec import Axis, Contour, HeatMap, Path, Scale, Surface3D
+from lowland.viz.spec import Axis, Contour, HeatMap, OfField, Path, Scale, Surface3D
+from lowland.viz.style import COLOR_MAPS
 
 if TYPE_CHECKING:
     import xarray as xr
 
-Choice: TypeAlias = str | int | None
+FigureT = TypeVar("FigureT", bound=OfField)
 
 CONVEXITY = ("negative beyond its residual", "undecided", "none found")
 """The three values of a convexity map, in the order of their codes (a Krylov run promises no more)."""
 
 
-def select(surface: xr.Dataset, *, split: Choice = None, direction: Choice = None) -> tuple[xr.Dataset, str]:
-    """Take one split and one direction of a surface."""
-    notes = []
-    for name, choice in (("split", split), ("direction", direction)):
-        if name not in surface.dims:
-            if choice is not None:
-                raise InputError(name, "cannot be chosen, this surface has only one", choice)
-            continue
-        labels = [str(label) for label in surface[name].values]
-        position = 0 if choice is None else choice if isinstance(choice, int) else _position(name, choice, labels)
-        if not -len(labels) <= position < len(labels):
-            raise InputError(name, f"must be one of {labels} or a position below {len(labels)}", choice)
-        surface = surface.isel({name: position})
-        notes.append(f"{name} {labels[position]} of {len(labels)}" if len(labels) > 1 else "")
-    return surface, ", ".join(note for note in notes if note)
-
-
 def field_of(surface: xr.Dataset, metric: str = "loss", *, split: Choice = None, direction: Choice = None) -> Field:
     """Take one metric of a two-dimensional surface as a `Field`."""
     check(surface, "surface")
-    if "y" not in surface.dims:
-        raise InputError("surface", "must have two axes; this one is a line", advice="draw it with viz.line")
+    require("y" in surface.dims, "surface", "must have two axes; this one is a line", advice="draw it with viz.line")
     check_metric(surface, metric)
     one, _ = select(surface, split=split, direction=direction)
     one = one.sortby(["x", "y"])
@@ -81,10 +68,12 @@ def shared_scale(
     Returns:
         The scale, to be handed to every figure as ``scale=``.
     """
-    listed = list(surfaces)
+    listed = list(surfaces) if isinstance(surfaces, Iterable) else [surfaces]
+    require(color_map in COLOR_MAPS, "color_map", f"must be one of {', '.join(COLOR_MAPS)}", color_map)
     fields = [field_of(surface, metric, split=split, direction=direction) for surface in listed]
+    values = np.concatenate([field.values[field.known] for field in fields]) if fields else np.zeros(0)
     label = metric_axis(listed[0], metric).text if listed else metric
-    return scale_of(fields, label=label, log=log, limits=limits, levels=levels, color_map=color_map)
+    return scale_of(values, label, log, limits, levels, color_map)
 
 
 class View(TypedDict, total=False):
@@ -97,27 +86,65 @@ class View(TypedDict, total=False):
     caption: str | None  # Small print; None writes it from the result
 
 
-def build_contour(
+def _build(
+    kind: Callable[..., FigureT],
     surface: xr.Dataset,
     metric: str = "loss",
     *,
-    filled: bool = True,
-    paths: Sequence[Path] = (),
-    points: bool | None = None,
-    **view: Unpack[View],
-) -> Contour:
-    """Make the spec of a contour figure."""
-    return Contour(**_parts(surface, metric, **view), filled=filled, paths=tuple(paths), points=points)
+    scale: Scale | None = None,
+    split: Choice = None,
+    direction: Choice = None,
+    title: str = "",
+    caption: str | None = None,
+    **more: Any,
+) -> FigureT:
+    field = field_of(surface, metric, split=split, direction=direction)
+    one, note = select(surface, split=split, direction=direction)
+    scale = scale or shared_scale([surface], metric, split=split, direction=direction)
+    if kind is Contour and "paths" not in more:
+        more["paths"] = curves_on(surface)
+        away = [f"{path.name} at most {np.max(path.distance):.2g} from the plane" for path in more["paths"]]
+        note = ", ".join([*([note] if note else []), *away])
+    if more.pop("basins", False):
+        more["basins"] = basin_marks(merge_tree(surface, metric=metric, split=split, direction=direction))
+    caption = caption_of(one, note=note) if caption is None else caption
+    return kind(field, scale, *plane_axes(surface), title, caption, **more)
 
 
-def build_surface(surface: xr.Dataset, metric: str = "loss", **view: Unpack[View]) -> Surface3D:
-    """Make the spec of a 3-D surface."""
-    return Surface3D(**_parts(surface, metric, **view))
+def curves_on(surface: xr.Dataset) -> tuple[Path, ...]:
+    """Return the curves between networks that the recipe of a plane holds."""
+    found = next(iter(planes_of(surface)), {}).get("paths", {})
+    paths = []
+    for name, entry in found.items():
+        x, y, distance = (np.asarray(entry[part], dtype=np.float64) for part in ("x", "y", "distance"))
+        share = np.linspace(0, 1, x.size)
+        stars = tuple(int(np.argmin(np.abs(share - end))) for end in entry["ends"])
+        paths.append(Path(name, x, y, np.round(100 * share).astype(np.int64), distance, "way done, %:", stars))
+    return tuple(paths)
 
 
-def build_heat_map(surface: xr.Dataset, metric: str = "loss", **view: Unpack[View]) -> HeatMap:
-    """Make the spec of a heat map, one cell per point."""
-    return HeatMap(**_parts(surface, metric, **view))
+def basin_marks(tree: MergeTree) -> tuple[Mark, ...]:
+    """Return the marks of numbered minima, inside and on the edge, and of saddles."""
+    marks = []
+    for kind, edge in (("minimum", False), ("edge minimum", True)):
+        chosen = [k for k, basin in enumerate(tree.basins) if basin.on_edge is edge]
+        if chosen:
+            x, y = tree.places[chosen].T
+            marks.append(Mark(kind, x, y, tuple(str(k + 1) for k in chosen)))
+    if len(tree.basins) > 1:
+        x, y = tree.saddles[1:].T
+        marks.append(Mark("saddle", x, y))
+    return tuple(marks)
+
+
+build_contour = partial(_build, Contour)
+"""Make the spec of a contour figure; beyond a `View` it takes `filled`, `paths`, `points` and `basins`."""
+
+build_surface = partial(_build, Surface3D)
+"""Make the spec of a 3-D surface."""
+
+build_heat_map = partial(_build, HeatMap)
+"""Make the spec of a heat map, one cell per point."""
 
 
 def build_convexity_map(
@@ -143,17 +170,14 @@ def _cold_checks(surface: xr.Dataset) -> str:
 
 
 def by_name(results: xr.Dataset | Mapping[str, xr.Dataset], name: str) -> dict[str, xr.Dataset]:
-    """Return one result or several as a dictionary."""
-    if hasattr(results, "data_vars"):
-        return {name: cast("xr.Dataset", results)}
-    return dict(results)
-
-
-def check_metric(surface: xr.Dataset, metric: str) -> None:
-    """Refuse a metric that a surface does not have."""
-    known = [str(name) for name in surface.data_vars if name not in ("status", "error")]
-    if metric not in known:
-        raise InputError("metric", f"must be one of {', '.join(known)}", metric)
+    """Return one result or several as a dictionary; an estimate that can write itself as a result does."""
+    one = hasattr(results, "data_vars") or not isinstance(results, Mapping)
+    given: dict[str, Any] = {name: results} if one else dict(cast("Mapping[str, xr.Dataset]", results))
+    own = {label: getattr(result, "dataset", None) for label, result in given.items()}
+    named: dict[str, xr.Dataset] = {n: write() if callable(write := own[n]) else given[n] for n in given}
+    for result in named.values():
+        check_dataset(result)
+    return named
 
 
 def metric_axis(surface: xr.Dataset, metric: str) -> Axis:
@@ -171,39 +195,9 @@ def plane_axes(surface: xr.Dataset) -> tuple[Axis, Axis]:
     return axes[0], axes[1]
 
 
-def _parts(
-    surface: xr.Dataset,
-    metric: str,
-    *,
-    scale: Scale | None = None,
-    split: Choice = None,
-    direction: Choice = None,
-    title: str = "",
-    caption: str | None = None,
-) -> dict[str, Any]:
-    field = field_of(surface, metric, split=split, direction=direction)
-    one, note = select(surface, split=split, direction=direction)
-    label = metric_axis(surface, metric).text
-    x_axis, y_axis = plane_axes(surface)
-    return {
-        "field": field,
-        "scale": scale or scale_of([field], label=label),
-        "x_axis": x_axis,
-        "y_axis": y_axis,
-        "title": title,
-        "caption": caption_of(one, note=note) if caption is None else caption,
-    }
-
-
 def _grid(surface: xr.Dataset, name: str) -> FloatArray:
     return np.asarray(surface[name].transpose("x", "y").values, dtype=np.float64)
 
 
 def _coordinate(surface: xr.Dataset, name: str) -> FloatArray:
     return np.asarray(surface[name].values, dtype=np.float64)
-
-
-def _position(name: str, label: str, labels: list[str]) -> int:
-    if label not in labels:
-        raise InputError(name, f"must be one of {labels}", label)
-    return labels.index(label)

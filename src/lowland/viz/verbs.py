@@ -6,15 +6,25 @@ What the verbs share is described once, at `contour`; what a verb has of its own
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
-from lowland.core.figure_options import FigureOptions
+from lowland.core.settings import FigureOptions
+from lowland.results.choosing import Choice
 from lowland.viz.backends import draw
+from lowland.viz.basins import build_basins
 from lowland.viz.curves import build_cost, build_line, build_slope, build_spectrum
 from lowland.viz.export import build_figure
+from lowland.viz.films import build_film
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.spec import Contour, Scale, ScatterPoint
-from lowland.viz.surfaces import Choice, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
+from lowland.viz.surfaces import (
+    View,
+    build_contour,
+    build_convexity_map,
+    build_heat_map,
+    build_surface,
+    by_name,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -30,13 +40,11 @@ def contour(
     metric: str = "loss",
     *,
     backend: str = "matplotlib",
-    scale: Scale | None = None,
-    split: Choice = None,
-    direction: Choice = None,
     filled: bool = True,
     points: bool | None = None,
-    title: str = "",
+    basins: bool = False,
     size: Size = None,
+    **view: Unpack[View],
 ) -> Any:
     """Draw the contours of a surface.
 
@@ -44,53 +52,38 @@ def contour(
         result: A surface with two axes.
         metric: Variable that is drawn: "loss", "accuracy" or another that was measured.
         backend: "matplotlib", for paper, or "plotly", to zoom and read off.
-        scale: A `shared_scale`; None makes one from this surface.
-        split: Name or position along ``split``; None for the first.
-        direction: Name or position along ``direction``; None for the first.
         filled: Fill between the lines.
         points: Mark measured and interpolated points; None where both occur.
-        title: Stands above the figure, as plain text.
-        size: "column", "text", "slide", or width and height in inches.
+        basins: Mark the basins that errors could not have made, numbered as in `merge_tree`, and their saddles.
+        size: "column", "text", "slide", a venue's such as "icml-column", or width and height in inches.
+        **view: ``scale``, a `shared_scale` (None makes one from this surface); ``split`` and ``direction``, name or
+            position (None for the first); ``title``, plain text above the figure; ``caption`` (None writes it).
 
     Returns:
         A matplotlib figure (``.savefig("contour.pdf")``) or a plotly figure.
     """
-    spec = build_contour(
-        result, metric, scale=scale, split=split, direction=direction, filled=filled, points=points, title=title
-    )
-    return draw(spec, backend, size=size)
+    return draw(build_contour(result, metric, filled=filled, points=points, basins=basins, **view), backend, size=size)
+
+
+def merge_tree(
+    result: xr.Dataset, metric: str = "loss", *, backend: str = "matplotlib", size: Size = None, **view: Unpack[View]
+) -> Any:
+    """Draw the basins of a surface and their saddles on its contours, and beside them the merge tree; see `contour`."""
+    return draw(build_basins(result, metric, **view), backend, size=size)
 
 
 def surface(
-    result: xr.Dataset,
-    metric: str = "loss",
-    *,
-    backend: str = "plotly",  # or "matplotlib", or "vtk"
-    scale: Scale | None = None,
-    split: Choice = None,
-    direction: Choice = None,
-    title: str = "",
-    size: Size = None,
+    result: xr.Dataset, metric: str = "loss", *, backend: str = "plotly", size: Size = None, **view: Unpack[View]
 ) -> Any:
     """Draw a surface in three dimensions, in plotly to turn; "vtk" is a backend too; options as in `contour`."""
-    spec = build_surface(result, metric, scale=scale, split=split, direction=direction, title=title)
-    return draw(spec, backend, size=size)
+    return draw(build_surface(result, metric, **view), backend, size=size)
 
 
 def heat_map(
-    result: xr.Dataset,
-    metric: str = "loss",
-    *,
-    backend: str = "matplotlib",
-    scale: Scale | None = None,
-    split: Choice = None,
-    direction: Choice = None,
-    title: str = "",
-    size: Size = None,
+    result: xr.Dataset, metric: str = "loss", *, backend: str = "matplotlib", size: Size = None, **view: Unpack[View]
 ) -> Any:
     """Draw a surface as one colored cell per point, without interpolation; options as in `contour`."""
-    spec = build_heat_map(result, metric, scale=scale, split=split, direction=direction, title=title)
-    return draw(spec, backend, size=size)
+    return draw(build_heat_map(result, metric, **view), backend, size=size)
 
 
 def path(
@@ -121,6 +114,19 @@ def animate(
     contour_spec = build_path(by_name(trajectories, "path"), result, metric, scale=scale, title=title)
     assert isinstance(contour_spec, Contour)
     return draw(build_animation(contour_spec, frames=frames), "plotly", size=size)
+
+
+def film(
+    result: xr.Dataset,  # of `landscape.film`
+    metric: str = "loss",
+    *,
+    split: Choice = None,
+    scale: Scale | None = None,
+    title: str = "",
+    size: Size = None,
+) -> Any:
+    """Show the landscape along training with a slider, in plotly; `export` writes .gif and .mp4; see `contour`."""
+    return draw(build_film(result, metric, split=split, scale=scale, title=title), "plotly", size=size)
 
 
 def line(
@@ -171,7 +177,7 @@ def compare(
 ) -> Any:
     """Draw surfaces side by side on one scale; plotly's in three dimensions turn together once saved."""
     options = FigureOptions(metric=metric, columns=columns, title=title)
-    return draw(build_figure(results, kind, options=options), backend, size=size)
+    return draw(build_figure(by_name(results, ""), kind, options=options), backend, size=size)
 
 
 def slope(result: xr.Dataset, *, backend: str = "matplotlib", title: str = "", size: Size = None) -> Any:

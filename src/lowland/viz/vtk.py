@@ -24,7 +24,6 @@ from lowland.viz.spec import Contour, Figure, OfField
 _HEIGHT = 0.6  # of the wider side of the plane
 _HIDDEN_POINT = 2  # bit of vtkGhostType
 _TYPES = {"f8": "Float64", "i8": "Int64", "u1": "UInt8"}
-_STRUCTURED, _POLYGONS = ".vts", ".vtp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +59,8 @@ def draw(spec: Figure, *, size: str | tuple[float, float] | None = None) -> VtkF
 
 def save(figure: VtkFigure, path: str | FilePath) -> None:
     """Write a scene."""
-    suffix = FilePath(path).suffix.lower()
-    if suffix not in (_STRUCTURED, _POLYGONS):
-        raise InputError("path", "must end in .vts or .vtp for vtk", str(path))
-    FilePath(path).write_text(_structured(figure) if suffix == _STRUCTURED else _polygons(figure), encoding="utf-8")
+    structured = FilePath(path).suffix.lower() == ".vts"
+    FilePath(path).write_text(_structured(figure) if structured else _polygons(figure), encoding="utf-8")
 
 
 def _on_surface(x: FloatArray, y: FloatArray, heights: FloatArray, px: FloatArray, py: FloatArray) -> FloatArray:

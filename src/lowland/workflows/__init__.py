@@ -6,12 +6,19 @@ What needs torch is imported when it is first touched (PEP 562), so that a spec 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from lowland.core.settings import RiskSpec
+from lowland.workflows.connecting import connect
 from lowland.workflows.figures import figure
+from lowland.workflows.filming import film
 from lowland.workflows.fitting import fit
+from lowland.workflows.inspecting import inspect
+from lowland.workflows.measured import open_run
+from lowland.workflows.merging import merge
 from lowland.workflows.parse import parse, to_yaml
 from lowland.workflows.recipe import Recipe, read_recipe, recipe_names
+from lowland.workflows.robustness import robustness
 from lowland.workflows.specs import (
     DataSpec,
     DemoSpec,
@@ -19,12 +26,13 @@ from lowland.workflows.specs import (
     LossSpec,
     ModelSpec,
     OptimizerSpec,
-    RiskSpec,
     ScheduleSpec,
     SubjectSpec,
+    SurveyOptions,
 )
 from lowland.workflows.study import Changes, RecommendSpec, SearchSpec, StudySpec, SurveySpec
 from lowland.workflows.surveys import curvature, line, surface, trajectory
+from lowland.workflows.topology import topology
 
 if TYPE_CHECKING:
     from lowland.workflows.build import build_criterion as build_criterion
@@ -33,22 +41,21 @@ if TYPE_CHECKING:
     from lowland.workflows.build import build_model as build_model
     from lowland.workflows.build import build_optimizer as build_optimizer
     from lowland.workflows.build import build_schedule as build_schedule
-    from lowland.workflows.sources import open_run as open_run
-
-_WITH_TORCH: Final = {
-    **{f"build_{part}": "build" for part in ("criterion", "data", "loss", "model", "optimizer", "schedule")},
-    "open_run": "sources",
-}
-"""Name -> the module that has it."""
 
 __all__ = [
     # commands
     "fit",
     "surface",
     "line",
+    "connect",
     "trajectory",
+    "film",
     "curvature",
+    "robustness",
     "figure",
+    "inspect",
+    "topology",
+    "merge",
     # specs
     "parse",
     "to_yaml",
@@ -66,6 +73,7 @@ __all__ = [
     "StudySpec",
     "SearchSpec",
     "SurveySpec",
+    "SurveyOptions",
     "RecommendSpec",
     "DemoSpec",
     "Changes",
@@ -81,6 +89,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _WITH_TORCH:
-        return getattr(importlib.import_module(f"lowland.workflows.{_WITH_TORCH[name]}"), name)
+    if name in __all__ and name.startswith("build_"):
+        return getattr(importlib.import_module("lowland.workflows.build"), name)
     raise AttributeError(f"module 'lowland.workflows' has no attribute {name!r}")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
 
-from lowland import curvature, data, landscape, losses, models, optim
+from lowland import data, landscape, losses, models, optim
 from lowland.core.contexts import evaluation_mode, forked_rng
-from lowland.core.errors import InputError, LowlandError
-from lowland.core.names import find, import_path, unknown
+from lowland.core.errors import InputError, LowlandError, refused
+from lowland.core.names import CRITERIA, METRICS, PROBES, find, import_path, torch_optimizers
 from lowland.core.types import Metric
 from lowland.training import Schedule
 from lowland.workflows.specs import DataSpec, LossSpec, ModelSpec, OptimizerSpec, ScheduleSpec
@@ -38,13 +38,8 @@ def build_augment(
         advice = "compare pairs that come again by loss.options.mixed: match, or take mixup and cutmix out"
         raise InputError("augment", "must leave samples unmixed for SAF, or it would do nothing", parts, advice)
     few = train.take(torch.arange(min(8, len(train))))
-    try:
-        with forked_rng():
-            next(iter(few.batches(8, augment=augment)))
-    except LowlandError:
-        raise
-    except Exception as error:
-        raise InputError("augment", f"must fit the data {splits.name!r} ({error})", parts) from error
+    with refused(Exception, "augment", f"must fit the data {splits.name!r}", parts), forked_rng():
+        next(iter(few.batches(8, augment=augment)))
     return augment
 
 
@@ -83,61 +78,23 @@ def check_model(model: nn.Module, splits: data.DataSplits, criterion: Any) -> No
 def build_optimizer(spec: OptimizerSpec, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer of a model's trainable parameters, with the spec's method around it."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    _check_fit(spec.name.lower())
     kind = find("optimizer.name", spec.name if ":" in spec.name else spec.name.lower(), torch_optimizers())
     given: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     if kind is torch.optim.SGD:
         given |= {"momentum": spec.momentum, "nesterov": spec.nesterov}
     given = {name: value for name, value in given.items() if name in inspect.signature(kind).parameters}
-    options = {**given, **{name: _numbers(value) for name, value in spec.arguments.items()}}
+    options = given | spec.arguments
+    options = {n: tuple(v) if isinstance(v, list) else v for n, v in options.items()}  # YAML has no tuples: betas
     base = _call("optimizer.arguments", kind, parameters, options=options)
     if not isinstance(base, torch.optim.Optimizer):
         raise InputError("optimizer.name", "must make a torch.optim.Optimizer", type(base).__name__)
     if spec.method == "none":
-        _no_options("optimizer.options", spec.options)
         return base
-    method = _method("optimizer.method", spec.method, optim.METHODS)
-    wrapped: torch.optim.Optimizer = _call("optimizer.options", method, base, options=spec.options)
+    method, options = find("optimizer.method", spec.method, optim.METHODS), dict(spec.options)
+    if options.get("only") == "norms":  # a file cannot hold parameters
+        options["only"] = optim.norm_parameters(model)
+    wrapped: torch.optim.Optimizer = _call("optimizer.options", method, base, options=options)
     return wrapped
-
-
-_UNFIT: Final = {"lbfgs": "asks for a closure in every step", "sparseadam": "takes sparse gradients alone"}
-"""Optimizers of torch that the loop cannot drive, and why."""
-
-
-def _check_fit(name: str) -> None:
-    if name in _UNFIT:
-        raise InputError("optimizer.name", f"must fit the training loop, and this one {_UNFIT[name]}", name)
-
-
-def torch_optimizers() -> dict[str, type[torch.optim.Optimizer]]:
-    """Return every optimizer of this torch by its name in lower case."""
-    kinds = {name.lower(): kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
-    return {
-        name: kind
-        for name, kind in kinds.items()
-        if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer and name not in _UNFIT
-    }
-
-
-def _numbers(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value  # YAML has no tuples, which betas are
-
-
-def _method(argument: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known and ":" not in name:
-        raise unknown(argument, name, ["none", *known])
-    return find(argument, name, known)
-
-
-PROBES: Final[dict[str, Callable[[], landscape.Probe]]] = {
-    "gradient": landscape.GradientNorm,
-    "convexity": curvature.Convexity,
-}
-"""Name -> what can be measured at a point of a surface beyond loss and metrics."""
-
-METRICS: Final[dict[str, Metric | None]] = {"accuracy": None}
-"""Name -> what can be measured beside the loss; accuracy is there by itself where the data have classes."""
 
 
 def build_probes(names: Sequence[str]) -> tuple[landscape.Probe, ...]:
@@ -151,22 +108,16 @@ def build_probes(names: Sequence[str]) -> tuple[landscape.Probe, ...]:
 
 def build_metrics(names: Sequence[str]) -> dict[str, Metric]:
     """Find metrics by name; one of the user's goes by the name of its function."""
-    found = {name.rpartition(":")[2]: find("risk.metrics", name, METRICS) for name in names}
-    return {name: metric for name, metric in found.items() if metric is not None}
+    own = [name for name in names if name not in METRICS]
+    return {name.rpartition(":")[2]: import_path("risk.metrics", name) for name in own}
 
 
 def build_criterion(spec: LossSpec) -> Any:
     """Build the plain loss of a spec, without the method around it."""
     if spec.name == "cross_entropy":
-        if not 0 <= spec.label_smoothing < 1:
-            raise InputError("loss.label_smoothing", "must be in [0, 1)", spec.label_smoothing)
         return nn.CrossEntropyLoss(label_smoothing=spec.label_smoothing)
-    if spec.name == "mse":
-        return nn.MSELoss()
-    if ":" in spec.name:
-        criterion = import_path("loss.name", spec.name)
-        return criterion() if inspect.isclass(criterion) else criterion
-    raise unknown("loss.name", spec.name, ["cross_entropy", "mse"])
+    criterion = find("loss.name", spec.name, CRITERIA)
+    return criterion() if inspect.isclass(criterion) else criterion
 
 
 def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any:
@@ -175,9 +126,8 @@ def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any
     # the mean loss of the training part at the initial weights
     criterion = build_criterion(spec)
     if spec.method == "none":
-        _no_options("loss.options", spec.options)
         return criterion
-    method = _method("loss.method", spec.method, losses.METHODS)
+    method = find("loss.method", spec.method, losses.METHODS)
     options = dict(spec.options)
     if "reshaper" in options:
         options["reshaper"] = _reshaper(options["reshaper"])
@@ -194,10 +144,8 @@ def build_loss(spec: LossSpec, model: nn.Module, splits: data.DataSplits) -> Any
 def _reshaper(given: Any) -> Any:
     """Return the reshaper of ``{name: sech, a: 2.5, ...}``."""
     name = given.get("name") if isinstance(given, dict) else given
-    if name not in losses.RESHAPERS:
-        raise unknown("loss.options.reshaper", name, losses.RESHAPERS)
     options = {key: value for key, value in given.items() if key != "name"} if isinstance(given, dict) else {}
-    return _call("loss.options.reshaper", losses.RESHAPERS[name], options=options)
+    return _call("loss.options.reshaper", losses.RESHAPERS[str(name)], options=options)
 
 
 def build_schedule(spec: ScheduleSpec) -> Schedule:
@@ -205,11 +153,6 @@ def build_schedule(spec: ScheduleSpec) -> Schedule:
     return Schedule(
         spec.kind, warmup=spec.warmup, milestones=tuple(spec.milestones), factor=spec.factor, floor=spec.floor
     )
-
-
-def _no_options(argument: str, options: dict[str, Any]) -> None:
-    if options:
-        raise InputError(argument, 'must be empty while the method is "none"', options)
 
 
 def _call(argument: str, kind: Callable[..., Any], *first: Any, options: dict[str, Any]) -> Any:

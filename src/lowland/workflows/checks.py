@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from lowland.core.errors import InputError
-from lowland.core.names import SPEC, unknown
+from lowland.core.errors import InputError, require
+from lowland.core.names import SPEC
+
+if TYPE_CHECKING:
+    from lowland.results import Run
 
 VERSION: Final = 1
 """Version of all specs."""
-
-ENGINES: Final = {
-    "serial": "serial",
-    "processes:N": r"processes:\d+",
-    "ray": "ray",
-    "ray:N": r"ray:\d+",
-    "ray://HOST:PORT": "ray://.*",
-}
-"""Form of an engine's name as documented -> its pattern; those of `lowland.engine.ENGINES`."""
-
-
-def check_positive(**values: float | None) -> None:
-    """Check that numbers are positive; None passes."""
-    for name, value in values.items():
-        if value is not None and not value > 0:
-            raise InputError(name, "must be positive", value)
 
 
 def check_version(version: Any) -> None:
@@ -37,21 +24,46 @@ def check_version(version: Any) -> None:
 
 def check_name(name: str) -> None:
     """Check that a name is usable as a file's name in a run folder."""
-    if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise InputError("name", "must be a plain file name", name)
+    require(is_file_name(name), "name", "must be a plain file name", name)
 
 
-def check_engine(engine: str) -> None:
-    """Check the name of an engine as `lowland.engine.select` does, without what it imports."""
-    if not any(re.fullmatch(pattern, engine, re.ASCII) for pattern in ENGINES.values()):
-        raise unknown("engine", engine, ENGINES)
+def is_file_name(name: str) -> bool:
+    """Tell whether a name can be that of a file or a folder, and of one that is seen."""
+    return bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
+
+
+PARTS: Final = ("train", "validation", "test")
+"""Names of the parts of a data set."""
+
+
+def check_parts(splits: Sequence[str], parts: Iterable[str] = PARTS) -> None:
+    """Check the names of parts of the data."""
+    if not splits or len(set(splits)) < len(splits) or not set(splits) <= set(parts):
+        raise InputError("splits", f"must name parts of the data, each once: {', '.join(parts)}", list(splits))
+
+
+def check_weights(run: Run, weights: str, argument: str = "risk.weights") -> None:
+    """Check that a run has the weights of a name."""
+    if weights.isdigit():
+        steps = () if run.snapshots is None else run.snapshots.steps
+        if int(weights) not in steps:
+            known = f"there are {', '.join(map(str, steps))}" if steps else "the run kept none"
+            raise InputError(argument, "must be the step of a snapshot", int(weights), known)
+    elif weights not in ("best", "last", "initial"):
+        raise InputError(argument, "must be best, last, initial or the step of a snapshot", weights)
+    elif weights != "initial" and not run.checkpoints_path.is_dir():
+        raise InputError("run", "must hold a checkpoint", str(run.folder), "go on with `lowland fit`")
+
+
+def check_only_weights(weights: str) -> None:
+    """Check that no other weights are asked for of a model that has those of its checkpoint alone."""
+    require(weights == "best", "risk.weights", "is for runs", weights, "give the weights by --checkpoint")
 
 
 def check_run(run: str | Path) -> Path:
     """Check that a path is the folder of a run."""
     path = Path(run)
-    if not path.is_dir():
-        raise InputError("run", "must be the folder of a run", str(run), "make one with `lowland fit`")
-    if not (path / SPEC).is_file():
-        raise InputError("run", "must hold the spec.yaml of a run", str(run), "make one with `lowland fit`")
+    require(path.is_dir(), "run", "must be the folder of a run", str(run), "make one with `lowland fit`")
+    advice = "make one with `lowland fit`, or name a model of your own by --model, and this folder by --folder"
+    require((path / SPEC).is_file(), "run", "must hold the spec.yaml of a run", str(run), advice)
     return path

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowland.core.errors import InputError
-from lowland.core.figure_options import FigureOptions
+from lowland.core.errors import InputError, require
+from lowland.core.settings import FigureOptions
 
 
 def figure(
@@ -22,8 +22,9 @@ def figure(
     Args:
         results: Stores of surfaces, lines or curvature; several are drawn on one scale.
         options: How it looks.
-        output: File to write; its ending chooses the format: .pdf, .svg, .png, .html, .vts or .vtp.
-        kind: contour, surface, heat-map, convexity, line, density, path or animation.
+        output: File to write; its ending chooses the format: .pdf, .svg, .png, .html, .vts or .vtp; of what moves
+            .html, .gif or .mp4.
+        kind: contour, surface, heat-map, convexity, line, density, path, animation, film or merge-tree.
         trajectories: Stores of training paths, for path and animation.
 
     Returns:
@@ -58,6 +59,5 @@ def _names(paths: Sequence[str]) -> dict[str, str]:
         names.append(run.folder.name if run.spec_path.is_file() else Path(path).absolute().stem)
     if len(set(names)) < len(names):
         names = [f"{name} {Path(path).stem}" for name, path in zip(names, paths, strict=True)]
-    if len(set(names)) < len(names):
-        raise InputError("results", "must have different names", names)
+    require(len(set(names)) >= len(names), "results", "must have different names", names)
     return dict(zip(names, paths, strict=True))

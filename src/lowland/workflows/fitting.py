@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from lowland.core.errors import InputError
-from lowland.core.names import SPEC
+from lowland.core.errors import InputError, require
+from lowland.core.names import SPEC, check_modules, flattened
+from lowland.workflows.measured import open_run, threads_of_torch
 from lowland.workflows.parse import from_yaml, to_yaml
 from lowland.workflows.specs import FitSpec
 
 if TYPE_CHECKING:
-    from lowland.engine import Event
+    from lowland.core.pace import OnEvent
     from lowland.results import Run
     from lowland.training import Hook
 
@@ -25,7 +25,7 @@ _SAME: Final = (
 """Fields of a spec that are arguments of `lowland.training.fit`."""
 
 
-def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Run:
+def fit(spec: FitSpec, *, on_event: OnEvent | None = None, progress: bool = False) -> Run:
     """Train one network, and write a run folder that every other command reads.
 
     An interrupted run goes on, a finished one is left as it is. A finished one goes on when `epochs` has grown and
@@ -35,6 +35,7 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
     Args:
         spec: The run.
         on_event: Receives the progress.
+        progress: Show a bar, in a terminal or a notebook.
 
     Returns:
         The run.
@@ -46,14 +47,17 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
         >>> from lowland.workflows import DataSpec
         >>> fit(FitSpec(folder="runs/none", data=DataSpec(name="digit")))
         Traceback (most recent call last):
-        lowland.core.errors.InputError: `data` must be a known name (got 'digit'); did you mean 'digits'? Known: ...
+        lowland.core.errors.InputError: `data.name` must be a known name (got 'digit'); did you mean 'digits'? ...
     """
     grown = _check_folder(spec)
+    if grown is None and (Path(spec.folder) / SPEC).is_file():
+        from lowland.results.folders import has_result
+
+        if has_result(Path(spec.folder)):
+            return open_run(spec.folder)
+    check_modules({f"{part}.name": getattr(spec, part).name for part in ("model", "data", "optimizer", "loss")})
     from lowland import training
     from lowland.workflows import build
-    from lowland.workflows.events import Announce
-    from lowland.workflows.measured import threads_of_torch
-    from lowland.workflows.sources import open_run
 
     splits = build.build_data(spec.data)  # everything is built before anything is written: bad input leaves no trace
     augment = build.build_augment(spec.augment, splits, spec.loss)
@@ -71,11 +75,14 @@ def fit(spec: FitSpec, *, on_event: Callable[[Event], None] | None = None) -> Ru
         count: int = len(getattr(splits.train, "dataset", splits.train))
         curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
         hooks.append(curve)
-    hooks.append(Announce(on_event))  # always there, since a run goes on only with the hooks it began with
+    if spec.critical_every_steps is not None:
+        hooks.append(training.CriticalCurve(every_steps=spec.critical_every_steps))
+    hooks.append(training.Hook())  # there since 0.1.0: a run goes on only with as many hooks as it began with
     run = create_run(spec, longer=grown is not None)
     with threads_of_torch(spec.threads):
         same = {name: getattr(spec, name) for name in _SAME}
         made: dict[str, Any] = {"schedule": schedule, "augment": augment, "folder": run.folder, "hooks": hooks}
+        made |= {"on_event": on_event, "progress": progress}
         training.fit(model, optimizer, loss, splits, **same, **made)
     return open_run(run.folder)  # anew: it has its result now
 
@@ -84,7 +91,6 @@ def create_run(spec: FitSpec, *, longer: bool = False) -> Run:
     """Make the folder of a run, or open it if it holds the same run; a shorter one only if it may become longer."""
     from lowland.results.files import write_atomically
     from lowland.results.folders import open_run_folder
-    from lowland.workflows.sources import open_run
 
     file = Path(spec.folder) / SPEC
     there, text = file.is_file(), to_yaml(spec)
@@ -94,8 +100,7 @@ def create_run(spec: FitSpec, *, longer: bool = False) -> Run:
         before = None if file.read_text(encoding="utf-8") == text else _check_folder(spec)
         if before is None:
             return run
-        if not longer:
-            raise InputError("folder", f"holds a run of another spec: epochs is {before} there", spec.folder)
+        require(longer, "folder", f"holds a run of another spec: epochs is {before} there", spec.folder)
         run.result_path.unlink(missing_ok=True)  # it is not finished any more
     open_run_folder(file.parent, new=not there)
     write_atomically(file, text.encode())  # torchrun starts several processes at once, which all come here
@@ -110,7 +115,8 @@ def _check_folder(spec: FitSpec) -> int | None:
             raise InputError("folder", "must be new, empty or the folder of this run", str(path))
         return None
     before = from_yaml(FitSpec, path / SPEC)
-    differ = _differences(asdict(before), asdict(replace(spec, folder=before.folder)))
+    old, new = flattened(asdict(before)), flattened(asdict(replace(spec, folder=before.folder)))
+    differ = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
     if not differ:  # a folder that was moved is still the same run
         return None
     if list(differ) == ["epochs"] and spec.epochs > before.epochs:
@@ -118,18 +124,6 @@ def _check_folder(spec: FitSpec) -> int | None:
     shown = ", ".join(f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differ.items())
     advice = "choose another --folder, or give the same values (of a run in its folder only --epochs may grow)"
     raise InputError("folder", f"holds a run of another spec: {shown}", str(path), advice)
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return the values that differ, by dotted name."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in dict.fromkeys([*there, *here]):
-        old, new = there.get(name), here.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found |= _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found[prefix + name] = (old, new)
-    return found
 
 
 def _check_grown(spec: FitSpec, before: int, why: str) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+import itertools
+import json
+import re
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from lowland.core.errors import InputError, StoreError
-from lowland.workflows.checks import VERSION, check_run
+from lowland.core.errors import InputError, StoreError, require
+from lowland.core.names import check_modules
+from lowland.core.settings import RiskSpec
+from lowland.workflows.checks import VERSION, check_only_weights, check_run, check_weights
 from lowland.workflows.options import HOOKS
-from lowland.workflows.parse import from_text, to_yaml
-from lowland.workflows.specs import RiskSpec, SubjectSpec
+from lowland.workflows.parse import from_text, to_yaml, values_of
+from lowland.workflows.specs import SubjectSpec, SurveyOptions
 
 if TYPE_CHECKING:
     import xarray as xr
     from torch import nn
 
     from lowland.core.risk import EmpiricalRisk
+    from lowland.landscape import Plane
     from lowland.results import Run
 
 
@@ -36,53 +41,155 @@ def threads_of_torch(count: int | None) -> Generator[None, None, None]:
         torch.set_num_threads(before)
 
 
-def opened(subject: SubjectSpec | str | Path) -> Run:
-    """Return whose weights are measured."""
+def open_run(folder: str | Path) -> Run:
+    """Return the run in a folder, which has a spec; nothing needs torch until its weights are asked for."""
+    path = check_run(folder)
+    from lowland import opening  # half a second of xarray and zarr
+
+    return opening.open_run(path)
+
+
+def opened(subject: SubjectSpec | str | Path, weights: str, argument: str = "risk.weights") -> Run:
+    """Return whose weights are measured; what can be wrong without torch is met before it is imported."""
     spec = SubjectSpec.of(subject)
     if spec.run is not None:
-        check_run(spec.run)  # before anything is imported
-    from lowland.workflows.sources import subject_run
+        run = open_run(spec.run)
+        check_weights(run, weights, argument)
+        return run
+    check_only_weights(weights)
+    check_modules({"model": spec.model, "data": spec.data, "loss": spec.loss})
+    require(spec.checkpoint is None or Path(spec.checkpoint).exists(), "checkpoint", "must exist", spec.checkpoint)
+    from lowland.results import Run
+    from lowland.workflows.sources import ExternalModel
 
-    return subject_run(spec)
+    names = ("model", "data", "checkpoint", "loss", "prefix", "model_options", "data_options")
+    source = ExternalModel(**{name: getattr(spec, name) for name in names})
+    return Run(spec.folder, name=str(spec.checkpoint or spec.model), source=source)
 
 
-def risk_of(place: Run, risk: RiskSpec) -> EmpiricalRisk:
-    """Return the risk of one part of the data."""
-    measured: EmpiricalRisk = place.risk(**asdict(risk))
-    _open_folder(place)
-    return measured
+def check_other(argument: str, other: str, weights: str, named_weights: str = "risk.weights") -> None:
+    """Check that another run is there and has the weights; what is wrong is blamed on the option that names it."""
+    try:
+        opened(other, weights, named_weights)
+    except InputError as error:
+        named = argument if error.argument == "run" else error.argument
+        raise InputError(named, error.rule, error.got, error.advice) from error
 
 
-def _open_folder(place: Run) -> None:
+def risks_of(place: Run, risk: RiskSpec, splits: Sequence[str]) -> dict[str, EmpiricalRisk]:
+    """Return the risks of parts of the data, all of one model."""
+    measured = dict(place.risks(splits, risk))
     if not place.spec_path.is_file():  # a model of another program; only now, so that bad input leaves no trace
         from lowland.results.folders import open_run_folder
 
         open_run_folder(place.folder)
-
-
-def measured_risk(place: Run, risk: RiskSpec, splits: list[str] | None) -> EmpiricalRisk | dict[str, EmpiricalRisk]:
-    """Return the risk, or one of each part of the data."""
-    if splits is None:
-        return risk_of(place, risk)
-    measured = dict(place.risks(splits, **asdict(risk)))
-    _open_folder(place)
     return measured
 
 
-def model_of(risk: EmpiricalRisk | dict[str, EmpiricalRisk]) -> nn.Module:
-    """Return the network that is measured."""
-    return (next(iter(risk.values())) if isinstance(risk, dict) else risk).model
+def risk_of(place: Run, risk: RiskSpec) -> EmpiricalRisk:
+    """Return the risk of the part of the data that is measured."""
+    return risks_of(place, risk, [risk.split])[risk.split]
 
 
-def record_of(arguments: Mapping[str, Any]) -> str:
+def labeled(result: xr.Dataset, place: Run, risk: RiskSpec, path: Path | None = None, weights: str = "") -> xr.Dataset:
+    """Say in a result, and in its store, which weights it is of and on which part of the data."""
+    said = {"weights": weights or risk.weights}
+    if "split" not in result.dims:
+        said["split"] = place.source.called(risk.split)
+    new = {name: value for name, value in said.items() if name not in result.attrs}
+    result.attrs.update(new)
+    if new and path is not None:
+        from lowland.results import zarr
+
+        with suppress(StoreError):  # of before this was said, on a disk that can only be read
+            zarr.renew_attributes(path, result)
+    return result
+
+
+def surveyed(place: Run, survey: SurveyOptions) -> tuple[EmpiricalRisk | dict[str, EmpiricalRisk], nn.Module]:
+    """Return the risk, or one of each part of the data, and the network that is measured."""
+    found = risks_of(place, survey.risk, survey.splits or [survey.risk.split])
+    first = next(iter(found.values()))
+    return found if survey.splits else first, first.model
+
+
+def surface_path(place: Run, survey: SurveyOptions, base: str, plane: Plane, model: nn.Module, other: str = "") -> Path:
+    """Return where a survey is stored; without a name, that of these weights (at both ends), or a free place."""
+    if survey.name is not None:
+        return place.surface_path(survey.name)
+    from lowland import results
+    from lowland.landscape.plan import model_fingerprint
+
+    ours = model_fingerprint(model), plane.recipe["arguments"].get("other")
+
+    def same(path: Path) -> bool:
+        recipe = json.loads(str(results.open(path).attrs.get("recipe", "{}")))
+        first: dict[str, Any] = next(iter(recipe.get("planes", ())), {})
+        return (recipe.get("model"), first.get("arguments", {}).get("other")) == ours
+
+    return _own_place(place, place.surface_path, base, survey.risk.weights, same, Path(other).stem)
+
+
+def curvature_path(place: Run, name: str | None, weights: str, command: Callable[..., Any], record: str) -> Path:
+    """Return where a result of curvature is stored; without a name, that of these weights, or a free place."""
+    return _place_of_record(place, place.curvature_path, "hessian", name, weights, command, record)
+
+
+def _place_of_record(
+    place: Run,
+    path_of: Callable[[str], Path],
+    base: str,
+    name: str | None,
+    weights: str,
+    command: Callable[..., Any],
+    record: str,
+) -> Path:
+    if name is not None:
+        return path_of(name)
+
+    def same(path: Path) -> bool:
+        from lowland import results
+
+        try:
+            whose = [_what(command, text) for text in (str(results.open(path).attrs.get("spec", "")), record)]
+        except InputError:  # of no command: refused where it is read
+            return True
+        old, new = ([*(values.get(part) for part in _WHOSE), values["risk"]["weights"]] for values in whose)
+        return old == new
+
+    return _own_place(place, path_of, base, weights, same)
+
+
+def card_path(place: Run, name: str | None, weights: str, command: Callable[..., Any], record: str) -> Path:
+    """Return where a robustness card is stored, by the rules of `curvature_path`."""
+    return _place_of_record(place, place.card_path, "card", name, weights, command, record)
+
+
+_WHOSE: Final = ("model", "model_options", "checkpoint", "prefix")
+"""Which options say whose weights, beside the run and its weights' name."""
+
+
+def _own_place(
+    place: Run, path_of: Callable[[str], Path], base: str, weights: str, same: Callable[[Path], bool], label: str = ""
+) -> Path:
+    """Return the first place that holds results of these weights, or nothing; the plain name is the best weights'."""
+    trained = place.spec_path.is_file()
+    label = re.sub(r"[^\w.-]+", "-", label or (weights if trained else Path(place.name).stem))
+    names = itertools.chain([base, f"{base}-{label}"], (f"{base}-{label}-{n}" for n in itertools.count(2)))
+    paths = (path_of(name) for name in names)
+    return next(
+        path
+        for path in paths
+        if (same(path) if path.exists() else not trained or weights == "best" or path != path_of(base))
+    )
+
+
+def record_of(command: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """Return the arguments of a call as a result keeps them: the YAML that makes it again."""
-    kept: dict[str, Any] = {"version": VERSION}
-    for name, value in arguments.items():
-        if name == "subject":
-            kept |= asdict(SubjectSpec.of(value))
-        elif name not in HOOKS:
-            kept[name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    return to_yaml(kept)
+    given = {name: value for name, value in arguments.items() if name not in HOOKS}
+    if "subject" in given:
+        given["subject"] = SubjectSpec.of(given["subject"])
+    return to_yaml({"version": VERSION, **values_of(command, given)})
 
 
 def stored_result(path: Path, command: Callable[..., Any], record: str) -> xr.Dataset | None:
@@ -104,5 +211,9 @@ def stored_result(path: Path, command: Callable[..., Any], record: str) -> xr.Da
 
 
 def _what(command: Callable[..., Any], record: str) -> dict[str, Any]:
-    # a run that was moved is still the same run
-    return {name: value for name, value in from_text(command, record).values.items() if name not in ("run", "folder")}
+    # a run that was moved is still the same run; the name is where the result lies
+    return {
+        name: value
+        for name, value in from_text(command, record).values.items()
+        if name not in ("run", "folder", "name")
+    }

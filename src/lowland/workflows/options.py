@@ -1,7 +1,7 @@
 """What the options of a command are: read from the signature of its function.
 
-Of a positional argument that is a dataclass (what a file holds, whose weights) the fields are options of their own;
-keyword-only ones nest with dots.
+Of a positional argument that is a dataclass (what a file holds, whose weights, how finely) the fields are options of
+their own; keyword-only ones nest with dots.
 """
 
 from __future__ import annotations
@@ -17,25 +17,22 @@ from lowland.core.names import SPEC
 
 Command = Callable[..., Any]
 
-HOOKS: Final = ("on_event", "live")
-"""Arguments of a command that receive its progress, and are no flags."""
+HOOKS: Final = ("on_event", "progress", "live")
+"""Arguments of a command by which its progress is seen, and which are no flags."""
 
 
 def spec_of(command: Command) -> type[Any] | None:
-    """Return the dataclass whose fields are flags of a command, where there is one."""
+    """Return the dataclass that says what a command is about, where there is one."""
+    return command if dataclasses.is_dataclass(command) else next(iter(flat_arguments(command).values()), None)
+
+
+def flat_arguments(command: Command) -> dict[str, type[Any]]:
+    """Return the positional arguments that are dataclasses; of those, the fields are options."""
     if dataclasses.is_dataclass(command):
-        return command
-    flat = flat_argument(command)
-    return None if flat is None else flat[1]
-
-
-def flat_argument(command: Command) -> tuple[str, type[Any]] | None:
-    """Return name and class of the positional argument that is a dataclass."""
-    for parameter in inspect.signature(command).parameters.values():
-        kind = _dataclass(command, parameter.annotation)
-        if kind is not None and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            return parameter.name, kind
-    return None
+        return {}
+    parameters = inspect.signature(command).parameters.values()
+    found = {one.name: _dataclass(command, one.annotation) for one in parameters if one.kind is not one.KEYWORD_ONLY}
+    return {name: kind for name, kind in found.items() if kind is not None}
 
 
 def _dataclass(home: Any, annotation: Any) -> type[Any] | None:
@@ -47,11 +44,11 @@ def _dataclass(home: Any, annotation: Any) -> type[Any] | None:
 def options_of(command: Command, prefix: str = "") -> dict[str, inspect.Parameter]:
     """Return every option of a command by its dotted name."""
     found: dict[str, inspect.Parameter] = {}
-    flat = None if dataclasses.is_dataclass(command) else flat_argument(command)
+    flat = flat_arguments(command)
     for name, parameter in inspect.signature(command).parameters.items():
         kind = _dataclass(command, parameter.annotation)
-        if flat is not None and name == flat[0]:
-            found |= options_of(flat[1], prefix)
+        if name in flat:
+            found |= options_of(flat[name], prefix)
         elif name not in HOOKS:
             found |= {prefix + name: parameter} | ({} if kind is None else options_of(kind, f"{prefix}{name}."))
     return found
@@ -67,14 +64,17 @@ def first_child(name: str, known: Mapping[str, inspect.Parameter]) -> tuple[str,
     return next((one, option) for one, option in known.items() if one.startswith(f"{name}."))
 
 
-def is_free(option: inspect.Parameter) -> bool:
-    """Tell whether an option holds values by any name."""
-    return str(option.annotation).startswith(("dict", "Options", "Changes"))
+def choices_of(option: inspect.Parameter) -> list[str]:
+    """Return the words that an option can have; empty where it is no choice among words."""
+    kind = str(option.annotation)
+    return re.findall(r"[\"']([^\"']*)[\"']", kind) if "Literal" in kind else []
 
 
-def above(name: str) -> list[str]:
-    """Return the names of what an option lies in."""
-    return [name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)]
+def is_known(name: str, known: Mapping[str, inspect.Parameter]) -> bool:
+    """Tell whether a name is that of an option, or lies in one that holds values by any name."""
+    above = [known.get(name.rsplit(".", i)[0]) for i in range(1, name.count(".") + 1)]
+    kinds = [str(option.annotation) for option in above if option is not None]
+    return name in known or any(kind.startswith(("dict", "Options", "Changes")) for kind in kinds)
 
 
 def outer_names(known: Mapping[str, Any]) -> list[str]:
@@ -90,12 +90,31 @@ def example_of(name: str, option: inspect.Parameter | None) -> str:
         return f"--{name} 51x51"
     if kind.startswith("bool"):
         return f"--{name} true"
-    if "Literal" in kind:
-        words = re.findall(r"[\"']([^\"']*)[\"']", kind)
+    if option is not None and (words := choices_of(option)):
         return f"--{name} {words[0]}"
     if plain:
         return f"--{name} {default}"
-    kinds = {"int": "3", "float": "0.5", "list[str": "train,test", "list[float": "1.0,2.0", "dict": "'{key: 1}'"}
-    by_name = {"run": "runs/sam", "runs": "runs/sam", "results": "runs/sam/surfaces/plane.zarr", "config": SPEC}
-    value = by_name.get(name) or next((text for start, text in kinds.items() if kind.startswith(start)), "VALUE")
-    return f"--{name} {value}"
+    kinds = {"int": "3", "float": "0.5", "list[float": "1.0,2.0", "dict": "'{}'"}
+    found = next((text for start, text in kinds.items() if kind.startswith(start)), None)
+    return f"--{name} {found or _EXAMPLES.get(name.rpartition('.')[2], 'VALUE')}"
+
+
+_EXAMPLES: Final = {
+    "run": "runs/sam",
+    "runs": "runs/sam",
+    "results": "runs/sam/surfaces/plane.zarr",
+    "trajectories": "runs/sam/trajectory.zarr",
+    "config": SPEC,
+    "splits": "train,test",
+    "probes": "gradient,convexity",
+    "metrics": "accuracy",
+    "augment": "crop,flip",
+    "kinds": "models,data",
+    "parts": "rounding,noise",
+    "measures": "surface,curvature",
+    "bits": "8,4",
+    "budgets": "epochs,compute",
+    "methods": "sgd,sam",
+    "checkpoints": "a.pth,b.pth",
+    "others": "runs/sam",
+}

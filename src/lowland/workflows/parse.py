@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lowland.core.errors import InputError
 from lowland.core.names import nearest_name
-from lowland.workflows.options import Command, example_of, flat_argument, options_of, outer_names, spec_of
+from lowland.workflows.options import Command, choices_of, example_of, flat_arguments, options_of, outer_names, spec_of
 from lowland.workflows.words import named, read_text, tidy_values, tidy_words
 
 Spec = TypeVar("Spec")
@@ -33,21 +33,31 @@ class Call:
     """A command with its arguments, all checked."""
 
     command: Command
-    spec: Any  # The dataclass whose fields are flags, where there is one
-    options: dict[str, Any]  # All others
+    arguments: dict[str, Any]  # By name; dataclasses where their fields are flags
     flags: dict[str, Any]  # Values of the further flags
 
     def __call__(self, **hooks: Any) -> Any:
         """Call the command."""
-        flat = flat_argument(self.command)
-        return self.command(**({} if flat is None else {flat[0]: self.spec}), **self.options, **hooks)
+        return self.command(**self.arguments, **hooks)
+
+    @property
+    def spec(self) -> Any:
+        """What the command is about: its first dataclass."""
+        return next(value for value in self.arguments.values() if dataclasses.is_dataclass(value))
 
     @property
     def values(self) -> dict[str, Any]:
         """Every option by name, as plain values."""
-        spec = {} if self.spec is None else dataclasses.asdict(self.spec)
-        nested = {n: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for n, v in self.options.items()}  # type: ignore[arg-type]
-        return {**spec, **nested}
+        return values_of(self.command, self.arguments)
+
+
+def values_of(command: Command, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments as options by name, as plain values."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+        found |= plain if name in flat_arguments(command) or command is type(value) else {name: plain}
+    return found
 
 
 class _Help(DefaultHelpFormatter):
@@ -77,29 +87,25 @@ def parser_of(command: Command, program: str, *, positional: str = "", example: 
         formatter_class=_Help,
     )
     parser.add_argument("--config", action="config", help="YAML file with values of these options; flags after it win.")
-    if spec is not None:
-        parser.add_class_arguments(spec, as_group=False)
-    if command is not spec:
-        parser.add_class_arguments(_arguments_of(command), as_group=False)
+    own = [] if command is spec else [_arguments_of(command)]
+    for kind in [command] if command is spec else [*flat_arguments(command).values(), *own]:
+        parser.add_class_arguments(kind, as_group=False)
     return parser
 
 
 def _arguments_of(command: Command) -> type[Any]:
     """Return the arguments of a function that are flags by themselves, as a dataclass."""
     # a function's other annotations name what only type checkers import, which the parser would import to read them
-    flat, fields = flat_argument(command), []
+    fields: list[Any] = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if name in options_of(command) and (flat is None or name != flat[0]):
+        if name in options_of(command) and name not in flat_arguments(command):
             kind = eval(parameter.annotation, vars(sys.modules[command.__module__]))
             needed = parameter.default is parameter.empty
-            fields.append((name, kind, dataclasses.field() if needed else _default(parameter.default)))
+            default = functools.partial(copy.copy, parameter.default)
+            fields.append((name, kind, dataclasses.field() if needed else dataclasses.field(default_factory=default)))
     made = dataclasses.make_dataclass("Arguments", fields, kw_only=True)
     made.__doc__ = command.__doc__
     return made
-
-
-def _default(value: Any) -> Any:
-    return dataclasses.field(default_factory=lambda: value)
 
 
 def parse(spec: type[Spec], arguments: Sequence[str]) -> Spec:
@@ -141,7 +147,7 @@ def call(
         if isinstance(choice, tuple):
             kind = {"choices": choice, "default": choice[0]}
         parser.add_argument(f"--{flag}", help=_FLAGS[flag], **kind)
-    words = list(tidy_words(command, named(arguments, positional), set(flags or {}), program))
+    words = list(tidy_words(command, named(arguments, positional), flags or {}, program, positional))
     return _made(command, parser, lambda: parser.parse_args(words), flags or {})
 
 
@@ -164,10 +170,11 @@ def _made(command: Command, parser: ArgumentParser, read: Callable[[], Any], fla
         raise _one_line(error, known) from error
     top = {name: made[name] for name in outer_names(known)}
     _no_holes(known, top)
-    spec = spec_of(command)
-    names = [] if spec is None else [field.name for field in dataclasses.fields(spec)]
-    made_spec = None if spec is None else spec(**{name: top.pop(name) for name in names})
-    return Call(command, made_spec, top, {flag: found[flag] for flag in flags})
+    kinds = {"spec": command} if dataclasses.is_dataclass(command) else flat_arguments(command)
+    arguments: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        arguments[name] = kind(**{field.name: top.pop(field.name) for field in dataclasses.fields(kind)})
+    return Call(command, arguments | top, {flag: found[flag] for flag in flags})
 
 
 def _no_holes(known: Mapping[str, inspect.Parameter], values: Mapping[str, Any]) -> None:
@@ -204,10 +211,7 @@ def _one_line(error: Exception, known: Mapping[str, inspect.Parameter]) -> Input
     advice = f"such as {example_of(argument, option)}" if option is not None else "see --help"
     expected = re.search(r"Got value: (.+?)$", rest)
     if option is not None and expected:
-        choices = (
-            re.findall(r"'([^']*)'|\"([^\"]*)\"", str(option.annotation)) if "Literal" in str(option.annotation) else []
-        )
-        words = [one or two for one, two in choices]
+        words = choices_of(option)
         rule = f"must be one of {', '.join(words)}" if words else f"must be of the type {option.annotation}"
         near = nearest_name(expected.group(1).strip("'\""), words)
         return InputError(argument, rule, _value(expected.group(1)), f"did you mean {near}?" if near else advice)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import yaml
 
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, require
 from lowland.core.names import find, unknown
 from lowland.workflows.parse import from_text
 from lowland.workflows.specs import FitSpec
@@ -107,8 +107,7 @@ def small(spec: FitSpec) -> FitSpec:
         >>> made.epochs, made.batch_size, made.schedule.milestones, made.model.options["width"]
         (30, 32, [15.0, 22.5, 27.5], 4)
     """
-    if spec.data.name not in _IMAGES:
-        raise InputError("scale", f"must be full but for images ({', '.join(_IMAGES)})", spec.data.name)
+    require(spec.data.name in _IMAGES, "scale", f"must be full but for images ({', '.join(_IMAGES)})", spec.data.name)
     options = {"train_size": _TRAIN} | {k: v for k, v in spec.data.options.items() if k == "label_noise"}
     schedule = dataclasses.replace(
         spec.schedule, milestones=[epoch / 10 for epoch in spec.schedule.milestones], warmup=spec.schedule.warmup / 10
@@ -130,8 +129,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     words = [part for word in arguments for part in _parts(word)]
     scaled = ("--scale", "small") in pairwise(words)
     places = [i + 1 for i, word in enumerate(words[:-1]) if word == "--config"]
-    if scaled and not places:
-        raise InputError("scale", "must come with a --config whose run is made small")
+    require(not scaled or places, "scale", "must come with a --config whose run is made small")
     folder = ""
     for place in places:
         name, run = _run_of(words[place])
@@ -154,8 +152,7 @@ def _run_of(config: str) -> tuple[str, dict[str, Any]]:
     path = Path(config)
     if not path.is_file():
         looks_like_path = "/" in config or config.endswith((".yaml", ".yml"))
-        if looks_like_path:
-            raise InputError("config", "must be a YAML file or the name of a recipe", config)
+        require(not looks_like_path, "config", "must be a YAML file or the name of a recipe", config)
     elif "run" not in (found := mapping_of(read_text(path), name=config)):
         return "", found
     recipe = read_recipe(config)

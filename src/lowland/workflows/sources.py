@@ -6,7 +6,6 @@ Face folder. What is called is the user's own code, named as ``module:callable``
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -18,20 +17,19 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lowland import models
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import DAMAGED, CheckpointError, InputError, refused
 from lowland.core.names import check_options, find
+from lowland.core.params import copied
 from lowland.core.risk import EmpiricalRisk
+from lowland.core.settings import RiskSpec
 from lowland.data import DATASETS, DataSplits, TensorData
 from lowland.results.run import Run
-from lowland.results.source import BatchNorm, Source
+from lowland.results.source import Source
 from lowland.training import CheckpointFolder, read_weights
 from lowland.workflows.build import build_criterion, build_data, build_metrics, build_model
-from lowland.workflows.checks import check_run
+from lowland.workflows.checks import PARTS, check_only_weights, check_parts, check_run, check_weights
 from lowland.workflows.parse import from_yaml
-from lowland.workflows.specs import FitSpec, LossSpec, SubjectSpec
-
-PARTS: Final = ("train", "validation", "test")
-"""Names of the parts of a data set."""
+from lowland.workflows.specs import FitSpec, LossSpec
 
 _HEADS: Final = {
     "ForSequenceClassification": "sequence-classification",
@@ -42,47 +40,25 @@ _HEADS: Final = {
 """End of the name of a Hugging Face architecture -> the task of `lowland.models.huggingface`."""
 
 
-def open_run(folder: str | Path) -> Run:
-    """Return the run in a folder."""
-    return Run(check_run(folder), source=TrainedSource)
-
-
-def subject_run(spec: SubjectSpec) -> Run:
-    """Return the run that a spec is about; one of another program's model has its folder for results alone."""
-    if spec.run is not None:
-        return open_run(spec.run)
-    names = ("model", "data", "checkpoint", "loss", "prefix", "model_options", "data_options")
-    source = ExternalModel(**{name: getattr(spec, name) for name in names})
-    return Run(spec.folder, name=str(spec.checkpoint or spec.model), source=source)
+_WHOLE: Final = "data"
+"""Name of a data set that is given by itself, and as no part."""
 
 
 class _ModelSource(Source):
     """What all sources share: risks from a model, a loss and parts of data."""
 
-    def risks(
-        self,
-        splits: Sequence[str],
-        *,
-        model: nn.Module | None,
-        weights: str,
-        split: str,
-        samples: int | None,
-        seed: int,
-        batch_size: int,
-        batch_norm: BatchNorm,
-        metrics: Sequence[str],
-    ) -> dict[str, EmpiricalRisk]:
+    def risks(self, splits: Sequence[str], options: RiskSpec, *, model: nn.Module | None = None) -> dict[str, Any]:
         """Return the risks of parts of the data, all of one model."""
         data = self.data()
         parts = data if isinstance(data, Mapping) else {name: getattr(data, name) for name in PARTS}
-        if not splits or len(set(splits)) < len(splits) or not {*splits, split} <= set(parts):
-            named = f"must name parts of the data, each once: {', '.join(parts)}"
-            raise InputError("splits", named, list(splits) if {*splits} - set(parts) or not splits else split)
-        model = self.model(weights, data) if model is None else model
-        batches = {name: _batches(parts[name], batch_size) for name in {*splits, split}}
-        options: dict[str, Any] = {"batch_norm": batch_norm, "recalibration": batches[split], "samples": samples}
-        options |= {"seed": seed, "metrics": build_metrics(metrics)}
-        return {name: EmpiricalRisk(model, self.criterion(), batches[name], **options) for name in splits}
+        parts = {PARTS[0] if name == _WHOLE else name: part for name, part in parts.items()}
+        check_parts(splits, parts)
+        check_parts([options.split], parts)
+        model = self.model(options.weights, data) if model is None else model
+        batches = {name: _batches(parts[name], options.batch_size) for name in {*splits, options.split}}
+        same = {name: getattr(options, name) for name in ("batch_norm", "samples", "seed")}
+        same |= {"recalibration": batches[options.split], "metrics": build_metrics(options.metrics)}
+        return {name: EmpiricalRisk(model, self.criterion(), batches[name], **same) for name in splits}
 
 
 def _batches(part: Any, size: int) -> Any:
@@ -120,7 +96,12 @@ class TrainedSource(_ModelSource):
 
     def load(self, model: nn.Module, weights: str) -> None:
         """Put weights of the run into a network of its kind."""
-        found = self._snapshot(int(weights)) if weights.isdigit() else self._checkpoint(weights)
+        check_weights(self.run, weights)
+        if weights.isdigit() and self.run.snapshots is not None:
+            arrays = self.run.snapshots.read(int(weights))
+            found = {name: torch.as_tensor(array) for name, array in arrays.items()}
+        else:
+            found = self._checkpoint(weights)
         try:
             model.load_state_dict({**model.state_dict(), **found})
         except RuntimeError as error:
@@ -129,11 +110,9 @@ class TrainedSource(_ModelSource):
 
     def other(self, path: str, weights: str) -> nn.Module:
         """Build the network of another run."""
-        return TrainedSource(open_run(path)).model(weights)
+        return TrainedSource(Run(check_run(path))).model(weights)
 
     def _checkpoint(self, weights: str) -> dict[str, torch.Tensor]:
-        if weights not in ("best", "last", "initial"):
-            raise InputError("weights", "must be best, last, initial or the step of a snapshot", weights)
         if weights == "initial":
             return {}
         found = CheckpointFolder(self.run.folder).load()
@@ -141,13 +120,6 @@ class TrainedSource(_ModelSource):
             raise InputError("run", "must hold a checkpoint", str(self.run.folder), "go on with `lowland fit`")
         last, _, best = found
         return last if weights == "last" or best is None else best
-
-    def _snapshot(self, step: int) -> dict[str, torch.Tensor]:
-        reader = self.run.snapshots
-        if reader is None or step not in reader.steps:
-            known = f"there are {reader.steps}" if reader is not None else "the run kept none"
-            raise InputError("risk.weights", "must be the step of a snapshot", step, known)
-        return {name: torch.as_tensor(array) for name, array in reader.read(step).items()}
 
 
 class ExternalModel(_ModelSource):
@@ -201,11 +173,15 @@ class ExternalModel(_ModelSource):
         if isinstance(found, Mapping | str) or not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
             rule = f"must return a data set, a loader, lowland.data.DataSplits, or these by name: {', '.join(PARTS)}"
             raise InputError("data", rule, type(found).__name__)
-        return {"train": found}
+        return {_WHOLE: found}
 
     def data(self) -> dict[str, Any]:
-        """Return samples by the name of their part; data of a single part are called train."""
+        """Return samples by the name of their part; a single data set is called data, and measured by default."""
         return self._parts
+
+    def called(self, split: str) -> str:
+        """Return what a part is called: nothing says that a data set of the user's is one of training."""
+        return _WHOLE if _WHOLE in self._parts else split
 
     def criterion(self) -> Any:
         """Build the loss."""
@@ -213,12 +189,12 @@ class ExternalModel(_ModelSource):
 
     def model(self, weights: str, data: Any = None) -> nn.Module:
         """Build the model with its weights; it has no others by name."""
-        _only_best(weights)
+        check_only_weights(weights)
         return self._built(self._checkpoint)
 
     def load(self, model: nn.Module, weights: str) -> None:
         """Put the checkpoint's weights into a network."""
-        _only_best(weights)
+        check_only_weights(weights)
         model.load_state_dict(self._built(self._checkpoint).state_dict())
 
     def other(self, path: str, weights: str) -> nn.Module:
@@ -229,7 +205,7 @@ class ExternalModel(_ModelSource):
         if self._model is None:
             return _huggingface(Path(str(place)), self._model_options).eval()
         if isinstance(self._model, nn.Module):
-            model = copy.deepcopy(self._model)
+            model = copied(self._model)
         else:
             model = models.create(self._model, seed=0, **self._model_options)
         if place is not None:
@@ -237,22 +213,15 @@ class ExternalModel(_ModelSource):
         return model.eval()
 
 
-def _only_best(weights: str) -> None:
-    if weights != "best":
-        raise InputError("risk.weights", "is for runs", weights, "give the weights by --checkpoint")
-
-
 def _huggingface(folder: Path, options: Mapping[str, Any]) -> nn.Module:
     # options win over what the folder says
     if not (folder / "config.json").is_file():
         advice = "only a Hugging Face folder says by itself what its model is"
         raise InputError("model", "must be given for this checkpoint", str(folder), advice)
-    try:
+    with refused(DAMAGED, "checkpoint", "must hold a whole config.json", str(folder)):
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         head = str((config.get("architectures") or [""])[0])
         classes = len(config["id2label"]) if config.get("id2label") else 2  # what the format leaves out where it is 2
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise InputError("checkpoint", f"must hold a whole config.json ({error})", str(folder)) from error
     task = next((task for end, task in _HEADS.items() if head.endswith(end)), None)
     if task is None and "task" not in options:
         advice = f"or say by --model_options.task which of {', '.join(sorted(set(_HEADS.values())))}"

@@ -7,12 +7,16 @@ version is refused. Options of a command that no run keeps are the keyword argum
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from lowland.core.errors import InputError
-from lowland.workflows.checks import VERSION, check_positive, check_version
+from lowland.core import names
+from lowland.core.errors import InputError, check_positive, require
+from lowland.core.names import Registry, check_engine, check_keywords, check_known, unknown
+from lowland.core.settings import RiskSpec
+from lowland.workflows.checks import VERSION, check_name, check_parts, check_version
 
 Options = dict[str, Any]
 
@@ -29,6 +33,10 @@ class ModelSpec:
     name: str = "resnet8"
     options: Options = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_known("model.name", self.name, names.MODELS)
+        check_keywords("model.options", self.name, self.options, names.MODELS)
+
 
 @dataclass(kw_only=True)
 class DataSpec:
@@ -41,6 +49,21 @@ class DataSpec:
 
     name: str = "digits"
     options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_known("data.name", self.name, names.DATASETS)
+        check_keywords("data.options", self.name, self.options, names.DATASETS)
+
+
+_UNFIT: Final = {"lbfgs": "asks for a closure in every step", "sparseadam": "takes sparse gradients alone"}
+"""Optimizers of torch that the loop cannot drive, and why."""
+
+
+def _check_method(part: str, spec: OptimizerSpec | LossSpec, known: Registry) -> None:
+    check_known(f"{part}.method", spec.method, ["none", *known])
+    if spec.method == "none" and spec.options:
+        raise InputError(f"{part}.options", 'must be empty while the method is "none"', spec.options)
+    check_keywords(f"{part}.options", spec.method, spec.options, known)
 
 
 @dataclass(kw_only=True)
@@ -69,10 +92,15 @@ class OptimizerSpec:
 
     def __post_init__(self) -> None:
         check_positive(learning_rate=self.learning_rate)
-        if not 0 <= self.momentum < 1:
-            raise InputError("optimizer.momentum", "must be in [0, 1)", self.momentum)
-        if self.weight_decay < 0:
-            raise InputError("optimizer.weight_decay", "must not be negative", self.weight_decay)
+        require(0 <= self.momentum < 1, "optimizer.momentum", "must be in [0, 1)", self.momentum)
+        require(self.weight_decay >= 0, "optimizer.weight_decay", "must not be negative", self.weight_decay)
+        name = self.name if ":" in self.name else self.name.lower()
+        if name in _UNFIT:
+            rule = f"must fit the training loop, and this one {_UNFIT[name]}"
+            raise InputError("optimizer.name", rule, name)
+        if known := set(names.torch_optimizers()):  # none are known where torch is not installed
+            check_known("optimizer.name", name, known - set(_UNFIT))
+        _check_method("optimizer", self, names.OPTIMIZERS)
 
 
 @dataclass(kw_only=True)
@@ -90,6 +118,15 @@ class LossSpec:
     label_smoothing: float = 0.0
     method: str = "none"
     options: Options = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_known("loss.name", self.name, names.CRITERIA)
+        require(0 <= self.label_smoothing < 1, "loss.label_smoothing", "must be in [0, 1)", self.label_smoothing)
+        _check_method("loss", self, names.LOSSES)
+        reshaper = self.options.get("reshaper", "sech")
+        name = reshaper.get("name") if isinstance(reshaper, Mapping) else reshaper
+        if name not in names.RESHAPERS:
+            raise unknown("loss.options.reshaper", name, names.RESHAPERS)
 
 
 @dataclass(kw_only=True)
@@ -112,32 +149,38 @@ class ScheduleSpec:
 
 
 @dataclass(kw_only=True, frozen=True)
-class RiskSpec:
-    """What is measured on the weights of a run, and on which data.
+class SurveyOptions:
+    """How a surface or a line is surveyed.
 
     Args:
-        weights: Which weights of the run: best (chosen on validation), last, initial, or the step of a snapshot.
-        split: Which part of the data: train, validation or test.
-        samples: Size of a fixed random subset (samples); none takes all.
-        seed: Seed of the subset.
-        batch_size: Samples per forward pass (samples).
-        batch_norm: Statistics that normalize: running, batch (of the fixed partition) or recalibrated.
-        metrics: What is measured beside the loss: accuracy (always there where the data have classes), or
-            module:callable of an output and a batch, under the callable's name.
+        name: Name of the result; it is written to FOLDER/surfaces/NAME.zarr, and an interrupted survey goes on;
+            none calls a surface plane and a line line, and adds which weights where they are others.
+        risk: What is measured.
+        splits: Parts of the data that are measured; none takes the risk's.
+        seed: Seed of the directions; of several on a line that of the first, and the others follow.
+        normalization: filter, layer, weight or none.
+        engine: Who computes: serial, processes:N, ray or ray://HOST:PORT.
+        verify: Measure two points of a stored survey again before it goes on or is read back; false skips it, and the
+            result says so.
+        threads: Threads of torch (threads); none leaves torch's own number.
     """
 
-    weights: str = "best"
-    split: Literal["train", "validation", "test"] = "train"
-    samples: int | None = None
+    name: str | None = None
+    risk: RiskSpec = RiskSpec()
+    splits: list[str] | None = None
     seed: int = 0
-    batch_size: int = 500
-    batch_norm: Literal["running", "batch", "recalibrated"] = "running"
-    metrics: list[str] = field(default_factory=list)
+    normalization: Literal["filter", "layer", "weight", "none"] = "filter"
+    engine: str = "serial"
+    verify: bool = True
+    threads: int | None = None
 
     def __post_init__(self) -> None:
-        check_positive(samples=self.samples, batch_size=self.batch_size)
-        if self.weights not in ("best", "last", "initial") and not self.weights.isdigit():
-            raise InputError("risk.weights", "must be best, last, initial or the step of a snapshot", self.weights)
+        check_positive(threads=self.threads)
+        check_engine(self.engine)
+        if self.name is not None:
+            check_name(self.name)
+        if self.splits is not None:
+            check_parts(self.splits)
 
 
 @dataclass(kw_only=True)
@@ -173,13 +216,15 @@ class SubjectSpec:
 
     def __post_init__(self) -> None:
         given = [name for name in ("model", "checkpoint", "data") if getattr(self, name) is not None]
-        if self.run is not None and given:
-            raise InputError("run", f"must not be given together with {', '.join(given)}", self.run)
+        require(self.run is None or not given, "run", f"must not be given together with {', '.join(given)}", self.run)
         if self.run is None and self.model is None and self.checkpoint is None:
             advice = "or --model, --checkpoint and --data for a model of your own"
             raise InputError("run", "must be given", advice=advice)
         if self.run is None and self.data is None:
             raise InputError("data", "must be given", advice="a known name, or module:callable that returns a data set")
+        for name, known in {"model": names.MODELS, "data": names.DATASETS, "loss": names.CRITERIA}.items():
+            if getattr(self, name) is not None:
+                check_known(name, getattr(self, name), known)
 
     @classmethod
     def of(cls, subject: SubjectSpec | str | Path) -> SubjectSpec:
@@ -195,8 +240,8 @@ class FitSpec:
         folder: The run's folder; an interrupted run in it goes on, a finished one with more epochs too.
         model: The network.
         data: The data set.
-        optimizer: The optimizer.
-        loss: The loss.
+        optimizer: The method, its base and their numbers.
+        loss: What is trained on; the plain criterion is logged beside it.
         schedule: The learning rate over the run.
         augment: What is done to training images, in order: names (crop, flip, cutout, mixup, cutmix, kornia) or
             mappings such as {name: cutout, size: 8}; see lowland list augmentations.
@@ -214,6 +259,8 @@ class FitSpec:
         snapshot_dtype: Numbers of the snapshots: float32 or float16.
         curvature_share: Share of the run's cost spent on a curve of the Hessian's ends, such as 0.03 (fraction); none
             measures none.
+        critical_every_steps: Steps between measurements of the critical sharpness along the optimizer's own steps
+            (steps), such as 100, which take half a per cent of the run; none measures none.
         threads: Threads of torch (threads); none leaves torch's own number.
         version: Version of this spec.
     """
@@ -238,19 +285,19 @@ class FitSpec:
     snapshots_every_epochs: int | None = 1
     snapshot_dtype: Literal["float32", "float16"] = "float32"
     curvature_share: float | None = None
+    critical_every_steps: int | None = None
     threads: int | None = None
     version: int = VERSION
 
     def __post_init__(self) -> None:
         check_version(self.version)
-        check_positive(curvature_share=self.curvature_share)
-        check_positive(micro_batches=self.micro_batches)
-        check_positive(epochs=self.epochs, batch_size=self.batch_size, clip=self.clip, devices=self.devices)
-        check_positive(
-            threads=self.threads,
-            snapshots_every_epochs=self.snapshots_every_epochs,
-            checkpoint_every_steps=self.checkpoint_every_steps,
-        )
+        positive = ("curvature_share", "micro_batches", "epochs", "batch_size", "clip", "devices", "threads")
+        often = ("snapshots_every_epochs", "checkpoint_every_steps", "critical_every_steps")
+        check_positive(**{name: getattr(self, name) for name in (*positive, *often)})
+        for part in self.augment:
+            name = part.get("name") if isinstance(part, Mapping) else part
+            require(isinstance(name, str), "augment", "must hold names, or mappings with a name", part)
+            check_known("augment", name, names.AUGMENTATIONS)
 
 
 @dataclass(kw_only=True)
@@ -261,7 +308,7 @@ class DemoSpec:
         folder: Where everything goes; an interrupted demo goes on.
         methods: Which methods, the baseline first: sgd, sam, sala, llr, saf, mesa.
         seeds: Seeds of each method (runs).
-        epochs: Length of each run (epochs).
+        epochs: Length of each run (epochs); at least 2, for a path that spans a plane.
         train_size: Training images (samples); few, so that a plain run errs.
         label_noise: Share of training and validation labels drawn anew (fraction).
         points: Points along each axis of the surfaces.
@@ -281,8 +328,10 @@ class DemoSpec:
 
     def __post_init__(self) -> None:
         check_positive(epochs=self.epochs, train_size=self.train_size, points=self.points, extent=self.extent)
-        if self.seeds < 2:
-            raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
+        if self.engine != "auto":
+            check_engine(self.engine)
+        require(self.epochs >= 2, "epochs", "must be at least 2, for a path that spans a plane", self.epochs)
+        require(self.seeds >= 2, "seeds", "must be at least 2, for an interval", self.seeds)
         known = ("sgd", "sam", "sala", "llr", "saf", "mesa")
         if not self.methods or len(set(self.methods)) < len(self.methods) or not set(self.methods) <= set(known):
             raise InputError("methods", f"must name some of {', '.join(known)}, each once", self.methods)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lowland.core.errors import InputError
-from lowland.workflows.checks import VERSION, check_version
-from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec, RiskSpec
+from lowland.core.errors import InputError, require
+from lowland.core.names import check_engine
+from lowland.core.settings import RiskSpec
+from lowland.workflows.checks import VERSION, check_version, is_file_name
+from lowland.workflows.specs import DataSpec, FitSpec, ModelSpec
 
 Changes = dict[str, Any]
 """Dotted key of a run's spec -> value, such as ``{"optimizer.method": "sam", "optimizer.options.rho": 0.1}``."""
@@ -38,8 +40,7 @@ class SearchSpec:
             rule = "must be at least 0 and at least 1"
             raise InputError("search.trials, search.seeds", rule, (self.trials, self.seeds))
         empty = [key for grid in (self.grid, *self.grids.values()) for key, values in grid.items() if not values]
-        if empty:
-            raise InputError("search.grid", "must list at least one value for each key", empty)
+        require(not empty, "search.grid", "must list at least one value for each key", empty)
 
 
 @dataclass(kw_only=True)
@@ -62,11 +63,8 @@ class SurveySpec:
 
     def __post_init__(self) -> None:
         if self.curvature < 0 or self.points < 1 or not self.extent > 0:
-            names, rule = (
-                "survey.curvature, survey.points, survey.extent",
-                "must be at least 0, at least 1 and positive",
-            )
-            raise InputError(names, rule, (self.curvature, self.points, self.extent))
+            names, got = "survey.curvature, survey.points, survey.extent", (self.curvature, self.points, self.extent)
+            raise InputError(names, "must be at least 0, at least 1 and positive", got)
 
 
 def _base() -> FitSpec:
@@ -117,15 +115,14 @@ class StudySpec:
 
     def __post_init__(self) -> None:
         check_version(self.version)
-        if self.seeds < 2:
-            raise InputError("seeds", "must be at least 2, for an interval", self.seeds)
+        check_engine(self.engine)
+        require(self.seeds >= 2, "seeds", "must be at least 2, for an interval", self.seeds)
         if not self.smallest_effect > 0:
             raise InputError("smallest_effect", "must be positive, in the endpoint's unit", self.smallest_effect)
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise InputError("budgets", "must name epochs, compute or both, each once", self.budgets)
         for name in (*self.methods, *self.variants):
-            if not name or name.startswith(".") or "/" in name or "\\" in name:
-                raise InputError("methods, variants", "must have names that can be file names", name)
+            require(is_file_name(name), "methods, variants", "must have names that can be file names", name)
         unknown = ({self.baseline} - {None} | set(self.search.grids)) - set(self.methods)
         if unknown:
             rule = f"must name methods of the study ({', '.join(self.methods)})"
@@ -135,8 +132,7 @@ class StudySpec:
 
     def reference(self) -> str:
         """Return the method that the others are compared with."""
-        if not self.methods:
-            raise InputError("methods", "must name at least one method", self.methods)
+        require(self.methods, "methods", "must name at least one method", self.methods)
         return self.baseline or next(iter(self.methods))
 
     def survey_seeds(self) -> range:
@@ -177,9 +173,8 @@ class RecommendSpec:
 
     def __post_init__(self) -> None:
         check_version(self.version)
+        check_engine(self.engine)
         if self.seeds < 2 or self.fresh < 4:
             raise InputError("seeds, fresh", "must be at least 2 and 4, for intervals", (self.seeds, self.fresh))
-        if self.trials < 1:
-            raise InputError("trials", "must be at least 1", self.trials)
-        if not self.smallest_effect > 0:
-            raise InputError("smallest_effect", "must be positive", self.smallest_effect)
+        require(self.trials >= 1, "trials", "must be at least 1", self.trials)
+        require(self.smallest_effect > 0, "smallest_effect", "must be positive", self.smallest_effect)

@@ -5,32 +5,29 @@ Everything that needs no torch is checked first, and torch is imported only then
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import glob
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
-from lowland.core.errors import InputError
-from lowland.workflows.checks import check_engine, check_name, check_positive, check_run
-from lowland.workflows.measured import (
-    measured_risk,
-    model_of,
-    opened,
-    record_of,
-    risk_of,
-    stored_result,
-    threads_of_torch,
-)
-from lowland.workflows.specs import RiskSpec, SubjectSpec
+from lowland.core.errors import InputError, check_positive, require
+from lowland.core.names import PROBES, check_known, check_modules
+from lowland.core.pace import OnEvent, shown
+from lowland.core.settings import RiskSpec, SummaryOptions
+from lowland.workflows import measured
+from lowland.workflows.checkpoints import by_numbers, series_of
+from lowland.workflows.checks import check_name
+from lowland.workflows.specs import SubjectSpec, SurveyOptions
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
+    from numpy.typing import NDArray
     from torch import nn
 
-    from lowland.engine import Event
-    from lowland.landscape import Plane
+    from lowland.landscape import Grid, Plane
     from lowland.results import Run
-
-OnEvent: TypeAlias = "Callable[[Event], None]"
 
 _AT_THE_END = RiskSpec(weights="last", batch_norm="recalibrated")
 """The path ends at the last weights; snapshots keep no batch-norm statistics, so they are made anew at every point."""
@@ -38,41 +35,29 @@ _AT_THE_END = RiskSpec(weights="last", batch_norm="recalibrated")
 
 def surface(
     subject: SubjectSpec | str | Path,
+    survey: SurveyOptions = SurveyOptions(),
     *,
-    name: str = "plane",
-    risk: RiskSpec = RiskSpec(),
     points: tuple[int, int] = (51, 51),
     extent: float = 1.0,
-    seed: int = 0,
-    normalization: Literal["filter", "layer", "weight", "none"] = "filter",
-    splits: list[str] | None = None,
     probes: list[str] | None = None,
     refine: bool = False,
     precision: Literal["float32", "bfloat16", "auto"] = "float32",
-    engine: str = "serial",
-    threads: int | None = None,
     on_event: OnEvent | None = None,
+    progress: bool = False,
 ) -> tuple[xr.Dataset, Path]:
     """Survey the loss on a random filter-normalized plane around the weights of a run, or of any model.
 
-    An interrupted survey goes on.
-
     Args:
         subject: Whose weights; a path is the folder of a run.
-        name: Name of the surface; it is written to FOLDER/surfaces/NAME.zarr, and an interrupted survey goes on.
-        risk: What is measured.
+        survey: How it is surveyed.
         points: Points along x and along y, such as 51 or 51x31.
         extent: Half width of the plane (units of the normalized directions).
-        seed: Seed of the directions.
-        normalization: filter, layer, weight or none.
-        splits: Parts of the data that are measured; none takes the risk's.
-        probes: What is measured beyond loss and accuracy: gradient (its norm), convexity (both Hessian ends), or
+        probes: What is measured beyond loss and accuracy (lowland list probes): gradient, convexity (Hessian ends), or
             module:callable that makes a lowland.landscape.Probe.
         refine: Measure only as many points as the tolerance asks for, interpolate the rest and check it.
         precision: float32, bfloat16, or auto (bfloat16 where it is faster and exact enough).
-        engine: Who computes: serial, processes:N, ray or ray://HOST:PORT.
-        threads: Threads of torch (threads); none leaves torch's own number.
         on_event: Receives the progress.
+        progress: Show a bar, in a terminal or a notebook.
 
     Returns:
         The surface, and where it is stored.
@@ -85,68 +70,62 @@ def surface(
         Traceback (most recent call last):
         lowland.core.errors.InputError: `run` must be the folder of a run (got 'runs/none'); make one with `lowland fit`
     """
-    check_positive(points=min(points), extent=extent, threads=threads)
-    check_name(name)
-    check_engine(engine)
-    place = opened(subject)
+    check_positive(points=min(points), extent=extent)
+    for probe in probes or ():
+        check_known("probes", probe, PROBES)
+        check_modules({"probes": probe})
+    place = measured.opened(subject, survey.risk.weights)
     from lowland import landscape
     from lowland.workflows.build import build_probes
 
-    path = place.surface_path(name)
-    with threads_of_torch(threads):
-        measured = measured_risk(place, risk, splits)
-        plane = landscape.random_plane(model_of(measured), seed, normalization=normalization)
+    with measured.threads_of_torch(survey.threads):
+        risk, model = measured.surveyed(place, survey)
+        plane = landscape.random_plane(model, survey.seed, normalization=survey.normalization)
+        path = measured.surface_path(place, survey, "plane", plane, model)
         found = landscape.evaluate(
-            measured,
+            risk,
             plane,
             landscape.grid(*points, extent=extent),
-            engine=engine,
+            engine=survey.engine,
             store=path,
             probes=build_probes(probes or ()),
             refined=landscape.Tolerance() if refine else None,
             precision=precision,
+            verify=survey.verify,
             on_event=on_event,
+            progress=progress,
         )
-    return found, path
+    return measured.labeled(found, place, survey.risk, path), path
 
 
 def line(
     subject: SubjectSpec | str | Path,
+    survey: SurveyOptions = SurveyOptions(),
     *,
     other: str | None = None,
     match: bool = False,
-    name: str = "line",
-    risk: RiskSpec = RiskSpec(),
-    splits: list[str] | None = None,
     points: int = 51,
-    start: float = -0.5,
-    stop: float = 1.5,
+    start: float | None = None,
+    stop: float | None = None,
     directions: int = 1,
-    seed: int = 0,
-    normalization: Literal["filter", "layer", "weight", "none"] = "filter",
-    engine: str = "serial",
-    threads: int | None = None,
     on_event: OnEvent | None = None,
+    progress: bool = False,
 ) -> tuple[xr.Dataset, Path]:
     """Survey the loss on a line: in random directions from the weights of a run or any model, or to other weights.
 
     Args:
         subject: Whose weights; a path is the folder of a run.
+        survey: How it is surveyed.
         other: Folder of the run at 1, or the other checkpoint of the model; none takes random filter-normalized
             directions instead.
         match: Reorder the hidden units of the other one first, so that they resemble the first one's.
-        name: Name of the result; it is written to FOLDER/surfaces/NAME.zarr, and an interrupted survey goes on.
-        risk: What is measured.
-        splits: Parts of the data that are measured; none takes the risk's.
-        points: Points on the line.
-        start: First coordinate (fraction of the way, or units of the normalized direction).
-        stop: Last coordinate.
+        points: Points on the line; on the way to other weights both ends of the way are added where they are none.
+        start: First coordinate (fraction of the way, or units of the normalized direction); none takes -0.5 on the way
+            to other weights, else -1.
+        stop: Last coordinate; none takes 1.5 on the way to other weights, else 1.
         directions: Random directions, for a band over them; 1 with another run.
-        seed: Seed of the first direction; the others follow.
-        normalization: filter, layer, weight or none.
-        engine: Who computes: serial, processes:N, ray or ray://HOST:PORT.
-        threads: Threads of torch (threads); none leaves torch's own number.
         on_event: Receives the progress.
+        progress: Show a bar, in a terminal or a notebook.
 
     Returns:
         The line, and where it is stored.
@@ -159,31 +138,50 @@ def line(
         Traceback (most recent call last):
         lowland.core.errors.InputError: `start, stop` must be in ascending order (got (1.0, 0.0))
     """
-    check_positive(points=points, directions=directions, threads=threads)
-    check_name(name)
-    check_engine(engine)
-    if not start < stop:
-        raise InputError("start, stop", "must be in ascending order", (start, stop))
-    if match and other is None:
-        raise InputError("match", "needs another run", match, "give --other")
-    if other is not None and directions != 1:
-        raise InputError("directions", "must be 1 between two runs", directions)
-    place = opened(subject)
-    if other is not None and SubjectSpec.of(subject).run is not None:
-        check_run(other)
+    check_positive(points=points, directions=directions)
+    low, high = (-1.0, 1.0) if other is None else (-0.5, 1.5)
+    ends = (low if start is None else start, high if stop is None else stop)
+    require(ends[0] < ends[1], "start, stop", "must be in ascending order", ends)
+    require(not match or other is not None, "match", "needs another run", match, "give --other")
+    require(other is None or directions == 1, "directions", "must be 1 between two runs", directions)
+    spec = SubjectSpec.of(subject)
+    if other is not None and spec.run is None and not Path(other).exists():
+        raise InputError("other", "must be another checkpoint of the model", other)
+    place = measured.opened(spec, survey.risk.weights)
+    if other is not None and spec.run is not None:
+        measured.check_other("other", other, survey.risk.weights)
     from lowland import landscape
 
-    path = place.surface_path(name)
-    with threads_of_torch(threads):
-        measured = measured_risk(place, risk, splits)
+    with measured.threads_of_torch(survey.threads):
+        (risk, model), seed = measured.surveyed(place, survey), survey.seed
         if other is None:
             seeds = range(seed, seed + directions)
-            lines = [landscape.random_line(model_of(measured), s, normalization=normalization) for s in seeds]
+            lines = [landscape.random_line(model, s, normalization=survey.normalization) for s in seeds]
         else:
-            lines = [_line_to(place, model_of(measured), other, match, seed, risk)]
-        grid = landscape.grid(points, extent=(start, stop))
-        found = landscape.evaluate(measured, lines, grid, engine=engine, store=path, on_event=on_event)
-    return found, path
+            lines = [_line_to(place, model, other, match, seed, survey.risk)]
+        path = measured.surface_path(place, survey, "line", lines[0], model, other or "")
+        grid = landscape.grid(points, extent=ends)
+        grid = grid if other is None else _with_both_ends(grid.x)
+        options: dict[str, Any] = {
+            "engine": survey.engine,
+            "verify": survey.verify,
+            "on_event": on_event,
+            "progress": progress,
+        }
+        found = landscape.evaluate(risk, lines, grid, store=path, **options)
+    return measured.labeled(found, place, survey.risk, path), path
+
+
+def _with_both_ends(x: NDArray[np.float64]) -> Grid:
+    """Return a line on which both models lie, if they lie within it: a barrier is measured from their values."""
+    import numpy as np
+
+    from lowland.landscape import Grid
+
+    for end in (0.0, 1.0):
+        near = np.abs(x - end) < 1e-9 * (x[-1] - x[0])
+        x = np.where(near, end, x) if near.any() else np.union1d(x, [end] if x[0] < end < x[-1] else [])
+    return Grid(x)
 
 
 def _line_to(place: Run, model: nn.Module, other: str, match: bool, seed: int, risk: RiskSpec) -> Plane:
@@ -191,14 +189,15 @@ def _line_to(place: Run, model: nn.Module, other: str, match: bool, seed: int, r
 
     end = place.source.other(other, risk.weights)
     if match:
-        example = next(iter(risk_of(place, risk).batches()))
+        example = next(iter(measured.risk_of(place, risk).batches()))
         end = landscape.match_weights(model, end, example, seed=seed).model
     return landscape.line_between(model, end, move_statistics=risk.batch_norm == "running")
 
 
 def trajectory(
-    run: str,
+    subject: SubjectSpec | str | Path,
     *,
+    checkpoints: str | None = None,
     risk: RiskSpec = _AT_THE_END,
     anchor: Literal["end", "mean"] = "end",
     losses: bool = True,
@@ -206,11 +205,14 @@ def trajectory(
     points: tuple[int, int] = (25, 25),
     threads: int | None = None,
     on_event: OnEvent | None = None,
+    progress: bool = False,
 ) -> tuple[xr.Dataset, Path]:
-    """Project the training path of a run on its principal directions, beside a random walk's, into RUN/trajectory.zarr.
+    """Project a training path on its principal directions, beside a random walk's, into FOLDER/trajectory.zarr.
 
     Args:
-        run: Folder of the run; it must hold snapshots.
+        subject: Whose path; a path is the folder of a run, which must hold snapshots.
+        checkpoints: The path of a model that is no run: a pattern of files such as "ckpt/*.pt", or a folder with a
+            series, in the order of the numbers in their names; without a checkpoint, the last of them is the end.
         risk: What is measured at every snapshot and at its projection.
         anchor: Where the directions start: end (as in the paper) or mean.
         losses: Measure the true loss of every snapshot and the loss of its projection beside it.
@@ -218,6 +220,7 @@ def trajectory(
         points: Points along x and along y of that plane, such as 25 or 25x15.
         threads: Threads of torch (threads); none leaves torch's own number.
         on_event: Receives the progress.
+        progress: Show a bar, in a terminal or a notebook.
 
     Returns:
         The path; a result of the same arguments is read back. And where it is stored.
@@ -230,70 +233,102 @@ def trajectory(
         Traceback (most recent call last):
         lowland.core.errors.InputError: `run` must be the folder of a run (got 'runs/none'); make one with `lowland fit`
     """
-    record = record_of(locals())
+    subject, risk = _ending(SubjectSpec.of(subject), risk, checkpoints)
+    record = measured.record_of(trajectory, locals())
     check_positive(points=min(points), threads=threads)
-    from lowland.results import Run
-
-    snapshots = Run(check_run(run)).snapshots
-    if snapshots is None:
-        raise InputError("run", "must hold snapshots", run, "train it with --snapshots_every_epochs 1")
-    place = opened(run)
+    place, risk, snapshots = snapshots_of(subject, risk, checkpoints)
     path = place.trajectory_path
-    found = stored_result(path, trajectory, record)
+    found = measured.stored_result(path, trajectory, record)
     from lowland import landscape, results
 
-    with threads_of_torch(threads):
-        measured = risk_of(place, risk)
+    with measured.threads_of_torch(threads):
+        target = measured.risk_of(place, risk)
         anchored = anchor == "end"
         if found is not None and not plane:
             return found, path
-        directions = landscape.pca_plane(measured.model, snapshots, anchored=anchored)
+        directions = landscape.pca_plane(target.model, snapshots, anchored=anchored)
         if found is None:
             found = landscape.project_trajectory(
-                measured.model, snapshots, directions, anchored=anchored, risk=measured if losses else None
+                target.model, snapshots, directions, anchored=anchored, risk=target if losses else None
             )
             found.attrs["spec"] = record
             results.save(found, path)
         if plane:
             grid = landscape.grid_around(found, *points)
-            landscape.evaluate(measured, directions, grid, store=place.surface_path("trajectory"), on_event=on_event)
+            shows: dict[str, Any] = {"on_event": on_event, "progress": progress}
+            store = place.surface_path("trajectory")
+            drawn = landscape.evaluate(target, directions, grid, store=store, **shows)
+            measured.labeled(drawn, place, risk, store)
     return found, path
+
+
+def snapshots_of(subject: SubjectSpec, risk: RiskSpec, checkpoints: str | None) -> tuple[Run, RiskSpec, Any]:
+    """Return whose path is shown, the risk at its end, and the snapshots."""
+    subject, risk = _ending(subject, risk, checkpoints)
+    place = measured.opened(subject, risk.weights)
+    snapshots: Any = place.snapshots if checkpoints is None else _OtherWeights(place, _files(checkpoints))
+    if snapshots is None:
+        raise InputError("run", "must hold snapshots", subject.run, "train it with --snapshots_every_epochs 1")
+    return place, risk, snapshots
+
+
+def _ending(subject: SubjectSpec, risk: RiskSpec, checkpoints: str | None) -> tuple[SubjectSpec, RiskSpec]:
+    """Return whose weights lie at the end of a path."""
+    if subject.run is not None:
+        if checkpoints is not None:
+            raise InputError("checkpoints", "is for a model of your own", checkpoints, "a run has its snapshots")
+        return subject, risk
+    if checkpoints is None:
+        raise InputError("checkpoints", "must be given", advice='a pattern of files, such as "ckpt/*.pt"')
+    files = _files(checkpoints)
+    require(len(files) >= 2, "checkpoints", f"must find at least two files (it finds {len(files)})", checkpoints)
+    risk = replace(risk, weights="best") if risk.weights == "last" else risk
+    return replace(subject, checkpoint=subject.checkpoint or files[-1]), risk
+
+
+def _files(pattern: str) -> list[str]:
+    if Path(pattern).is_dir():
+        return [str(path) for path in series_of(Path(pattern))]
+    return sorted(glob.glob(pattern), key=by_numbers)
+
+
+class _OtherWeights(Sequence[Any]):
+    """A model with the weights of each of several checkpoints."""
+
+    def __init__(self, place: Run, files: Sequence[str]) -> None:
+        self._place, self._files = place, files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._place.source.other(self._files[number], "best")
 
 
 def curvature(
     subject: SubjectSpec | str | Path,
+    options: SummaryOptions = SummaryOptions(),
     *,
-    name: str = "hessian",
+    name: str | None = None,
+    along: Literal["train", "validation", "test"] | None = None,
     risk: RiskSpec = RiskSpec(),
-    max_products: int = 80,
-    trace_products: int = 30,
-    directions: int = 32,
-    rho: float = 0.05,
-    top: int = 0,
-    density_probes: int = 0,
-    layer_probes: int = 0,
-    sharpness: bool = False,
-    seed: int = 0,
     threads: int | None = None,
     on_event: OnEvent | None = None,
+    progress: bool = False,
 ) -> tuple[xr.Dataset, Path]:
     """Measure both ends of the Hessian's spectrum, traces and sharpness at the weights of a run, or of any model.
 
     Args:
         subject: Whose weights; a path is the folder of a run.
-        name: Name of the result; it is written to FOLDER/curvature/NAME.zarr.
-        risk: What is measured.
-        max_products: Most Hessian-vector products of the Krylov run (products).
-        trace_products: Products of the trace (products).
-        directions: Random filter-normalized directions of the filter-weighted trace (directions).
-        rho: Radius of the SAM sharpness (weight units).
-        top: Also this many of the largest eigenvalues (eigenvalues).
-        density_probes: Also the spectral density, from this many start vectors of 40 products (vectors).
-        layer_probes: Also the trace of every tensor, from this many probes (vectors).
-        sharpness: Also average-case and worst-case sharpness, plain and adaptive, by the standard protocol.
-        seed: Seed of start vector and probes.
+        options: What is measured.
+        name: Name of the result; it is written to FOLDER/curvature/NAME.zarr. None calls it hessian, and adds which
+            weights where they are others.
+        along: Also the relative critical sharpness: of the data measured, along the gradient of this part (train,
+            validation or test); none leaves it out.
+        risk: On which data.
         threads: Threads of torch (threads); none leaves torch's own number.
         on_event: Receives the progress.
+        progress: Show a bar, in a terminal or a notebook.
 
     Returns:
         The result; one of the same arguments is read back. And where it is stored.
@@ -302,45 +337,37 @@ def curvature(
         InputError: If an argument breaks a rule; nothing is written.
 
     Example:
-        >>> curvature("runs/sam", rho=-1.0)
+        >>> curvature("runs/none")
         Traceback (most recent call last):
-        lowland.core.errors.InputError: `rho` must be positive (got -1.0)
+        lowland.core.errors.InputError: `run` must be the folder of a run (got 'runs/none'); make one with `lowland fit`
     """
-    record = record_of(locals())
-    check_positive(max_products=max_products, trace_products=trace_products, directions=directions)
-    check_positive(rho=rho, threads=threads)
-    for argument, value in {"top": top, "density_probes": density_probes, "layer_probes": layer_probes}.items():
-        if value < 0:
-            raise InputError(argument, "must not be negative", value)
-    check_name(name)
-    place = opened(subject)
-    path = place.curvature_path(name)
-    found = stored_result(path, curvature, record)
+    record = measured.record_of(curvature, locals())
+    check_positive(threads=threads)
+    if name is not None:
+        check_name(name)
+    place = measured.opened(subject, risk.weights)
+    path = measured.curvature_path(place, name, risk.weights, curvature, record)
+    found = measured.stored_result(path, curvature, record)
     if found is not None:
-        return found, path
+        return measured.labeled(found, place, risk), path
     from lowland import results
-    from lowland.curvature import summarize
+    from lowland.curvature import critical_sharpness, summarize
+    from lowland.curvature.numbers import with_error
     from lowland.workflows.events import Ticker
 
-    # the ends rarely need all their products, so that the total is an upper bound
-    ticker = Ticker(on_event, max_products + trace_products + directions)
-    with threads_of_torch(threads):
-        result = summarize(
-            risk_of(place, risk),
-            trace_products=trace_products,
-            directions=directions,
-            max_products=max_products,
-            rho=rho,
-            top=top,
-            density_probes=density_probes,
-            layer_probes=layer_probes,
-            sharpness=sharpness,
-            seed=seed,
-            on_product=ticker,
-        )
+    most = options.max_products + options.trace_products + options.directions
+    with measured.threads_of_torch(threads), shown(progress, "curvature", on_event) as told:
+        ticker = Ticker(told, most, bound=True)  # the ends rarely need all their products
+        risks = measured.risks_of(place, risk, [risk.split, *([along] if along else [])])
+        result = summarize(risks[risk.split], options, on_product=ticker)
+        if along:
+            relative = critical_sharpness(risks[risk.split], risks[along], max_passes=20)  # from a cold start
+            title = f"critical sharpness along the gradient of {place.source.called(along)}"
+            attrs = {"long_name": title, "units": "loss per squared weight", "missing": relative.missing}
+            result = result.assign(with_error("relative_critical_sharpness", relative, **attrs))
+        ticker.finish()
     result.attrs["spec"] = record
     if risk.weights.isdigit():  # a place on the path; reports compare such results at matched loss
         result.attrs["step"] = int(risk.weights)
-    results.save(result, path)
-    ticker.finish()
+    results.save(measured.labeled(result, place, risk), path)
     return result, path

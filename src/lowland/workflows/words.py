@@ -5,28 +5,26 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from lowland.core.errors import InputError
-from lowland.core.names import nearest_name
+from lowland.core.errors import InputError, refused, require
+from lowland.core.names import LOSSES, OPTIMIZERS, nearest_name
 from lowland.workflows.checks import check_version
-from lowland.workflows.options import (
-    Command,
-    above,
-    example_of,
-    first_child,
-    is_free,
-    is_nested,
-    options_of,
-    outer_names,
-)
+from lowland.workflows.options import Command, example_of, first_child, is_known, is_nested, options_of, outer_names
 
 _RENAMED: Final = {"colour_map": "color_map", "probe": "probes"}
 """Name of an option in version 0.1.0 -> its name now."""
+
+_SHORT: Final = {"lr": "learning_rate", "rho": "options.rho"}
+"""What is typed out of habit -> the option of the optimizer that it stands for."""
+
+
+_SWITCHED: Final = ("true", "false", "yes", "no", "on", "off")
+"""What may follow a switch; any other word is no part of it."""
 
 
 def named(arguments: Sequence[str], positional: str) -> list[str]:
@@ -40,11 +38,15 @@ def named(arguments: Sequence[str], positional: str) -> list[str]:
     return [f"--{positional}", *words]
 
 
-def tidy_words(command: Command, words: Sequence[str], further: set[str], program: str) -> Iterator[str]:
+def tidy_words(
+    command: Command, words: Sequence[str], further: Mapping[str, Any], program: str, positional: str
+) -> Iterator[str]:
     """Yield the words in the parser's own form: known names, lists in brackets, switches with a value, files read."""
     known, queue = options_of(command), list(words)
     while queue:
         word = queue.pop(0)
+        if not word.startswith("-"):
+            raise _stray(word, words, program, positional)
         if not word.startswith("--") or word == "--help" or word.startswith("--print_config"):
             yield word
             continue
@@ -52,15 +54,19 @@ def tidy_words(command: Command, words: Sequence[str], further: set[str], progra
         name = _known(name, known, further, program)
         if name in further:
             yield word
+            if isinstance(further[name], tuple) and not given and queue:  # a choice, and no switch
+                yield queue.pop(0)
             continue
         option = known.get(name)
         bare = not queue or queue[0].startswith("--")
-        if not given and bare and option is not None and str(option.annotation) == "bool":
+        switch = option is not None and str(option.annotation) == "bool"
+        if not given and switch and (bare or queue[0].lower() not in _SWITCHED):
             value = "true"
         elif not given:
             if bare:
                 raise InputError(f"--{name}", "must be given a value", advice=f"such as {example_of(name, option)}")
             value = queue.pop(0)
+        name, option = _of_a_word(name, value, known)
         if name == "version" and "version" not in known:
             check_version(yaml.safe_load(value) if value.isdigit() else value)
         elif option is not None and is_nested(name, known) and not _holds_values(value):
@@ -68,22 +74,50 @@ def tidy_words(command: Command, words: Sequence[str], further: set[str], progra
                 name, "must hold names with values", value, f"such as {example_of(*first_child(name, known))}"
             )
         elif name == "config":
-            yield from ("--config", yaml.safe_dump(_of_file(command, value), sort_keys=False))
+            text = value if "\n" in value else read_text(Path(value))  # a file's name, or YAML itself
+            yield from ("--config", yaml.safe_dump(tidy_values(command, text), sort_keys=False))
         else:
             yield f"--{name}={value if option is None else as_list(option, value)}"
 
 
-def _known(name: str, known: Mapping[str, Any], further: set[str], program: str) -> str:
+def _of_a_word(name: str, value: str, known: Mapping[str, inspect.Parameter]) -> tuple[str, inspect.Parameter | None]:
+    """Return the option that a word alone stands for: ``--data digits`` is its name, ``--optimizer sam`` its method."""
+    if is_nested(name, known) and re.fullmatch(r"[A-Za-z_][\w.:-]*", value) and not _holds_values(value):
+        wraps = (name == "optimizer" and value.lower() in OPTIMIZERS) or (name == "loss" and value.lower() in LOSSES)
+        inner = f"{name}.{'method' if wraps else 'name'}"
+        name = inner if inner in known else name
+    return name, known.get(name)
+
+
+def _stray(word: str, words: Sequence[str], program: str, positional: str) -> InputError:
+    """Return what is wrong with a word that belongs to no flag."""
+    if not positional or words[0] == f"--{positional}":
+        return InputError(
+            "arguments", "must each belong to a flag", word, f"a list is one word, such as a,b; see {program} --help"
+        )
+    return InputError(positional, "must go before the flags", word, f"write {program} {word} {words[0]} ...")
+
+
+def _known(name: str, known: Mapping[str, Any], further: Iterable[str], program: str) -> str:
     """Return a flag's name as it is now, or say which is near."""
     plain = name.removesuffix("+")
     plain = _RENAMED.get(plain, plain)
     for candidate in (plain, plain.replace("-", "_")):
-        free = any(part in known and is_free(known[part]) for part in above(candidate))
-        if candidate in known or candidate in further or candidate in ("config", "version") or free:
+        if is_known(candidate, known) or candidate in further or candidate in ("config", "version"):
             return candidate + "+" * name.endswith("+")
-    near = nearest_name(plain, [*known, *further, "config"])
-    hint = f"did you mean --{near}? " if near else ""
+    hint = _hint(plain, known, {*further, "config"}, "--")
     raise InputError(f"--{name}", f"is no flag of `{program}`", advice=f"{hint}see {program} --help")
+
+
+def _hint(name: str, known: Mapping[str, Any], further: Iterable[str], dashes: str = "") -> str:
+    """Return which name is near, and what an option holds whose inner name is wrong."""
+    outer, _, last = name.rpartition(".")
+    inner = [one.removeprefix(f"{outer}.") for one in known if outer and one.startswith(f"{outer}.")]
+    near = nearest_name(last, inner) if inner else nearest_name(name, [*known, *further])
+    if last in _SHORT and ("optimizer.learning_rate" in known if not outer else outer.endswith("optimizer")):
+        near = f"{'' if outer else 'optimizer.'}{_SHORT[last]}"
+    hint = f"did you mean {dashes}{f'{outer}.' if inner else ''}{near}? " if near else ""
+    return hint + (f"{dashes}{outer} holds {', '.join(inner)}; " if inner else "")
 
 
 def _holds_values(text: str) -> bool:
@@ -107,19 +141,11 @@ def as_list(option: inspect.Parameter, value: str) -> str:
     return value if kind.startswith("tuple") else json.dumps([part.strip() for part in text.split(",")])
 
 
-def _of_file(command: Command, path: str) -> Any:
-    """Return the values of a YAML file (or of YAML itself) in the parser's form."""
-    return tidy_values(command, path if "\n" in path else read_text(Path(path)))
-
-
 def read_text(path: Path) -> str:
     """Return what a YAML file holds."""
-    if not path.is_file():
-        raise InputError("config", "must be a YAML file", str(path))
-    try:
+    require(path.is_file(), "config", "must be a YAML file", str(path))
+    with refused((OSError, UnicodeDecodeError), "config", "must be a readable YAML file", str(path)):
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("config", f"must be a readable YAML file ({error})", str(path)) from error
 
 
 def mapping_of(text: str, *, name: str | None = None) -> dict[Any, Any]:
@@ -148,13 +174,13 @@ def _renamed(values: Mapping[Any, Any], known: Mapping[str, inspect.Parameter], 
             continue
         option = known.get(name)
         if option is None:
-            if not any(name.startswith(f"{part}.") and part in known for part in above(name)):
-                near = nearest_name(name, known)
-                hint = f"did you mean {near}? " if near else ""
-                raise InputError(name, "is no known option", value, f"{hint}Known: {', '.join(outer_names(known))}")
+            if not is_known(name, known):
+                hint = f"{_hint(name, known, set())}Known: {', '.join(outer_names(known))}"
+                raise InputError(name, "is no known option", value, hint)
         elif is_nested(name, known):
-            if not isinstance(value, dict):
-                raise InputError(name, "must hold names with values", value)
+            inner, _ = _of_a_word(name, str(value), known) if isinstance(value, str) else (name, None)
+            value = {inner.rpartition(".")[2]: value} if inner != name else value
+            require(isinstance(value, dict), name, "must hold names with values", value)
             value = _renamed(value, known, f"{name}.")
         elif isinstance(value, str | int | float) and not isinstance(value, bool):
             listed = as_list(option, str(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from scipy.stats import kendalltau
 
@@ -10,6 +11,7 @@ from lowland.study import read_endpoint
 from lowland.workflows import ModelSpec
 from studies.claims.claim import Claim
 from studies.claims.readers import negative_share, path_share_above_null, surface_number
+from studies.claims.rows.instruments import LEARNED, PATH, SHARE, TAU, TRAIN_LOSS, log_measure
 from studies.claims.rows.tasks import Size, arm, digits, endpoint, reader
 from studies.claims.runs import Arm, RunCache
 
@@ -20,7 +22,7 @@ _ROUGH = "log10 roughness of an 11 x 11 filter-normalized surface, digits"
 _FLOOR = "-6 is the floor of the measure: one valley along every grid line"
 _CONVEX = "share of 25 points of a plane with negative curvature beyond its residual, digits"
 _TRAIN = "train loss in the last epoch, digits"
-_BOWL = "log10 curvature at the center of an 11 x 11 filter-normalized surface, digits"
+_BOWL = "log10 curvature at the center of an 11 x 11 filter-normalized surface at spacing 0.2, kinks included, digits"
 
 
 def network(depth: int, *, width: int = 8, skip: bool = True) -> ModelSpec:
@@ -55,6 +57,8 @@ def _architecture(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=6,
             note=_FLOOR,
+            instrument=log_measure(-6.0),
+            better="li-skips-bumps",
         ),
         Claim(
             "li-depth",
@@ -69,6 +73,8 @@ def _architecture(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=14,
             note=_FLOOR,
+            instrument=log_measure(-6.0),
+            better="li-depth-bumps",
         ),
         Claim(
             "li-width",
@@ -84,6 +90,8 @@ def _architecture(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=8,
             note=_FLOOR,
+            instrument=log_measure(-6.0),
+            better="li-width-bumps",
         ),
         Claim(
             "li-convexity",
@@ -98,6 +106,8 @@ def _architecture(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=32,
             after=("li-skips",),
+            instrument=replace(SHARE, learned=LEARNED, equal_loss=True),
+            better="li-convexity-ratio",
         ),
         Claim(
             "li-convexity-depth",
@@ -113,6 +123,8 @@ def _architecture(size: Size) -> list[Claim]:
             seconds=60,
             after=("li-depth", "li-convexity"),
             primary=False,
+            instrument=replace(SHARE, learned=LEARNED, equal_loss=True),
+            better="li-convexity-ratio-depth",
         ),
         Claim(
             "li-convexity-width",
@@ -129,6 +141,8 @@ def _architecture(size: Size) -> list[Claim]:
             seconds=40,
             after=("li-width",),
             primary=False,
+            instrument=replace(SHARE, learned=LEARNED, equal_loss=True),
+            better="li-convexity-ratio-width",
         ),
         Claim(
             "li-trainability",
@@ -143,6 +157,7 @@ def _architecture(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=5,
             after=("li-depth",),
+            instrument=TRAIN_LOSS,
         ),
         Claim(
             "li-trainability-depth",
@@ -158,6 +173,7 @@ def _architecture(size: Size) -> list[Claim]:
             seconds=1,
             after=("li-depth",),
             primary=False,
+            instrument=TRAIN_LOSS,
         ),
         Claim(
             "li-trainability-width",
@@ -174,6 +190,7 @@ def _architecture(size: Size) -> list[Claim]:
             seconds=1,
             after=("li-width",),
             primary=False,
+            instrument=TRAIN_LOSS,
         ),
     ]
 
@@ -205,6 +222,8 @@ def _training(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=6,
             note=note,
+            instrument=log_measure(-3.0),
+            better="li-batch-equal-loss",
         ),
         Claim(
             "li-rate",
@@ -220,6 +239,8 @@ def _training(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=6,
             note=note,
+            instrument=log_measure(-3.0),
+            better="li-rate-equal-loss",
         ),
         Claim(
             "li-adam",
@@ -235,6 +256,8 @@ def _training(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=6,
             note=note,
+            instrument=log_measure(-3.0),
+            better="li-adam-equal-loss",
         ),
         Claim(
             "li-normalized",
@@ -252,6 +275,8 @@ def _training(size: Size) -> list[Claim]:
             },
             seeds=size.seeds,
             seconds=6,
+            instrument=SHARE,
+            better="li-normalized-margin",
         ),
         Claim(
             "li-decay",
@@ -271,6 +296,8 @@ def _training(size: Size) -> list[Claim]:
             seconds=4,
             after=("li-normalized",),
             note="the filter-normalized shares stand beside them",
+            instrument=SHARE,
+            better="li-decay-margin",
         ),
     ]
 
@@ -300,6 +327,7 @@ def _measures(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=4,
             note="a random walk puts 76 to 90 % there (Antognini and Sohl-Dickstein 2018)",
+            instrument=PATH,
         ),
         Claim(
             "li-architectures",
@@ -314,6 +342,7 @@ def _measures(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=15,
             note="architectures differ in many ways; no cause can be read off",
+            instrument=TAU,
         ),
     ]
 

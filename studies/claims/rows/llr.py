@@ -8,6 +8,19 @@ from typing import Any
 
 from lowland.workflows import Changes, DataSpec, FitSpec, ModelSpec
 from studies.claims.claim import Claim
+from studies.claims.rows.instruments import (
+    ACCURACY,
+    BYTES,
+    COUNT,
+    DIGITS,
+    DIVERGED,
+    ESCAPE,
+    EXACT,
+    PERTURBATION,
+    STEPS,
+    TRAIN_LOSS,
+    log_measure,
+)
 from studies.claims.rows.llr_measures import (
     controls,
     escape_steps,
@@ -55,6 +68,7 @@ def _accuracy(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=15,
             note="the warm-up that LLR has built in is given to the base too",
+            instrument=ACCURACY,
         ),
         Claim(
             "llr-controls",
@@ -68,6 +82,7 @@ def _accuracy(size: Size) -> list[Claim]:
             {"task": arm(run, LLR)},
             seeds=size.few,
             seconds=30,
+            instrument=ACCURACY,
         ),
     ]
 
@@ -91,6 +106,8 @@ def _training(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.few,
             seconds=8,
+            instrument=DIVERGED,
+            better="llr-largest-rate",
         ),
         Claim(
             "llr-steps",
@@ -106,6 +123,7 @@ def _training(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=2,
             note="both tuned alike on validation accuracy; untuned, LLR's slope at the initial loss is 0.006",
+            instrument=STEPS,
         ),
         Claim(
             "llr-spikes",
@@ -120,6 +138,8 @@ def _training(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.seeds,
             seconds=2,
+            instrument=COUNT,
+            better="llr-climb",
         ),
         Claim(
             "llr-cost",
@@ -135,6 +155,7 @@ def _training(size: Size) -> list[Claim]:
             seconds=1,
             primary=False,
             note="steps of both in turns, medians of 100; the claim is at most 1.05",
+            instrument=EXACT,
         ),
     ]
 
@@ -155,6 +176,8 @@ def _regions(size: Size) -> list[Claim]:
             {"SGD": tuned, "low": arm(small, window(10.0, 0.2, 0.3), tuned=True)},
             seeds=size.seeds,
             seconds=2,
+            instrument=DIGITS,
+            better="llr-low-end",
         ),
         Claim(
             "llr-high",
@@ -169,6 +192,8 @@ def _regions(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.few,
             seconds=6,
+            instrument=DIVERGED,
+            better="llr-high-largest-rate",
         ),
         Claim(
             "llr-ultralow",
@@ -183,6 +208,7 @@ def _regions(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.seeds,
             seconds=2,
+            instrument=TRAIN_LOSS,
         ),
     ]
 
@@ -202,6 +228,8 @@ def _theory(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.seeds,
             seconds=2,
+            instrument=ESCAPE,
+            better="llr-escape-rate",
         ),
         Claim(
             "llr-curvature",
@@ -216,6 +244,7 @@ def _theory(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.few,
             seconds=6,
+            instrument=log_measure(-300.0, equal_loss=False),
         ),
     ]
 
@@ -236,6 +265,7 @@ def _elsewhere(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=15,
             after=("llr-steps",),
+            instrument=PERTURBATION,
         ),
         Claim(
             "llr-language",
@@ -251,6 +281,7 @@ def _elsewhere(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=20,
             note="with Adam the multiplier mostly cancels, and the documentation advises against it",
+            instrument=BYTES,
         ),
     ]
 

@@ -34,6 +34,7 @@ from studies.claims.runs import Arm, RunCache
 
 __all__ = [
     "controls",
+    "escape_rates",
     "escape_steps",
     "median_attack",
     "reshaped_curvature",
@@ -42,6 +43,9 @@ __all__ = [
 ]
 
 RATES: Final = (0.3, 1.0, 3.0, 10.0, 30.0)
+_LIMIT: Final = 30_000
+"""Steps after which a particle that has not left counts as one that stays."""
+
 _TIMED_STEPS: Final = 120
 _WARM_UP: Final = 20
 
@@ -178,6 +182,18 @@ def escape_steps(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str
     # batch's does. The third arm has the constant rate that the reshaped particles had on average. Particles
     # that stay count the limit.
     del runs, arms
+    return {name: math.log10(times.mean()) for name, times in _wells(seed).items()}
+
+
+def escape_rates(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+    """Measure the steps that particles spend in the sharp well per escape, which those that stay do not bound."""
+    # The estimate of a mean time to an event that comes at a constant rate, where some are cut off: all time over all
+    # events (Epstein and Sobel 1953). Without any event it is the whole time.
+    del runs, arms
+    return {name: math.log10(times.sum() / max((times < _LIMIT).sum(), 1)) for name, times in _wells(seed).items()}
+
+
+def _wells(seed: int) -> dict[str, NDArray[np.float64]]:
     reshaper = Sech()
     reshaped, mean = _escape(seed, lambda u: reshaper.slope(torch.as_tensor(u)).numpy())
     plain, _ = _escape(seed, np.ones_like)
@@ -185,7 +201,8 @@ def escape_steps(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str
     return {"LLR": reshaped, "plain": plain, "plain at LLR's mean rate": scaled}
 
 
-def _escape(seed: int, slope: Any, *, particles: int = 200, limit: int = 30_000) -> tuple[float, float]:
+def _escape(seed: int, slope: Any, *, particles: int = 200, limit: int = _LIMIT) -> tuple[NDArray[np.float64], float]:
+    """Return the steps of every particle, and the mean factor."""
     random = generator(seed, "probe", "two wells")
     x, left = np.full(particles, -0.3), np.full(particles, float(limit))
     total, count = 0.0, 0
@@ -201,4 +218,4 @@ def _escape(seed: int, slope: Any, *, particles: int = 200, limit: int = 30_000)
         x = x - 0.01 * factor * (-2 * x / width**2 * rest + noise)
         x = np.clip(x, -0.6, 2.0)  # a step from a steep wall must not throw a particle out of the landscape
         left = np.where(inside & (x > 0), step + 1.0, left)
-    return math.log10(float(left.mean())), total / count
+    return left, total / count

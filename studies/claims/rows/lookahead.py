@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from lowland.core.types import as_batch
 from lowland.workflows import Changes, FitSpec, build_data, build_model
 from studies.claims.claim import Claim
-from studies.claims.readers import sharpness_at_matched_loss
-from studies.claims.rows.sam import RHO, SAM, matched
-from studies.claims.rows.tasks import ADAPTIVE, Size, arm, digits, endpoint, passes_over, signals, steps_to
+from studies.claims.readers import log_sharpness
+from studies.claims.rows.instruments import ACCURACY, COSINE, DIGITS, EXACT, STEPS, log_measure
+from studies.claims.rows.sam import RHO, SAM
+from studies.claims.rows.tasks import ADAPTIVE, Size, arm, digits, endpoint, matched, passes_over, signals, steps_to
 from studies.claims.runs import Arm, RunCache
 
 __all__ = ["SALA", "lookahead_claims"]
@@ -50,6 +51,7 @@ def _sala_claims(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=13,
             after=("sam-equal-epochs",),
+            instrument=ACCURACY,
         ),
         Claim(
             "sala-cost",
@@ -64,6 +66,7 @@ def _sala_claims(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.seeds,
             seconds=2,
+            instrument=EXACT,
         ),
         Claim(
             "sala-speed",
@@ -78,6 +81,7 @@ def _sala_claims(size: Size) -> list[Claim]:
             higher=False,
             seeds=size.seeds,
             seconds=1,
+            instrument=STEPS,
         ),
         Claim(
             "sala-lookahead",
@@ -92,6 +96,7 @@ def _sala_claims(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=1,
             after=("sala-keeps-sams-gain", "lookahead-sgd"),
+            instrument=ACCURACY,
         ),
         Claim(
             "sala-sharpness",
@@ -101,11 +106,12 @@ def _sala_claims(size: Size) -> list[Claim]:
             "log10 of SAM's sharpness (rho 0.05) where the paths have the same train loss, digits",
             0.1,
             (("SALA", "SGD"), ("SAM", "SGD")),
-            matched(sharpness_at_matched_loss),
+            matched(log_sharpness),
             surveyed,
             higher=False,
             seeds=size.seeds,
             seconds=2,
+            instrument=log_measure(-12.0),
         ),
         Claim(
             "sala-direction",
@@ -120,6 +126,7 @@ def _sala_claims(size: Size) -> list[Claim]:
             {"task": arm(small)},
             seeds=size.seeds,
             seconds=2,
+            instrument=COSINE,
         ),
     ]
 
@@ -144,6 +151,7 @@ def _lookahead_claims(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=8,
             after=("sam-equal-epochs",),
+            instrument=ACCURACY,
         ),
         Claim(
             "lookahead-adam",
@@ -160,6 +168,7 @@ def _lookahead_claims(size: Size) -> list[Claim]:
             },
             seeds=size.seeds,
             seconds=16,
+            instrument=ACCURACY,
         ),
         Claim(
             "lookahead-sgd-digits",
@@ -174,6 +183,7 @@ def _lookahead_claims(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=2,
             primary=False,
+            instrument=DIGITS,
         ),
     ]
 

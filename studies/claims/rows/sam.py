@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from lowland.training import fit
 from lowland.workflows import Changes, build_data, build_loss, build_model, build_optimizer
-from studies.claims.claim import Claim, Measure
-from studies.claims.readers import lambda_max_at_matched_loss
-from studies.claims.rows.tasks import Size, arm, digits, endpoint, signals
+from studies.claims.claim import Claim
+from studies.claims.readers import log_lambda_max
+from studies.claims.rows.instruments import ACCURACY, log_measure
+from studies.claims.rows.tasks import Size, arm, digits, endpoint, matched, signals
 from studies.claims.runs import Arm, RunCache
 
-__all__ = ["SAM", "matched", "sam_claims"]
+__all__ = ["SAM", "sam_claims"]
 
 SAM: Changes = {"optimizer.method": "sam", "optimizer.options.rho": 0.1}
 RHO = {"optimizer__options__rho": [0.05, 0.1, 0.2]}
@@ -44,6 +44,7 @@ def sam_claims(size: Size) -> list[Claim]:
             {"SGD": sgd, "SAM": sam},
             seeds=size.seeds,
             seconds=22,
+            instrument=ACCURACY,
         ),
         Claim(
             "sam-equal-compute",
@@ -59,6 +60,7 @@ def sam_claims(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=14,
             after=("sam-equal-epochs",),
+            instrument=ACCURACY,
         ),
         Claim(
             "sam-curvature",
@@ -68,11 +70,12 @@ def sam_claims(size: Size) -> list[Claim]:
             "log10 of the largest Hessian eigenvalue where the paths have the same train loss, digits",
             0.1,
             (("SAM", "SGD"),),
-            matched(lambda_max_at_matched_loss),
+            matched(log_lambda_max),
             {"SGD": arm(small), "SAM": arm(small, SAM)},
             higher=False,
             seeds=size.seeds,
             seconds=5,
+            instrument=log_measure(-300.0),
         ),
         Claim(
             "sam-m",
@@ -87,6 +90,7 @@ def sam_claims(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=60,
             note="batch norm sees the parts, so that m changes its batches too",
+            instrument=ACCURACY,
         ),
         Claim(
             "sam-late",
@@ -100,18 +104,10 @@ def sam_claims(size: Size) -> list[Claim]:
             {"SGD": arm(run), **late},
             seeds=size.seeds,
             seconds=26,
+            instrument=ACCURACY,
+            better="sam-late-end",
         ),
     ]
-
-
-def matched(read: Callable[[Sequence[Path]], list[float]]) -> Measure:
-    """Return the measure of rows that compare all arms at a train loss that their paths share."""
-
-    def measure(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-        paths = [runs.train(runs.settled(one), seed) for one in arms.values()]
-        return dict(zip(arms, read(paths), strict=True))
-
-    return measure
 
 
 def micro_batches(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lowland.study import cost_of, read_endpoint
-from lowland.workflows import DataSpec, FitSpec, ModelSpec, OptimizerSpec
+from lowland.core.risk import EmpiricalRisk
+from lowland.results import matched_steps
+from lowland.study import cost_of, read_endpoint, read_reach
+from lowland.workflows import DataSpec, FitSpec, ModelSpec, OptimizerSpec, open_run
 from studies.claims.claim import Measure
 from studies.claims.runs import Arm, RunCache
 
@@ -20,8 +22,10 @@ __all__ = [
     "SMALL",
     "Size",
     "arm",
+    "beside",
     "digits",
     "endpoint",
+    "matched",
     "passes_over",
     "reader",
     "signals",
@@ -99,11 +103,11 @@ def arm(run: FitSpec, changes: Mapping[str, Any] | None = None, *, tuned: bool =
 
 def endpoint(name: str) -> Measure:
     """Return the measure of rows that read one endpoint of every arm."""
-    return reader(lambda path: read_endpoint(path, name))
+    return reader(lambda path: read_endpoint(path, name), chosen=name.startswith("test_"))
 
 
-def reader(read: Callable[[Path], float], *, surveyed: bool = False) -> Measure:
-    """Return the measure of rows that read one number of every arm's run."""
+def reader(read: Callable[[Path], float], *, surveyed: bool = False, chosen: bool = False) -> Measure:
+    """Return the measure of rows that read one number of every arm's run, at its end or at the chosen epoch."""
 
     def measure(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -111,9 +115,39 @@ def reader(read: Callable[[Path], float], *, surveyed: bool = False) -> Measure:
             path = runs.train(runs.settled(one), seed)
             with runs.alone(path):
                 found[name] = read(path)
-            found[f"passes {name}"] = cost_of(path).passes
+            found |= beside(path, name, None if chosen else math.inf)
             if surveyed:
                 found[f"train loss {name}"] = read_endpoint(path, "train_loss")
+        return found
+
+    return measure
+
+
+def beside(path: Path, name: str, step: float | None = math.inf) -> dict[str, float]:
+    """Return the passes, and the reach of the method up to a step (None: the chosen epoch's) where the run shows it."""
+    reach = read_reach(path, step)
+    found = {f"passes {name}": cost_of(path).passes}
+    return found if math.isnan(reach) else {**found, f"reach {name}": reach}
+
+
+def matched(*reads: Callable[[EmpiricalRisk], float | Mapping[str, float]]) -> Measure:
+    """Return the measure of rows that compare all arms at a train loss that their paths share."""
+    # Each path is looked at where its train loss is nearest, in ratio, to the largest that the arms have at the
+    # end; the losses there are stored beside the numbers. A reader that gives several numbers names what stands
+    # beside the endpoint: {"": 0.3, "edge": 2.5}.
+
+    def measure(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
+        paths = {name: runs.train(runs.settled(one), seed) for name, one in arms.items()}
+        opened = [open_run(path) for path in paths.values()]
+        steps = matched_steps(opened, lambda run: run.risk(weights="last"))
+        found: dict[str, float] = {}
+        for (name, path), run, step in zip(paths.items(), opened, steps, strict=True):
+            risk = run.risk(weights=step)
+            found |= {f"train loss {name}": risk.evaluate()["loss"].value, **beside(path, name, step)}
+            for read in reads:
+                given = read(risk)
+                given = given if isinstance(given, Mapping) else {"": given}
+                found |= {f"{kind} {name}".strip(): value for kind, value in given.items()}
         return found
 
     return measure
@@ -130,7 +164,7 @@ def steps_to(loss: float) -> Measure:
             path = runs.train(runs.settled(one), seed)
             found[name] = read_endpoint(path, f"restricted_steps_to_loss:{loss}")
             found[f"reached {name}"] = read_endpoint(path, f"reached_loss:{loss}")
-            found[f"passes {name}"] = cost_of(path).passes
+            found |= beside(path, name)
         return found
 
     return measure
@@ -140,8 +174,11 @@ def passes_over(base: str) -> Measure:
     """Return the measure of a step's cost: log2 of an arm's training passes over those of the base, a teacher's too."""
 
     def measure(runs: RunCache, arms: Mapping[str, Arm], seed: int) -> dict[str, float]:
-        costs = {name: cost_of(runs.train(runs.settled(one), seed)).training for name, one in arms.items()}
-        ratios = {name: math.log2(passes / costs[base]) for name, passes in costs.items()}
-        return {**ratios, **{f"passes {name}": passes for name, passes in costs.items()}}
+        paths = {name: runs.train(runs.settled(one), seed) for name, one in arms.items()}
+        costs = {name: cost_of(path).training for name, path in paths.items()}
+        found = {name: math.log2(passes / costs[base]) for name, passes in costs.items()}
+        for name, path in paths.items():
+            found |= beside(path, name)
+        return found
 
     return measure

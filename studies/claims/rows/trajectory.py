@@ -5,6 +5,7 @@ from __future__ import annotations
 from lowland.workflows import Changes
 from studies.claims.claim import Claim
 from studies.claims.readers import sharpness_late
+from studies.claims.rows.instruments import ACCURACY, DROPS, EXACT, log_measure
 from studies.claims.rows.sam import RHO, SAM
 from studies.claims.rows.tasks import ADAMW, ADAPTIVE, Size, arm, digits, endpoint, passes_over, reader, signals
 
@@ -43,6 +44,8 @@ def _path_claims(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=5,
             note=_NOTE,
+            instrument=log_measure(-300.0),
+            better="saf-sharpness-equal-loss",
         ),
         Claim(
             "saf-sharpness-sam",
@@ -59,6 +62,8 @@ def _path_claims(size: Size) -> list[Claim]:
             seconds=3,
             after=("saf-sharpness",),
             note=_NOTE,
+            instrument=log_measure(-300.0),
+            better="saf-sharpness-sam-equal-loss",
         ),
         Claim(
             "saf-largest-drop",
@@ -74,6 +79,8 @@ def _path_claims(size: Size) -> list[Claim]:
             seeds=size.seeds,
             seconds=1,
             note=_NOTE,
+            instrument=DROPS,
+            better="saf-largest-drop-active",
         ),
         Claim(
             "saf-mean-square-drop",
@@ -90,6 +97,8 @@ def _path_claims(size: Size) -> list[Claim]:
             seconds=1,
             primary=False,
             note=_NOTE,
+            instrument=DROPS,
+            better="saf-mean-square-drop-active",
         ),
         Claim(
             "saf-cost",
@@ -106,6 +115,7 @@ def _path_claims(size: Size) -> list[Claim]:
             seconds=1,
             primary=False,
             note="Passes are counted and equal for every seed; seven are the fewest that decide two comparisons.",
+            instrument=EXACT,
         ),
     ]
 
@@ -147,6 +157,7 @@ def _accuracy_claims(size: Size) -> list[Claim]:
             seconds=19,
             note=_NOTE,
             after=("sam-equal-epochs",),
+            instrument=ACCURACY,
         ),
         Claim(
             "saf-keeps-sams-gain",
@@ -162,6 +173,7 @@ def _accuracy_claims(size: Size) -> list[Claim]:
             seconds=1,
             after=("saf-accuracy",),
             note=_NOTE,
+            instrument=ACCURACY,
         ),
         Claim(
             "saf-weight",
@@ -176,6 +188,7 @@ def _accuracy_claims(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=85,
             primary=False,
+            instrument=ACCURACY,
         ),
         Claim(
             "saf-adamw",
@@ -190,5 +203,6 @@ def _accuracy_claims(size: Size) -> list[Claim]:
             seeds=size.few,
             seconds=70,
             note=f"a small ResNet in place of a transformer; {_NOTE}",
+            instrument=ACCURACY,
         ),
     ]

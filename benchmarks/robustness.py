@@ -1,0 +1,172 @@
+"""What the card says of four ways to train at equal train loss, and how long a card and a basin profile take.
+
+    python benchmarks/robustness.py --part ways       # runs of the demo's networks, a card of each
+    python benchmarks/robustness.py --part card       # seconds of every part of a ResNet-20's card
+    python benchmarks/robustness.py --part profile    # 200 directions x 10 radii beside a surface of as many points
+
+Each writes benchmarks/results/robustness_PART.json, with the load of the machine at its start. Processor time
+stands beside the time that passed: other work on the machine changes the one far less than the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import lowland as ll
+from lowland.core.provenance import provenance
+from lowland.core.risk import EmpiricalRisk
+from lowland.data import DataSplits, TensorData
+from lowland.results import Run
+from lowland.results.matched import matched_steps
+from lowland.robustness import RobustnessOptions, card, outcomes
+from lowland.workflows import DataSpec, FitSpec, OptimizerSpec, fit
+
+RESULTS = Path(__file__).parent / "results"
+METHODS = {"SGD": "none", "SAM": "sam", "SALA": "sala", "EMA": "ema"}
+PARTS = ("rounding", "noise", "worst", "forgetting", "inputs")
+
+
+def run_of(folder: Path, name: str, seed: int, epochs: int) -> Run:
+    data = DataSpec(name="digits", options={"train_size": 300, "label_noise": 0.2})
+    optimizer, place = OptimizerSpec(method=METHODS[name]), folder / f"{name}-{seed}"
+    fit(FitSpec(folder=str(place), data=data, batch_size=32, seed=seed, optimizer=optimizer, epochs=epochs, threads=1,
+                snapshots_every_epochs=1))  # fmt: skip
+    found = ll.open(place)
+    assert isinstance(found, Run)
+    return found
+
+
+def turned(risk: EmpiricalRisk, run: Run) -> EmpiricalRisk:
+    """The same images and labels, turned by 90 degrees: other data for the same network."""
+    data = run.data().train
+    return EmpiricalRisk(risk.model, risk.loss, [(torch.rot90(data.input, 1, (2, 3)), data.target)])
+
+
+def ways(seeds: int, epochs: int, folder: Path, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """A card of each method and seed, at the snapshot whose train loss is nearest to one that all four have reached."""
+    made = []
+    for seed in range(seeds):
+        runs = [run_of(folder, name, seed, epochs) for name in METHODS]
+        for name, run, step in zip(METHODS, runs, matched_steps(runs), strict=True):
+            risk = run.risk(weights=step)
+            options = RobustnessOptions(parts=["rounding", "noise", "worst", "forgetting"])
+            found, seconds = timed(card, risk, options, finetune=turned(risk, run))
+            facts = {key: float(found.attrs[key]) for key in ("train_loss", "filter_trace", "filter_trace_se")}
+            rows = [
+                {"part": row.part, "name": row.name.split(" (")[0], "size": row.size, "change": row.loss_change,
+                 "se": (row.loss_change_se**2 + (0.0 if row.draws < 2 else row.draw_se) ** 2) ** 0.5,
+                 "predicted": row.predicted, "compared": row.compared}
+                for row in outcomes(found)
+            ]  # fmt: skip
+            made.append({"method": name, "seed": seed, "step": int(step), "seconds": seconds[0], **facts, "rows": rows})
+            print(name, seed, step, facts, f"{seconds[0]:.0f} s", flush=True)
+        keep(made)
+
+
+def timed(call: Callable[..., Any], *words: Any, **more: Any) -> tuple[Any, tuple[float, float]]:
+    start, before = time.perf_counter(), time.process_time()
+    found = call(*words, **more)
+    return found, (time.perf_counter() - start, time.process_time() - before)
+
+
+def enlarged(samples: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The digits, as often as it takes, in three channels of that side."""
+    part = ll.data.load("digits").train
+    index = torch.arange(samples) % len(part)
+    x = nn.functional.interpolate(part.input[index], size=side, mode="bilinear") if side > 8 else part.input[index]
+    return (x.repeat(1, 3, 1, 1) if side > 8 else x), part.target[index]
+
+
+def stepped(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int = 20) -> nn.Module:
+    """A few steps, so that losses and statistics are those of a network that has learned something."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(steps):
+        rows = torch.arange(64 * step, 64 * (step + 1)) % len(x)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+def risk_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> EmpiricalRisk:
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(x.split(250), y.split(250), strict=True)))
+
+
+def card_times(samples: int, tested: int, parts: list[str]) -> dict[str, Any]:
+    """Seconds of every part, with everything that a card of that part alone needs."""
+    torch.manual_seed(0)
+    x, y = enlarged(samples, 32)
+    risk = risk_of(stepped(ll.models.resnet(20), x, y), x, y)
+    other = risk_of(risk.model, torch.rot90(x, 1, (2, 3)), y)
+    test = TensorData(x, y, torch.arange(samples)).take(torch.arange(tested))
+    data = DataSplits("enlarged", test, test, test, classes=10, shape=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+    rows = {}
+    for name, some in {**{part: [part] for part in parts}, "whole card": parts}.items():
+        given = {"finetune": other if "forgetting" in some else None, "data": data if "inputs" in some else None}
+        _, (seconds, busy) = timed(card, risk, RobustnessOptions(parts=some), **given)
+        rows[name] = {"seconds": seconds, "busy": busy}
+        print(name, f"{seconds:.1f} s, processor {busy:.1f} s", flush=True)
+    return {"rows": rows, "samples": samples, "tested": tested, "threads": torch.get_num_threads()}
+
+
+def profile_times(directions: int, radii: int) -> dict[str, Any]:
+    """The profile against a surface with as many points, both of the same risk, network by network."""
+    x, y = enlarged(1797, 8)
+    torch.manual_seed(0)
+    networks = {
+        "mlp": nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)),
+        "resnet8": ll.models.create("resnet8", in_channels=1, seed=0),
+    }
+    rows, points = {}, directions * radii
+    for name, network in networks.items():
+        risk = risk_of(stepped(network, x, y), x, y)
+        places = [0.01 * (k + 1) for k in range(radii)]
+        options = RobustnessOptions(parts=["noise"], directions=directions, radii=places, curvature_samples=None)
+        plane, grid = ll.landscape.random_plane(network, seed=0), ll.landscape.grid(directions, radii)
+        _, surface = timed(ll.landscape.evaluate, risk, plane, grid)
+        _, both = timed(card, risk, options)  # by filter and absolute
+        rows[name] = {"surface_ms": 1e3 * surface[1] / points, "profile_ms": 1e3 * both[1] / (2 * points)}
+        print(name, rows[name], flush=True)
+    return {"rows": rows, "directions": directions, "radii": radii}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("ways", "card", "profile"), required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--folder", type=Path, help="where runs are kept, to go on; default: nowhere")
+    parser.add_argument("--threads", type=int, default=2, help="of the card's times")
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--tested", type=int, default=256, help="test images of the part inputs")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads if options.part == "card" else 1)
+    load = os.getloadavg()[0]
+
+    def keep(found: dict[str, Any]) -> None:
+        result = {**found, "load": load, **provenance()}
+        (RESULTS / f"robustness_{options.part}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+    if options.part == "ways":
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = options.folder or Path(temporary)
+            ways(options.seeds, options.epochs, folder, lambda made: keep({"runs": made}))
+    elif options.part == "card":
+        keep(card_times(options.samples, options.tested, options.parts.split(",")))
+    else:
+        keep(profile_times(200, 10))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Keyword arguments of what a registry names, read from its source: a wrong one is refused before torch is imported."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+_PACKAGE: Final = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def keywords_of(room: str, path: str) -> tuple[str, ...] | None:
+    """Return what ``module:callable`` of a room of Lowland takes by keyword; None where the source is silent."""
+    module, _, name = path.partition(":")
+    package, _, inner = room.partition(".")
+    folder = _PACKAGE.joinpath(*inner.split(".")) if package == "lowland" else None
+    if folder is None or not (source := folder / f"{module}.py").is_file():
+        return None
+    function = _function(_definitions(source).get(name))
+    if function is None:
+        return None
+    given = [one.arg for one in (*function.args.args, *function.args.kwonlyargs) if one.arg not in ("self", "cls")]
+    more = _unpacked(function.args.kwarg, folder)
+    return None if more is None else (*given, *more)
+
+
+def _definitions(source: Path) -> dict[str, ast.stmt]:
+    """Return the functions and classes of a file."""
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    return {one.name: one for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)}
+
+
+def _function(found: ast.stmt | None) -> ast.FunctionDef | None:
+    """Return what is called: a function, or how a class begins."""
+    if isinstance(found, ast.ClassDef):
+        return next((one for one in found.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
+    return found if isinstance(found, ast.FunctionDef) else None
+
+
+def _unpacked(rest: ast.arg | None, folder: Path) -> list[str] | None:
+    """Return the names behind ``**options: Unpack[KEYWORDS]``; None where anything may be given."""
+    if rest is None:
+        return []
+    match rest.annotation:
+        case ast.Subscript(value=ast.Name("Unpack"), slice=ast.Name(name)):
+            return next(_fields(name, folder), None)
+    return None
+
+
+def _fields(name: str, folder: Path) -> Iterator[list[str]]:
+    """Yield the names in a dictionary's type and in those it extends, from the file of the room where it stands."""
+    for source in sorted(folder.glob("*.py")):
+        known = _definitions(source) if f"class {name}(" in source.read_text(encoding="utf-8") else {}
+        fields, types = [], [known.get(name)]
+        while types and isinstance(found := types.pop(), ast.ClassDef):
+            types += [known.get(base.id) for base in found.bases if isinstance(base, ast.Name)]
+            lines = [one.target for one in found.body if isinstance(one, ast.AnnAssign)]
+            fields += [one.id for one in lines if isinstance(one, ast.Name)]
+        if known:
+            yield fields

@@ -1,0 +1,224 @@
+"""Robustness cards in a report: what was measured beside what curvature predicts, one figure per part."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from lowland.report.sections import Block, Details, Figure, Gallery, Paragraph, Section, Table
+from lowland.report.statistics import show
+from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
+from lowland.results.run import Run
+from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_TITLES: Final = {
+    "rounding": "Rounded weights",
+    "noise": "Noise on the weights",
+    "worst": "The worst direction",
+    "forgetting": "A fine-tune on other data, and back",
+    "merging": "On the way to other weights",
+    "inputs": "Noise and attacks on inputs",
+}
+_SIZES: Final = {
+    "noise": "length of the step over the norm of the weights",
+    "worst": "length of the step over the norm of the weights",
+    "forgetting": "step",
+    "merging": "share of the way",
+    "inputs": "size on inputs in [0, 1]",
+}
+_NOTES: Final = (
+    "Changes are to the plain weights on the same samples, with paired standard errors; for noise that over directions "
+    "is added.",
+    "Predicted: g·d + d'Hd/2, one product each; the ratio is what was measured on the samples of the prediction over "
+    "it: 1 while the quadratic picture holds. Like noise: the filter-weighted trace times ρ²/2 at the same length.",
+)
+
+
+def robustness_section(runs: Sequence[Run]) -> Section | None:
+    """Build the section of all cards: those of several runs at equal train loss."""
+    found = {run.name: card for run in runs if (card := _last(run.cards)) is not None}
+    if not found:
+        return None
+    blocks: list[Block] = []
+    if len(found) > 1:
+        found, said = _comparable(runs, found)
+        blocks.append(Paragraph(said))
+        blocks.append(comparison_table(found))
+    blocks.append(Gallery(tuple(Figure(figure, height=400) for figure in figures(found))))
+    blocks += [Details(f"Card of {name}", (card_table(card), *_said(card))) for name, card in found.items()]
+    return Section("Robustness", tuple(blocks))
+
+
+def _last(cards: Mapping[str, xr.Dataset]) -> xr.Dataset | None:
+    return list(cards.values())[-1] if cards else None
+
+
+def _comparable(runs: Sequence[Run], ends: dict[str, xr.Dataset]) -> tuple[dict[str, xr.Dataset], str]:
+    """Return the cards at train losses that are near enough, and which those are."""
+    losses = [float(card.attrs["train_loss"]) for card in ends.values()]
+    if comparable(losses):
+        return ends, f"All cards are at train losses within a factor {LOSS_RATIO}: {', '.join(map(show, losses))}."
+    target, chosen = common_loss(losses), {}
+    for run in runs if target is not None else ():
+        if run.name in ends:
+            known = {name: float(card.attrs["train_loss"]) for name, card in run.cards.items()}
+            place = nearest(known, target or math.nan)
+            if within(known[place], target or math.nan):
+                chosen[run.name] = run.cards[place]
+    if len(chosen) == len(ends):
+        return chosen, (
+            f"Not comparable at the end: the train losses differ by more than a factor {LOSS_RATIO}. These are the "
+            f"cards at matched train loss, near {show(target)}."
+        )
+    return ends, (
+        f"Not comparable: the train losses ({', '.join(map(show, losses))}) differ by more than a factor {LOSS_RATIO}, "
+        "and cross-entropy curvature vanishes as a net memorizes. Measure snapshots from where the losses were equal: "
+        "lowland robustness RUN --risk.weights STEP."
+    )
+
+
+def _rows(card: xr.Dataset) -> list[dict[str, Any]]:
+    columns = {str(name): card[name].values.tolist() for name in card.data_vars}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def ratio_of(row: Mapping[str, Any]) -> float:
+    """Return measured over predicted, on the same samples."""
+    predicted = row["first"] + row["second"]
+    return float(row["compared"] / predicted) if predicted else math.nan
+
+
+def card_table(card: xr.Dataset) -> Table:
+    """Build the table of one card."""
+    rows = [
+        {
+            "part": row["part"],
+            "change": row["name"],
+            "size": f"{row['size']:.4g}",
+            "loss": _number(row["loss"]),
+            "change of the loss": _change(row),
+            "change of accuracy (points)": _signed(100 * row["accuracy_change"], 100 * row["accuracy_change_se"]),
+            "predicted": _number(row["first"] + row["second"]),
+            "measured / predicted": _number(ratio_of(row), 3),
+            "like noise": _number(row["trace"]),
+        }
+        for row in _rows(card)
+    ]
+    loss, accuracy = (card.attrs.get(f"train_{name}", math.nan) for name in ("loss", "accuracy"))
+    trace = f"{show(card.attrs['filter_trace'])} ± {show(card.attrs['filter_trace_se'], 2)}"
+    caption = f"Plain weights: loss {_number(loss)}, accuracy {_number(accuracy)}, filter-weighted trace {trace}"
+    return Table.of(rows, caption, _NOTES)
+
+
+def _change(row: Mapping[str, Any]) -> str:
+    drawn = 0.0 if math.isnan(row["draw_se"]) else row["draw_se"]
+    return _signed(row["loss_change"], math.hypot(row["loss_change_se"], drawn))
+
+
+def _number(value: float, digits: int = 4) -> str:
+    return "–" if math.isnan(value) else show(value, digits)
+
+
+def _signed(value: float, error: float) -> str:
+    if math.isnan(value):
+        return "–"
+    return f"{show(value, 3)}" + ("" if math.isnan(error) else f" ± {show(error, 2)}")
+
+
+def comparison_table(cards: Mapping[str, xr.Dataset]) -> Table:
+    """Build the table of several cards: the change of the loss, and in brackets measured over predicted."""
+    named = {name: {(r["part"], _kind(r), r["size"]): r for r in _rows(card)} for name, card in cards.items()}
+    keys = list(dict.fromkeys(key for rows in named.values() for key in rows))
+    rows = [
+        {"change": f"{key[1]}, {key[2]:.4g}"} | {name: _cell(rows.get(key)) for name, rows in named.items()}
+        for key in keys
+    ]
+    head = {"change": "train loss"} | {name: _number(card.attrs["train_loss"]) for name, card in cards.items()}
+    trace = {"change": "filter-weighted trace"}
+    trace |= {name: _number(card.attrs["filter_trace"]) for name, card in cards.items()}
+    return Table.of(
+        [head, trace, *rows],
+        "Change of the loss (of accuracy, in points, for inputs), and measured over predicted in brackets",
+        _NOTES,
+    )
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    return "worst direction" if row["part"] == "worst" else f"{row['part']}: {row['name']}"
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    if math.isnan(row["loss_change"]):
+        return _signed(100 * row["accuracy_change"], 100 * row["accuracy_change_se"])
+    ratio = ratio_of(row)
+    return _change(row) + ("" if math.isnan(ratio) else f" ({show(ratio, 2)})")
+
+
+def _said(card: xr.Dataset) -> Iterator[Paragraph]:
+    names = json.loads(card.attrs["rounded"])
+    yield Paragraph(f"Rounded and moved by noise: {', '.join(names)}.", note=True)
+    for text in (*json.loads(card.attrs["notes"]), card.attrs.get("curvature_kinks", "")):
+        if text:
+            yield Paragraph(str(text), note=True)
+
+
+def figures(cards: Mapping[str, xr.Dataset]) -> Iterator[Line | Scatter]:
+    """Yield one figure per part, of one card or of several by name."""
+    for part, title in _TITLES.items():
+        rows = {name: [r for r in _rows(card) if r["part"] == part] for name, card in cards.items()}
+        rows = {name: found for name, found in rows.items() if found}
+        if rows and part == "rounding":
+            yield _rounding(rows, title)
+        elif rows:
+            yield _curves(rows, part, title)
+
+
+def _rounding(rows: Mapping[str, list[dict[str, Any]]], title: str) -> Scatter:
+    points = []
+    for name, found in rows.items():
+        for row in found:
+            x, y, error = row["first"] + row["second"], row["loss_change"], row["loss_change_se"]
+            label = ", ".join(part for part in (name if len(rows) > 1 else "", row["name"]) if part)
+            points.append(ScatterPoint(label, x, y, None if math.isnan(error) else (y - 2 * error, y + 2 * error)))
+    axes = Axis("predicted change of the loss"), Axis("measured")
+    return Scatter(tuple(points), *axes, title, "Bars: two paired standard errors. On the diagonal curvature is right.")
+
+
+def _curves(rows: Mapping[str, list[dict[str, Any]]], part: str, title: str) -> Line:
+    curves: list[Curve] = []
+    for run, found in rows.items():
+        kinds = ["worst direction"] if part == "worst" else list(dict.fromkeys(row["name"] for row in found))
+        for kind in kinds:
+            some = [row for row in found if part == "worst" or row["name"] == kind]
+            label = ", ".join(text for text in (run if len(rows) > 1 else "", kind) if text)
+            curves += _with_prediction(label, some, part)
+    metric = "accuracy" if part == "inputs" else "change of the loss"
+    caption = "Bands: 5 % to 95 % of the directions." if part == "noise" else ""
+    values = np.concatenate([curve.y for curve in curves])
+    log = part == "worst" and bool((values > 0).all())  # spans decades
+    return Line(tuple(curves), Axis(_SIZES[part]), Axis(metric, log=log), title, caption)
+
+
+def _with_prediction(label: str, rows: list[dict[str, Any]], part: str) -> Iterator[Curve]:
+    x = np.array([row["size"] for row in rows])
+    y = np.array([row["accuracy" if part == "inputs" else "loss_change"] for row in rows])
+    if part == "noise":
+        ends = np.array([row["quantiles"] for row in rows])
+        yield Curve(label, x, y, ends[:, 0], ends[:, -1], "5 % to 95 % of directions", markers=True)
+    else:
+        error = np.array([row["accuracy_change_se" if part == "inputs" else "loss_change_se"] for row in rows])
+        known = bool(np.isfinite(error).all())
+        low, high = (y - error, y + error) if known else (None, None)
+        yield Curve(label, x, y, low, high, "± one standard error" if known else "", markers=True)
+    if part != "inputs":
+        predicted = np.array([row["first"] + row["second"] for row in rows])
+        yield Curve(f"{label}: predicted", x, predicted, reference=True)

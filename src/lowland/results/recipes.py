@@ -1,0 +1,24 @@
+"""What a stored recipe says, read from the attributes of a result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def decoded(stored: object) -> list[Mapping[str, Any]]:
+    """Return an attribute, perhaps JSON text, as a list of mappings; empty where it is none."""
+    try:
+        content = json.loads(stored) if isinstance(stored, str) else stored
+    except json.JSONDecodeError:
+        return []
+    return [entry for entry in (content if isinstance(content, list) else [content]) if isinstance(entry, Mapping)]
+
+
+def planes_of(result: xr.Dataset) -> list[Mapping[str, Any]]:
+    """Return the descriptions of the planes in a result's recipe."""
+    return decoded(next(iter(decoded(result.attrs.get("recipe"))), {}).get("planes"))

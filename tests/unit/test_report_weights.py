@@ -1,0 +1,195 @@
+"""What the report says of its weights and labels, rows from before a method began, legends, words for every figure, the site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.report_cases import curvature, film, plane, run, spectrum, walk
+from torch import nn
+
+from lowland import report, viz
+from lowland.core.errors import InputError
+from lowland.core.risk import EmpiricalRisk
+from lowland.curvature import spectral_density
+from lowland.report.curvature import curvature_section
+from lowland.report.dynamics import training_section
+from lowland.report.keys import captions_of, key_of, key_of_row
+from lowland.report.sections import Figure, Gallery, Paragraph, Table
+from lowland.report.weights import epoch_of, shown_labels, shown_weights, weights_of
+from lowland.results import Run
+from lowland.viz.curves import build_cost, build_line, build_spectrum
+from lowland.viz.describe import describe
+from lowland.viz.films import build_film
+from lowland.viz.paths import build_animation, build_path
+from lowland.viz.spec import Panels, ScatterPoint
+from lowland.viz.surfaces import build_contour, build_convexity_map, build_heat_map, build_surface
+
+OUTCOME: dict[str, Any] = {"test_accuracy": 0.9, "epoch": 4, "select": "best", "passes": 60}
+
+
+def trained(name: str, **parts: Any) -> Run:
+    result = {**OUTCOME, **parts.pop("result", {})}
+    return run(name, method=name, seed=0, accuracy=0.9, **{"result": result, **parts})
+
+
+def said(section: report.Section | None) -> str:
+    assert section is not None
+    return " ".join(block.text for block in section.blocks if isinstance(block, Paragraph))
+
+
+def test_weights_are_named_by_epoch() -> None:
+    one = trained("SGD")
+    assert [epoch_of(one, weights) for weights in ("best", "last", "initial", "25", "path")] == [4, 5, 0, 1.5, None]
+    assert shown_weights([(one, "best")]) == "the epoch chosen on validation (4 of 5)"
+    assert shown_weights([(one, "best"), (trained("SAM", result={"epoch": 2}), "best")]) == (
+        "the epoch chosen on validation (SGD: 4, SAM: 2; of 5)"
+    )
+    kept = trained("SGD", result={"select": "last", "epoch": 5})
+    assert shown_weights([(kept, "best")]) == "the last epoch (5 of 5)"
+    many = [(trained(f"s{k}", result={"epoch": k % 5 + 1}), "best") for k in range(12)]
+    assert shown_weights(many) == "the epoch chosen on validation (1 to 5 of 5)"
+    assert shown_weights([(one, "")]) == ""
+
+
+def test_what_a_result_says_of_its_weights_is_read_from_where_it_stands() -> None:
+    assert weights_of(plane(weights="last")) == "last"
+    assert weights_of(plane(spec="version: 1\nrisk:\n  weights: initial\n")) == "initial"
+    assert weights_of(plane(step=30)) == "30"
+    assert weights_of(plane()) == ""
+
+
+def test_labels_of_each_part_are_clean_wrong_or_not_spoken_of() -> None:
+    noisy = trained("a", result={"labels_changed": {"train": 0.18, "validation": 0.2}})
+    parts = ("train", "validation", "test")
+    assert shown_labels([noisy], parts) == (
+        "18 % of the train labels wrong on purpose, 20 % of the validation labels wrong on purpose, test labels clean"
+    )
+    assert shown_labels([trained("b", result={"labels_changed": {}})], ("train",)) == "train labels clean"
+    assert shown_labels([trained("c")], parts) == ""
+
+
+def test_each_section_opens_with_its_weights_and_curves_carry_the_epoch() -> None:
+    own = {"surfaces": {"plane": plane(weights="best", split="train")}, "curvature": {"end": curvature(0.1)}}
+    own["curvature"]["end"].attrs.update(weights="best", split="train")
+    one = trained(
+        "SGD", result={"labels_changed": {"train": 0.18}}, trajectory=walk().assign_attrs(weights="last"), **own
+    )
+    built = report.build([one])
+    assert [section.title for section in built.sections][:2] == ["Landscapes", "Training"]  # nothing to compare
+    texts = {section.title: said(section) for section in built.sections}
+    for title in ("Landscapes", "Comparison", "Curvature"):
+        assert "Weights: the epoch chosen on validation (4 of 5)" in texts[title], title
+        assert "18 % of the train labels" in texts[title], title
+    assert "Weights: the last epoch (5 of 5)" in texts["Trajectories"]
+    section = training_section([one, trained("SAM", result={"epoch": 1})])
+    assert section is not None and "A star marks the epoch whose weights count" in said(section)
+    gallery = next(block for block in section.blocks if isinstance(block, Gallery))
+    curves = gallery.blocks[0].spec.curves  # type: ignore[union-attr]
+    assert [curve.stars for curve in curves] == [(4.0,), (1.0,)]
+    assert np.allclose(curves[0].starred[1], curves[0].y[4])
+
+
+def test_rows_at_matched_loss_say_whether_the_method_had_begun() -> None:
+    begins = {"result": {"begins": {"SAF": 30}}}
+    early, late = curvature(0.11), curvature(0.1)
+    early.attrs["step"], late.attrs["step"] = 30, 40
+    ends = {"curvature": {"end": curvature(0.1)}}
+    for found, marked in ((early, True), (late, False)):
+        saf = trained("SAF", curvature={"step": found, "end": curvature(0.01)}, **begins)
+        section = curvature_section([saf, trained("SGD", **ends)])
+        assert section is not None
+        table = [block for block in section.blocks if isinstance(block, Table)][-1]
+        cell = dict(zip(table.header, table.rows[0], strict=True))["weights of"]
+        assert ("before SAF began (after epoch 2)" in cell) == marked, cell
+        assert cell.startswith("epoch 2 (step 30)" if marked else "epoch 3 (step 40)")
+
+
+def test_a_row_of_figures_has_one_legend_and_one_caption() -> None:
+    line = plane(9, 6).isel(y=2, drop=True)
+    first, second = (Figure(build_line({"SGD": line, "SAM": line}, title=title)) for title in ("a", "b"))
+    key = key_of_row([first, second])
+    assert key is not None and [entry.name for entry in key.entries] == ["SGD", "SAM"]
+    other = Figure(build_line({"SAM": line, "SGD": line}))  # other colors: no legend could speak for both
+    assert key_of_row([first, other]) is None
+    fields = [Figure(build_contour(plane(scale=scale))) for scale in (1.0, 2.0)]
+    assert key_of_row(fields) is None  # two scales
+    shared = viz.shared_scale([plane(), plane(scale=2.0)])
+    rows = [Figure(build_contour(plane(scale=s, recipe_fingerprint="abc"), scale=shared)) for s in (1.0, 2.0)]
+    key = key_of_row(rows)
+    assert key is not None and key.scale == shared and key.ramp.endswith(" 100%")
+    assert all(0 <= place <= 100 for place, _ in key.ticks)
+    common, own = captions_of(rows)
+    assert "batch norm: running" in common and own == ["", ""] and "abc" not in common
+    refined = plane()
+    refined["status"][1::2] = 2
+    entries = [entry.name for entry in key_of(Figure(build_contour(refined))).entries]
+    assert entries == ["measured", "interpolated", "the model"]
+    assert "30 of 54 points measured, 24 interpolated" in build_contour(refined).caption
+
+
+def kinds() -> dict[str, Any]:
+    cells = plane()
+    cells["negative_curvature"] = np.sign(cells["loss"] - 2)
+    over = build_path({"SGD": walk()}, plane())
+    return {
+        "contour": build_contour(plane()),
+        "surface": build_surface(plane()),
+        "heat map": build_heat_map(plane()),
+        "convexity": build_convexity_map(cells),
+        "line": build_line({"SGD": plane().isel(y=2, drop=True)}),
+        "density": build_spectrum(spectrum()),
+        "cost": build_cost([ScatterPoint("SGD", 1, 90.0), ScatterPoint("SAM", 2, 91.0)]),
+        "path": over,
+        "animation": build_animation(over),  # type: ignore[arg-type]
+        "film": build_film(film()),
+        "panels": Panels((build_contour(plane(), title="a"), build_contour(plane(), title="b"))),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_every_figure_can_be_told_in_words(kind: str) -> None:
+    text = describe(kinds()[kind])
+    words = {
+        "convexity": "none found at",
+        "line": "SGD from",
+        "density": "spectrum from",
+        "cost": "SGD 90 at 1; SAM 91 at 2",
+        "film": "4 frames from step 0 to 30",
+        "path": "SGD goes from (",
+    }
+    assert words.get(kind, "lowest 0.1") in text, text
+    assert len(text) < 700
+
+
+def test_a_density_is_drawn_as_it_was_measured() -> None:
+    torch.manual_seed(0)
+    model, batch = nn.Linear(3, 2), (torch.randn(20, 3), torch.randint(2, (20,)))
+    found = spectral_density(EmpiricalRisk(model, nn.CrossEntropyLoss(), [batch]), probes=2, steps=4)
+    drawn = viz.density(found)
+    line = drawn.axes[0].lines[0]
+    assert np.allclose(line.get_xdata(), found.grid)
+    both = viz.density({"a": found, "b": found.dataset()}, backend="plotly")
+    assert [trace.legendgroup for trace in both.data if (trace.name or "").startswith(("a,", "b,"))] == ["a", "b"]
+
+
+def test_a_site_has_an_index_and_a_page_for_each_run(tmp_path: Path) -> None:
+    names = ["SGD, seed 0", "a/b", "a b", "index"]
+    runs = [trained(name) for name in names]
+    index = report.write_site(runs, tmp_path / "site", date="")
+    files = {path.name for path in index.parent.iterdir()}
+    assert files == {"index.html", "plotly.js", "SGD-seed-0.html", "a-b.html", "a-b-2.html", "index-2.html"}
+    text = index.read_text(encoding="utf-8")
+    assert '<a href="a-b-2.html">a b</a>' in text and 'src="plotly.js"' in text
+    page = (index.parent / "a-b.html").read_text(encoding="utf-8")
+    assert 'href="index.html"' in page and 'href="SGD-seed-0.html"' in page and 'href="a-b-2.html"' in page
+    assert all((index.parent / name).stat().st_size < 300_000 for name in files - {"plotly.js"})
+    assert report.write_site(runs[:1], index.parent, date="") == index  # renewed
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="site"):
+        report.write_site(runs, tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
