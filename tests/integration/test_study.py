@@ -265,6 +265,7 @@ LOADERS = replace(base_run(), data=DataSpec(name="tests.study_cases:loader_data"
         ({"methods": {"SGD": {}, "late": {"select": "last"}}}, "methods.late.select"),
         ({"methods": {"SGD": {}, "long": {"epochs": 9}}}, "methods.long.epochs"),
         ({"methods": {}}, "at least one method"),
+        ({"methods": {"S": {}, "late": {"optimizer.method": "late_sam"}}}, "methods.late: schedule.*leave the decay"),
         ({"methods": {"SGD": {}, "SAF": {"loss.method": "saf"}}, "base": LOADERS}, "methods.SAF.*sample ids"),
         ({"endpoint": "test_acuracy"}, "did you mean 'test_accuracy'"),
         ({"endpoint": "steps_to_loss"}, "a number after its colon"),

@@ -25,6 +25,7 @@ from lowland.study.instrument import power_of
 from lowland.study.plan import Job, jobs
 from lowland.study.search import Trial, best_trial, search, settings_of, trial_jobs
 from lowland.study.work import Failures, OnRun, train
+from lowland.training.setup import check_lengths
 from lowland.workflows import FitSpec, SurveyOptions, curvature, surface, to_yaml
 from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer, build_schedule
 from lowland.workflows.changes import check_changes, run_spec, variants
@@ -138,7 +139,7 @@ def _resolution_of(spec: StudySpec, variant: str, splits: DataSplits) -> list[st
 
 def _rehearse(spec: FitSpec, splits: DataSplits) -> float:
     """Take one batch through model and loss, without a step; return the share of the run before the method acts."""
-    build_schedule(spec.schedule)
+    schedule = build_schedule(spec.schedule)
     model = build_model(spec.model, splits, seed=spec.seed)
     optimizer, loss = build_optimizer(spec.optimizer, model), build_loss(spec.loss, model, splits)
     resident = isinstance(splits.train, TensorData)
@@ -158,8 +159,9 @@ def _rehearse(spec: FitSpec, splits: DataSplits) -> float:
     if not torch.isfinite(torch.as_tensor(value)).all():
         raise InputError("loss", "must be finite at the initial weights", float(value))
     optimizer.zero_grad()
-    per_epoch = math.ceil(len(splits.train) / size) if resident else len(splits.train)
-    return _share_before(optimizer, loss, spec.epochs, spec.epochs * per_epoch)
+    whole = spec.epochs * (math.ceil(len(splits.train) / size) if resident else len(splits.train))
+    check_lengths(optimizer, schedule, whole)
+    return _share_before(optimizer, loss, spec.epochs, whole)
 
 
 def _share_before(optimizer: Any, loss: Any, epochs: int, steps: int) -> float:

@@ -145,7 +145,7 @@ def history_of(run: FitState) -> dict[str, Any]:
 def check_lengths(optimizer: Any, schedule: Callable[[float, float, int], float], steps: int) -> None:
     """Tell an optimizer that plans by it the length of the run, and refuse a schedule beside its own."""
     if isinstance(optimizer, Wrapper) and optimizer.owns_rate and getattr(schedule, "kind", "constant") != "constant":
-        advice = 'pass schedule="constant"; a warm-up may stay'
+        advice = 'pass schedule="constant" (in a spec schedule.kind: constant); a warm-up may stay'
         raise InputError(
             "schedule", f"must leave the decay to {optimizer.method}", getattr(schedule, "kind", ""), advice
         )
