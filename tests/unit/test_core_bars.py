@@ -148,6 +148,19 @@ def test_a_notebook_shows_one_line_per_label_in_place():
     assert "4/9 1:05 left" in cells[-1] and cells[-1].count("<progress") == 2 and "9/9 <" in cells[-1]
 
 
+def test_a_notebook_says_why_points_failed_as_a_terminal_does():
+    cells, screen = [], io.StringIO()
+    with bars.CellBars(cells.append) as shown, bars.Bars(Console(file=screen, width=100)) as plain:
+        for place in (shown, plain):
+            tell = place.progress("survey")
+            for number in range(20):
+                tell(Event("failed", number, 20, message=f"ValueError: <{number}>"))
+    lines = screen.getvalue().splitlines()
+    assert "survey: a point failed: ValueError: <7>" in lines and "survey: a point failed: ValueError: <19>" in lines
+    assert "<div>survey: a point failed: ValueError: &lt;7&gt;</div><div>and 12 more</div>" in cells[-1]
+    assert "ValueError: <" not in cells[-1] and len(cells) < 20  # not drawn anew for each
+
+
 def test_where_we_are(monkeypatch):
     shown = []
     for name in ("marimo", "IPython"):

@@ -22,6 +22,8 @@ _LINE_EVERY: Final = 10.0
 """Seconds between progress lines where there is no terminal."""
 _CELL_EVERY: Final = 0.2
 """Seconds between drawings of a notebook's cell."""
+_MOST_FAILED: Final = 8
+"""Points that failed which a notebook's cell names."""
 
 
 class Display(Protocol):
@@ -72,7 +74,7 @@ class Bars:
 
         def receive(event: Event) -> None:
             if event.kind == "failed":
-                self.note(f"{label}: a point failed: {event.message}")
+                self.note(failure_of(label, event))
             if self.drawn is not None:
                 if label not in self._tasks:
                     left = TimeLeft()
@@ -97,6 +99,7 @@ class CellBars:
     def __init__(self, draw: Callable[[str], None]) -> None:
         self._draw, self._drawn = draw, 0.0
         self._rows: dict[str, tuple[Event, TimeLeft]] = {}
+        self._failed: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -114,18 +117,23 @@ class CellBars:
             left = self._rows[label][1] if label in self._rows else TimeLeft()
             left.hear(event)
             self._rows[label] = event, left
-            if event.kind != "progress" or time.monotonic() - self._drawn > _CELL_EVERY:
+            if event.kind == "failed":
+                self._failed.append(failure_of(label, event))
+            if event.kind in ("started", "done") or time.monotonic() - self._drawn > _CELL_EVERY:
                 self._draw(self._html())
                 self._drawn = time.monotonic()
 
         return receive
 
     def _html(self) -> str:
-        return "".join(
+        rows = [
             f'<div role="status">{html.escape(label)} <progress max="{max(event.total, 1)}" value="{event.done}">'
             f"</progress> {event.done}/{event.total} {left}</div>"
             for label, (event, left) in self._rows.items()
-        )
+        ]
+        left = len(self._failed) - _MOST_FAILED
+        said = [*self._failed[:_MOST_FAILED], *([f"and {left} more"] if left > 0 else [])]
+        return "".join([*rows, *(f"<div>{html.escape(text)}</div>" for text in said)])
 
 
 def notebook_cell() -> Callable[[str], None] | None:
@@ -149,6 +157,11 @@ def _jupyter_cell() -> Callable[[str], None]:
             handle.update(shows.HTML(text))
 
     return draw
+
+
+def failure_of(label: str, event: Event) -> str:
+    """Return what is said of a point that failed."""
+    return f"{label}: a point failed: {event.message}"
 
 
 def line_of(label: str, event: Event) -> str:

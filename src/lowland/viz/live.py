@@ -1,13 +1,14 @@
-"""A survey that draws itself in place while it is measured, from the store that it is written to."""
+"""A survey or a training that draws itself in place while it runs, from what it has written."""
 
 from __future__ import annotations
 
 import base64
+import html
 import importlib
 import io
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,10 @@ from lowland.core.errors import check_positive
 from lowland.core.pace import Event, OnEvent
 from lowland.core.schema import STATUS_FAILED, STATUS_OPEN
 from lowland.results import open as open_store
+from lowland.results.run import Run
+from lowland.viz import verbs
+from lowland.viz.caption import axes_of
+from lowland.viz.live_path import PathSoFar, path_as_text
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,18 +37,18 @@ _BARS: Final = " ▁▂▃▄▅▆▇█"
 
 @contextmanager
 def live(store: str | Path, metric: str = "loss", *, every: float = 2.0) -> Generator[OnEvent]:
-    """Draw a survey while it is measured, in a notebook's cell or in a terminal; elsewhere nothing is drawn.
+    """Draw a survey or a training while it runs, in a notebook's cell or in a terminal; elsewhere nothing is drawn.
 
-    The picture is read from the store, so that it shows what a resume would find. What goes wrong in drawing never ends
-    the survey.
+    A survey is drawn from its store, with the path where it is over the plane of one; a training as its path so far, in
+    the plane of the two principal directions of its snapshots. What goes wrong in drawing never ends either.
 
     Args:
-        store: The store that the survey is written to.
-        metric: Variable that is drawn. Default ``"loss"``.
+        store: The store that the survey is written to, or the folder of the run that is trained, with snapshots.
+        metric: Variable of a survey that is drawn. Default ``"loss"``.
         every: Seconds between two pictures, more where drawing is slow; a store is written every two seconds.
 
     Yields:
-        What to hand to the survey as ``on_event``.
+        What to hand to the survey or training as ``on_event``.
 
     Raises:
         InputError: If `every` is not positive.
@@ -54,15 +59,14 @@ def live(store: str | Path, metric: str = "loss", *, every: float = 2.0) -> Gene
     """
     check_positive(every=every)
     bars: Any = importlib.import_module("lowland.core.bars")  # heavy, and only for those who look
-    drawn, took = -math.inf, 0.0
+    drawn, took, path = -math.inf, 0.0, PathSoFar(store)
     with bars.place() as draw:
 
         def show() -> None:
             nonlocal drawn, took
             begun = time.monotonic()
             with suppress(Exception):  # a picture must not end a survey
-                found = open_store(store)
-                draw(lambda: as_html(found, metric), lambda: as_text(found, metric))
+                draw(*_views(store, metric, path))
             drawn = time.monotonic()
             took = drawn - begun
 
@@ -76,16 +80,40 @@ def live(store: str | Path, metric: str = "loss", *, every: float = 2.0) -> Gene
             show()
 
 
-def as_html(found: xr.Dataset, metric: str) -> str:
-    """Return a surface or line, as far as it is measured, as an image with words."""
-    from lowland.viz.verbs import heat_map, line
+def _views(store: str | Path, metric: str, path: PathSoFar) -> tuple[Callable[[], str], Callable[[], str]]:
+    """Return what draws the present state as HTML and as text."""
+    if (path.folder / "snapshots").is_dir():
+        walked = path.trajectory()
+        words = path.said(walked)
+        return lambda: _image(verbs.path(walked), "Path of training", words), (
+            lambda: f"{path_as_text(walked)}\n{words}"
+        )
+    found = open_store(store)
+    return lambda: as_html(found, metric, path_on(store, found)), lambda: as_text(found, metric)
 
+
+def path_on(store: str | Path, found: xr.Dataset) -> xr.Dataset | None:
+    """Return the path over whose plane a survey is, where the run that it belongs to has it."""
+    walked = None if "y" not in found.dims else Run.of_store(store).trajectory
+    return walked if walked is not None and axes_of(walked) and axes_of(walked) == axes_of(found) else None
+
+
+def as_html(found: xr.Dataset, metric: str, walked: xr.Dataset | None = None) -> str:
+    """Return a surface or line, as far as it is measured, as an image with words; with the path in its plane."""
+    if walked is not None:
+        drawing = verbs.path(walked, found, metric)
+    else:
+        drawing = (verbs.line if "y" not in found.dims else verbs.heat_map)(found, metric)
+    return _image(drawing, f"{metric} where measured", said(found, metric))
+
+
+def _image(drawing: Any, about: str, words: str) -> str:
     picture = io.BytesIO()
-    drawing = (line if "y" not in found.dims else heat_map)(found, metric)
     drawing.savefig(picture, format="png", dpi=100)
-    text = said(found, metric)
+    about, words = html.escape(about), html.escape(words)
     data = base64.b64encode(picture.getvalue()).decode()
-    return f'<figure><img alt="{metric} where measured; {text}" src="data:image/png;base64,{data}"><br>{text}</figure>'
+    image = f'<img alt="{about}; {words}" style="max-width:100%" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
 
 
 def as_text(found: xr.Dataset, metric: str) -> str:
