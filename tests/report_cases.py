@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lowland.core.schema import new_curvature, new_surface, new_trajectory
+from lowland.core.schema import new_curvature, new_robustness, new_surface, new_trajectory
 from lowland.results import Run
 
 
@@ -127,3 +127,20 @@ def run(
         "spec": f"method: {method}\nseed: {seed}\n",
     }
     return Run(name=name, method=method, seed=seed, metrics=metrics, **{**known, **parts})
+
+
+def card(train_loss: float = 0.1) -> xr.Dataset:
+    """A robustness card with every part but forgetting and merging."""
+    sizes = {"rounding": (8.0, 4.0), "noise": (0.02, 0.05, 0.1), "worst": (0.02, 0.05, 0.1), "inputs": (0.05, 0.1, 0.2)}
+    names = {"rounding": ("symmetric", "asymmetric"), "noise": ("filter", "plain"), "inputs": ("noise on inputs",)}
+    numbers = ("distance", "loss", "loss_change", "loss_change_se", "accuracy", "accuracy_change", "accuracy_change_se")
+    numbers += ("draw_se", "first", "second", "trace", "compared", "other_loss")
+    rows = []
+    for part in sizes:
+        for name in names.get(part, ("worst",)):
+            for size in sizes[part]:
+                row = dict.fromkeys(numbers, 0.01 + size) | ({"loss_change": np.nan} if part == "inputs" else {})
+                quantiles = {"quantiles": (0.0, 0.1, 0.2, 0.3, 0.4), "quantile_se": (0.01,) * 5}
+                rows.append({"part": part, "name": name, "size": size, "draws": 5, **row, **quantiles})
+    attrs = {"train_loss": train_loss, "filter_trace": 4.0, "filter_trace_se": 0.1, "rounded": ["weight"], "notes": []}
+    return new_robustness(rows, (0.05, 0.25, 0.5, 0.75, 0.95), attrs=attrs)

@@ -103,12 +103,12 @@ def view(request: pytest.FixtureRequest, browser: Any, page_path: Path, screensh
     page.context.close()
 
 
-def test_no_text_lies_over_another_or_is_cut(view: Any) -> None:
-    page, _, width = view
+def check_texts(page: Any, width: int, least: int = 200) -> None:
+    """Check that no text lies over another, is cut, or reaches beyond the page."""
     found = page.evaluate(TEXTS)
     assert [one["text"] for one in found if one.get("clipped")] == []
     texts = sorted((one for one in found if not one.get("clipped")), key=lambda one: one["top"])
-    assert len(texts) > 200
+    assert len(texts) > least
     for number, one in enumerate(texts):
         assert one["left"] >= -1 and one["right"] <= width + 1, one["text"]
         for other in texts[number + 1 :]:
@@ -124,14 +124,19 @@ def test_no_text_lies_over_another_or_is_cut(view: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_no_text_lies_over_another_or_is_cut(view: Any) -> None:
+    page, _, width = view
+    check_texts(page, width)
+
+
 def luminance(color: str) -> float:
     parts = [float(part) / 255 for part in color.split("(")[1].rstrip(")").split(",")[:3]]
     linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_every_text_stands_out_from_its_ground(view: Any) -> None:
-    page, _, _ = view
+def check_contrast(page: Any) -> None:
+    """Check that every text stands out from its ground."""
     for one in page.evaluate(TEXTS):
         if one.get("clipped"):
             continue
@@ -139,8 +144,13 @@ def test_every_text_stands_out_from_its_ground(view: Any) -> None:
         assert (light + 0.05) / (dark + 0.05) >= 4.5, one
 
 
-def test_blocks_do_not_lie_over_each_other(view: Any) -> None:
+def test_every_text_stands_out_from_its_ground(view: Any) -> None:
     page, _, _ = view
+    check_contrast(page)
+
+
+def check_blocks(page: Any) -> None:
+    """Check that no block lies over another."""
     boxes = page.locator("main").evaluate(
         """main => [...main.querySelectorAll("figure > *, aside, .key > *, .frames, p, .table, .notes, summary, h2")]
           .filter(part => part.checkVisibility() && !part.closest(".gl-container"))
@@ -152,6 +162,11 @@ def test_blocks_do_not_lie_over_each_other(view: Any) -> None:
             inside = left2 >= left - 1 and right2 <= right + 1 and top2 >= top - 1 and bottom2 <= bottom + 1
             apart = right <= left2 + 1 or right2 <= left + 1 or bottom <= top2 + 1 or bottom2 <= top + 1
             assert apart or inside, (name, other)
+
+
+def test_blocks_do_not_lie_over_each_other(view: Any) -> None:
+    page, _, _ = view
+    check_blocks(page)
 
 
 def test_the_tool_bar_has_a_place_of_its_own(view: Any) -> None:

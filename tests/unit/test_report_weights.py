@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.report_cases import curvature, film, plane, run, spectrum, walk
+from tests.report_cases import card, curvature, film, plane, run, spectrum, walk
 from torch import nn
 
 from lowland import report, viz
@@ -18,13 +20,16 @@ from lowland.curvature import spectral_density
 from lowland.report.curvature import curvature_section
 from lowland.report.dynamics import training_section
 from lowland.report.keys import captions_of, key_of, key_of_row
-from lowland.report.sections import Figure, Gallery, Paragraph, Table
+from lowland.report.robustness import robustness_section
+from lowland.report.sections import Details, Figure, Gallery, Paragraph, Table
 from lowland.report.weights import epoch_of, shown_labels, shown_weights, weights_of
 from lowland.results import Run
 from lowland.viz.curves import build_cost, build_line, build_spectrum
 from lowland.viz.describe import describe
 from lowland.viz.films import build_film
 from lowland.viz.paths import build_animation, build_path
+from lowland.viz.plotly import draw, plain
+from lowland.viz.plotly_canvas import encoded
 from lowland.viz.spec import Panels, ScatterPoint
 from lowland.viz.surfaces import build_contour, build_convexity_map, build_heat_map, build_surface
 
@@ -193,3 +198,62 @@ def test_a_site_has_an_index_and_a_page_for_each_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="site"):
         report.write_site(runs, tmp_path / "other")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.txt"]
+
+
+def values(part: Any) -> Any:
+    """A figure's JSON with its typed arrays as lists."""
+    if isinstance(part, dict) and "bdata" in part:
+        array = np.frombuffer(base64.b64decode(part["bdata"]), part["dtype"])
+        return array.reshape([int(size) for size in str(part.get("shape", array.size)).split(",")]).tolist()
+    if isinstance(part, dict):
+        return {name: values(entry) for name, entry in part.items()}
+    return [values(entry) for entry in part] if isinstance(part, list) else part
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_what_a_page_draws_is_what_plotly_would_write(kind: str) -> None:
+    spec = kinds()[kind]
+    theirs = json.loads(draw(spec).to_json())  # plotly refuses a name or a value that it does not know
+    theirs["layout"].pop("template")
+    ours = json.loads(encoded(plain(spec)))
+    for figure in (ours, theirs):
+        figure["data"] = values(figure["data"])
+        figure["frames"] = values(figure.get("frames", []))
+    written = [json.dumps(figure, sort_keys=True) for figure in (ours, theirs)]  # NaN equals NaN there
+    assert written[0] == written[1]
+
+
+def test_a_typed_array_is_as_small_as_its_numbers_allow() -> None:
+    arrays = {
+        "a": np.array([3, 250]),
+        "b": np.array([-3, 250]),
+        "c": np.array([2**40]),
+        "d": np.zeros(0),
+        "e": np.float64(2),
+    }
+    found = json.loads(encoded({**arrays, "f": np.array(["x"]), "g": np.array([[np.nan, np.inf]])}))
+    assert [found[name]["dtype"] for name in "abg"] == ["u1", "i2", "f8"] and found["g"]["shape"] == "1, 2"
+    assert found["c"] == [2**40] and found["d"] == [] and found["e"] == 2.0 and found["f"] == ["x"]
+
+
+def test_a_card_is_short_first_and_whole_on_demand() -> None:
+    runs = [trained(name) for name in ("SGD", "SAM")]
+    for one in runs:
+        vars(one)["cards"] = {"card": card()}
+    section = robustness_section(runs)
+    assert section is not None
+    short = next(block for block in section.blocks if isinstance(block, Table))
+    assert [row[0] for row in short.rows] == [
+        "train loss",
+        "filter-weighted trace",
+        "rounding: symmetric, 4",
+        "noise: filter, 0.05",
+        "worst direction, 0.05",
+        "inputs: noise on inputs, 0.1",
+    ]
+    folded = [block for block in section.blocks if isinstance(block, Details)]
+    whole = folded[0].blocks[0]
+    assert [block.summary for block in folded] == ["Every change, side by side", "Card of SGD", "Card of SAM"]
+    assert isinstance(whole, Table) and len(whole.rows) == 2 + 4 + 6 + 3 + 3 and set(short.rows) <= set(whole.rows)
+    single = robustness_section(runs[:1])
+    assert single is not None and [type(block).__name__ for block in single.blocks] == ["Table", "Gallery", "Details"]

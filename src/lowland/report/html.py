@@ -20,9 +20,9 @@ from lowland.core.errors import InputError, require
 from lowland.report.keys import captions_of, key_of, key_of_row
 from lowland.report.sections import Report
 from lowland.results.files import write_atomically
-from lowland.viz.backends import draw
 from lowland.viz.describe import describe
-from lowland.viz.plotly import script
+from lowland.viz.plotly import plain, script
+from lowland.viz.plotly_canvas import encoded
 from lowland.viz.spec import Figure
 
 _ARRAY = re.compile(r'"bdata":"([A-Za-z0-9+/=]{256,})"')
@@ -72,9 +72,9 @@ class _Figures:
     def add(self, spec: Figure) -> str:
         if self._plotly is None and self._other is not None:
             self._plotly = self._other.submit(_packed_plotly)  # which takes as long as the figures
-        figure = json.loads(draw(spec, "plotly").to_json())
+        figure = plain(spec)
         layout = figure["layout"]
-        for own in ("title", "template", "meta", "legend"):  # the page writes title, caption and legend
+        for own in ("title", "meta", "legend"):  # the page writes title, caption and legend
             layout.pop(own, None)
         layout["showlegend"] = False
         for name in [name for name in layout if name.startswith("coloraxis")]:
@@ -84,7 +84,7 @@ class _Figures:
             layout["xaxis"]["constraintoward"] = "left"  # no color bar stands on the right
         layout["margin"] = {"l": 0, "r": 0, "t": 0, "b": 0} if "scene" in layout else _MARGIN
         name = f"figure-{len(self.texts) + 1}"
-        self.texts[name] = json.dumps(figure, separators=(",", ":"), ensure_ascii=False)
+        self.texts[name] = encoded(figure)
         return name
 
     def script(self) -> Markup:
@@ -110,7 +110,7 @@ class _Figures:
 
 def _packed(text: str) -> str:
     # a browser unpacks it; base64 has no character that HTML knows
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=4, mtime=0)).decode()
 
 
 @cache

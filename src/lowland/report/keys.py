@@ -8,8 +8,8 @@ from typing import Final
 
 from lowland.report.sections import Figure
 from lowland.viz import style
-from lowland.viz.plotly import color_stops
 from lowland.viz.plotly_canvas import escape
+from lowland.viz.plotly_fields import color_stops
 from lowland.viz.spec import Animation, Contour, Film, HeatMap, Line, OfField, Panels, Scale, Scatter, Surface3D
 from lowland.viz.spec import Figure as Spec
 

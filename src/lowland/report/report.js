@@ -185,20 +185,27 @@
   });
   systemDark.addEventListener("change", () => recolor(isDark()));
   // Paper is narrower than most screens, and figures do not notice that they are printed: about 700 pixels for A4
-  // and letter, half of it in a gallery.
+  // and letter, half of it in a gallery. Lower ones leave less of a page blank where the next row does not fit.
   window.addEventListener("beforeprint", () => {
     recolor(false);
     for (const plot of drawn) {
       const width = plot.closest(".gallery") ? 335 : 680;
       // A surface is drawn a moment later than asked, too late for the printer: it is shrunk as it is.
-      if (plot.querySelector(".gl-container canvas")) plot.style.zoom = Math.min(1, width / plot.clientWidth);
-      else window.Plotly.relayout(plot, { width });
+      if (plot.querySelector(".gl-container canvas")) {
+        plot.style.zoom = Math.min(1, width / plot.clientWidth);
+        continue;
+      }
+      plot.dataset.height ||= plot.style.height;
+      const height = Math.min(parseInt(plot.style.height), 330);
+      plot.style.height = `${height}px`;
+      window.Plotly.relayout(plot, { width, height });
     }
   });
   window.addEventListener("afterprint", () => {
     for (const plot of drawn) {
       plot.style.zoom = "";
-      window.Plotly.relayout(plot, { width: null, autosize: true });
+      plot.style.height = plot.dataset.height || plot.style.height;
+      window.Plotly.relayout(plot, { width: null, height: null, autosize: true });
     }
     recolor(isDark());
   });

@@ -50,7 +50,9 @@ def robustness_section(runs: Sequence[Run]) -> Section | None:
     if len(found) > 1:
         found, said = _comparable(runs, found)
         blocks.append(Paragraph(said))
-        blocks.append(comparison_table(found))
+    blocks.append(comparison_table(found, whole=False))
+    if len(found) > 1:
+        blocks.append(Details("Every change, side by side", (comparison_table(found),)))
     blocks.append(Gallery(tuple(Figure(figure, height=400) for figure in figures(found))))
     blocks += [Details(f"Card of {name}", (card_table(card), *_said(card))) for name, card in found.items()]
     return Section("Robustness", tuple(blocks))
@@ -132,10 +134,11 @@ def _signed(value: float, error: float) -> str:
     return f"{show(value, 3)}" + ("" if math.isnan(error) else f" ± {show(error, 2)}")
 
 
-def comparison_table(cards: Mapping[str, xr.Dataset]) -> Table:
-    """Build the table of several cards: the change of the loss, and in brackets measured over predicted."""
+def comparison_table(cards: Mapping[str, xr.Dataset], *, whole: bool = True) -> Table:
+    """Build the table of cards: the change of the loss, and in brackets measured over predicted; or a short one."""
     named = {name: {(r["part"], _kind(r), r["size"]): r for r in _rows(card)} for name, card in cards.items()}
     keys = list(dict.fromkeys(key for rows in named.values() for key in rows))
+    keys = keys if whole else _middle(keys)
     rows = [
         {"change": f"{key[1]}, {key[2]:.4g}"} | {name: _cell(rows.get(key)) for name, rows in named.items()}
         for key in keys
@@ -143,11 +146,17 @@ def comparison_table(cards: Mapping[str, xr.Dataset]) -> Table:
     head = {"change": "train loss"} | {name: _number(card.attrs["train_loss"]) for name, card in cards.items()}
     trace = {"change": "filter-weighted trace"}
     trace |= {name: _number(card.attrs["filter_trace"]) for name, card in cards.items()}
-    return Table.of(
-        [head, trace, *rows],
-        "Change of the loss (of accuracy, in points, for inputs), and measured over predicted in brackets",
-        _NOTES,
-    )
+    caption = "Change of the loss (of accuracy, in points, for inputs), and measured over predicted in brackets"
+    return Table.of([head, trace, *rows], caption if whole else f"{caption}; of each part the middle size", _NOTES)
+
+
+def _middle(keys: Sequence[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+    """Return one change of each part: the first kind of it at the middle of the sizes."""
+    sizes: dict[str, set[float]] = {}
+    for part, _, size in keys:
+        sizes.setdefault(part, set()).add(size)
+    middle = {part: sorted(found)[(len(found) - 1) // 2] for part, found in sizes.items()}
+    return [next(key for key in keys if key[0] == part and key[2] == size) for part, size in middle.items()]
 
 
 def _kind(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 LEAST_SEEDS = 4
 """Below that, seeds are shown one by one: an interval from three points would say more than they do."""
@@ -29,6 +28,8 @@ def t_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     mean = float(array.mean()) if array.size else math.nan
     if array.size < 2:
         return Interval(mean, math.nan, math.nan, tuple(array.tolist()))
+    from scipy.special import stdtrit  # a tenth of a second that a page of single seeds does not need
+
     half = float(stdtrit(array.size - 1, 0.5 + level / 2) * array.std(ddof=1) / math.sqrt(array.size))
     return Interval(mean, mean - half, mean + half, tuple(array.tolist()))
 

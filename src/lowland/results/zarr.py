@@ -8,10 +8,11 @@ readable store, and a chunk that is missing or cut off is known to be damage.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, cast
@@ -71,18 +72,28 @@ def read(path: Path) -> xr.Dataset:
         raise StoreError(f"{path} {what}")
     # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
     with reworded(Exception, lambda why: StoreError(f"{path} is damaged ({why}); it was left as it is")):
-        # the format is named, since an array of the older one may hold pickles
-        arrays = dict(zarr.open_group(path, mode="r", zarr_format=3).arrays())
-        missing = {name: array.nchunks - array.nchunks_initialized for name, array in arrays.items()}
-        if any(missing.values()):  # before anything is allocated by what the metadata say
-            names = ", ".join(f"`{name}` ({count})" for name, count in missing.items() if count)
+        if names := ", ".join(_missing(path)):  # before anything is allocated by what the metadata say
             raise StoreError(f"{path} is damaged: chunks are missing of {names}; it was left as it is")
+        # the format is named, since an array of the older one may hold pickles
         dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3).load()
         for name, variable in dataset.variables.items():
             variable.encoding = {}
             if variable.dtype.kind in "TO":
                 dataset[name] = (variable.dims, np.asarray(variable.values.tolist(), dtype=np.str_), variable.attrs)
     return dataset[sorted(map(str, dataset.data_vars))]  # they come in the order of the folder's listing
+
+
+def _missing(path: Path) -> Iterator[str]:
+    """Name the arrays of which chunks are missing, with how many; what a kill left half written is none."""
+    for file in sorted(path.glob("*/zarr.json")):
+        array = json.loads(file.read_bytes())
+        if array["node_type"] == "array":
+            sizes = zip(array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
+            wanted = math.prod(-(-size // max(step, 1)) for size, step in sizes)
+            chunks = file.parent / "c"  # a file where the array is a number
+            found = sum(place.name.isdigit() and place.is_file() for place in chunks.rglob("*")) + chunks.is_file()
+            if found < wanted:
+                yield f"`{file.parent.name}` ({wanted - found})"
 
 
 def attributes(path: Path) -> dict[str, Any]:

@@ -6,23 +6,24 @@ Plotly reads a little HTML in its texts; names are escaped, so that a hostile on
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path as FilePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.colors import get_colorscale
-from plotly.offline import get_plotlyjs
-from plotly.subplots import make_subplots
 
 from lowland.viz import spec as specs
 from lowland.viz import style
 from lowland.viz.field import FloatArray
-from lowland.viz.plotly_canvas import GRID, Canvas, escape
+from lowland.viz.plotly_canvas import GRID, Canvas, Drawn, escape
 from lowland.viz.plotly_curves import draw_line, draw_scatter
 from lowland.viz.plotly_fields import draw_contour, draw_heat_map, draw_surface
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 _BELOW = {"yref": "container", "yanchor": "bottom", "y": 0.0}  # where no axis title can be
+_ABOVE = {"yanchor": "bottom", "y": 1.0}
 
 # Turn one scene and the others follow; plotly puts the id of the plot in place of the braces.
 _FOLLOW = """
@@ -46,38 +47,37 @@ _FOLLOW = """
 
 def draw(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -> go.Figure:
     """Draw a spec."""
+    import plotly.graph_objects as go  # half a second, which a page does not need
+
+    figure = go.Figure(plain(spec, size=size))
+    figure.update_layout(template="none")  # plotly's default would add 7 kB to every figure, to say what is said here
+    return figure
+
+
+def plain(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -> Drawn:
+    """Draw a spec in plotly's own words."""
     moving = isinstance(spec, specs.Animation | specs.Film)  # its legend stands above, the slider below
-    if isinstance(spec, specs.Animation):
-        figure = _draw_animation(spec)
-    elif isinstance(spec, specs.Film):
-        figure = _draw_film(spec)
-    elif isinstance(spec, specs.Panels):
-        figure = _draw_panels(spec)
-    else:
-        figure = go.Figure()
-        _draw_into(Canvas(figure), spec)
-    figure.update_layout(
-        template="none",  # plotly's default would add 7 kB to every figure, to say what is said here
-        font={"family": f"{style.FONT}, Verdana, sans-serif", "size": 12},
-        paper_bgcolor="rgba(0,0,0,0)",
-        modebar={
-            "bgcolor": "rgba(0,0,0,0)",
-            "color": "#9aa3ad",
-            "activecolor": "#5b6570",
-        },  # else a gray slab, after the paper
-        plot_bgcolor="rgba(0,0,0,0)",
-        margin={"l": 56, "r": 12, "t": 40, "b": 48},
-        hoverlabel={"namelength": -1},
-        legend={"orientation": "h", "xanchor": "left", "x": 0, **({} if moving else _BELOW)},
-        meta={"caption": escape(spec.caption)},
-    )
+    figure: Drawn = {"data": [], "layout": {}}
+    _WHOLE.get(type(spec), _draw_one)(figure, spec)
+    layout = figure["layout"]
+    layout |= {
+        "font": {"family": f"{style.FONT}, Verdana, sans-serif", "size": 12},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        # else a gray slab, after the paper
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#9aa3ad", "activecolor": "#5b6570"},
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "margin": {"l": 56, "r": 12, "t": 40, "b": 48},
+        "hoverlabel": {"namelength": -1},
+        "legend": {"orientation": "h", "xanchor": "left", "x": 0, **(_ABOVE if moving else _BELOW)},
+        "meta": {"caption": escape(spec.caption)},
+    }
     if isinstance(spec, specs.Surface3D):
-        figure.update_layout(margin={"l": 0, "r": 0, "t": 36, "b": 0})
+        layout["margin"] = {"l": 0, "r": 0, "t": 36, "b": 0}
     if not isinstance(spec, specs.Panels):
-        figure.update_layout(title={"text": escape(spec.title), "font": {"size": 14}, "x": 0, "xref": "paper"})
+        layout["title"] = {"text": escape(spec.title), "font": {"size": 14}, "x": 0, "xref": "paper"}
     if size is not None:
         width, height = style.figure_size(size)
-        figure.update_layout(width=round(96 * width), height=round(96 * height))
+        layout |= {"width": round(96 * width), "height": round(96 * height)}
     return figure
 
 
@@ -88,15 +88,13 @@ def save(figure: go.Figure, path: str | FilePath) -> None:
     figure.write_html(path, include_plotlyjs=True, full_html=True, post_script=script)
 
 
+@cache
 def script() -> str:
     """Return plotly's own script, for a page that must open offline."""
+    from plotly.offline import get_plotlyjs
+
     text: str = get_plotlyjs()
     return text
-
-
-def color_stops(color_map: str) -> list[tuple[float, str]]:
-    """Return places in [0, 1] and colors of a color map."""
-    return [(float(place), str(color)) for place, color in get_colorscale(style.COLOR_MAPS[color_map])]
 
 
 def _draw_into(canvas: Canvas, spec: specs.Single) -> None:
@@ -114,55 +112,63 @@ _DRAW: dict[type, Any] = {
 }
 
 
-def _draw_animation(spec: specs.Animation) -> go.Figure:
+def _draw_one(figure: Drawn, spec: specs.Single) -> None:
+    _draw_into(Canvas(figure), spec)
+
+
+def _draw_animation(figure: Drawn, spec: specs.Animation) -> None:
     contour = replace(spec.contour, title=spec.title or spec.contour.title)
-    figure = go.Figure()
-    _draw_into(Canvas(figure), contour)
-    # The casing stays in full, so that the way ahead is seen; only the colored trail grows.
-    figure.update_traces(opacity=0.45, selector={"type": "scatter", "mode": "lines"})
-    figure.update_traces(visible=False, selector={"type": "scatter", "mode": "lines+markers"})
-    start = len(figure.data)
+    _draw_one(figure, contour)
+    for trace in filter(_is_path, figure["data"]):
+        # The casing stays in full, so that the way ahead is seen; only the colored trail grows.
+        trace.update({"opacity": 0.45} if trace["mode"] == "lines" else {"visible": False})
+    start = len(figure["data"])
     for number, path in enumerate(contour.paths):
         color = style.curve_style(number).color
         head = {"size": _head(path.x.size), "color": color, "line": {"width": 2, "color": "white"}}
         trail = {"mode": "lines+markers", "line": {"color": color, "width": 3}, "showlegend": len(contour.paths) > 1}
-        figure.add_trace(go.Scatter(x=_single(path.x), y=_single(path.y), name=escape(path.name), marker=head, **trail))
-    moving = list(range(start, len(figure.data)))
-    figure.frames = [
-        go.Frame(name=str(step), traces=moving, data=[_grown(path, step) for path in contour.paths])
+        place = {"x": _single(path.x), "y": _single(path.y), "name": escape(path.name)}
+        figure["data"].append({"type": "scatter", **place, "marker": head, **trail})
+    moving = list(range(start, len(figure["data"])))
+    figure["frames"] = [
+        {"name": str(step), "traces": moving, "data": [_grown(path, step) for path in contour.paths]}
         for step in spec.frames
     ]
     _add_controls(figure, spec.frames)
-    return figure
 
 
-def _draw_film(spec: specs.Film) -> go.Figure:
+def _draw_film(figure: Drawn, spec: specs.Film) -> None:
     """Draw the last frame, with all others to be put in its place: their field, and the path so far."""
-    last = spec.frames[-1]
-    figure = go.Figure()
-    _draw_into(Canvas(figure), last)
-    moving = [number for number, trace in enumerate(figure.data) if trace.type in ("contour", "scatter")]
-    # the true values under the pointer would be as many bytes again in every frame
-    figure.update_traces(customdata=None, hoverinfo="skip", hovertemplate=None, selector={"type": "contour"})
-    figure.frames = [
-        go.Frame(name=str(step), traces=moving, data=[_changed(figure.data[k], frame) for k in moving])
+    _draw_one(figure, spec.frames[-1])
+    traces = figure["data"]
+    moving = [k for k, trace in enumerate(traces) if trace["type"] == "contour" or _is_path(trace)]
+    for trace in traces:
+        if trace["type"] == "contour":  # true values under the pointer would be as many bytes again in every frame
+            del trace["customdata"], trace["hovertemplate"]
+            trace["hoverinfo"] = "skip"
+    figure["frames"] = [
+        {"name": str(step), "traces": moving, "data": [_changed(traces[k], frame) for k in moving]}
         for step, frame in zip(spec.steps, spec.frames, strict=True)
     ]
     _add_controls(figure, spec.steps, redraw=True)
-    return figure
 
 
-def _changed(trace: Any, frame: specs.Contour) -> Any:
-    if trace.type == "contour":
-        return go.Contour(z=np.ascontiguousarray(frame.scale.transform(frame.field.shown).T, dtype=np.float32))
+def _is_path(trace: dict[str, Any]) -> bool:
+    return trace["type"] == "scatter" and trace["mode"] in ("lines", "lines+markers")
+
+
+def _changed(trace: dict[str, Any], frame: specs.Contour) -> dict[str, Any]:
+    if trace["type"] == "contour":
+        return {"type": "contour", "z": np.ascontiguousarray(frame.scale.transform(frame.field.shown).T, np.float32)}
     path = frame.paths[0]
-    grown: dict[str, Any] = {"x": _single(path.x), "y": _single(path.y)}
-    return go.Scatter(**grown) if trace.mode == "lines" else go.Scatter(**grown, marker={"size": _head(path.x.size)})
+    grown = {"type": "scatter", "x": _single(path.x), "y": _single(path.y)}
+    return grown if trace["mode"] == "lines" else grown | {"marker": {"size": _head(path.x.size)}}
 
 
-def _grown(path: specs.Path, step: int) -> go.Scatter:
+def _grown(path: specs.Path, step: int) -> dict[str, Any]:
     count = max(1, int(np.searchsorted(path.steps, step, side="right")))
-    return go.Scatter(x=_single(path.x[:count]), y=_single(path.y[:count]), marker={"size": _head(count)})
+    x, y = _single(path.x[:count]), _single(path.y[:count])
+    return {"type": "scatter", "x": x, "y": y, "marker": {"size": _head(count)}}
 
 
 def _single(values: FloatArray) -> Any:
@@ -175,7 +181,7 @@ def _head(count: int) -> Any:
     return np.concatenate([np.zeros(count - 1, dtype=np.uint8), np.array([13], dtype=np.uint8)])
 
 
-def _add_controls(figure: go.Figure, frames: tuple[int, ...], *, redraw: bool = False) -> None:
+def _add_controls(figure: Drawn, frames: tuple[int, ...], *, redraw: bool = False) -> None:
     """Add slider and buttons; the figure starts, and prints, with the whole path."""
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": redraw}, "transition": {"duration": 0}}
     play = {"mode": "immediate", "fromcurrent": True, "frame": {"duration": 80, "redraw": redraw}}
@@ -189,36 +195,50 @@ def _add_controls(figure: go.Figure, frames: tuple[int, ...], *, redraw: bool = 
     slider = {"steps": steps, "currentvalue": {"prefix": "step "}, "pad": {"t": 64}, "len": 0.8, "x": 0.2}
     menu = {"type": "buttons", "buttons": buttons, "showactive": False}
     below = {"x": 0.14, "y": 0, "pad": {"t": 72}, "yanchor": "top"}
-    above = {"y": 1.0, "yanchor": "bottom"}
-    figure.update_layout(sliders=[slider | active | quiet], updatemenus=[menu | below | quiet], legend=above)
+    figure["layout"] |= {"sliders": [slider | active | quiet], "updatemenus": [menu | below | quiet]}
 
 
-def _draw_panels(spec: specs.Panels) -> go.Figure:
+def _draw_panels(figure: Drawn, spec: specs.Panels) -> None:
     rows, columns = spec.shape
-    cells: list[list[dict[str, str] | None]] = [[None] * columns for _ in range(rows)]
-    for number, panel in enumerate(spec.panels):
-        cells[number // columns][number % columns] = {"type": "scene" if isinstance(panel, specs.Surface3D) else "xy"}
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        specs=cells,
-        subplot_titles=[escape(panel.title) for panel in spec.panels],
-        horizontal_spacing=0.16 / columns,
-        vertical_spacing=0.24 / rows,
-    )
-    for number, panel in enumerate(spec.panels):
+    layout, counts = figure["layout"], {"scene": 0, "xaxis": 0}
+    layout["annotations"] = []
+    for place, panel in enumerate(spec.panels):
+        kind = "scene" if isinstance(panel, specs.Surface3D) else "xaxis"
+        counts[kind] += 1
+        number = str(counts[kind]) if counts[kind] > 1 else ""
         index = spec.scales.index(panel.scale) if isinstance(panel, specs.OfField) else 0
-        place = {"row": number // columns + 1, "col": number % columns + 1}
-        _draw_into(Canvas(figure, place, f"coloraxis{index + 1 if index else ''}"), panel)
+        canvas = Canvas(figure, number, f"coloraxis{index + 1 if index else ''}")
+        x, y = _cell(place % columns, columns, 0.16), _cell(rows - 1 - place // columns, rows, 0.24)
+        if kind == "scene":
+            canvas.scene(domain={"x": x, "y": y})
+        else:
+            canvas.axes(x={"domain": x, "anchor": f"y{number}"}, y={"domain": y, "anchor": f"x{number}"})
+        _draw_into(canvas, panel)
+        above = {"xref": "paper", "yref": "paper", "xanchor": "center", "yanchor": "bottom", "showarrow": False}
+        title = {"text": escape(panel.title), "font": {"size": 16}, "x": sum(x) / 2, "y": y[1]}
+        layout["annotations"] += [title | above] if panel.title else []
     for index in range(1, len(spec.scales)):  # each further scale puts its bar beside the one before
-        figure.update_layout({f"coloraxis{index + 1}": {"colorbar": {"x": 1.02 + 0.12 * index}}})
-    figure.update_layout(height=80 + 380 * rows)
-    return figure
+        layout[f"coloraxis{index + 1}"]["colorbar"]["x"] = 1.02 + 0.12 * index
+    layout["height"] = 80 + 380 * rows
+
+
+def _cell(place: int, count: int, apart: float) -> list[float]:
+    """Return where a row or column begins and ends; a share of the whole lies between them."""
+    width = (1 - apart / count * (count - 1)) / count
+    start = place * (width + apart / count)
+    return [start, start + width]
+
+
+_WHOLE: dict[type, Any] = {
+    specs.Animation: _draw_animation,
+    specs.Film: _draw_film,
+    specs.Panels: _draw_panels,
+}
 
 
 def _axis(axis: specs.Axis) -> dict[str, Any]:
     settings: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "ticks": "outside", "automargin": True}
-    settings["title_text"] = escape(axis.text)
+    settings["title"] = {"text": escape(axis.text)}
     if axis.log:
         settings |= {"type": "log", "exponentformat": "power"}
     if axis.categories:

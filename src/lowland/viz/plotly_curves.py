@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from lowland.viz import style
 from lowland.viz.field import FloatArray
@@ -24,7 +23,7 @@ def draw_line(canvas: Canvas, spec: Line) -> None:
         line = {"color": look.color, "dash": look.plotly_dash, "width": 1.5 if curve.reference else 2}
         mode = "lines+markers" if curve.markers else "lines"
         some = {"mode": mode, "line": line, "marker": {"symbol": look.plotly_marker, "size": 6}}
-        canvas.add(go.Scatter(x=curve.x, y=curve.y, name=escape(curve.entry), connectgaps=False, **some, **group))
+        canvas.add("scatter", x=curve.x, y=curve.y, name=escape(curve.entry), connectgaps=False, **some, **group)
         for x, mark, label in curve.gaps:
             marker = {"symbol": mark.plotly_symbol, "color": mark.color, "size": 8}
             canvas.points(x, np.full(x.size, top), marker, name=escape(label), **group)
@@ -51,8 +50,8 @@ def _draw_band(canvas: Canvas, curve: Curve, color: str, group: dict[str, str]) 
     edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False, **group}
     red, green, blue = (int(color[k : k + 2], 16) for k in (1, 3, 5))
     shade = {"fill": "tonexty", "fillcolor": f"rgba({red},{green},{blue},0.2)"}
-    canvas.add(go.Scatter(x=curve.x, y=curve.low, **edge))
-    canvas.add(go.Scatter(x=curve.x, y=curve.high, **shade, **edge))
+    canvas.add("scatter", x=curve.x, y=curve.low, **edge)
+    canvas.add("scatter", x=curve.x, y=curve.high, **shade, **edge)
 
 
 def _decades(axis: Axis, values: list[FloatArray]) -> dict[str, Any]:
@@ -78,14 +77,14 @@ def draw_paths(canvas: Canvas, spec: Contour) -> None:
             data = np.column_stack([data, path.distance])
             template += "<br>distance from the plane %{customdata[1]:.3g}"
         casing = {"color": "white", "width": 5}  # tells a path from any color below it
-        canvas.add(go.Scatter(x=path.x, y=path.y, mode="lines", line=casing, showlegend=False, hoverinfo="skip"))
+        canvas.add("scatter", x=path.x, y=path.y, mode="lines", line=casing, showlegend=False, hoverinfo="skip")
         line = {"color": look.color, "width": 2, "dash": look.plotly_dash}
         sizes = np.full(path.x.size, 5)
         sizes[list(path.stars)] = 11
         marker = {"size": sizes, "symbol": look.plotly_marker, "line": {"width": 1, "color": "white"}}
         hover = {"customdata": data, "hovertemplate": template + "<extra></extra>"}
         some = {"mode": "lines+markers", "line": line, "marker": marker, "showlegend": len(spec.paths) > 1}
-        canvas.add(go.Scatter(x=path.x, y=path.y, name=escape(path.name), **some, **hover))
+        canvas.add("scatter", x=path.x, y=path.y, name=escape(path.name), **some, **hover)
 
 
 def draw_scatter(canvas: Canvas, spec: Scatter) -> None:
@@ -93,7 +92,7 @@ def draw_scatter(canvas: Canvas, spec: Scatter) -> None:
     if spec.front:  # steps: between two methods nothing better is known than the cheaper one
         x, y = np.array(spec.front).T
         line = {"color": style.REFERENCE_COLOR, "dash": "dash", "width": 1, "shape": "hv"}
-        canvas.add(go.Scatter(x=x, y=y, mode="lines", name="Pareto front", line=line))
+        canvas.add("scatter", x=x, y=y, mode="lines", name="Pareto front", line=line)
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
         name = escape(estimate.name)
@@ -102,9 +101,9 @@ def draw_scatter(canvas: Canvas, spec: Scatter) -> None:
             x, y = np.array(estimate.seeds).T
             quiet = {"showlegend": False, "legendgroup": name, "opacity": 0.4}
             canvas.points(x, y, marker | {"size": 6}, name=f"{name}, single seed", **quiet)
-        bars = None
+        options: dict[str, Any] = {"name": name, "legendgroup": name}
         if estimate.interval is not None:
             low, high = estimate.interval
-            bars = {"type": "data", "array": [high - estimate.y], "arrayminus": [estimate.y - low]}
-        options = {"name": name, "legendgroup": name, "error_y": bars}
-        canvas.points([estimate.x], [estimate.y], marker | {"size": 11}, **options)
+            ends = {"array": np.array([high - estimate.y]), "arrayminus": np.array([estimate.y - low])}
+            options["error_y"] = {"type": "data", **ends}
+        canvas.points(np.array([estimate.x]), np.array([estimate.y]), marker | {"size": 11}, **options)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
+from plotly.colors import sequential
 
 from lowland.viz import style
 from lowland.viz.field import Field, FloatArray, Mark
@@ -18,11 +18,17 @@ _WIRE = "rgb(150,150,150)"  # scenes draw no transparent grid
 _CAMERA = {"eye": {"x": 1.35, "y": -1.6, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.12}}
 
 
+def color_stops(color_map: str) -> list[tuple[float, str]]:
+    """Return places in [0, 1] and colors of a color map."""
+    colors = getattr(sequential, style.COLOR_MAPS[color_map])
+    return [(k / (len(colors) - 1), str(color)) for k, color in enumerate(colors)]
+
+
 def _color_axis(scale: Scale) -> dict[str, Any]:
     low, high = scale.ends
     title = {"text": escape(scale.label), "side": "right"}
     bar = {"title": title, "thickness": 12, "len": 0.9, "outlinewidth": 0, **_ticks(scale)}
-    return {"cmin": low, "cmax": high, "colorscale": style.COLOR_MAPS[scale.color_map], "colorbar": bar}
+    return {"cmin": low, "cmax": high, "colorscale": color_stops(scale.color_map), "colorbar": bar}
 
 
 def _ticks(scale: Scale) -> dict[str, Any]:
@@ -57,12 +63,12 @@ def draw_contour(canvas: Canvas, spec: Contour) -> None:
     if not field.finished:
         # Lines need whole cells; the points that are there are shown one by one.
         cells = {key: shown[key] for key in ("x", "y", "z", "coloraxis")}
-        canvas.add(go.Heatmap(**cells, hoverinfo="skip"))
+        canvas.add("heatmap", **cells, hoverinfo="skip")
     coloring = "heatmap" if filled else "lines" if field.finished else "none"
     contours = {"start": float(levels[0]), "end": float(levels[-1]), "size": size, "coloring": coloring}
     line = {"width": 1.0, "color": "rgba(255,255,255,0.7)"} if filled or not field.finished else {"width": 1.4}
     options = {"contours": contours, "line": line, "connectgaps": False, "showlegend": False}
-    canvas.add(go.Contour(**shown, **options, name=escape(spec.title)))
+    canvas.add("contour", **shown, **options, name=escape(spec.title))
     canvas.color_axis(_color_axis(scale))
     _mark_points(canvas, spec.marks)
     draw_paths(canvas, spec)
@@ -94,22 +100,21 @@ def draw_surface(canvas: Canvas, spec: Surface3D) -> None:
     """Draw a surface that can be turned."""
     scale = spec.scale
     shown = _shown(spec, canvas, scale.transform(spec.field.shown))
-    canvas.add(go.Surface(**shown, name=escape(spec.title)))
+    canvas.add("surface", **shown, name=escape(spec.title))
     for mark, z in spec.marks:
         symbol = mark.look.plotly_symbol
         symbol = symbol if symbol in ("x", "diamond", "circle", "square-open") else "cross"
         marker = {"size": 3, "color": mark.look.color, "symbol": symbol}
-        canvas.add(go.Scatter3d(x=mark.x, y=mark.y, z=z, mode="markers", name=mark.label, marker=marker))
+        canvas.add("scatter3d", x=mark.x, y=mark.y, z=z, mode="markers", name=mark.label, marker=marker)
     canvas.color_axis(_color_axis(scale))
     left, right, bottom, top = spec.field.extent
-    canvas.figure.update_scenes(
+    canvas.scene(
         xaxis=_scene_axis(spec.x_axis.text, left, right, nticks=5),
         yaxis=_scene_axis(spec.y_axis.text, bottom, top, nticks=5),
         zaxis=_scene_axis(scale.label, *scale.ends, **_ticks(scale)),
         aspectmode="manual",
         aspectratio={"x": 1, "y": 1, "z": 0.75},
         camera=_CAMERA,
-        **canvas.place,
     )
 
 
@@ -131,7 +136,7 @@ def draw_heat_map(canvas: Canvas, spec: HeatMap) -> None:
         for name, color in zip(spec.categories, style.CATEGORY_COLORS, strict=False):
             canvas.points([None], [None], {"symbol": "square", "size": 11, "color": color}, name=escape(name))
     values = field.shown if spec.categories else spec.scale.transform(field.shown)
-    canvas.add(go.Heatmap(**_shown(spec, canvas, values)))
+    canvas.add("heatmap", **_shown(spec, canvas, values))
     canvas.color_axis(bar)
     _mark_points(canvas, field.marks())
     _equal_axes(canvas, field)

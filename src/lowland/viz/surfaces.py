@@ -35,7 +35,8 @@ def field_of(surface: xr.Dataset, metric: str = "loss", *, split: Choice = None,
     require("y" in surface.dims, "surface", "must have two axes; this one is a line", advice="draw it with viz.line")
     check_metric(surface, metric)
     one, _ = select(surface, split=split, direction=direction)
-    one = one.sortby(["x", "y"])
+    if any((np.diff(one[axis].values) < 0).any() for axis in ("x", "y")):
+        one = one.sortby(["x", "y"])  # which takes longer than all else here
     values = _grid(one, metric)
     status = np.asarray(one["status"].transpose("x", "y").values, dtype=np.uint8)
     error = _grid(one, f"{metric}_se") if f"{metric}_se" in one else None
