@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lowland import study as study
     from lowland import training as training
     from lowland import viz as viz
+    from lowland import workflows as workflows
     from lowland.core.risk import EmpiricalRisk as EmpiricalRisk
     from lowland.core.types import Batch as Batch
     from lowland.opening import open as open
@@ -52,6 +53,7 @@ _ROOMS = (
     "testing",
     "training",
     "viz",
+    "workflows",
 )
 _OBJECTS = {
     "EmpiricalRisk": "lowland.core.risk",
