@@ -177,9 +177,24 @@ def next_token_of_step(logits, target, labels):
     return next_token(logits, target, "sum") / labels
 
 
-def sft(trl, net, method, loss, folder, *, kind, micro_batches=1, epochs=2, adapter=None, collate=None, **options):
+def sft(
+    trl,
+    net,
+    method,
+    loss,
+    folder,
+    *,
+    kind,
+    micro_batches=1,
+    epochs=2,
+    adapter=None,
+    collate=None,
+    texts=("a b c d", "b c d e", "c d e f", "d e f a") * 2,
+    more=None,
+    **options,
+):
     datasets = pytest.importorskip("datasets")
-    texts = datasets.Dataset.from_dict({"text": ["a b c d", "b c d e", "c d e f", "d e f a"] * 2})
+    texts = datasets.Dataset.from_dict({"text": list(texts)})
     args = trl.SFTConfig(
         str(folder),
         per_device_train_batch_size=2,
@@ -205,6 +220,7 @@ def sft(trl, net, method, loss, folder, *, kind, micro_batches=1, epochs=2, adap
         processing_class=tokenizer(),
         compute_loss_func=loss,
         optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 0)),
+        **(more or {}),
     )
     trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(trainer.train_dataset)
     if isinstance(loss, SAF):
@@ -338,3 +354,70 @@ def test_sample_ids_reach_saf_through_a_collator_that_keeps_them_or_are_asked_fo
     by_hand(second, made(second, "SAM"), batches, saf(), next_token_of_step, epochs=3)
     for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
+
+
+# Rows of several lengths.
+
+LENGTHS = ("a b c d e f", "b c", "c d e f", "d e f a b", "e f a", "f a b c d e", "a c", "b d f a")
+
+
+def saf_row_by_row(model, batches, *, epochs):
+    """SAF with a dictionary as its memory, every row alone, as long as it is."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    past = {}
+    model.train()
+    for epoch in range(epochs):
+        for batch in batches:
+            sums, added = [], []
+            lengths = batch.input["attention_mask"].sum(1)
+            for tokens, labels, length, number in zip(
+                batch.input["input_ids"], batch.target, lengths, batch.index, strict=True
+            ):
+                logits = model(input_ids=tokens[None, :length]).logits
+                sums.append(next_token(logits, labels[None, :length], "sum"))
+                now = torch.log_softmax(logits[0] / 5, 1)[labels[:length] != -100]
+                if epoch:
+                    before = past[int(number)]
+                    added.append((before.exp() * (before - now)).sum(1).mean())
+                past[int(number)] = now.detach()
+            labeled = batch.target[:, 1:].ne(-100).sum()
+            (sum(sums) / labeled + 7.5 * sum(added) / len(lengths)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_of_several_lengths_under_saf_are_as_if_never_padded(packed, tmp_path):
+    trl = pytest.importorskip("trl", reason='needs pip install "lowland[peft]"')
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    class FlatSFT(TrainerMixin, trl.SFTTrainer):
+        pass
+
+    packing = {"packing": True, "packing_strategy": "wrapped", "max_length": 6} if packed else {}
+    collate = WithIds(DataCollatorForLanguageModeling(pad_token_id=0, pad_to_multiple_of=8))
+    options = {"kind": FlatSFT, "collate": collate, "remove_unused_columns": False, "epochs": 3, **packing}
+    first, second = language_model(), language_model()
+    loss = SAF(next_token, start=1, look_back=1, class_axis=2)
+    _, batches = sft(trl, first, "SGD", loss, tmp_path, texts=LENGTHS, **options)
+    lengths = [int(n) for batch in batches for n in batch.input["attention_mask"].sum(1)]
+    assert len(set(lengths)) > 1 and {batch.target.shape[1] for batch in batches} == {8}
+    assert loss.epoch_log()["saf_hit_rate"] == 1.0 and loss.epoch_log()["saf_kl"] > 0
+    saf_row_by_row(second, batches, epochs=3)
+    for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("free", "match"), [(False, "pad to max_length"), (True, "joins rows")])
+def test_rows_padded_to_their_batch_and_joined_rows_are_refused_under_saf(free, match, tmp_path):
+    trl = pytest.importorskip("trl", reason='needs pip install "lowland[peft]"')
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    class FlatSFT(TrainerMixin, trl.SFTTrainer):
+        pass
+
+    collate = WithIds(DataCollatorForLanguageModeling(pad_token_id=0, padding_free=free))
+    loss = SAF(next_token, start=1, look_back=1, class_axis=2)
+    with pytest.raises(InputError, match=match):
+        options = {"kind": FlatSFT, "collate": collate, "remove_unused_columns": False}
+        sft(trl, language_model(), "SGD", loss, tmp_path, texts=LENGTHS, **options)

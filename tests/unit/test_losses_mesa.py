@@ -135,6 +135,19 @@ def test_value_and_log():
     assert log["criterion"] == pytest.approx(CE(output, batch().target).item(), rel=1e-12)
 
 
+def test_padding_takes_no_part_in_the_divergence():
+    model = nn.Embedding(7, 7).double()
+    loss = MESA(lambda o, t: CE(o.flatten(0, 1), t.flatten()), start=0, half_life=1.0, class_axis=2)
+    loss.prepare(model=model, steps_per_epoch=2)
+    with torch.no_grad():
+        model.weight.mul_(1.3)
+    tokens, short = torch.tensor([[1, 2, 3, 0, 0]]), torch.tensor([[1, 2, 3]])
+    found = []
+    for given, labels in ((tokens, torch.tensor([[1, 2, 3, -100, -100]])), (short, short)):
+        found.append(loss(model(given), Batch(given, labels)).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-12) and loss.epoch_log()["mesa_kl"] > 0
+
+
 def test_teacher_passes_are_only_those_needed():
     model = Counted()
     loss = prepared(model, start=1, stop=3)

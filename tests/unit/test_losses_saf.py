@@ -197,6 +197,64 @@ def test_language_models_keep_a_row_per_sequence():
     torch.testing.assert_close(value, criterion(outputs[1], target) + added)
 
 
+def rows_of_tokens(seed, *, length=5, padded=5):
+    """Two rows of logits and labels, the second of two positions, padded with what must not count."""
+    torch.manual_seed(seed)
+    output = torch.randn(2, padded, 7, dtype=torch.float64)
+    labels = torch.full((2, padded), -100)
+    labels[0, :length], labels[1, :2] = 1, 2
+    return output.requires_grad_(), labels
+
+
+@pytest.mark.parametrize("padded", [5, 9])
+def test_padding_takes_no_part_in_the_divergence(padded):
+    criterion = lambda output, target: CE(output.flatten(0, 1), target.flatten())
+    loss = SAF(criterion, look_back=1, start=1, class_axis=2, precision="float64")
+    outputs = []
+    for epoch in range(2):
+        loss.epoch = epoch
+        output, labels = rows_of_tokens(epoch, padded=padded)
+        outputs.append(output)
+        value = loss(output, Batch(None, labels, IDS[:2]))
+    alone = [
+        tempered_divergence(outputs[0][k : k + 1, :n], outputs[1][k : k + 1, :n], 5.0, class_axis=2)
+        for k, n in enumerate((5, 2))
+    ]
+    added = 7.5 * torch.cat(alone).mean()
+    torch.testing.assert_close(value, criterion(outputs[1], labels) + added, rtol=1e-12, atol=0)
+    value.backward()
+    assert not outputs[1].grad[1, 2:].any() and outputs[1].grad[1, :2].any()
+
+
+def test_pixels_that_the_criterion_ignores_and_samples_without_any_label():
+    loss = SAF(nn.CrossEntropyLoss(ignore_index=255), look_back=1, start=1, precision="float64")
+    outputs = [torch.randn(3, 4, 2, 2, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    labels = torch.tensor([[[0, 1], [2, 255]], [[255, 255], [255, 255]], [[0, 0], [0, 0]]])
+    for epoch, output in enumerate(outputs):
+        loss.epoch = epoch
+        loss(output, Batch(None, labels, IDS[:3])).backward()
+    each = [
+        tempered_divergence(outputs[0][k : k + 1, :, i, j], outputs[1][k : k + 1, :, i, j], 5.0)
+        for k, kept in ((0, [(0, 0), (0, 1), (1, 0)]), (2, [(0, 0), (0, 1), (1, 0), (1, 1)]))
+        for i, j in kept
+    ]
+    expected = (torch.stack(each[:3]).mean() + torch.stack(each[3:]).mean()) / 3
+    assert loss.epoch_log()["saf_kl"] == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_rows_of_several_lengths_and_joined_rows_are_refused_with_what_to_do():
+    criterion = lambda output, target: CE(output.flatten(0, 1), target.flatten())
+    loss = SAF(criterion, look_back=1, start=1, class_axis=2)
+    loss.epoch = 0
+    loss(*((b := rows_of_tokens(0))[0], Batch(None, b[1], IDS[:2])))
+    with pytest.raises(InputError, match=r"shape.*\[6, 7\].*max_length"):
+        output, labels = rows_of_tokens(1, padded=6)
+        loss(output, Batch(None, labels, IDS[2:]))
+    with pytest.raises(InputError, match=r"batch.index.*joins rows"):
+        output, labels = rows_of_tokens(2)
+        loss(output.reshape(1, 10, 7), Batch(None, labels.reshape(1, 10), IDS[2:]))
+
+
 def test_ids_are_asked_for():
     loss = SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
     loss.epoch = 0

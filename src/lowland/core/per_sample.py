@@ -65,7 +65,8 @@ def per_sample_loss(
         advice = "pass a callable without a `reduction`: its scalar is taken as the mean"
         raise InputError("loss", 'must give one entry per sample under reduction="none"', "a scalar", advice)
     if elements.ndim == 0 or elements.shape[0] != size:
-        raise InputError("loss", "must return a scalar or one entry per sample", tuple(elements.shape))
+        advice = "keep samples as the first axis; for the mean over tokens return (losses, counts), each [n, tokens]"
+        raise InputError("loss", "must return a scalar or one entry per sample", tuple(elements.shape), advice)
     return _per_sample(elements), _denominators(loss, output, target, elements)
 
 

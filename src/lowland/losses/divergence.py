@@ -50,8 +50,25 @@ def mixes_two(target: Any, output: Tensor, class_axis: int) -> Tensor:
     return torch.gt(two.double().mean(), 0.5)
 
 
+def labeled_divergence(
+    criterion: Any, target: Any, past: Tensor, output: Tensor, temperature: float, *, class_axis: int
+) -> Tensor:
+    """Return the divergence of every sample from a past output, over the positions whose label the criterion counts."""
+    counted = None
+    if isinstance(target, Tensor) and not target.is_floating_point() and 1 < target.ndim == output.ndim - 1:
+        counted = target != getattr(criterion, "ignore_index", -100)  # padding must change nothing
+    binary = are_labels_binary(criterion, output, class_axis)
+    return tempered_divergence(past, output, temperature, class_axis=class_axis, binary=binary, counted=counted)
+
+
 def tempered_divergence(
-    target: Tensor, output: Tensor, temperature: float, *, class_axis: int = 1, binary: bool = False
+    target: Tensor,
+    output: Tensor,
+    temperature: float,
+    *,
+    class_axis: int = 1,
+    binary: bool = False,
+    counted: Tensor | None = None,
 ) -> Tensor:
     """Return ``KL(softmax(target / T) || softmax(output / T))`` of every sample, or that of its binary labels."""
     # Du et al. 2022, eq. 8 and 12: the target comes first and is detached. Computed in at least float32,
@@ -65,7 +82,10 @@ def tempered_divergence(
             terms = terms.sum(class_axis) if terms.ndim > class_axis else terms
         else:
             terms = _relative(torch.log_softmax(past, class_axis), torch.log_softmax(now, class_axis)).sum(class_axis)
-        return terms.reshape(terms.shape[0], -1).mean(1)
+        if counted is None or counted.shape != terms.shape:
+            return terms.reshape(terms.shape[0], -1).mean(1)
+        places = tuple(range(1, terms.ndim))
+        return torch.where(counted, terms, 0).sum(places) / counted.sum(places).clamp(min=1)
 
 
 def _relative(past: Tensor, now: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from lowland.losses.sharing import Exchange, rank_and_world
 from lowland.losses.tables import FileTable, Table, available_bytes
 
 Placement = Literal["device", "host", "file"]
+
+_CLASSES: Final = "start a new memory when the classes change"
+_LENGTHS: Final = "give all samples one size (tokens: pad to max_length), or use MESA, which keeps no outputs"
+_JOINED: Final = "give one output per id; a collator that joins rows (padding-free, packing into one) leaves none"
 
 
 def memory_bytes(
@@ -119,11 +123,13 @@ class OutputMemory:
         if index is None:
             raise InputError("batch", "must carry sample ids", None, "wrap the data set in lowland.data.Indexed")
         if index.dtype != torch.int64 or index.shape != output.shape[:1]:
-            raise InputError("batch.index", f"must be int64 of shape [{output.shape[0]}]", (index.dtype, index.shape))
+            raise InputError(
+                "batch.index", f"must be int64 of shape [{output.shape[0]}]", (index.dtype, tuple(index.shape)), _JOINED
+            )
         shape = tuple(output.shape[1:])
         if self._format is not None and shape != self._format.shape:
             rule = f"must keep its shape {list(self._format.shape)} per sample through the whole run"
-            raise InputError("output", rule, list(shape), "start a new memory when the classes change")
+            raise InputError("output", rule, list(shape), _LENGTHS if len(shape) > 1 else _CLASSES)
         finite = torch.isfinite(output.detach()).reshape(len(index), -1).all(1)
         self._report("output", ~finite)
         rows = self.rows.of(index)

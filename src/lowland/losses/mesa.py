@@ -3,7 +3,8 @@
 Du, Zhou, Feng, Tan and Zhou, "Sharpness-Aware Training for Free", NeurIPS 2022, eq. 9 and 12: SAF without its memory.
 The past outputs come from an exponential moving average of the weights, at the price of one forward pass.
 
-The loss is ``criterion + weight T^2 / n sum_i KL(softmax(teacher_i / T) || softmax(now_i / T))``.
+The loss is ``criterion + weight T^2 / n sum_i KL(softmax(teacher_i / T) || softmax(now_i / T))``. Of several positions
+(tokens, pixels) in a sample, those count whose label is not ignored, as in SAF.
 
 Deviations:
 1. The average's decay is given as a half-life in epochs, with the warm-up ``min(decay, (1 + t) / (10 + t))`` at its
@@ -28,7 +29,7 @@ from lowland.core.errors import CheckpointError, InputError
 from lowland.core.params import copied, unwrap
 from lowland.core.types import Batch, forward
 from lowland.losses.base import Criterion, TrainingLoss
-from lowland.losses.divergence import are_labels_binary, check_class_axis, tempered_divergence
+from lowland.losses.divergence import check_class_axis, labeled_divergence
 from lowland.losses.heads import Unanswered
 from lowland.losses.reshapers import check_number
 from lowland.losses.schedule import ActiveEpochs
@@ -151,8 +152,9 @@ class MESA(TrainingLoss):
         past = self._teach(average, batch, clean=clean)
         if past.shape != output.shape:
             raise InputError("output", f"must have the shape of the teacher's, {list(past.shape)}", list(output.shape))
-        binary = are_labels_binary(self.plain_criterion, output, self.class_axis)
-        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis, binary=binary)
+        each = labeled_divergence(
+            self.plain_criterion, batch.target, past, output, self.temperature, class_axis=self.class_axis
+        )
         mean = each.mean()
         added = mean * self.effective_weight
         if clean:

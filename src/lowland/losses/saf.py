@@ -6,7 +6,9 @@ sharpness that SAM pays a second pass for.
 
 The loss is ``criterion + weight T^2 / n sum_i KL(softmax(past_i / T) || softmax(now_i / T))`` over a batch of n
 samples, with the output of `look_back` epochs ago, detached. A sample without one adds 0, and n stays. The factor T^2
-is in the code that produced the published results and not in the paper (`temperature_squared`).
+is in the code that produced the published results and not in the paper (`temperature_squared`). Where a sample has
+several positions (tokens, pixels), its divergence is the mean over those whose label is not ignored (-100, or the
+criterion's `ignore_index`).
 
 Deviations: see `lowland.losses.memory` for how outputs are kept. The first epoch with the added loss is `start`,
 counted from 0 (the paper's "from the sixth epoch"; the code waits one epoch more).
@@ -26,7 +28,7 @@ from lowland.core.contexts import current_pass
 from lowland.core.errors import CheckpointError, InputError, LowlandWarning, require
 from lowland.core.types import Batch
 from lowland.losses.base import Criterion, TrainingLoss
-from lowland.losses.divergence import are_labels_binary, check_class_axis, mixes_two, tempered_divergence
+from lowland.losses.divergence import check_class_axis, labeled_divergence, mixes_two
 from lowland.losses.heads import Unanswered
 from lowland.losses.memory import OutputMemory, Placement
 from lowland.losses.records import Precision
@@ -149,7 +151,8 @@ class SAF(TrainingLoss):
         partner, share, usable = self._pairs(batch, rows)
         loss = self._inner(output, batch)
         if reading:
-            loss = loss + self._added(output, rows, partner, share, usable, clean=clean)
+            past, hit = self.memory.recall(rows, output, partner, share)
+            loss = loss + self._added(output, batch, past, hit, usable, clean=clean)
         if recording and clean:
             with torch.no_grad():
                 self.memory.record(torch.where(usable, rows, -1), output, partner, share)
@@ -186,14 +189,12 @@ class SAF(TrainingLoss):
         if self._mixes is None and batch.partner is None:
             self._mixes = mixes_two(batch.target, output, self.class_axis)
 
-    def _added(
-        self, output: Tensor, rows: Tensor, partner: Tensor | None, share: Tensor | None, usable: Tensor, *, clean: bool
-    ) -> Tensor:
-        past, hit = self.memory.recall(rows, output, partner, share)
+    def _added(self, output: Tensor, batch: Batch, past: Tensor, hit: Tensor, usable: Tensor, *, clean: bool) -> Tensor:
         usable = usable.to(output.device)
         hit = hit & usable
-        binary = are_labels_binary(self.plain_criterion, output, self.class_axis)
-        each = tempered_divergence(past, output, self.temperature, class_axis=self.class_axis, binary=binary)
+        each = labeled_divergence(
+            self.plain_criterion, batch.target, past, output, self.temperature, class_axis=self.class_axis
+        )
         each = torch.where(hit, each, torch.zeros_like(each))
         total = each.sum()
         added = total * (self.effective_weight / len(each))
