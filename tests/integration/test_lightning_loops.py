@@ -8,13 +8,14 @@ import warnings
 
 import pytest
 import torch
-from tests.trainer_cases import SAMPLES, Samples, assert_same, network, wrapped
+from tests.trainer_cases import SAMPLES, Samples, assert_same, network, plain_loop, wrapped
 from torch import nn
 from torch.utils.data import DataLoader
 
 import lowland.optim as optim
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
+from lowland.core.types import Batch
 from lowland.data import Indexed
 from lowland.losses import LLR, MESA, SAF
 
@@ -133,6 +134,50 @@ def test_averages_of_both_networks_are_evaluated():
     for optimizer in run.optimizers:
         optimizer.eval()
     assert same_bits(module.seen, list(module.parameters()))
+
+
+class Manual(lightning.LightningModule):
+    """A network whose passes are the module's own, under a loss of ours that is given the whole batch."""
+
+    def __init__(self, criterion):
+        super().__init__()
+        self.net, self.criterion, self.automatic_optimization = network(), criterion, False
+
+    def forward(self, x):
+        return self.net(x)
+
+    def configure_optimizers(self):
+        return wrapped(self.net)
+
+    def training_step(self, batch, batch_idx):
+        optimizer, whole = self.optimizers(), Batch(*batch)
+        optimizer.zero_grad()
+        self.manual_backward(self.criterion(self(whole.input), whole))
+        with optimizer.perturb():
+            self.manual_backward(self.criterion(self(whole.input), whole))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["LLR", "SAF", "MESA"])
+def test_losses_have_the_bits_of_the_plain_loop_where_the_passes_are_the_module_s(kind):
+    def criterion():
+        plain = nn.CrossEntropyLoss()
+        return {
+            "LLR": lambda: LLR(plain, initial_loss=1.2, start=1),
+            "SAF": lambda: SAF(plain, start=1, look_back=1),
+            "MESA": lambda: MESA(plain, start=1, half_life=1.0),
+        }[kind]()
+
+    net = network()
+    plain_loop(net, wrapped(net), loss := criterion(), epochs=3)
+    module = Manual(criterion())
+    data = DataLoader(Indexed(Samples()), batch_size=4, shuffle=False)
+    run = trainer(LightningCallback(), epochs=3)
+    run.fit(module, data)
+    assert_same(net, module.net)
+    assert module.criterion.epoch_log() == loss.epoch_log()
+    if kind != "LLR":
+        assert run.callback_metrics["loss_mesa_kl" if kind == "MESA" else "loss_saf_hit_rate"].item() > 0
 
 
 # Tuners.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import sqlite3
+import threading
 
 import pytest
 import torch
@@ -235,6 +237,73 @@ def test_tensorboard_of_accelerate(tmp_path, monkeypatch):
     accelerator.end_training()
     board = board_of(tmp_path / "board" / "here")
     assert {"said", "loss"} <= set(board.Tags()["scalars"]) and len(board.Images("static")) == 2
+
+
+@pytest.mark.slow
+def test_mlflow_of_accelerate(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mlflow = pytest.importorskip("mlflow", reason='needs pip install "lowland[trackers]"')
+    place = f"sqlite:///{tmp_path}/runs.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    mlflow.set_tracking_uri(place)
+    try:
+        accelerator, shown = in_accelerate("mlflow", tmp_path, monkeypatch)
+        run = accelerator.get_tracker("mlflow", unwrap=True).info.run_id
+        accelerator.end_training()
+    finally:
+        mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+    client = mlflow.MlflowClient(place)
+    for name in ("said", "loss"):
+        assert [metric.step for metric in client.get_metric_history(run, name)] == [0, 1], name
+    assert shown == {"static": True, "moving": True}
+    kept = sorted(path.path for path in client.list_artifacts(run))
+    assert kept == [
+        f"{name}-{step:06d}.{kind}" for name, kind in (("moving", "html"), ("static", "png")) for step in (0, 1)
+    ]
+
+
+@pytest.mark.slow
+def test_a_number_for_a_locked_database_waits_or_is_an_error_and_never_lost_in_silence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mlflow = pytest.importorskip("mlflow", reason='needs pip install "lowland[trackers]"')
+    engines = pytest.importorskip("sqlalchemy")
+    from tests.integration.test_accelerate import accelerator_of
+
+    place = f"sqlite:///{tmp_path}/runs.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place)
+    mlflow.set_tracking_uri(place)
+    patience = {"milliseconds": 20_000}  # MLflow's own
+
+    def impatient(connection, cursor, statement, parameters, context, many):
+        return statement.replace("busy_timeout = 20000", f"busy_timeout = {patience['milliseconds']}"), parameters
+
+    engines.event.listen(engines.engine.Engine, "before_cursor_execute", impatient, retval=True)
+    other = sqlite3.connect(tmp_path / "runs.db", isolation_level=None, check_same_thread=False)
+    try:
+        accelerator = accelerator_of(log_with="mlflow", project_dir=str(tmp_path / "board"))
+        accelerator.init_trackers("here")
+        board = LogTo(accelerator.get_tracker("mlflow"))
+        run = accelerator.get_tracker("mlflow", unwrap=True).info.run_id
+        other.execute("BEGIN IMMEDIATE")  # another process that writes
+        release = threading.Timer(0.5, other.execute, ["COMMIT"])
+        release.start()
+        board.send({"said": 0.5}, 0)
+        release.join()
+        other.execute("BEGIN IMMEDIATE")
+        patience["milliseconds"] = 100
+        with pytest.raises(mlflow.exceptions.MlflowException, match="locked"):
+            board.send({"said": 0.6}, 1)
+        other.execute("COMMIT")
+        board.send({"said": 0.7}, 2)
+        accelerator.end_training()
+    finally:
+        other.close()
+        engines.event.remove(engines.engine.Engine, "before_cursor_execute", impatient)
+        mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+    history = mlflow.MlflowClient(place).get_metric_history(run, "said")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.5), (2, 0.7)]
 
 
 @pytest.mark.slow

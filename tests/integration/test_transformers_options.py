@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tests.integration.test_transformers import Bare, Flat, arguments, criterion_of, pair, trainer_of
+from tests.integration.test_transformers import Bare, Classifier, Flat, arguments, criterion_of, pair, trainer_of
 from tests.trainer_cases import SAMPLES, Samples, assert_same, bfloat16, network, plain_loop, wrapped
 from torch import nn
 
@@ -268,6 +268,35 @@ def test_options_of_the_trainer_with_a_second_pass(options, tmp_path):
             torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
     else:
         assert_same(first, second)
+
+
+class Half(Classifier):
+    """Runs in float16 by itself: the Trainer refuses fp16=True on a processor."""
+
+    def forward(self, x, labels=None):
+        with torch.autocast("cpu", dtype=torch.float16):
+            return super().forward(x, labels)
+
+
+@pytest.mark.parametrize("ascent", ["step", "micro-batch"])
+@pytest.mark.parametrize("scale", [256.0, 2.0**30])
+@pytest.mark.parametrize("method", ["SAM", "FSAM"])
+def test_float16_also_where_the_scaler_skips_steps(ascent, scale, method, tmp_path):
+    def scaler():
+        return torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+
+    def cast():
+        return torch.autocast("cpu", dtype=torch.float16)
+
+    (net, optimizer), mine = pair(method, ascent=ascent)
+    scaled = scaler()
+    plain_loop(net, optimizer, micro_batches=2, cast=cast, scaler=scaled, epochs=3)
+    trainer = trainer_of(Flat, *mine, arguments(tmp_path, micro_batches=2, epochs=3))
+    trainer.model = trainer.model_wrapped = Half(mine[0])
+    trainer.accelerator.scaler = scaler()
+    trainer.train()
+    assert trainer.accelerator.scaler.get_scale() == scaled.get_scale()
+    assert_same(net, mine[0])
 
 
 def test_label_smoothing_beside_a_loss_of_ours_is_refused(tmp_path):
