@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 from scipy.special import stdtrit
-from tests.unit.test_results_topology import pits
+from tests.unit.test_results_topology import curved, pits
 
 from lowland.core.errors import InputError, StoreError
 from lowland.core.schema import new_surface
 from lowland.landscape import Tolerance, grid
 from lowland.landscape.refine import refine
+from lowland.report.topology import basin_cells
 from lowland.results.merge_trees import distance, merge_tree
 
 SAMPLES = 400
@@ -145,6 +146,18 @@ def test_splits_directions_and_axes_are_those_that_were_asked_for():
     assert tree.rows()[1]["into"] == 1
     assert "<td>0.3</td>" in tree._repr_html_()
     assert repr(tree) == "MergeTree of the loss: 2 basins of depth inf, 0.7"
+
+
+def test_what_the_grid_alone_may_have_made_is_said_and_not_counted_at_least():
+    tree = merge_tree(stored(curved("Rosenbrock", 31)))
+    found = len(tree.basins)
+    assert found > 3 and tree.count(0.0)[0] == 1 and tree.count(1e-9 + tree.resolution)[1] >= 1
+    assert tree.said[-1].startswith(f"{found - 1} of {found} basins may be made by the grid alone")
+    assert [row["resolved"] > 0 for row in tree.rows()] == [True] + [False] * (found - 1)
+    assert all(basin.enclosed == 0.0 for basin in tree.basins[1:])
+    assert sum("maybe of the grid alone" in cell["depth"] for cell in basin_cells(tree)) == found - 1
+    plain = merge_tree(stored(pits(np.random.default_rng(0), 3, 0.6, 31, bowl=0.0)))
+    assert plain.count(0.3) == (3, 3) and "grid" not in " ".join(plain.said)
 
 
 def test_surfaces_are_as_far_apart_as_their_pits():

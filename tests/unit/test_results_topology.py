@@ -156,3 +156,57 @@ def test_bad_input(values, error):
         basins(np.asarray(values), error=error)
     with pytest.raises(InputError, match="`neighbors` must be 4 or 8"):
         basins(np.ones(3), neighbors=6)
+
+
+# Valleys that are narrower than the grid.
+
+
+def curved(kind, side):
+    """Valleys whose floor falls to one minimum without a stop, at the points of a grid."""
+    axis = np.linspace(-1, 1, side)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    if kind == "Rosenbrock":
+        return (1 - 2 * x) ** 2 + 100 * (1 + 2 * y - 4 * x**2) ** 2
+    if kind == "arc":  # once around three quarters of a circle
+        angle = np.arctan2(y, x)
+        return 300 * (np.hypot(x, y) - 0.7) ** 2 + 0.2 * (1 - np.cos(angle - 0.3))
+    return 200 * (y - 0.5 * np.sin(4 * x)) ** 2 + 0.1 * (x + 0.8) ** 2
+
+
+@pytest.mark.parametrize("kind", ["Rosenbrock", "arc", "sine"])
+@pytest.mark.parametrize("side", [25, 31, 41])
+def test_pits_that_a_coarse_grid_makes_of_a_curved_valley_are_said_to_be_its_own(kind, side):
+    found = basins(curved(kind, side))
+    assert len(found) > 3  # invented
+    assert [basin.resolved > 0 for basin in found] == [True] + [False] * (len(found) - 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+@pytest.mark.parametrize("neighbors", [4, 8])
+def test_planted_pits_are_no_artifacts_of_the_grid(count, neighbors):
+    for seed in range(10):
+        found = basins(pits(np.random.default_rng(seed), count, depth=0.6, side=31, bowl=0.0), neighbors=neighbors)
+        sure = [basin for basin in found if basin.resolved > 0.3]
+        assert len(sure) == len(found) == count
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_pits_deeper_than_what_the_grid_makes_are_found_in_a_curved_valley(count):
+    axis = np.linspace(-1, 1, 31)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    angle = np.arctan2(y, x)
+    floor = sum(1 - np.exp(-((angle - at) ** 2) / 0.05) for at in (-1.5, 0.0, 1.5)[:count])
+    found = basins(300 * (np.hypot(x, y) - 0.7) ** 2 + 3.0 * floor)
+    assert len(found) > count
+    assert sum(basin.resolved > 0 for basin in found) == count
+
+
+def test_neither_walls_nor_unknown_points_nor_lines_make_a_pit_doubtful():
+    values = np.array([[9.0, 9.0, 9.0, 9.0, 9.0], [9.0, 0.0, 5.0, 1.0, 9.0], [9.0, 9.0, 9.0, 9.0, 9.0]])
+    assert [basin.resolved for basin in basins(values)] == [math.inf, 4.0]
+    values[0] = math.inf
+    assert [basin.resolved for basin in basins(values)] == [math.inf, 4.0]
+    error = np.zeros(values.shape)
+    error[2, 0] = math.inf
+    assert [basin.resolved for basin in basins(values, error=error)] == [math.inf, 4.0]
+    assert [basin.resolved for basin in basins(values[1])] == [math.inf, 4.0]

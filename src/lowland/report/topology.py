@@ -42,7 +42,8 @@ def _depth(basin: Basin) -> str:
     if math.isinf(basin.depth):
         return "lowest"
     low, high = basin.interval
-    return show(basin.depth) + (f" ({show(low)} to {show(high)})" if low < high else "")
+    grid = "" if basin.resolved else ", maybe of the grid alone"
+    return show(basin.depth) + (f" ({show(low)} to {show(high)})" if low < high else "") + grid
 
 
 def basin_blocks(trees: Sequence[tuple[str, str, MergeTree]], axis: Axis, *, log: bool) -> list[Block]:

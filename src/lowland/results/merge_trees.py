@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _NEAREST = 4
 """Measured points around an interpolated one, the largest of whose standard errors stands for its own."""
+_GRID = "{} of {} basins may be made by the grid alone, along a valley narrower than its spacing: measure a finer one."
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class MergeTree:
             Both numbers; the lowest basin counts in each.
         """
         chosen = self.resolution if depth is None else depth
-        least, most = (sum(basin.interval[end] > chosen for basin in self.basins) for end in (0, 1))
+        least = sum(min(basin.interval[0], basin.resolved) > chosen for basin in self.basins)
+        most = sum(basin.interval[1] > chosen for basin in self.basins)
         return least, most if chosen >= self.resolution else math.inf
 
     def rows(self) -> list[dict[str, Any]]:
@@ -91,6 +93,7 @@ class MergeTree:
                 "into": None if basin.parent is None else basin.parent + 1,
                 "edge": basin.edge,
                 "enclosed": basin.enclosed,
+                "resolved": basin.resolved,
             }
             for number, (basin, place) in enumerate(zip(self.basins, self.places, strict=True), 1)
         ]
@@ -161,6 +164,8 @@ def merge_tree(
     lost = int(np.isinf(error).sum())
     missing = (f"{lost} points are not known: what only they divide counts as one basin.",) if lost else ()
     found = basins(np.where(known, values, 0.0), error=error, neighbors=neighbors)
+    doubtful = sum(basin.resolved == 0.0 for basin in found)
+    grid = (_GRID.format(doubtful, len(found)),) if doubtful else ()
     coordinates = [np.asarray(one[name].values, dtype=np.float64) for name in axes]
     return MergeTree(
         found,
@@ -169,7 +174,7 @@ def merge_tree(
         diagram(np.where(known, values, np.inf), neighbors=neighbors),
         float(error.max()),
         metric,
-        (*said, *promise, *missing),
+        (*said, *promise, *missing, *grid),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -42,6 +42,8 @@ class Basin:
         edge: Least value at which the basin reaches the edge of the grid; infinite where it does not below its saddle.
         parent: Position, among the basins, of the one it meets at its saddle; None for the lowest of all.
         error: Error of the value at the minimum.
+        resolved: Depth that is left at least where the ground between the points of the grid lies as low as parabolas
+            through them do; 0: the grid alone may have made the basin, along a valley narrower than its spacing.
     """
 
     minimum: tuple[int, ...]
@@ -53,6 +55,7 @@ class Basin:
     edge: float
     parent: int | None
     error: float = 0.0
+    resolved: float = math.inf
 
     @property
     def depth(self) -> float:
@@ -67,7 +70,7 @@ class Basin:
     @property
     def enclosed(self) -> float:
         """Depth that it has at least, whatever lies beyond the grid: up to the saddle or the edge, less errors."""
-        return max(0.0, min(self.interval[0], self.edge - self.birth - self.error))
+        return max(0.0, min(self.interval[0], self.resolved, self.edge - self.birth - self.error))
 
 
 def basins(values: Values, *, error: ArrayLike = 0.0, neighbors: Neighbors = 8) -> tuple[Basin, ...]:
@@ -104,9 +107,12 @@ def basins(values: Values, *, error: ArrayLike = 0.0, neighbors: Neighbors = 8) 
     flat = values.ravel()
     others.sort(key=lambda merge: flat[merge.bottom] - flat[merge.saddle])
     highest = {m.bottom: m.level for m in _merges(upper, upper, neighbors)}
+    fallen = _merges(lower - _below(np.where(unknown, np.nan, values)), upper, neighbors)
+    left = {m.bottom: m.level - m.top for m in fallen}
     ordered = [lowest, *others]
     place = {merge.bottom: k for k, merge in enumerate(ordered)}
-    return tuple(_basin(merge, values, errors, highest[merge.bottom], place) for merge in ordered)
+    found = [_basin(merge, values, errors, highest[merge.bottom], place) for merge in ordered]
+    return tuple(replace(basin, resolved=left.get(m.bottom, 0.0)) for basin, m in zip(found, ordered, strict=True))
 
 
 def diagram(values: Values, *, neighbors: Neighbors = 8) -> Values:
@@ -202,6 +208,21 @@ def _around(order: NDArray[np.int64], shape: Sequence[int], neighbors: Neighbors
 def _joined(step: tuple[int, ...], neighbors: Neighbors) -> bool:
     moved = sum(k != 1 for k in step)
     return moved == 1 or (moved == 2 and neighbors == 8)
+
+
+def _below(values: Values) -> Values:
+    """Return how far below every point of a plane the ground may lie beside it, on its way to the next points."""
+    # A valley that runs between the points is seen at different distances from its floor, and looks like a row of pits.
+    # The parabola through three points of a row has its lowest point on that floor; where it is within a step of the
+    # middle one, the ground falls by slope^2 / (2 bend), and by up to twice that where the bend is another beside it.
+    found = np.zeros(values.shape)
+    for axis in range(values.ndim if values.ndim > 1 else 0):
+        rows, below = np.moveaxis(values, axis, 0), np.moveaxis(found, axis, 0)
+        with np.errstate(invalid="ignore", divide="ignore"):  # infinite and unknown values
+            slope, bend = (rows[2:] - rows[:-2]) / 2, rows[2:] - 2 * rows[1:-1] + rows[:-2]
+            fall = np.where((bend > 0) & (bend < np.inf) & (np.abs(slope) <= bend), slope**2 / bend, 0.0)
+        below[1:-1] = np.maximum(below[1:-1], fall)
+    return found
 
 
 def _on_edge(shape: Sequence[int]) -> NDArray[np.bool_]:

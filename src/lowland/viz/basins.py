@@ -50,7 +50,7 @@ def build_tree(tree: MergeTree, axis: Axis, *, log: bool, title: str = "", capti
         beside = x if basin.parent is None else float(columns[basin.parent])
         whole.append(([x, x, beside], [basin.birth, end, end]))
         low = basin.birth + basin.error
-        certain.append(([x, x], [low, min(low + basin.interval[0], max(low, top))]))
+        certain.append(([x, x], [low, min(low + min(basin.interval[0], basin.resolved), max(low, top))]))
     curves = (
         Curve("depth beyond the errors", *_joined(certain), markers=True),
         Curve("merge tree", *_joined(whole), reference=True),
