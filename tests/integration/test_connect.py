@@ -80,6 +80,24 @@ def test_three_networks_a_plane_and_another_optimizer(runs: list[str]) -> None:
     assert "from the plane" in contour.caption
 
 
+def test_the_plane_of_a_curve_is_read_as_any_surface(runs: list[str], tmp_path: Path) -> None:
+    options = {"epochs": 1, "match": False, "plane": True, "plane_points": (5, 5), "name": "read"}
+    connected(runs, 1, risk=RiskSpec(batch_norm="recalibrated", split="test"), **options)
+    path = Path(runs[0]) / "surfaces" / "read-plane.zarr"
+    plane, ways = results.open(path), results.open(path.with_name("read.zarr"))
+    assert plane.attrs["weights"] == ways.attrs["weights"] == "best" and plane.attrs["split"] == "test"
+    assert set(plane.attrs) >= {"samples", "batch_norm", "recipe", "precision", "threads"}
+    tree, apart, figure = workflows.topology(str(path), other=str(path), output=str(tmp_path / "tree.svg"))
+    assert tree.basins and apart is not None and apart.value == 0.0 and figure is not None and figure.is_file()
+    frame = results.to_frame(plane)
+    assert len(frame) == 25 and frame.attrs["units"]["loss"]
+    section = landscapes_section([Run(runs[0])])
+    assert "test" in repr(section) and "not stored" not in repr(section)
+    assert main(["figure", str(path), "--output", str(tmp_path / "plane.svg"), "--quiet"]) == 0
+    with pytest.raises(InputError):  # it has no frames
+        viz.export({"plane": plane}, tmp_path / "plane.gif", "film")
+
+
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(runs: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(Path(runs[0]).rglob("*"))
     assert main(["connect", runs[0], "--others", runs[3], "--name", "other", "--quiet"]) == 2

@@ -122,7 +122,8 @@ def connect(
         if plane:
             flat = way.plane(first.model)
             grid, path_of_plane = way.grid_around(flat, *plane_points), place.surface_path(f"{name}-plane")
-            landscape.evaluate(target, flat, grid, store=path_of_plane, **options)
+            surface = landscape.evaluate(target, flat, grid, store=path_of_plane, **options)
+            measured.labeled(surface, place, risk, path_of_plane)
     return measured.labeled(found, place, risk, path), path
 
 
