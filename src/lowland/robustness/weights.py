@@ -34,6 +34,7 @@ from lowland.robustness.rounding import rounded
 
 Risks = Mapping[str, EmpiricalRisk]
 _METRICS: Final = ("loss", "accuracy")
+_QUANTIZED: Final = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 _KEPT: Final = 1 << 30
 """Bytes of directions kept in memory; beyond that they are drawn again for every point."""
 
@@ -64,9 +65,12 @@ def _way(bits: int, group: int | None, symmetric: bool) -> str:
 
 def rounded_names(model: nn.Module) -> list[str]:
     """Return the tensors that rounding and noise change, or refuse a model that has none."""
-    space = ParameterSpace(model)
-    names = [name for name, _, rule in space if rule.kind != "fixed"]
     advice = "measure the model before it is quantized; biases and norm parameters are left alone"
+    packed = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith(_QUANTIZED)}
+    require(
+        not packed, "model", "must not have quantized layers, whose weights are no parameters", sorted(packed), advice
+    )
+    names = [name for name, _, rule in ParameterSpace(model) if rule.kind != "fixed"]
     require(names, "model", "must have floating-point weight matrices to be rounded", type(model).__name__, advice)
     return names
 
