@@ -2,10 +2,11 @@
 
     python benchmarks/robustness.py --part ways       # runs of the demo's networks, a card of each
     python benchmarks/robustness.py --part card       # seconds of every part of a ResNet-20's card
+    python benchmarks/robustness.py --part card --network transformer --samples 256  # one of 10 M weights, on text
     python benchmarks/robustness.py --part profile    # 200 directions x 10 radii beside a surface of as many points
 
-Each writes benchmarks/results/robustness_PART.json, with the load of the machine at its start. Processor time
-stands beside the time that passed: other work on the machine changes the one far less than the other.
+Each writes benchmarks/results/robustness_PART.json (robustness_card_transformer.json), with the load of the machine at
+its start. Processor time stands beside the time that passed: other work changes the one far less than the other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import torch
@@ -87,9 +90,10 @@ def enlarged(samples: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (x.repeat(1, 3, 1, 1) if side > 8 else x), part.target[index]
 
 
-def stepped(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int = 20) -> nn.Module:
+def stepped(model: nn.Module, x: torch.Tensor, y: torch.Tensor, kind: Any = None, steps: int = 20) -> nn.Module:
     """A few steps, so that losses and statistics are those of a network that has learned something."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    of = model.parameters()
+    optimizer = torch.optim.SGD(of, lr=0.05, momentum=0.9) if kind is None else kind(of, lr=1e-3)
     for step in range(steps):
         rows = torch.arange(64 * step, 64 * (step + 1)) % len(x)
         optimizer.zero_grad()
@@ -102,21 +106,74 @@ def risk_of(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> EmpiricalRisk
     return EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(x.split(250), y.split(250), strict=True)))
 
 
-def card_times(samples: int, tested: int, parts: list[str]) -> dict[str, Any]:
-    """Seconds of every part, with everything that a card of that part alone needs."""
-    torch.manual_seed(0)
+class Block(nn.Module):
+    """Causal attention and an MLP, each after a norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.first, self.second = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = [
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.attention(self.first(x)).chunk(3, -1)
+        ]
+        seen = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.second(x))
+
+
+class Transformer(nn.Module):
+    """A model of bytes; 10.0 M weights at the defaults. Logits are [n, bytes, length], as cross entropy takes them."""
+
+    def __init__(self, length: int, width: int = 320, blocks: int = 8) -> None:
+        super().__init__()
+        self.embedding, self.places = nn.Embedding(256, width), nn.Parameter(torch.zeros(length, width))
+        self.blocks = nn.Sequential(*(Block(width, max(1, width // 64)) for _ in range(blocks)))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 256))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(self.embedding(x) + self.places)).transpose(1, 2)
+
+
+def lines(count: int, length: int, *, back: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lines of the chapters of Python's help, from the first one on or from the last one, and their next bytes."""
+    chapters = "\n".join(topics[name] for name in sorted(topics, reverse=back)).encode()
+    rows = torch.tensor(list(chapters[: count * (length + 1)])).reshape(count, length + 1)
+    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+
+
+def of_images(samples: int, tested: int) -> tuple[EmpiricalRisk, dict[str, Any], str]:
     x, y = enlarged(samples, 32)
     risk = risk_of(stepped(ll.models.resnet(20), x, y), x, y)
     other = risk_of(risk.model, torch.rot90(x, 1, (2, 3)), y)
     test = TensorData(x, y, torch.arange(samples)).take(torch.arange(tested))
     data = DataSplits("enlarged", test, test, test, classes=10, shape=(3, 32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
-    rows = {}
+    return risk, {"forgetting": {"finetune": other}, "inputs": {"data": data}}, "ResNet-20, 32 x 32"
+
+
+def of_text(samples: int, length: int, width: int, blocks: int) -> tuple[EmpiricalRisk, dict[str, Any], str]:
+    own, other = lines(samples, length), lines(samples, length, back=True)
+    model = stepped(Transformer(length, width, blocks), *own, torch.optim.AdamW)
+    risk, away = (
+        EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(*(part.split(64) for part in text), strict=True)))
+        for text in (own, other)
+    )
+    count = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights"
+    return risk, {"forgetting": {"finetune": away}}, f"transformer, {count}, lines of {length} bytes"
+
+
+def card_times(subject: tuple[EmpiricalRisk, dict[str, Any], str], options: RobustnessOptions) -> dict[str, Any]:
+    """Seconds of every part, with everything that a card of that part alone needs."""
+    risk, needs, network = subject
+    rows, parts = {}, list(options.parts or ())
     for name, some in {**{part: [part] for part in parts}, "whole card": parts}.items():
-        given = {"finetune": other if "forgetting" in some else None, "data": data if "inputs" in some else None}
-        _, (seconds, busy) = timed(card, risk, RobustnessOptions(parts=some), **given)
+        given = {key: value for part in some for key, value in needs.get(part, {}).items()}
+        _, (seconds, busy) = timed(card, risk, replace(options, parts=some), **given)
         rows[name] = {"seconds": seconds, "busy": busy}
         print(name, f"{seconds:.1f} s, processor {busy:.1f} s", flush=True)
-    return {"rows": rows, "samples": samples, "tested": tested, "threads": torch.get_num_threads()}
+    return {"rows": rows, "network": network, "threads": torch.get_num_threads()}
 
 
 def profile_times(directions: int, radii: int) -> dict[str, Any]:
@@ -150,20 +207,32 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--tested", type=int, default=256, help="test images of the part inputs")
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--network", choices=("resnet", "transformer"), default="resnet", help="whose card")
+    parser.add_argument("--length", type=int, default=32, help="bytes of a line, for the transformer")
+    parser.add_argument("--width", type=int, default=320, help="of the transformer")
+    parser.add_argument("--blocks", type=int, default=8, help="of the transformer")
+    parser.add_argument("--curvature_samples", type=int, default=256, help="of predictions and the worst direction")
     options = parser.parse_args()
     torch.set_num_threads(options.threads if options.part == "card" else 1)
     load = os.getloadavg()[0]
 
     def keep(found: dict[str, Any]) -> None:
         result = {**found, "load": load, **provenance()}
-        (RESULTS / f"robustness_{options.part}.json").write_text(json.dumps(result, indent=1) + "\n")
+        name = options.part if options.network == "resnet" else f"{options.part}_{options.network}"
+        (RESULTS / f"robustness_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
     if options.part == "ways":
         with tempfile.TemporaryDirectory() as temporary:
             folder = options.folder or Path(temporary)
             ways(options.seeds, options.epochs, folder, lambda made: keep({"runs": made}))
     elif options.part == "card":
-        keep(card_times(options.samples, options.tested, options.parts.split(",")))
+        torch.manual_seed(0)
+        text = options.network == "transformer"
+        parts = [part for part in options.parts.split(",") if part != "inputs" or not text]
+        sizes = options.length, options.width, options.blocks
+        subject = of_text(options.samples, *sizes) if text else of_images(options.samples, options.tested)
+        times = card_times(subject, RobustnessOptions(parts=parts, curvature_samples=options.curvature_samples))
+        keep({**times, "samples": options.samples, "tested": options.tested})
     else:
         keep(profile_times(200, 10))
 

@@ -301,8 +301,11 @@ def robustness_ways(result: Result) -> str:
 
 def robustness_card(result: Result) -> str:
     rows = [[name, f"{row['seconds']:.0f}", f"{row['busy']:.0f}"] for name, row in result["rows"].items()]
-    text = table(["ResNet-20, 32 x 32, part by itself", "seconds", "processor seconds"], rows)
-    text += f"\n\n{result['samples']:,} images; attacks and noise on {result['tested']} test images; "
+    text = table(
+        [f"{result.get('network', 'ResNet-20, 32 x 32')}, part by itself", "seconds", "processor seconds"], rows
+    )
+    inputs = f"; attacks and noise on {result['tested']} test images" if "inputs" in result["rows"] else ""
+    text += f"\n\n{result['samples']:,} samples{inputs}; "
     text += f"load {result['load']:.1f} at the start."
     threads = f"{result['threads']} threads"
     return text + made(result, "robustness", threads).replace("robustness.py", "robustness.py --part card")
@@ -321,7 +324,8 @@ def robustness_profile(result: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "losses": losses, "landscape": landscape, "curvature": curvature, "scale": scale, "pipeline": pipeline,
     "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
-    "robustness_card": robustness_card, "robustness_profile": robustness_profile,
+    "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
+    "robustness_profile": robustness_profile,
 }  # fmt: skip
 
 
