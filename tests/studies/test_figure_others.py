@@ -48,7 +48,9 @@ def test_the_stage_follows_from_the_distance(places):
 @pytest.mark.slow  # nine networks are trained
 def test_what_is_stored_is_not_measured_again(places, monkeypatch):
     monkeypatch.setattr(others, "PICTURES", {name: lambda *_: pytest.fail("again") for name in PICTURES})
+    before = stored_others(places)
     measure_others(places, TINY)
+    assert stored_others(places) == before
 
 
 def test_the_page_follows_from_the_stored_curves():

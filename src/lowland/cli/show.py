@@ -230,7 +230,7 @@ def show_merge(found: tuple[dict[str, Any], Path], call: Call) -> Shown:
 
 def show_topology(found: tuple[MergeTree, Distance | None, Path | None], call: Call) -> Shown:
     """Show the basins with the intervals of their depths, and how far another surface is."""
-    from lowland.report.topology import basin_cells
+    from lowland.report.basins import basin_cells
 
     tree, apart, made = found
     least, most = tree.count()

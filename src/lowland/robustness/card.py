@@ -114,18 +114,28 @@ def card(
         "merging": lambda: weights.merging(risks, second, options, slope),  # type: ignore[arg-type]
         "inputs": lambda: inputs(risk, data, options),  # type: ignore[arg-type]
     }
-    made = _dataset(known, facts)
     with shown(progress, "robustness", on_event) as told:
-        clock = Clock(math.inf, 0, told)  # parts take very different times
-        clock.tell("started", 0, total=len(parts))
-        for number, part in enumerate(parts, 1):
-            if all(row.part != part for row in known):
-                known += work[part]()
-                made = _dataset(known, facts)
-                if place is not None:
-                    save(made, place, overwrite=True)
-            clock.tell("progress", number, total=len(parts))
-        clock.tell("done", len(parts), total=len(parts))
+        return _filled(known, facts, {part: work[part] for part in parts}, place, told)
+
+
+def _filled(
+    known: list[Outcome],
+    facts: Mapping[str, Any],
+    work: Mapping[str, Callable[[], list[Outcome]]],
+    place: Path | None,
+    told: OnEvent | None,
+) -> xr.Dataset:
+    """Return the card with every part, writing it after each that it lacked."""
+    made, clock = _dataset(known, facts), Clock(math.inf, 0, told)  # parts take very different times
+    clock.tell("started", 0, total=len(work))
+    for number, (part, measure) in enumerate(work.items(), 1):
+        if all(row.part != part for row in known):
+            known += measure()
+            made = _dataset(known, facts)
+            if place is not None:
+                save(made, place, overwrite=True)
+        clock.tell("progress", number, total=len(work))
+    clock.tell("done", len(work), total=len(work))
     return made
 
 

@@ -155,14 +155,12 @@ def fit(
         run = FitState(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
         _seed(run)
         setup.prepare_loss(run, batches, fabric.device)
-        gradients, world = (clip, micro_batches), fabric.world_size
-        recipe = setup.recipe_of(run, batch_size, schedule, augment, gradients, select, precision, world)
         own = (clip, micro_batches, checkpoint_every_steps)
+        recipe = setup.recipe_of(run, batch_size, schedule, augment, own[:2], select, precision, fabric.world_size)
         loop = _Loop(fabric, run, batches, multiple, hooks, Announce(told), *own, recipe)
         _resume(loop)
         kept = place is not None and run.epoch >= epochs and has_result(place)
-        for hook in loop.every:
-            hook.on_fit_start(run)
+        _begin(loop)
         while run.epoch < epochs and not run.stop:
             _train_epoch(loop)
             _end_epoch(loop)
@@ -174,6 +172,11 @@ def _seed(run: FitState) -> None:
     np.random.seed(torch_seed(run.seed, "training", "numpy") % 2**32)
     if run.rank:  # every process has dropout masks of its own; the first has those of a run on one device
         torch.manual_seed(torch_seed(run.seed, "training", run.rank))
+
+
+def _begin(loop: _Loop) -> None:
+    for hook in loop.every:
+        hook.on_fit_start(loop.run)
 
 
 def _train_epoch(loop: _Loop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -110,24 +111,35 @@ def inspect(
     if facts.kind == "PEFT adapter":
         advice = "merge it into its base first: model.merge_and_unload().save_pretrained(folder)"
         raise InputError("path", "must hold whole weights to be measured", path, advice)
-    results: dict[str, Path] = {}
-    shows: dict[str, Any] = {"on_event": on_event, "progress": progress}
-    shared: dict[str, Any] = {"threads": threads, **shows}
     wanted = measures or [part for part in _PARTS if part != "path" or len(members) > 1]
-    if "path" in wanted:
-        end = replace(risk, weights="last", batch_norm="recalibrated")
-        results["path"] = trajectory(subject, checkpoints=path, risk=end, **shared)[1]
-    if "surface" in wanted:
-        survey = SurveyOptions(risk=risk, engine=engine, threads=threads)
-        results["surface"] = surface(subject, survey, points=points, refine=True, **shows)[1]
-    if "curvature" in wanted:
-        results["curvature"] = curvature(subject, risk=risk, **shared)[1]
-    if "robustness" in wanted:
-        results["robustness"] = robustness(subject, risk=risk, engine=engine, **shared)[1]
+    survey = SurveyOptions(risk=risk, engine=engine, threads=threads)
+    shows = {"on_event": on_event, "progress": progress}
+    results = dict(_measured(subject, path, wanted, points, survey, shows))
     run = importlib.import_module("lowland.opening").open_run(Path(subject.folder))
     page = Path(subject.folder) / "report.html"
     run.report(page)
     return Inspection(facts, steps, results, page)
+
+
+def _measured(
+    subject: SubjectSpec,
+    path: str,
+    wanted: Collection[str],
+    points: tuple[int, int],
+    survey: SurveyOptions,
+    shows: Mapping[str, Any],
+) -> Iterator[tuple[str, Path]]:
+    """Yield what is measured, and where it is stored, by the commands that measure one thing."""
+    risk, shared = survey.risk, {"threads": survey.threads, **shows}
+    if "path" in wanted:
+        end = replace(risk, weights="last", batch_norm="recalibrated")
+        yield "path", trajectory(subject, checkpoints=path, risk=end, **shared)[1]
+    if "surface" in wanted:
+        yield "surface", surface(subject, survey, points=points, refine=True, **shows)[1]
+    if "curvature" in wanted:
+        yield "curvature", curvature(subject, risk=risk, **shared)[1]
+    if "robustness" in wanted:
+        yield "robustness", robustness(subject, risk=risk, engine=survey.engine, **shared)[1]
 
 
 def _subject(last: Path, path: str, folder: str | None, given: dict[str, Any]) -> SubjectSpec:

@@ -72,15 +72,10 @@ def robustness(
     if name is not None:
         check_name(name)
     _check_parts(options.parts or (), other, finetune_data)
-    spec = SubjectSpec.of(subject)
-    if other is not None and spec.run is None and not Path(other).exists():
-        raise InputError("other", "must be another checkpoint of the model", other)
-    theirs = risk.weights if other_weights is None else other_weights
-    runs = other is not None and spec.run is not None
-    require(runs or other_weights is None, "other_weights", "needs another run", other_weights, "give --other")
+    _check_other(spec := SubjectSpec.of(subject), other, other_weights)
     place = measured.opened(spec, risk.weights)
-    if other is not None and runs:
-        measured.check_other("other", other, theirs, "other_weights")
+    if other and spec.run is not None:
+        measured.check_other("other", other, other_weights or risk.weights, "other_weights")
     path = measured.card_path(place, name, risk.weights, robustness, record)
     from lowland.robustness.card import card, finished
 
@@ -89,7 +84,7 @@ def robustness(
         return found, path
     with measured.threads_of_torch(threads):
         own = dict(place.risks([risk.split], risk))[risk.split]
-        second = None if other is None else place.source.other(other, theirs)
+        second = None if other is None else place.source.other(other, other_weights or risk.weights)
         step = {"step": int(risk.weights)} if risk.weights.isdigit() else {}
         made = card(
             own,
@@ -104,6 +99,14 @@ def robustness(
             progress=progress,
         )
     return made, path
+
+
+def _check_other(spec: SubjectSpec, other: str | None, other_weights: str | None) -> None:
+    """Refuse what cannot be merged with."""
+    if other is not None and spec.run is None and not Path(other).exists():
+        raise InputError("other", "must be another checkpoint of the model", other)
+    runs = other is not None and spec.run is not None
+    require(runs or other_weights is None, "other_weights", "needs another run", other_weights, "give --other")
 
 
 def _check_parts(parts: Sequence[str], other: str | None, finetune_data: str | None) -> None:

@@ -20,9 +20,9 @@ from lowland.curvature import spectral_density
 from lowland.report.curvature import curvature_section
 from lowland.report.dynamics import training_section
 from lowland.report.keys import captions_of, key_of, key_of_row
+from lowland.report.marks import epoch_of, shown_labels, shown_weights, weights_of
 from lowland.report.robustness import robustness_section
 from lowland.report.sections import Details, Figure, Gallery, Paragraph, Table
-from lowland.report.weights import epoch_of, shown_labels, shown_weights, weights_of
 from lowland.results import Run
 from lowland.viz.curves import build_cost, build_line, build_spectrum
 from lowland.viz.describe import describe
