@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lowland.report import curvature
+from lowland.report.marks import chosen_of, shows
 from lowland.report.sections import Block, Figure, Section, Table
 from lowland.report.statistics import LEAST_SEEDS, Interval, paired_interval, show, show_interval, t_interval
-from lowland.report.marks import chosen_of, shows
 from lowland.results.matched import LOSS_RATIO, comparable
 from lowland.results.run import COUNTED, PASSES, Run
 from lowland.viz.curves import build_cost

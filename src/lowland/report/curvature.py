@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lowland.report.marks import not_begun, shows, told, weights_of
 from lowland.report.measures import further_blocks
 from lowland.report.sections import Block, Paragraph, Section, Table
 from lowland.report.statistics import show
-from lowland.report.marks import not_begun, shows, told, weights_of
 from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.results.run import Run
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from lowland.report.comparison import methods_of
 from lowland.report.landscapes import path_plane
+from lowland.report.marks import chosen_of, epoch_of, shows, weights_of
 from lowland.report.sections import Block, Box, Details, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
-from lowland.report.marks import chosen_of, epoch_of, shows, weights_of
 from lowland.results.run import Run
 from lowland.viz.caption import axes_of
 from lowland.viz.paths import build_animation, build_path, is_walk, null_spread, two_axes

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lowland.report.curvature import part_of
+from lowland.report.marks import shows, weights_of
 from lowland.report.sections import Block, Box, Details, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
-from lowland.report.marks import shows, weights_of
 from lowland.results.run import Run
 from lowland.viz.films import build_film, is_film
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowland.report.basins import basin_blocks
 from lowland.report.curvature import part_of
+from lowland.report.marks import shows, weights_of
 from lowland.report.sections import Block, Details, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
-from lowland.report.basins import basin_blocks
 from lowland.report.trust import trust_box
-from lowland.report.marks import shows, weights_of
 from lowland.results.merge_trees import merge_tree
 from lowland.results.run import Run
 from lowland.results.ways import holds_ways, ways

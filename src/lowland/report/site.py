@@ -15,9 +15,9 @@ from lowland.report.comparison import comparison_section
 from lowland.report.curvature import curvature_section
 from lowland.report.dynamics import training_section
 from lowland.report.html import render
+from lowland.report.marks import told
 from lowland.report.sections import Report, Section, Table
 from lowland.report.statistics import show
-from lowland.report.marks import told
 from lowland.results.files import write_atomically
 from lowland.results.run import Run
 from lowland.viz.plotly import script
