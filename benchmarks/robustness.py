@@ -182,7 +182,7 @@ def profile_times(directions: int, radii: int) -> dict[str, Any]:
     torch.manual_seed(0)
     networks = {
         "mlp": nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 10)),
-        "resnet8": ll.models.create("resnet8", in_channels=1, seed=0),
+        "resnet8": ll.models.create("resnet8", channels=1, seed=0),
     }
     rows, points = {}, directions * radii
     for name, network in networks.items():
