@@ -99,7 +99,7 @@ def card(
     place = None if store is None else Path(store)
     risks = _risks(risk, options)
     with paired_risk(risks) as paired:
-        plain, norm = paired.plain, paired.norm
+        plain, norm = paired.plain[ALL], paired.norm
     if place is not None and place.exists():
         known, facts = _continued(place, recipe, plain["loss"].value)
     else:

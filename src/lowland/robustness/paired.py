@@ -95,8 +95,9 @@ class PairedRisk:
         self.norm = float(global_norm([p.double() for p in moved]))
         with torch.no_grad():
             self._move(self.base)
-            self._center = {k: [_values(risk.measure(b)) for b in risk.batches()] for k, risk in risks.items()}
-        self.plain = self.changes(self.base)[ALL]
+            measured = {k: [dict(risk.measure(batch)) for batch in risk.batches()] for k, risk in risks.items()}
+        self._center = {k: [_values(batch) for batch in batches] for k, batches in measured.items()}
+        self.plain = {k: _estimates(batches) for k, batches in measured.items()}
 
     def _move(self, weights: Sequence[Tensor]) -> None:
         self.space.write(weights)
@@ -152,6 +153,13 @@ def paired_risk(risks: Mapping[str, EmpiricalRisk], trace: float = math.nan) -> 
     """Prepare a risk to be measured against its plain weights; everything is restored bit for bit at the end."""
     with perturbed_risk(risks[ALL]) as here:
         yield PairedRisk(here, risks, trace)
+
+
+def _estimates(measured: Iterable[Mapping[str, tuple[Tensor, Any]]]) -> dict[str, Estimate]:
+    tally = Tally()
+    for batch in measured:
+        tally.add(batch)
+    return estimates([tally])[0]
 
 
 def _values(measured: Mapping[str, tuple[Tensor, Any]]) -> dict[str, Tensor]:

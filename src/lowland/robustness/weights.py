@@ -24,7 +24,7 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import generator
 from lowland.core.settings import RobustnessOptions
 from lowland.core.types import Batch
-from lowland.curvature import Hessian, extreme_eigenvalues, worst_case_sharpness
+from lowland.curvature import Hessian, top_eigenvalues, worst_case_sharpness
 from lowland.engine import Engine
 from lowland.landscape import Grid, Plane, evaluate, line_between, match_weights, random_line
 from lowland.landscape.checkpoints import Weights
@@ -110,7 +110,7 @@ def _noise(
         units = 1.0 if kind == "filter" else paired.norm / float(np.mean([line.norms[0] for line in lines]))
         steps = ((line.axes[0].tensors(paired.space, paired.base)) for line in lines)
         slopes = np.array(paired.parabolas(steps))
-        plain = paired.changes(paired.base)
+        plain = paired.plain
         noise = [paired.like_noise(paired.norm * radius) for radius in options.radii]
     places = units * np.array(options.radii)
     found = _surveyed(risks, lines, places, engine, store, on_event)
@@ -176,8 +176,8 @@ def worst(risks: Risks, options: RobustnessOptions, trace: float) -> list[Outcom
     """Walk in the worst direction that is found on the subset, at the lengths of the noise."""
     subset = risks.get(SUBSET, risks[ALL])
     with Hessian(subset, check=False) as hessian:
-        ends = extreme_eigenvalues(hessian, lower_tolerance=0.1, confirm=0.0, max_products=20, seed=options.seed)
-        top = {name: part.clone() for name, part in hessian.split(ends.vectors[:, 0]).items()}
+        found = top_eigenvalues(hessian, 1, tolerance=_CANDIDATE, max_products=20, check=False, seed=options.seed)
+        top = {name: part.clone() for name, part in hessian.split(found.vectors[:, 0]).items()}
     rows, steps = [], []
     with paired_risk(risks, trace) as paired:
         for radius in options.radii:
@@ -254,7 +254,7 @@ def merging(risks: Risks, second: Weights, options: RobustnessOptions, trace: fl
     lines, _ = ways_to(risks[ALL], second, options.seed)
     rows = []
     with paired_risk(risks, trace) as paired:
-        plain = paired.changes(paired.base)
+        plain = paired.plain
         slopes = paired.parabolas(line.axes[0].tensors(paired.space, paired.base) for line in lines.values())
         noise = [[paired.like_noise(line.norms[0] * share) for share in options.shares] for line in lines.values()]
     places = np.union1d(options.shares, [1.0])
