@@ -11,7 +11,7 @@ from lowland.core.errors import InputError, StoreError
 from lowland.core.schema import new_surface
 from lowland.landscape import Tolerance, grid
 from lowland.landscape.refine import refine
-from lowland.report.topology import basin_cells
+from lowland.report.basins import basin_cells
 from lowland.results.merge_trees import distance, merge_tree
 
 SAMPLES = 400

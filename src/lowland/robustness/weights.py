@@ -35,6 +35,8 @@ from lowland.robustness.rounding import rounded
 Risks = Mapping[str, EmpiricalRisk]
 _METRICS: Final = ("loss", "accuracy")
 _QUANTIZED: Final = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
+_CANDIDATE: Final = 0.02
+"""Residual, over the scale, of the eigenvector that the search for the worst direction is compared with."""
 _KEPT: Final = 1 << 30
 """Bytes of directions kept in memory; beyond that they are drawn again for every point."""
 
