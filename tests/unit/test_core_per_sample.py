@@ -147,6 +147,18 @@ def test_accuracy_counts_what_is_not_ignored():
     assert accuracy(torch.randn(4, 1), torch.randn(4, 1)) is None
 
 
+def test_accuracy_of_as_many_tokens_as_words_needs_a_loss_that_says_where_classes_are():
+    logits, target = torch.randn(3, 7, 7), torch.randint(7, (3, 7))
+    for loss in (None, lambda output, target: functional.cross_entropy(output.transpose(1, 2), target)):
+        assert accuracy(logits, target, loss) is None
+        assert accuracy(logits, logits.softmax(1), loss) is None
+    hits, counts = accuracy(logits, target, functools.partial(functional.cross_entropy, ignore_index=2))
+    kept = target != 2
+    assert torch.equal(hits, ((logits.argmax(1) == target) & kept).sum(1).float())
+    assert torch.equal(counts, kept.sum(1).float())
+    assert accuracy(logits[:, :6], target, nn.CrossEntropyLoss(ignore_index=2)) is not None
+
+
 def test_standard_error_of_a_mean_and_of_a_ratio():
     values = torch.randn(200, dtype=torch.float64)
     estimate = estimate_of(values)

@@ -167,8 +167,7 @@ class BatchMeasure:
             return {name: measured_pair(name, value, batch) for name, value in found.items()}
         output = forward(self.model, batch)
         result = self._of(output, batch)
-        ignored = getattr(self.loss, "ignore_index", -100)
-        hits = accuracy(output, batch.target, ignore_index=ignored) if "accuracy" not in self.metrics else None
+        hits = accuracy(output, batch.target, self.loss) if "accuracy" not in self.metrics else None
         if hits is not None:
             result["accuracy"] = hits
         for name, metric in self.metrics.items():

@@ -224,14 +224,14 @@ def _takes_reduction(function: Callable[..., Any]) -> bool:
 
 
 def _denominators(loss: Loss, output: Tensor, target: Any, elements: Tensor) -> Tensor | None:
-    classifier = isinstance(loss, _CLASSIFIERS) or _function(loss) in (
-        functional.cross_entropy,
-        functional.nll_loss,
-    )
-    if classifier:
+    if _classifies(loss):
         return _class_weights(loss, output, target, elements)
     per_sample = isinstance(loss, _PER_SAMPLE_MEAN) or getattr(loss, "reduction", "") == "batchmean"
     return None if per_sample else _entries(elements)
+
+
+def _classifies(loss: Any) -> bool:
+    return isinstance(loss, _CLASSIFIERS) or _function(loss) in (functional.cross_entropy, functional.nll_loss)
 
 
 def _function(loss: Loss) -> Any:
@@ -276,17 +276,19 @@ def loss_settings(loss: Any) -> dict[str, Any]:
     return {n: v for n, v in plain.items() if n != "reduction" and isinstance(v, str | int | float | bool | None)}
 
 
-def accuracy(output: Any, target: Any, *, ignore_index: int = -100) -> tuple[Tensor, Tensor] | None:
+def accuracy(output: Any, target: Any, loss: Any = None) -> tuple[Tensor, Tensor] | None:
     """Return per-sample hits and counts of a classifier, or None where the pair is no classification."""
     if not isinstance(output, Tensor) or not isinstance(target, Tensor) or output.ndim < 2 or output.shape[1] < 2:
         return None
+    if output.ndim > 2 and output.shape[1] == output.shape[2] and not _classifies(loss):
+        return None  # classes could be either axis: as many tokens as words
     if target.is_floating_point():
         if target.shape != output.shape or not _probabilities(target):
             return None
         target = target.argmax(1)
     elif target.shape != output.shape[:1] + output.shape[2:]:
         return None
-    kept = target != ignore_index
+    kept = target != _option(loss, "ignore_index", -100)
     best = output.max(1).indices  # two to three times faster than argmax on a processor
     return _per_sample(((best == target) & kept).float()), _per_sample(kept.float())
 

@@ -32,7 +32,6 @@ class Evaluation:
     def __init__(self, fabric: Any, model: nn.Module, loss: Callable[[Any, Any], Tensor], batch_size: int) -> None:
         self.fabric, self.model, self.loss, self.batch_size = fabric, model, loss, batch_size
         self.resident: dict[int, TensorData] = {}
-        self.ignored = int(getattr(loss, "ignore_index", -100))
 
     @torch.no_grad()
     def __call__(self, part: TensorData | Iterable[Any]) -> tuple[dict[str, float], int]:
@@ -53,16 +52,16 @@ class Evaluation:
     def _measured(self, batch: Batch) -> dict[str, Pair]:
         output = forward(self.model, batch)
         measured: dict[str, Pair] = {"loss": per_sample_loss(self.loss, output, batch.target, batch=batch)}
-        hits = accuracy(output, batch.target, ignore_index=self.ignored)
+        hits = accuracy(output, batch.target, self.loss)
         if hits is not None:
             measured["accuracy"] = hits
         return measured
 
 
 @torch.no_grad()
-def terms_of(output: Any, value: Tensor, batch: Batch, ignored: int) -> Terms:
+def terms_of(output: Any, value: Tensor, batch: Batch, loss: Any) -> Terms:
     """Return what an epoch's sums need of a batch, left on the device: no synchronization, few operations."""
-    hits = accuracy(output, batch.target, ignore_index=ignored)
+    hits = accuracy(output, batch.target, loss)
     if hits is None:
         return value.detach(), None, None, batch.size
     return value.detach(), hits[0].sum(), hits[1].sum(), batch.size

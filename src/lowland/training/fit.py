@@ -238,7 +238,7 @@ def _pass(loop: _Loop, batch: Batch, size: int) -> Terms:
     value: Tensor = loss(output, batch if isinstance(loss, TrainingLoss) else batch.target)
     loop.fabric.backward(value if batch.size == size else value * (batch.size / size))
     plain = loss.plain_value if isinstance(loss, TrainingLoss) else value
-    return terms_of(output, value if plain is None else plain, batch, loop.evaluation.ignored)
+    return terms_of(output, value if plain is None else plain, batch, loop.evaluation.loss)
 
 
 def _end_epoch(loop: _Loop) -> None:
