@@ -7,9 +7,10 @@ import torch
 from tests.integration.test_adapters import LENGTHS, language_model, next_token, sft
 from torch import nn
 
+from lowland import results
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.integrations import SharpnessLog, TrainerMixin
+from lowland.integrations import SharpnessLog, SurfaceAtEnd, TrainerMixin
 
 pytest.importorskip("transformers")
 
@@ -69,8 +70,8 @@ def test_sharpness_is_that_of_the_mean_over_tokens_and_leaves_no_trace(adapted, 
         peft = pytest.importorskip("peft", reason='needs pip install "lowland[peft]"')
         settings = {"task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "target_modules": ["c_attn"]}
         adapter = peft.LoraConfig(lora_dropout=0.0, fan_in_fan_out=True, **settings)
-    hook = SharpnessLog(rho=0.2, samples=100)
-    trainer, batches = fine_tuned(tmp_path / "measured", adapter=adapter, hooks=[hook])
+    hooks = [SharpnessLog(rho=0.2, samples=100), SurfaceAtEnd(points=3, samples=100)]
+    trainer, batches = fine_tuned(tmp_path / "measured", adapter=adapter, hooks=hooks)
     plain, _ = fine_tuned(tmp_path / "plain", adapter=adapter)
     assert same_bits(list(trainer.model.state_dict().values()), list(plain.model.state_dict().values()))
     rows = [row for row in trainer.state.log_history if "sharpness" in row]
@@ -78,6 +79,9 @@ def test_sharpness_is_that_of_the_mean_over_tokens_and_leaves_no_trace(adapted, 
     for name, value in by_hand(trainer.model, batches, 0.2).items():
         assert rows[-1][name] == pytest.approx(value, rel=2e-3 if name == "sharpness" else 1e-5), name
     assert rows[-1]["sharpness"] > 0 and [set(row) for row in rows] == [set(rows[0])] * 2
+    surface = results.open(tmp_path / "measured" / "surfaces" / "random.zarr")
+    assert bool((surface.status == 1).all())
+    assert float(surface.loss[1, 1]) == pytest.approx(rows[-1]["sharpness_train_loss"], rel=1e-6)
 
 
 def test_a_mean_over_the_tokens_of_each_batch_is_refused_with_what_to_return(tmp_path):

@@ -11,6 +11,7 @@ from tests.trainer_cases import network, plain_loop, wrapped
 from torch import nn
 
 import lowland.optim as optim
+from lowland.losses import MESA
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,16 @@ def test_a_plain_loop_has_the_numbers_of_the_eager_one(method):
     compiled = plain_loop(torch.compile(second), wrapped(second, method), epochs=2)
     assert compiled == pytest.approx(eager, rel=1e-4)
     assert_near(first, second)
+
+
+def test_a_teacher_of_a_compiled_model_is_that_of_the_eager_one(tmp_path):
+    nets, losses = [bert(), bert()], [MESA(nn.CrossEntropyLoss(), start=0, half_life=1.0) for _ in range(2)]
+    for net, loss, compiled in zip(nets, losses, (False, True), strict=True):
+        tuned(net, tmp_path / str(compiled), loss=loss, torch_compile=compiled, epochs=2)
+    logs = [loss.epoch_log() for loss in losses]
+    assert logs[0]["mesa_kl"] > 0 and logs[1] == pytest.approx(logs[0], rel=1e-3)
+    assert_near(*nets)
+    assert_near(*(loss.teacher for loss in losses))
 
 
 def test_the_trainer_has_the_numbers_of_the_eager_loop(tmp_path):
