@@ -117,14 +117,17 @@ def connect(
         target, networks = risks if splits else first, [place.source.other(path, risk.weights) for path in others or []]
         way = training.curve(place, first.model, networks, risk, name, told)
         planes = _planes(way, first, networks, kind, seed if match else None)
-        path = place.surface_path(name)
-        found = landscape.evaluate(target, planes, _grid(points, len(networks)), store=path, **options)
+
+        def stored(planes: Any, grid: Grid, name: str) -> tuple[xr.Dataset, Path]:
+            path = place.surface_path(name)
+            found = landscape.evaluate(target, planes, grid, store=path, **options)
+            return measured.labeled(found, place, risk, path), path
+
+        made = stored(planes, _grid(points, len(networks)), name)
         if plane:
             flat = way.plane(first.model)
-            grid, path_of_plane = way.grid_around(flat, *plane_points), place.surface_path(f"{name}-plane")
-            surface = landscape.evaluate(target, flat, grid, store=path_of_plane, **options)
-            measured.labeled(surface, place, risk, path_of_plane)
-    return measured.labeled(found, place, risk, path), path
+            stored(flat, way.grid_around(flat, *plane_points), f"{name}-plane")
+    return made
 
 
 @dataclass(frozen=True)
