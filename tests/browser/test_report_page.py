@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tests.report_cases import film, plane, run, walk
 
 from lowland import report, viz
@@ -277,12 +280,26 @@ def test_dark_mode_follows_the_system(browser: Any, page_path: Path, screenshots
     page.context.close()
 
 
+def test_it_is_loaded_once_all_is_drawn(browser: Any, page_path: Path) -> None:
+    page = browser.new_page()
+    page.goto(path := page_path.as_uri())  # which waits for the page alone, as a printer does
+    assert page.url == path and page.evaluate("document.documentElement.dataset.ready") == "true"
+    assert page.locator("iframe").count() == 0
+    page.close()
+
+
 @pytest.mark.slow
-def test_it_prints(browser: Any, page_path: Path, screenshots: Path) -> None:
+def test_it_prints_without_empty_pages(browser: Any, page_path: Path, screenshots: Path) -> None:
     page, _, _ = opened(browser, page_path)
     page.pdf(path=screenshots / "report.pdf", format="A4")
-    assert (screenshots / "report.pdf").stat().st_size > 100_000
     page.context.close()
+    assert (screenshots / "report.pdf").stat().st_size > 100_000
+    if shutil.which("pdftoppm") is None:
+        pytest.skip("poppler is not installed")
+    subprocess.run(["pdftoppm", "-r", "30", "-gray", "report.pdf", "paper"], cwd=screenshots, check=True)
+    pages = [np.asarray(Image.open(file)) for file in sorted(screenshots.glob("paper-*.pgm"))]
+    inked = [np.nonzero((one < 245).any(1))[0] for one in pages]
+    assert len(pages) > 3 and all(rows[-1] > len(one) / 2 for rows, one in zip(inked[:-1], pages, strict=False))
 
 
 @pytest.mark.slow

@@ -198,6 +198,7 @@ BAD: dict[str, list[tuple[list[str], str]]] = {
         (["{new}"], "`runs`"),
         (["{foreign}"], "`run`"),
         (["{run}", "{run}"], "once"),
+        (["{run}", "--baseline", "Adam"], "`baseline` must be one of "),
     ],
     "figure": [
         ([], "`results` must be given"),

@@ -22,7 +22,7 @@ from lowland.opening import open_runs
 from lowland.report.comparison import comparison_table
 from lowland.report.curvature import beyond, curvature_section, lowest_eigenvalue
 from lowland.report.landscapes import landscapes_section
-from lowland.report.sections import Paragraph, Table
+from lowland.report.sections import Gallery, Paragraph, Table
 from lowland.report.statistics import paired_interval, show, t_interval
 from lowland.report.trust import trust_box
 from lowland.results import Run
@@ -505,3 +505,14 @@ def test_a_line_of_which_one_direction_was_measured_does_not_stop_the_report() -
     line["loss"][1, 1], line["status"][1, 1] = 1.0, 1
     text = report.render(report.build([run("a", method="SGD", seed=0, accuracy=0.8, surfaces={"line": line})], date=""))
     assert "Landscapes" in outline(text).headings
+
+
+def test_one_run_has_its_contours_beside_its_surface_and_the_baseline_is_a_method_of_the_page(runs: list[Run]) -> None:
+    section = landscapes_section(runs[:1])
+    assert section is not None
+    rows = [block for block in section.blocks if isinstance(block, Gallery)]
+    assert [len(row.blocks) for row in rows] == [2, 1]  # figures, and what says whether to trust them
+    page = report.render(report.build(runs, baseline="SAM", date=""))
+    assert "difference to SAM (points)" in page and "difference to SGD" not in page
+    with pytest.raises(InputError, match="`baseline` must be one of SGD, SAM"):
+        report.build(runs, baseline="Adam")

@@ -15,6 +15,7 @@ def report(
     output: str | None = None,
     site: str | None = None,
     title: str = "Lowland report",
+    baseline: str | None = None,
     allow_mixed: bool = False,
 ) -> tuple[Path, int]:
     """Write one self-contained page about finished runs, or a site with a page for each.
@@ -24,6 +25,8 @@ def report(
         output: File to write; none writes report.html.
         site: Folder for a site instead: an index that compares the runs, and a page for each of them.
         title: Heading of the page.
+        baseline: Method that differences and ratios are against, as the first column of the comparison calls it; none
+            takes that of the first run.
         allow_mixed: Accept runs of different data or loss, and mark the page.
 
     Returns:
@@ -39,9 +42,9 @@ def report(
 
     found = open_runs([one for folder in runs for one in list(find_runs(Path(folder))) or [Path(folder)]])
     if site is not None:
-        return room.write_site(found, site, title=title, allow_mixed=allow_mixed), len(found)
+        return room.write_site(found, site, title=title, baseline=baseline, allow_mixed=allow_mixed), len(found)
     page = Path(output or "report.html")
-    made = room.build(found, title=title, allow_mixed=allow_mixed)
+    made = room.build(found, title=title, baseline=baseline, allow_mixed=allow_mixed)
     page.parent.mkdir(parents=True, exist_ok=True)
     return room.write(made, page), len(found)
 

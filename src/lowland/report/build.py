@@ -47,9 +47,10 @@ def build(
         The report, for `html.write`.
 
     Raises:
-        InputError: If there is no run, two share a name, or they differ in data or loss without ``allow_mixed``.
+        InputError: If there is no run, two share a name, none is of the baseline, or they differ in data or loss
+            without ``allow_mixed``.
     """
-    mixed = check_runs(runs, allow_mixed=allow_mixed)
+    mixed = check_runs(runs, allow_mixed=allow_mixed, baseline=baseline)
     first = [comparison_section(runs, baseline=baseline), landscapes_section(runs)]
     if len({run.group for run in runs}) == 1:  # nothing to compare: the landscape says more than one row of numbers
         first.reverse()
@@ -68,11 +69,14 @@ def build(
     return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer(date))
 
 
-def check_runs(runs: Sequence[Run], *, allow_mixed: bool) -> list[str]:
+def check_runs(runs: Sequence[Run], *, allow_mixed: bool, baseline: str | None = None) -> list[str]:
     """Refuse runs that cannot stand on one page, and return in what they differ that must be said."""
     require(runs, "runs", "must name at least one run")
     names = [run.name for run in runs]
     require(len(set(names)) >= len(names), "runs", "must have different names", names)
+    methods = {run.group: None for run in runs}
+    if baseline is not None and baseline not in methods:
+        raise InputError("baseline", f"must be one of {', '.join(methods)}", baseline)
     mixed = [what for what in ("data", "loss") if len({key for r in runs if (key := r.spec.identity(what))}) > 1]
     if mixed and not allow_mixed:
         kinds = sorted({run.spec.identity(what) for what in mixed for run in runs})

@@ -160,7 +160,10 @@ def _galleries(drawable: Sequence[tuple[Run, str, Any]], metric: str, scale: Sca
         solid = build_surface(surface, metric, scale=scale, title=title, caption="")
         surfaces.append(Figure(solid, run.name, link="surfaces", height=height))
         boxes.append(trust_box(surface, title, run=run.name, curvature=run.final_curvature))
-    blocks: list[Block] = [Gallery(tuple(contours)), Gallery(tuple(surfaces[:_MOST_SOLIDS]))]
+    rows = [contours, surfaces[:_MOST_SOLIDS]]
+    if len(drawable) == 1:  # side by side
+        rows = [[*contours, *surfaces]]
+    blocks: list[Block] = [Gallery(tuple(row)) for row in rows]
     trust = Gallery(tuple(boxes))  # of many, on demand: they would be half of the page
     blocks.append(trust if len(boxes) < 3 else Details("Can I trust these figures?", (trust,)))
     if len(surfaces) > _MOST_SOLIDS:

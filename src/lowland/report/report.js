@@ -210,17 +210,31 @@
     recolor(isDark());
   });
 
+  // A printer begins once the page is loaded. A document that is open inside it keeps it loading until all is drawn.
+  function held() {
+    const frame = document.body.appendChild(Object.assign(document.createElement("iframe"), { hidden: true }));
+    frame.contentDocument.open();
+    return () => {
+      frame.contentDocument.close();
+      frame.remove();
+    };
+  }
+
   // One after the other, so that the page can be read meanwhile.
   (async () => {
+    const release = plots.length ? held() : () => {};
     try {
       if (plots.length) await load();
+      for (const plot of plots) {
+        await draw(plot);
+        await new Promise((resolve) => setTimeout(resolve, 0));
+      }
     } catch (problem) {
-      for (const plot of plots) plot.textContent = "This browser cannot draw the figure: it needs one of 2023 or later.";
+      const left = plots.filter((plot) => !drawn.has(plot));
+      for (const plot of left) plot.textContent = "This browser cannot draw the figure: it needs one of 2023 or later.";
       throw problem;
-    }
-    for (const plot of plots) {
-      await draw(plot);
-      await new Promise((resolve) => setTimeout(resolve, 0));
+    } finally {
+      release();
     }
     root.dataset.ready = "true";
   })();

@@ -52,11 +52,11 @@ def write_site(
         InputError: If the folder holds something else, or the runs do not fit together; nothing is written.
     """
     place, names = Path(folder), _file_names([run.name for run in runs])
-    mixed = check_runs(runs, allow_mixed=allow_mixed)
+    mixed = check_runs(runs, allow_mixed=allow_mixed, baseline=baseline)
     _check_folder(place)
     sections = [
-        _runs_section(runs, names),
         comparison_section(runs, baseline=baseline),
+        _runs_section(runs, names),
         training_section(runs),
         curvature_section(runs),
         limits_section(runs, mixed),

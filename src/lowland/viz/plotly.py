@@ -238,7 +238,7 @@ _WHOLE: dict[type, Any] = {
 
 def _axis(axis: specs.Axis) -> dict[str, Any]:
     settings: dict[str, Any] = {"gridcolor": GRID, "zeroline": False, "ticks": "outside", "automargin": True}
-    settings["title"] = {"text": escape(axis.text)}
+    settings["title"] = {"text": escape(axis.text), "standoff": 8}  # else wide tick labels run into it
     if axis.log:
         settings |= {"type": "log", "exponentformat": "power"}
     if axis.categories:
