@@ -36,12 +36,16 @@ docs: $(VENV)/.docs ## Build the documentation into site/
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.figure --only draw
 	$(BIN)/mkdocs build --strict --quiet
 
-dist: $(VENV)/.dev ## Build wheel and sdist into dist/, and try the wheel in an environment of its own
+dist: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2> /dev/null || echo 0)
+dist: $(VENV)/.dev ## Build wheel, sdist and bill of materials into dist/, and try the wheel in an environment of its own
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	umask 022 && $(BIN)/python -m build --outdir dist .
+	umask 022 && $(BIN)/python -m build --outdir dist/again . # the same source gives the same wheel, bit for bit
+	cmp dist/*.whl dist/again/*.whl && rm -r dist/again
 	$(PYTHON) -m venv dist/.venv
 	dist/.venv/bin/pip install --quiet --constraint constraints.txt dist/*.whl
 	cd dist && .venv/bin/lowland doctor && .venv/bin/lowland demo --help > /dev/null
+	dist/.venv/bin/python docs/tools/sbom.py dist/lowland.cdx.json
 
 bench: $(VENV)/.bench ## Run the benchmarks; each prints one table and stores it under benchmarks/results
 	@for script in benchmarks/*.py; do echo "$$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
