@@ -36,7 +36,7 @@ import lowland as ll
 from lowland import results
 from lowland.core.errors import CheckpointError, InputError, StoreError
 from lowland.core.schema import new_surface, new_trajectory
-from lowland.data.local import read_archive_member, read_idx, read_plain_pickle
+from lowland.data.local import read_archive_member, read_checked, read_idx, read_plain_pickle
 from lowland.opening import open_runs
 from lowland.training import CheckpointFolder
 from lowland.training.checkpoint import to_safetensors
@@ -234,7 +234,7 @@ def read_all_idx(place: Path) -> object:
 
 
 def read_data(place: Path) -> object:
-    return read_plain_pickle((place / "p").read_bytes(), "p"), read_archive_member(place / "a.tar", "member", None)
+    return read_plain_pickle(read_checked(place / "p", None), "p"), read_archive_member(place / "a.tar", "member", None)
 
 
 def seal(place: Path, path: Path) -> Path | None:

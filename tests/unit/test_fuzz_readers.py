@@ -29,6 +29,8 @@ from lowland.opening import open_runs
 from lowland.results import Run
 from lowland.training import CheckpointFolder
 from lowland.training.checkpoint import to_safetensors
+from lowland.workflows import fit
+from lowland.workflows.parse import from_text
 
 FEW = settings(
     max_examples=60,
@@ -360,3 +362,21 @@ def test_weights_with_code_in_them_are_refused_without_running_it(name, tmp_path
 
 def test_errors_of_readers_are_ours():
     assert issubclass(CheckpointError, LowlandError) and issubclass(StoreError, LowlandError)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "optimizer: {true: 1, name: sgd}\n",
+        "optimizer: {2024-01-02: 1, name: sgd}\n",
+        "optimizer: &a {name: sgd, options: *a}\n",
+        "seed: 2024-13-45\n",
+        "seed: " + "[" * 3000 + "]" * 3000 + "\n",
+    ],
+    ids=["keys of two types", "a date as key", "itself", "no such day", "deep"],
+)
+def test_specs_of_runs_that_no_command_writes(text, tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch\n1\n")
+    (tmp_path / "spec.yaml").write_text(text)
+    assert answers(lambda: everything(tmp_path), InputError)
+    assert answers(lambda: from_text(fit, text), InputError)

@@ -21,6 +21,13 @@ _NOT_THE_METHOD: Final = (
 """Keys in which the seeds of one method may differ."""
 
 
+def _named(found: Any) -> Any:
+    # keys of several types cannot be sorted, and dates are no keys of JSON
+    if isinstance(found, dict):
+        return {str(key): _named(value) for key, value in found.items()}
+    return [_named(value) for value in found] if isinstance(found, list) else found
+
+
 class Spec(Mapping[str, Any]):
     """What ``spec.yaml`` says, parsed when it is first looked at; empty where the text holds no mapping."""
 
@@ -30,8 +37,8 @@ class Spec(Mapping[str, Any]):
     @cached_property
     def _content(self) -> dict[str, Any]:
         try:
-            found = yaml.safe_load(self.text)
-        except yaml.YAMLError:
+            found = _named(yaml.safe_load(self.text))
+        except (yaml.YAMLError, ValueError, RecursionError):  # no YAML, a date that does not exist, one in itself
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -152,7 +152,8 @@ def mapping_of(text: str, *, name: str | None = None) -> dict[Any, Any]:
     """Return the mapping of a YAML text; a complaint says the name of its file, or what was found."""
     try:
         found = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
+        json.dumps(found, default=str, skipkeys=True)  # a mapping that holds itself ends nowhere
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
         got = () if name is None else (name,)
         raise InputError("config", f"must be YAML ({' '.join(str(error).split())})", *got) from error
     if not isinstance(found, dict):
