@@ -247,10 +247,14 @@ def topology(result: Result) -> str:
     def smad(value: float | None) -> str:
         return "fails" if value is None else f"{value:.3g}"
 
+    def basins(found: dict[str, int]) -> str:
+        grid = f" ({found['resolved']} resolved by the grid)" if "resolved" in found else ""
+        return f"{found['basins']}{grid}"
+
     rows = [
         [row["surface"], "–" if row["planted"] is None else str(row["planted"]), f"{row['error']:g}",
          str(row["landscaper"]["minima"]), smad(row["landscaper"]["smad"]), str(row["lowland"]["parts"]),
-         str(row["lowland"]["basins"]), f"{row['landscaper']['seconds']:.2f}", f"{row['lowland']['seconds']:.2f}"]
+         basins(row["lowland"]), f"{row['landscaper']['seconds']:.2f}", f"{row['lowland']['seconds']:.2f}"]
         for row in result["rows"]
     ]  # fmt: skip
     header = ["surface", "planted", "standard error", "landscaper: minima", "its SMAD", "Lowland: parts",

@@ -94,7 +94,9 @@ def by_lowland(values: Values, error: float) -> dict[str, Any]:
     surface["loss"].values[:], surface["loss_se"].values[:], surface["status"].values[:] = values, error, 1
     tree, seconds = timed(lambda: merge_tree(surface))
     depths = [basin.depth for basin in tree.basins[1:]]
-    return {"parts": len(tree.diagram), "basins": len(tree.basins), "depths": depths, "seconds": seconds}
+    resolved = sum(basin.resolved > 0 for basin in tree.basins)
+    counted = {"parts": len(tree.diagram), "basins": len(tree.basins), "resolved": resolved}
+    return counted | {"depths": depths, "seconds": seconds}
 
 
 def measured(name: str, values: Values, planted: int | None, error: float) -> dict[str, Any]:
