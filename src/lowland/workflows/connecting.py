@@ -108,8 +108,6 @@ def connect(
         check_parts(splits)
     place = _opened(subject, others or [], risk, epochs)
     training = _Training(kind, bends, *_lengths(place, epochs, batch_size), weight_decay, seed, optimizer)
-    from lowland import landscape
-
     with measured.threads_of_torch(threads), shown(progress, "curve", on_event) as told:
         options: dict[str, Any] = {"engine": engine, "verify": verify, "on_event": told}
         risks = measured.risks_of(place, risk, splits or [risk.split])
@@ -117,17 +115,21 @@ def connect(
         target, networks = risks if splits else first, [place.source.other(path, risk.weights) for path in others or []]
         way = training.curve(place, first.model, networks, risk, name, told)
         planes = _planes(way, first, networks, kind, seed if match else None)
-
-        def stored(planes: Any, grid: Grid, name: str) -> tuple[xr.Dataset, Path]:
-            path = place.surface_path(name)
-            found = landscape.evaluate(target, planes, grid, store=path, **options)
-            return measured.labeled(found, place, risk, path), path
-
-        made = stored(planes, _grid(points, len(networks)), name)
+        made = _stored(place, name, risk, target, planes, _grid(points, len(networks)), options)
         if plane:
             flat = way.plane(first.model)
-            stored(flat, way.grid_around(flat, *plane_points), f"{name}-plane")
+            _stored(place, f"{name}-plane", risk, target, flat, way.grid_around(flat, *plane_points), options)
     return made
+
+
+def _stored(
+    place: Run, name: str, risk: RiskSpec, target: Any, planes: Any, grid: Grid, options: Mapping[str, Any]
+) -> tuple[xr.Dataset, Path]:
+    """Survey planes through the networks, and say of the result what it is."""
+    from lowland import landscape
+
+    path = place.surface_path(name)
+    return measured.labeled(landscape.evaluate(target, planes, grid, store=path, **options), place, risk, path), path
 
 
 @dataclass(frozen=True)
