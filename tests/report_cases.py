@@ -141,6 +141,7 @@ def card(train_loss: float = 0.1) -> xr.Dataset:
             for size in sizes[part]:
                 row = dict.fromkeys(numbers, 0.01 + size) | ({"loss_change": np.nan} if part == "inputs" else {})
                 quantiles = {"quantiles": (0.0, 0.1, 0.2, 0.3, 0.4), "quantile_se": (0.01,) * 5}
-                rows.append({"part": part, "name": name, "size": size, "draws": 5, **row, **quantiles})
+                called = f"INT{size:g} {name}" if part == "rounding" else name
+                rows.append({"part": part, "name": called, "size": size, "draws": 5, **row, **quantiles})
     attrs = {"train_loss": train_loss, "filter_trace": 4.0, "filter_trace_se": 0.1, "rounded": ["weight"], "notes": []}
     return new_robustness(rows, (0.05, 0.25, 0.5, 0.75, 0.95), attrs=attrs)

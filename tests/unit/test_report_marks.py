@@ -246,7 +246,7 @@ def test_a_card_is_short_first_and_whole_on_demand() -> None:
     assert [row[0] for row in short.rows] == [
         "train loss",
         "filter-weighted trace",
-        "rounding: symmetric, 4",
+        "rounding: INT4 symmetric",
         "noise: filter, 0.05",
         "worst direction, 0.05",
         "inputs: noise on inputs, 0.1",

@@ -140,7 +140,8 @@ def comparison_table(cards: Mapping[str, xr.Dataset], *, whole: bool = True) -> 
     keys = list(dict.fromkeys(key for rows in named.values() for key in rows))
     keys = keys if whole else _middle(keys)
     rows = [
-        {"change": f"{key[1]}, {key[2]:.4g}"} | {name: _cell(rows.get(key)) for name, rows in named.items()}
+        {"change": key[1] if key[0] == "rounding" else f"{key[1]}, {key[2]:.4g}"}  # its names hold the bits
+        | {name: _cell(rows.get(key)) for name, rows in named.items()}
         for key in keys
     ]
     head = {"change": "train loss"} | {name: _number(card.attrs["train_loss"]) for name, card in cards.items()}

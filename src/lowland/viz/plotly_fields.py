@@ -16,6 +16,7 @@ from lowland.viz.spec import Contour, HeatMap, OfField, Scale, Surface3D
 
 _WIRE = "rgb(150,150,150)"  # scenes draw no transparent grid
 _CAMERA = {"eye": {"x": 1.35, "y": -1.6, "z": 0.9}, "center": {"x": 0, "y": 0, "z": -0.12}}
+_FLOOR = 0.07  # of the height of a scene
 
 
 def color_stops(color_map: str) -> list[tuple[float, str]]:
@@ -111,11 +112,18 @@ def draw_surface(canvas: Canvas, spec: Surface3D) -> None:
     canvas.scene(
         xaxis=_scene_axis(spec.x_axis.text, left, right, nticks=5),
         yaxis=_scene_axis(spec.y_axis.text, bottom, top, nticks=5),
-        zaxis=_scene_axis(scale.label, *scale.ends, **_ticks(scale)),
+        zaxis=_scene_axis(scale.label, *scale.ends, **_above_the_floor(scale)),
         aspectmode="manual",
         aspectratio={"x": 1, "y": 1, "z": 0.75},
         camera=_CAMERA,
     )
+
+
+def _above_the_floor(scale: Scale) -> dict[str, Any]:
+    # a height near the floor would be written over the first number of an axis there
+    low, high = scale.ends
+    kept = [pair for pair in zip(*scale.labels, strict=True) if pair[0] - low >= _FLOOR * (high - low)]
+    return {"tickvals": [place for place, _ in kept], "ticktext": [text for _, text in kept]}
 
 
 def _scene_axis(label: str, first: float, last: float, **ticks: Any) -> dict[str, Any]:
