@@ -18,7 +18,13 @@ from lowland.core.errors import MissingExtra
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^(?P<indent>[ \t]*)```python[^\n]*\n(?P<code>.*?)^(?P=indent)```[ \t]*$", re.M | re.S)
 OPTIONAL = ("lightning", "transformers", "accelerate", "ray", "tensorboard", "curvlinops", "foolbox", "optuna", "h5py")
-SLOW = {"README.md", "docs/first-landscape.md", "docs/extending.md", "docs/integrations.md"}
+SLOW = {
+    "README.md",
+    "docs/first-landscape.md",
+    "docs/extending.md",
+    "docs/integrations.md",
+    "docs/reference/study.md",
+}
 """Pages of more than ten seconds."""
 
 
