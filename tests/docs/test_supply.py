@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 from types import ModuleType
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -180,3 +184,15 @@ def test_the_bill_of_materials_holds_every_requirement(monkeypatch):
     assert made["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
     assert json.dumps(made) == json.dumps(tool().bill())
     assert {part["name"] for part in tool().bill(extras=frozenset({"hdf5"}))["components"]} - set(parts) == {"h5py"}
+
+
+@pytest.mark.slow
+def test_the_action_for_other_packages_checks_an_adapter(tmp_path):
+    steps = yaml.safe_load((ROOT / ".github/actions/conformance/action.yml").read_text())["runs"]["steps"]
+    assert all(step["shell"] == "bash" and "${{" not in step["run"] for step in steps), "inputs are words, not scripts"
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    (tmp_path / "mine.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0])
+    given = {"ADAPTERS": "mine.py", "RESULTS": "out.xml", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-ec", steps[-1]["run"]], cwd=tmp_path, env={**os.environ, **given}, check=False)
+    (suite,) = ElementTree.parse(tmp_path / "out.xml").getroot()
+    assert done.returncode == 1 and suite.get("failures") == "8", "the page says that eight rules fail"
