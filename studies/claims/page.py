@@ -209,7 +209,12 @@ def _provenance(one: Outcome) -> str:
     when = " to ".join(dict.fromkeys((days[0], days[-1])))
     span = f"seeds {min(seeds)} to {max(seeds)}"
     revisions = ", ".join(sorted({str(run["revision"]) for run in runs} - {""})) or "unknown"
-    return f"{span}, {when}, revision {revisions}, {machines}, torch {torch}, {time:.0f} s of processor time"
+    text = f"{span}, {when}, revision {revisions}, {machines}, torch {torch}, {time:.0f} s of processor time"
+    for seen in one.record.verified[-1:]:
+        text += (
+            f"; seed {seen['seed']} gave the same numbers {str(seen['created'])[:10]} at revision {seen['revision']}"
+        )
+    return text
 
 
 def _arms(one: Outcome) -> list[str]:

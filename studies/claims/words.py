@@ -16,8 +16,9 @@ with its interval and cost, what its instrument has shown, the rule that was dec
 
 This page is written from the numbers per seed in `studies/claims/results/` by `python -m studies.claims --only table`,
 which trains nothing; `make claims` runs what is missing first. A row is *stale* where files that its module imports
-have changed since it was measured: its numbers are those of the revision that it names. A positive difference always
-means "as claimed".
+have changed since it was measured: its numbers are those of the revision that it names. `make claims` measures the
+first seed of such a row again: if the numbers are the same to 1e-6 the row stands, and says so; if not, every seed is
+measured anew. A positive difference always means "as claimed".
 """
 
 RULE: Final = """\

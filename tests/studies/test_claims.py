@@ -72,8 +72,31 @@ def test_changed_code_makes_a_row_stale_and_it_runs_again(tmp_path, monkeypatch)
     stale = outcome(claim, read_record(tmp_path, "planted"))
     assert stale.state == "stale" and stale.answers[0].verdict == "reproduced"
     assert "files that the row imports have changed since" in page([stale])
-    run_claim(claim, tmp_path, RunCache(tmp_path))
-    assert len(calls) == 12 and outcome(claim, read_record(tmp_path, "planted")).state == "done"
+    changed = planted(0.2, calls=calls)
+    record = run_claim(changed, tmp_path, RunCache(tmp_path))
+    assert calls == [0, 1, 2, 3, 4, 5] * 2 and outcome(changed, read_record(tmp_path, "planted")).state == "done"
+    assert record.values("treated")[5] == pytest.approx(0.755) and not record.verified
+
+
+def test_a_row_stands_where_changed_code_gives_its_first_seed_again(tmp_path, monkeypatch):
+    calls = []
+    claim = planted(calls=calls)
+    before = run_claim(claim, tmp_path, RunCache(tmp_path))
+    monkeypatch.setattr(claim_module, "fingerprint", other_code)
+    late = run_claim(claim, tmp_path, RunCache(tmp_path), until=time.monotonic() - 1)
+    assert late.fingerprint == before.fingerprint  # no time to look: still stale
+    record = run_claim(claim, tmp_path, RunCache(tmp_path))
+    assert calls == [0, 1, 2, 3, 4, 5, 0] and record.runs == before.runs
+    found = outcome(claim, read_record(tmp_path, "planted"))
+    assert found.state == "done" and "; seed 0 gave the same numbers" in page([found])
+
+
+def test_a_row_that_is_declared_otherwise_does_not_stand(tmp_path, monkeypatch):
+    calls = []
+    run_claim(planted(calls=calls), tmp_path, RunCache(tmp_path))
+    monkeypatch.setattr(claim_module, "fingerprint", other_code)
+    record = run_claim(planted(calls=calls, seeds=7), tmp_path, RunCache(tmp_path))
+    assert len(calls) == 13 and not record.verified
 
 
 def test_a_failed_seed_is_stored_shown_and_tried_again(tmp_path):
