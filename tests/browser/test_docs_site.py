@@ -40,7 +40,7 @@ def test_the_search_works_from_disk(browser):
     page.locator("input.md-search__input").click()
     page.locator("input.md-search__input").fill("lookahead")
     link = page.locator(".md-search-result__link").first
-    link.wait_for(timeout=20_000)
+    link.wait_for(timeout=120_000)  # the index is read by a worker, while other tests run
     assert "lookahead" in link.inner_text().lower()
     target = link.get_attribute("href")
     assert target is not None and ".html" in target
