@@ -109,7 +109,8 @@ def landscape(result: Result) -> str:
         f"{min(some['inside']):.2%} inside (safety {safety})"
         for row in result["rows"] for safety, some in row.get("seeds", {}).items()
     ]  # fmt: skip
-    text += f"\n\nTen other seeds of the checks, on the full grids compared with: {'; '.join(seeds)}."
+    if seeds:
+        text += f"\n\nTen other seeds of the checks, on the full grids compared with: {'; '.join(seeds)}."
     over = ", ".join(f"{row['over_full_grid']:.2f} ({row['case']})" for row in result["rows"])
     text += f"\n\nTime of the default picture over that of the full grid: {over}."
     for other in result["others"] or []:
