@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from tests.optim_cases import METHODS, TWO_PASS
 from torch import nn
 
 import lowland as ll
@@ -317,3 +318,21 @@ def test_norm_layers_alone_from_a_file():
 def test_options_of_a_wrong_kind_are_refused_by_name(name, make):
     with pytest.raises(InputError, match=f"`{name}`"):
         make(torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1))
+
+
+@pytest.mark.parametrize("name", TWO_PASS)
+def test_a_parameter_without_a_second_gradient_has_its_bits_back(name):
+    model, (x, y) = network(), data(1)[0]
+    optimizer, last, moved = METHODS[name](sgd(model, lr=0.0, momentum=0.0)), list(model.parameters())[-1], 0
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(6):
+        optimizer.zero_grad()
+        loss_of(model(x), y).backward()
+        if optimizer.needs_perturbation():
+            with optimizer.perturb():
+                moved += not torch.equal(last, before[-1])
+                loss_of(model(x), y).backward()
+                last.grad = None
+        optimizer.step()
+        assert same_bits(before, list(model.parameters()))
+    assert moved
