@@ -14,7 +14,7 @@ from tests.report_cases import asymmetric, plane, spectrum, walk
 from lowland import viz
 from lowland.core.schema import new_surface
 from lowland.viz.curves import build_cost, build_density
-from lowland.viz.spec import Figure, ScatterPoint
+from lowland.viz.spec import Axis, Figure, Scatter, ScatterPoint
 from lowland.viz.surfaces import build_surface
 
 Points = np.ndarray
@@ -190,6 +190,17 @@ def test_accuracy_against_cost_has_a_stepped_line_along_the_front(backend: str) 
         found, steps = np.column_stack([trace.x, trace.y]), trace.line.shape == "hv"
     np.testing.assert_array_equal(found, [points["SGD"], points["SAM"]])
     assert steps
+
+
+@flat
+def test_a_diagonal_spans_the_points(backend: str) -> None:
+    points = [ScatterPoint(str(x), x, 0.0) for x in (0.3, -0.1, 0.2)]
+    figure = viz.draw(Scatter(tuple(points), Axis("a"), Axis("b"), diagonal="a is b"), backend)
+    if backend == "matplotlib":
+        ends = next(line for line in figure.axes[0].lines if line.get_label() == "a is b").get_xydata()
+    else:
+        ends = np.column_stack(next((t.x, t.y) for t in figure.data if t.name == "a is b"))
+    np.testing.assert_array_equal(ends, [[-0.1, -0.1], [0.3, 0.3]])
 
 
 @flat

@@ -54,6 +54,16 @@ def test_json_holds_no_numbers_that_are_not_finite(capsys):
     assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None], "c": {"d": [2, None]}}
 
 
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_no_number_of_a_table_is_cut_in_a_narrow_terminal(width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    cells = [f"{-0.00012345 * k:.3e} ± 1.2e-05" for k in range(1, 10)]
+    Output().result(Shown({}, table=[["a long title of a column"] * 9, cells]))
+    shown = capsys.readouterr().out
+    assert all(word in shown for cell in cells for word in cell.split()) and "…" not in shown
+
+
 def test_fit_counts_both_passes_and_prints_json(run, capsys):
     assert main(["fit", str(run), *SMALL, "--optimizer.method", "sam", "--optimizer.options.rho", "0.1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -256,4 +256,34 @@ def test_a_card_is_short_first_and_whole_on_demand() -> None:
     assert [block.summary for block in folded] == ["Every change, side by side", "Card of SGD", "Card of SAM"]
     assert isinstance(whole, Table) and len(whole.rows) == 2 + 4 + 6 + 3 + 3 and set(short.rows) <= set(whole.rows)
     single = robustness_section(runs[:1])
-    assert single is not None and [type(block).__name__ for block in single.blocks] == ["Table", "Gallery", "Details"]
+    kinds_of = ["Paragraph", "Table", "Gallery", "Details"]
+    assert single is not None and [type(block).__name__ for block in single.blocks] == kinds_of
+    assert said(single) == "Data: train; batch norm: running; samples: 300."
+    assert next(row for row in short.rows if row[0] == "filter-weighted trace")[1:] == ("4.00 ± 0.10", "4.00 ± 0.10")
+
+
+def test_cards_of_the_same_weights_are_one_card_and_others_are_named() -> None:
+    whole, one = card(), trained("SGD")
+    rounding = whole["part"].values == "rounding"
+    parted = {"a": whole.isel(row=rounding), "b": whole.isel(row=~rounding)}
+    vars(one)["cards"] = parted
+    section, at_once = robustness_section([one]), trained("SGD")
+    vars(at_once)["cards"] = {"a": whole}
+    assert section is not None and robustness_section([at_once]) is not None
+    rows = [
+        set(next(b for b in s.blocks if isinstance(b, Table)).rows) for s in (section, robustness_section([at_once]))
+    ]
+    assert rows[0] == rows[1]
+    parted["a"] = parted["a"].assign_attrs(weight_norm=3.0)  # other weights
+    apart = robustness_section([one])
+    assert apart is not None and "rounding" not in str(apart.blocks)
+
+
+@pytest.mark.parametrize(("what", "value"), [("split", "test"), ("batch_norm", "batch")])
+def test_cards_in_another_mode_or_of_other_data_are_not_compared(what: str, value: str) -> None:
+    runs = [trained(name) for name in ("SGD", "SAM")]
+    for one, changed in zip(runs, ({}, {what: value}), strict=True):
+        vars(one)["cards"] = {"card": card().assign_attrs(changed)}
+    assert f"Not comparable: the cards are of different {'data' if what == 'split' else 'batch norm'}" in said(
+        robustness_section(runs)
+    )

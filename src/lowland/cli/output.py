@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
@@ -65,13 +66,27 @@ class Output:
             print(json.dumps(_finite(shown.result), indent=2, sort_keys=True, default=str, allow_nan=False))
             return
         if shown.table:
-            table = Table(*shown.table[0], show_edge=False, pad_edge=False)
+            width = Console().width if sys.stdout.isatty() else 200
+            columns = _widths(shown.table, width)
+            table = Table(show_edge=False, pad_edge=False)
+            for title, size in zip(shown.table[0], columns, strict=True):
+                table.add_column(title, width=size)
             for row in shown.table[1:]:
                 table.add_row(*row)
-            width = None if sys.stdout.isatty() else 200
-            Console(width=width, soft_wrap=width is not None).print(table)
+            Console(width=sum(columns) + 3 * len(columns)).print(table)
         for line in shown.lines:
             print(line)
+
+
+def _widths(table: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return how wide columns are; none is narrower than its longest word, since a number that is cut is another."""
+    columns = list(zip(*table, strict=True))
+    widths = [max(map(cell_len, "\n".join(column).split("\n"))) for column in columns]
+    words = [max(map(cell_len, " ".join(column).split()), default=0) for column in columns]
+    while sum(widths) + 3 * (len(widths) - 1) > room and widths != words:
+        widest = max((k for k in range(len(widths)) if widths[k] > words[k]), key=widths.__getitem__)
+        widths[widest] -= 1
+    return widths
 
 
 def _finite(value: Any) -> Any:

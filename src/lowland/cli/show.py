@@ -212,9 +212,19 @@ def show_robustness(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
     facts = {name: card.attrs[name] for name in ("train_loss", "filter_trace", "weight_norm", "samples")}
     columns = {str(name): card[name].values.tolist() for name in card.data_vars if card[name].ndim == 1}
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    shown = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    narrow = [  # without what the page and --json have beside it: 80 columns hold it
+        {"change": f"{row['part']}: {row['change']}"}
+        | {name: row[name] for name in table.header[2:] if name not in _WIDE}
+        for row in shown
+    ]
+    lines = [f"{table.caption}.", f"Card: {path}"]
     return Shown(
-        {"path": str(path), **facts, "rows": rows}, [f"Card: {path}"], [list(table.header), *map(list, table.rows)]
+        {"path": str(path), **facts, "rows": rows}, lines, [list(narrow[0]), *(list(r.values()) for r in narrow)]
     )
+
+
+_WIDE = ("loss", "like noise")
 
 
 def show_merge(found: tuple[dict[str, Any], Path], call: Call) -> Shown:

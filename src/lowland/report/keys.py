@@ -129,6 +129,8 @@ def _entries(spec: Spec) -> Iterator[Entry]:
     elif isinstance(spec, Scatter):
         if spec.front:
             yield Entry("Pareto front", style.REFERENCE_COLOR, dash=_DASHES["dash"])
+        if spec.diagonal:
+            yield Entry(spec.diagonal, style.REFERENCE_COLOR, dash=_DASHES["dot"])
         for number, estimate in enumerate(spec.estimates):
             look = style.curve_style(number)
             yield Entry(estimate.name, look.color, _SHAPES[look.plotly_marker])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from lowland.report.curvature import part_of
+from lowland.report.marks import shows, weights_of
 from lowland.report.sections import Block, Details, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
@@ -41,16 +43,25 @@ _NOTES: Final = (
 )
 
 
+_SAME: Final = ("train_loss", "weight_norm", "batch_norm", "samples", "split", "rounded")
+"""What agrees between cards of the same weights on the same data in the same mode."""
+_STATED: Final = ("batch_norm", "samples")
+
+
 def robustness_section(runs: Sequence[Run]) -> Section | None:
     """Build the section of all cards: those of several runs at equal train loss."""
-    found = {run.name: card for run in runs if (card := _last(run.cards)) is not None}
+    found = {run.name: whole(run.cards, list(run.cards)[-1]) for run in runs if run.cards}
     if not found:
         return None
     blocks: list[Block] = []
     if len(found) > 1:
         found, said = _comparable(runs, found)
         blocks.append(Paragraph(said))
-    blocks.append(comparison_table(found, whole=False))
+    pairs = [(run, weights_of(found[run.name])) for run in runs if run.name in found]
+    settings = _settings(found.values())
+    also = "; ".join(f"{name}: {value}" for name, value in settings.items())
+    blocks[:0] = shows(pairs, settings["data"].split(", "), also.capitalize())
+    blocks.append(comparison_table(found, short=True))
     if len(found) > 1:
         blocks.append(Details("Every change, side by side", (comparison_table(found),)))
     blocks.append(Gallery(tuple(Figure(figure, height=400) for figure in figures(found))))
@@ -58,31 +69,52 @@ def robustness_section(runs: Sequence[Run]) -> Section | None:
     return Section("Robustness", tuple(blocks))
 
 
-def _last(cards: Mapping[str, xr.Dataset]) -> xr.Dataset | None:
-    return list(cards.values())[-1] if cards else None
+def whole(cards: Mapping[str, xr.Dataset], name: str) -> xr.Dataset:
+    """Return a card with the parts that it lacks, from cards of the same weights on the same data."""
+    card = cards[name]
+    for other in reversed(list(cards.values())):
+        lacking = ~np.isin(other["part"].values, card["part"].values)
+        if lacking.any() and all(other.attrs.get(key) == card.attrs.get(key) for key in _SAME):
+            import xarray as xr
+
+            notes = dict.fromkeys(json.loads(card.attrs["notes"]) + json.loads(other.attrs["notes"]))
+            card = xr.concat([card, other.isel(row=lacking)], "row", combine_attrs="override")
+            card.attrs["notes"] = json.dumps(list(notes))
+    return card
+
+
+def _settings(cards: Iterable[xr.Dataset]) -> dict[str, str]:
+    known = [
+        {"data": part_of(card)} | {name.replace("_", " "): card.attrs.get(name, "not stored") for name in _STATED}
+        for card in cards
+    ]
+    return {name: ", ".join(dict.fromkeys(str(one[name]) for one in known)) for name in known[0]}
 
 
 def _comparable(runs: Sequence[Run], ends: dict[str, xr.Dataset]) -> tuple[dict[str, xr.Dataset], str]:
     """Return the cards at train losses that are near enough, and which those are."""
-    losses = [float(card.attrs["train_loss"]) for card in ends.values()]
+    for what in ("data", "batch norm"):
+        if ", " in (unlike := _settings(ends.values())[what]):
+            return ends, f"Not comparable: the cards are of different {what} ({unlike})."
+    data, losses = part_of(next(iter(ends.values()))), [float(card.attrs["train_loss"]) for card in ends.values()]
     if comparable(losses):
-        return ends, f"All cards are at train losses within a factor {LOSS_RATIO}: {', '.join(map(show, losses))}."
+        return ends, f"All cards are at {data} losses within a factor {LOSS_RATIO}: {', '.join(map(show, losses))}."
     target, chosen = common_loss(losses), {}
     for run in runs if target is not None else ():
         if run.name in ends:
             known = {name: float(card.attrs["train_loss"]) for name, card in run.cards.items()}
             place = nearest(known, target or math.nan)
             if within(known[place], target or math.nan):
-                chosen[run.name] = run.cards[place]
+                chosen[run.name] = whole(run.cards, place)
     if len(chosen) == len(ends):
         return chosen, (
-            f"Not comparable at the end: the train losses differ by more than a factor {LOSS_RATIO}. These are the "
-            f"cards at matched train loss, near {show(target)}."
+            f"Not comparable at the end: the {data} losses differ by more than a factor {LOSS_RATIO}. These are the "
+            f"cards at matched {data} loss, near {show(target)}."
         )
     return ends, (
-        f"Not comparable: the train losses ({', '.join(map(show, losses))}) differ by more than a factor {LOSS_RATIO}, "
-        "and cross-entropy curvature vanishes as a net memorizes. Measure snapshots from where the losses were equal: "
-        "lowland robustness RUN --risk.weights STEP."
+        f"Not comparable: the {data} losses ({', '.join(map(show, losses))}) differ by more than a factor "
+        f"{LOSS_RATIO}, and cross-entropy curvature vanishes as a net memorizes. Measure snapshots from "
+        "where the losses were equal: lowland robustness RUN --risk.weights STEP."
     )
 
 
@@ -114,9 +146,12 @@ def card_table(card: xr.Dataset) -> Table:
         for row in _rows(card)
     ]
     loss, accuracy = (card.attrs.get(f"train_{name}", math.nan) for name in ("loss", "accuracy"))
-    trace = f"{show(card.attrs['filter_trace'])} ± {show(card.attrs['filter_trace_se'], 2)}"
-    caption = f"Plain weights: loss {_number(loss)}, accuracy {_number(accuracy)}, filter-weighted trace {trace}"
+    caption = f"Plain weights: loss {_number(loss)}, accuracy {_number(accuracy)}, filter-weighted trace {_trace(card)}"
     return Table.of(rows, caption, _NOTES)
+
+
+def _trace(card: xr.Dataset) -> str:
+    return _signed(card.attrs["filter_trace"], card.attrs["filter_trace_se"])
 
 
 def _change(row: Mapping[str, Any]) -> str:
@@ -134,21 +169,23 @@ def _signed(value: float, error: float) -> str:
     return f"{show(value, 3)}" + ("" if math.isnan(error) else f" ± {show(error, 2)}")
 
 
-def comparison_table(cards: Mapping[str, xr.Dataset], *, whole: bool = True) -> Table:
+def comparison_table(cards: Mapping[str, xr.Dataset], *, short: bool = False) -> Table:
     """Build the table of cards: the change of the loss, and in brackets measured over predicted; or a short one."""
     named = {name: {(r["part"], _kind(r), r["size"]): r for r in _rows(card)} for name, card in cards.items()}
     keys = list(dict.fromkeys(key for rows in named.values() for key in rows))
-    keys = keys if whole else _middle(keys)
+    keys = _middle(keys) if short else keys
     rows = [
         {"change": key[1] if key[0] == "rounding" else f"{key[1]}, {key[2]:.4g}"}  # its names hold the bits
         | {name: _cell(rows.get(key)) for name, rows in named.items()}
         for key in keys
     ]
-    head = {"change": "train loss"} | {name: _number(card.attrs["train_loss"]) for name, card in cards.items()}
+    head = {"change": f"{_settings(cards.values())['data']} loss"} | {
+        name: _number(card.attrs["train_loss"]) for name, card in cards.items()
+    }
     trace = {"change": "filter-weighted trace"}
-    trace |= {name: _number(card.attrs["filter_trace"]) for name, card in cards.items()}
+    trace |= {name: _trace(card) for name, card in cards.items()}
     caption = "Change of the loss (of accuracy, in points, for inputs), and measured over predicted in brackets"
-    return Table.of([head, trace, *rows], caption if whole else f"{caption}; of each part the middle size", _NOTES)
+    return Table.of([head, trace, *rows], f"{caption}; of each part the middle size" if short else caption, _NOTES)
 
 
 def _middle(keys: Sequence[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
@@ -200,7 +237,7 @@ def _rounding(rows: Mapping[str, list[dict[str, Any]]], title: str) -> Scatter:
             label = ", ".join(part for part in (name if len(rows) > 1 else "", row["name"]) if part)
             points.append(ScatterPoint(label, x, y, None if math.isnan(error) else (y - 2 * error, y + 2 * error)))
     axes = Axis("predicted change of the loss"), Axis("measured")
-    return Scatter(tuple(points), *axes, title, "Bars: two paired standard errors. On the diagonal curvature is right.")
+    return Scatter(tuple(points), *axes, title, "Bars: two paired standard errors.", diagonal="measured as predicted")
 
 
 def _curves(rows: Mapping[str, list[dict[str, Any]]], part: str, title: str) -> Line:

@@ -76,6 +76,9 @@ def draw_scatter(axes: Axes, spec: Scatter) -> None:
         x, y = np.array(spec.front).T
         steps: dict[str, Any] = {"linestyle": "--", "linewidth": 1, "drawstyle": "steps-post", "zorder": 1}
         axes.plot(x, y, color=style.REFERENCE_COLOR, label="Pareto front", **steps)
+    if spec.diagonal:
+        line = np.sort([estimate.x for estimate in spec.estimates])[[0, -1]]
+        axes.plot(line, line, ":", color=style.REFERENCE_COLOR, label=spec.diagonal, linewidth=1, zorder=1)
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
         marker, color = look.matplotlib_marker, look.color

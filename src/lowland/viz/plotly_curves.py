@@ -93,6 +93,10 @@ def draw_scatter(canvas: Canvas, spec: Scatter) -> None:
         x, y = np.array(spec.front).T
         line = {"color": style.REFERENCE_COLOR, "dash": "dash", "width": 1, "shape": "hv"}
         canvas.add("scatter", x=x, y=y, mode="lines", name="Pareto front", line=line)
+    if spec.diagonal:
+        x = np.sort([estimate.x for estimate in spec.estimates])[[0, -1]]
+        line = {"color": style.REFERENCE_COLOR, "dash": "dot", "width": 1}
+        canvas.add("scatter", x=x, y=x, mode="lines", name=spec.diagonal, line=line)
     for number, estimate in enumerate(spec.estimates):
         look = style.curve_style(number)
         name = escape(estimate.name)

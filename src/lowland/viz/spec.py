@@ -219,6 +219,7 @@ class Scatter:
     caption: str = ""  # Small print
     # Points that no other beats in both directions, by ascending x, joined by steps; () for none.
     front: tuple[tuple[float, float], ...] = ()
+    diagonal: str = ""  # Name of the line on which both axes agree, over the range of x; "" for none
 
 
 @dataclass(frozen=True, slots=True)
