@@ -252,6 +252,21 @@ def turn(case: Case, risk: EmpiricalRisk, plane: landscape.Plane, options: argpa
     }  # fmt: skip
 
 
+def start(case: Case, plane: landscape.Plane, points: int) -> dict[str, Any]:
+    """What the checks at the start of a survey take, in points of that survey, side by side."""
+    model, x, y = case
+    data = [(x[k : k + 128], y[k : k + 128]) for k in range(0, len(x), 128)]
+    ratios: list[float] = []
+    seconds = 0.0
+    while len(ratios) < (20 if seconds < 0.1 else 3):
+        seconds, _ = survey_seconds(EmpiricalRisk(model, nn.CrossEntropyLoss(), data), plane, points)
+        fresh = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+        begin = time.perf_counter()
+        fresh.check_deterministic()
+        ratios.append((time.perf_counter() - begin) / seconds)
+    return {"over_point": statistics.median(ratios), "turns": len(ratios), **provenance()}
+
+
 def picture_seconds(
     risk: EmpiricalRisk, plane: landscape.Plane, options: argparse.Namespace, tolerance: Tolerance, engine: str
 ) -> tuple[float, Any]:
@@ -397,6 +412,8 @@ def main() -> None:
             rows[name] = {**measure(name, case, options), **provenance(), "threads": torch.get_num_threads()}
             show(rows[name])
             keep()  # before the comparison, which takes longer than all timings
+        rows[name]["start"] = start(case, landscape.random_plane(case[0]), options.points)
+        keep()
         if options.checks:
             rows[name] |= exactness(case, options, name, rows[name]["pictures"])
             show(rows[name])

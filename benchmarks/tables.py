@@ -109,6 +109,8 @@ def landscape(result: Result) -> str:
         f"{min(some['inside']):.2%} inside (safety {safety})"
         for row in result["rows"] for safety, some in row.get("seeds", {}).items()
     ]  # fmt: skip
+    if starts := [f"{row['case']} {row['start']['over_point']:.2f}" for row in result["rows"] if "start" in row]:
+        text += "\n\nThe checks at the start of a survey, in points of it: " + ", ".join(starts) + "."
     if seeds:
         text += f"\n\nTen other seeds of the checks, on the full grids compared with: {'; '.join(seeds)}."
     over = ", ".join(f"{row['over_full_grid']:.2f} ({row['case']})" for row in result["rows"])
@@ -118,7 +120,8 @@ def landscape(result: Result) -> str:
             f"\n\n{other['case']}: {other['their_s']:.2f} s against {other['our_s']:.2f} s; largest error "
             f"{other['their_error']:.1e} against {other['our_error']:.1e}."
         )
-    return text + made(result["rows"], "landscape", f"{result['rows'][0]['threads']} thread")
+    parts = [*result["rows"], *(row["start"] for row in result["rows"] if "start" in row)]
+    return text + made(parts, "landscape", f"{result['rows'][0]['threads']} thread")
 
 
 def curvature(result: Result) -> str:

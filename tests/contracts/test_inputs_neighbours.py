@@ -140,6 +140,10 @@ REFUSED: dict[str, tuple[str, Any]] = {
             lambda o, t: o.detach().sub_(t).pow_(2).mean(), metrics={"mae": lambda o, b: (o - b.target).abs()}
         ),
     ),
+    "metric writes to the output": (
+        "model's output",
+        lambda: measured(metrics={"mae": lambda o, b: o.detach().sub_(b.target).abs()}),
+    ),
     "named pair of a loss": ("values, weights", lambda: measured(lambda o, t: Logged(o.squeeze(1), (o - t).mean()))),
     "a number": ("a list of batches", lambda: measured(batches=5)),
     "a function": ("a list of batches", lambda: measured(batches=print)),
@@ -168,6 +172,14 @@ def test_what_is_refused_leaves_the_data_alone():
         with pytest.raises(InputError, match="written to"):
             ll.EmpiricalRisk(model, loss, [(x, y)]).evaluate()
     assert torch.equal(x, numbers()[0]) and torch.equal(y, numbers()[1])
+
+
+def test_what_is_refused_once_is_refused_again_by_the_same_risk():
+    x, y = (value.repeat(12, 1) for value in numbers())  # more than the few samples that are looked at
+    risk = ll.EmpiricalRisk(network(), lambda o, t: (o - t.squeeze(1)).pow(2).mean(), [(x, y)])
+    for call in (risk.check_deterministic, risk.evaluate, risk.gradient, risk.check_deterministic):
+        with pytest.raises(InputError, match="all with all"):
+            call()
 
 
 def test_one_batch_may_have_a_loss_that_is_no_mean():

@@ -239,8 +239,9 @@ def _taken(value: Any, rows: Tensor, size: int, beside: Any = None) -> Any:
         chosen = [value.unbind()[row] for row in rows.tolist()]
         return torch.nested.as_nested_tensor(chosen, layout=value.layout)
     if isinstance(value, Tensor) and value.size(0) == size:
-        contiguous = len(rows) > 0 and bool((rows == torch.arange(int(rows[0]), int(rows[0]) + len(rows))).all())
-        return value[int(rows[0]) : int(rows[-1]) + 1] if contiguous else value[rows.to(value.device)]
+        first = int(rows[0]) if len(rows) else 0
+        together = len(rows) > 0 and torch.equal(rows, torch.arange(first, first + len(rows)))
+        return value[first : first + len(rows)] if together else value[rows.to(value.device)]
     if isinstance(value, np.ndarray) and value.ndim and value.shape[0] == size:
         return value[rows.numpy()]
     if isinstance(value, PackedSequence):

@@ -94,11 +94,11 @@ def checkpoints_kept() -> Generator[None, None, None]:
 
 
 @contextmanager
-def parameters_kept(model: nn.Module) -> Generator[None, None, None]:
+def parameters_kept(model: nn.Module) -> Generator[list[Tensor], None, None]:
     """Put back the bits of all parameters at the end, for a model whose forward pass may write to them."""
     saved = [(p, p.data, p.detach().clone()) for p in model.parameters()]
     try:
-        yield
+        yield [value for *_, value in saved]
     finally:
         with held_interrupts():
             for parameter, data, value in saved:
@@ -228,7 +228,8 @@ def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
         yield
     finally:
         for module, training in flags:
-            module.training = training
+            if module.training != training:
+                module.training = training
 
 
 def _tracking(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
@@ -326,10 +327,17 @@ def has_running_statistics(model: nn.Module) -> bool:
 def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
     """Tell whether two lists of tensors agree bit for bit (NaN equals NaN of the same bits)."""
     return len(first) == len(second) and all(
-        a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b))
+        a is b or (a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bits(a), _bits(b)))
         for a, b in zip(first, second, strict=True)
     )
 
 
+_WHOLE: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an entry -> the integers that hold the same bits."""
+
+
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    kind = _WHOLE.get(tensor.itemsize)
+    if kind is None:  # complex numbers of 16 bytes
+        return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().cpu().view(kind)

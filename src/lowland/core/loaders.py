@@ -18,6 +18,7 @@ import hashlib
 import random
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final, Literal, cast
 
@@ -93,7 +94,8 @@ class ResidentBatches:
 
     def first_twice(self) -> tuple[Batch, Batch]:
         """Read the first batch from the source twice."""
-        with forked_rng():  # a loader draws a seed each time it is read
+        # a loader draws a seed each time it is read
+        with nullcontext() if type(self.source) in (list, tuple) else forked_rng():
             found = [next(iter(self.source), None) for _ in range(2)]
         if found[0] is None or found[1] is None:
             raise InputError("batches", "must hold at least one batch", 0)

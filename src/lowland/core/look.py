@@ -50,6 +50,8 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         found = [value for value in (*args, *(kwargs or {}).values()) if id(value) in self.known]
         name = getattr(func, "__name__", "")
+        if not found:
+            return func(*args, **(kwargs or {}))
         if len({value.ndim for value in found}) > 1 and _BROADCASTING.fullmatch(name):
             raise InputError(
                 "loss",

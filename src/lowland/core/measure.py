@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -48,9 +48,10 @@ class BatchMeasure:
         """Return numerators and denominators by name, after a look at the first two batches."""
         if batch.number < 2 and batch.number not in self._looked:
             # beside the measurement: fused kernels step aside while functions are watched, and give other bits
-            with forked_rng(), torch.no_grad():
-                self._look_at(batch)
-            self._looked.add(batch.number)
+            with forked_rng(), torch.no_grad(), buffers_restored(self.model):
+                seen = self.look_at(batch)
+                if batch.number == 0:
+                    self._look_again(seen)
         if self._uneven and batch.number:
             name, numbers = self._uneven
             advice = "return per-sample values, (values, weights), or (sum, weight) where it is no mean"
@@ -77,20 +78,20 @@ class BatchMeasure:
                 found = measure(batch)
             return {name: (values.detach(), weights) for name, (values, weights) in found.items()}
 
-    def _look_at(self, batch: Batch) -> None:
-        """Look at a few samples, which tell as much as all; at all of them where they cannot be taken."""
-        with buffers_restored(self.model):
-            if (batch.known_size or 0) > _FEW:
-                try:
-                    few = take(batch, range(_FEW))
-                    self._run(few, self._all)
-                except Exception:  # of a kind that is not cut, or a model for batches of one size
-                    few = batch
-                batch = few
-            self._run(batch, self._look)
-        if batch.number == 0:
-            with buffers_restored(self.model):
-                self._look_again(batch)
+    def look_at(self, batch: Batch) -> Batch:
+        """Look at a few samples, which tell as much as all, or at all where they cannot be taken; return them."""
+        if (batch.known_size or 0) > _FEW:
+            # what fails may be of a kind that is not cut, or a model for batches of one size, or wrong with all too
+            before = self._uneven
+            with suppress(Exception):
+                few = take(batch, range(_FEW))
+                self._run(few, self._look)
+                self._looked.add(batch.number)
+                return few
+            self._uneven = before
+        self._run(batch, self._look)
+        self._looked.add(batch.number)
+        return batch
 
     def _look_again(self, batch: Batch) -> None:
         """Refuse what gives other numbers each time, beyond what the order of sums can do."""
@@ -115,21 +116,21 @@ class BatchMeasure:
     def _look(self, batch: Batch) -> _Pairs:
         output: Any = None
         found: Pair | None = None
+        before: list[Tensor] = []
         with watched(self.model, batch):
             if self.evaluate is not None or self.loss is None:
                 self._all(batch)
             else:
                 with fitting("model", batch.input):
                     output = forward(self.model, batch)
-                tensors = [tensor.clone() for tensor in batch_tensors(output)]
+                before = [tensor.clone() for tensor in batch_tensors(output)]
                 with fitting("loss", output, batch.target):
                     found = self._of(output, batch)["loss"]
-                if not same_bits(tensors, batch_tensors(output)):
-                    raise InputError(
-                        "loss", "must not write to the model's output", advice="o - t instead of o.sub_(t)"
-                    )
                 for name, metric in self.metrics.items():
                     measured_pair(name, metric(output, batch), batch)
+        if before and not same_bits(before, batch_tensors(output)):
+            rule, advice = "and metrics must not write to the model's output", "o - t instead of o.sub_(t)"
+            raise InputError("loss", rule, advice=advice)
         if self.loss is not None and found is not None:
             check_own_mean(self.loss, output, batch.target, found)
         for name, measure in self._raw(batch).items():

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -171,10 +171,13 @@ class EmpiricalRisk(ShowsFacts):
             yield
 
     @contextmanager
-    def _kept(self) -> Generator[None, None, None]:
-        """Prepare, and keep the weights too until a forward pass has been seen to leave them alone."""
-        with self.prepared(), contexts.parameters_kept(self.model) if self._writes else nullcontext():
-            yield
+    def _kept(self) -> Generator[list[Tensor], None, None]:
+        """Prepare, and until a forward pass has been seen to leave them alone, keep the weights and yield them."""
+        kept: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self._writes:
+            kept = contexts.parameters_kept(self.model)
+        with self.prepared(), kept as weights:
+            yield weights
 
     def recalibrate(self) -> None:
         """Renew batch-norm statistics at the present weights if the risk's mode asks for it; only inside `prepared`."""
@@ -276,12 +279,14 @@ class EmpiricalRisk(ShowsFacts):
             return None
         with self.ranks.together():
             seen = self._checked_twice()
-            held = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-            state = "" if self.ranks.alone else fingerprint(held)
+            state = "" if self.ranks.alone else self._state()
         if len(set(self.ranks.gather(state))) > 1:
             advice = "load the same state on each; buffers of batch norm count too"
             raise InputError("model", "must have the same parameters and buffers on all ranks", "others", advice)
         return seen
+
+    def _state(self) -> str:
+        return fingerprint({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})
 
     def _checked_twice(self) -> FirstBatch:
         first, again = self._data.first_twice()
@@ -290,9 +295,9 @@ class EmpiricalRisk(ShowsFacts):
                 "`batches` changes between two passes over it (random augmentation or a shuffling iterable?); "
                 "pass data without augmentation in a fixed order, or a list of batches"
             )
-        with self._kept(), torch.no_grad():
+        with self._kept() as before, torch.no_grad():
             self.recalibrate()
-            before = [p.detach().clone() for p in self.model.parameters()] if self._writes else []
+            self._measure.look_at(first)
             results = [self.measure(first)]
             begin = time.perf_counter()
             results.append(self.measure(first))
