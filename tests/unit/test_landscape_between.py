@@ -12,8 +12,10 @@ from lowland import curvature, landscape
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape import evaluate, grid, line_between, plane_through
+from lowland.core.settings import RobustnessOptions
+from lowland.landscape import Curve, evaluate, grid, line_between, plane_through
 from lowland.models import resnet
+from lowland.robustness import card
 
 
 def network(seed, **options):
@@ -301,3 +303,28 @@ def test_tied_broadcast_and_shared_layers_keep_their_function_or_are_refused(kin
     found = landscape.match_weights(model, other, (x, torch.zeros(6)))
     torch.testing.assert_close(found.model(x), other(x), rtol=1e-12, atol=1e-12)
     assert found.similarity_after > found.similarity_before
+
+
+@pytest.mark.parametrize("way", ["line", "plane", "curve", "card"])
+def test_other_frozen_weights_are_refused_since_the_end_would_be_neither_network(way):
+    def half_frozen(seed):
+        torch.manual_seed(seed)
+        made = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+        made[0].requires_grad_(False)
+        return made
+
+    first, second, third = (half_frozen(seed) for seed in range(3))
+    risk = EmpiricalRisk(first, nn.CrossEntropyLoss(), [(torch.randn(9, 4), torch.arange(9) % 3)])
+    ways = {
+        "line": lambda: line_between(first, second),
+        "plane": lambda: plane_through(first, second, third),
+        "curve": lambda: Curve.through(first, [second]),
+        "card": lambda: card(risk, RobustnessOptions(parts=["merging"]), second=second),
+    }
+    with pytest.raises(InputError, match=r"frozen weights.*0\.weight"):
+        ways[way]()
+    for one in (second, third):
+        one[0].load_state_dict(first[0].state_dict())
+    assert ways[way]() is not None
+    second[0].bias.data.add_(1.0)
+    assert line_between(first, second, modules=["2"]) is not None  # named: the rest stays where it is

@@ -129,6 +129,7 @@ def test_open_failed_and_undefined_points_divide_nothing():
         assert len(tree.basins) == 1
         assert math.isinf(tree.error)
         assert "1 points are not known" in tree.said[-1]
+        assert tree.count() == (1, math.inf)  # the lowest is there, and what is not known may hold any number
     values[2], status[2] = np.inf, 1
     assert len(merge_tree(stored(values, 0.0, status)).basins) == 2  # a wall that was measured
 

@@ -390,3 +390,12 @@ def test_the_command_goes_on_and_finds_its_card_again(tmp_path, monkeypatch):
     assert path == same == tmp_path / "run" / "robustness" / "card.zarr" and again.equals(found)
     assert list(opening.open_run(tmp_path / "run").cards) == ["card"]
     assert {row.part for row in outcomes(again)} == {"rounding", "forgetting", "inputs"}
+
+
+def test_weights_that_are_all_zero_have_no_length_to_measure_radii_by():
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.zero_()
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(torch.randn(9, 4), torch.arange(9) % 3)])
+    with pytest.raises(InputError, match="not all 0"):
+        card(risk, RobustnessOptions(parts=["rounding"]))

@@ -245,7 +245,8 @@ def show_topology(found: tuple[MergeTree, Distance | None, Path | None], call: C
     tree, apart, made = found
     least, most = tree.count()
     counted = f"{least}" if least == most else f"{least} to {most:g}"
-    said = [f"{len(tree.basins)} basins; deeper than {tree.resolution:.4g}: {counted}", *tree.said]
+    basins = f"{len(tree.basins)} basin" + "s" * (len(tree.basins) != 1)
+    said = [f"{basins}; deeper than {tree.counted_depth:.4g}: {counted}", *tree.said]
     result: dict[str, Any] = {"basins": tree.rows(), "resolution": tree.resolution, "counted": [least, most]}
     if apart is not None:
         said.append(f"Distance {apart.value:.4g} +- {apart.error:.2g}, lowest value {apart.offset:+.4g}")

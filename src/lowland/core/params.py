@@ -120,6 +120,7 @@ class ParameterSpace:
         model = unwrap(model)
         named = {clean_name(name): p for name, p in model.named_parameters() if p.requires_grad or not trainable}
         check_parameters(model, named)
+        self.frozen = {clean_name(name): p for name, p in model.named_parameters() if clean_name(name) not in named}
         if modules is not None:
             known = {clean_name(name) for name, _ in model.named_modules()}
             for module in modules:

@@ -151,8 +151,12 @@ def _identity(model: nn.Module) -> str:
 
 def placed(space: ParameterSpace, other: nn.Module) -> Tensors:
     """Return the other model's parameters by name, of the types and devices of the space."""
-    theirs = {clean_name(name): p.detach() for name, p in other.named_parameters()}
-    theirs = {name: p for name, p in theirs.items() if name in space.names}  # others do not move
+    everything = {clean_name(name): p.detach() for name, p in other.named_parameters()}
+    theirs = {name: p for name, p in everything.items() if name in space.names}  # others do not move
+    still = {} if space.modules else {name: p.detach() for name, p in space.frozen.items()}
+    apart = [name for name, p in still.items() if name not in everything or not p.equal(everything[name].to(p))]
+    rule = f"must have the same frozen weights, which do not move (at {', '.join(apart[:3])})"
+    require(not apart, "other", rule, f"{len(apart)} others", "unfreeze them, or name in `modules` what shall move")
     if table := differing_shapes(space.named(space.tensors), theirs):
         raise InputError("other", "must have the architecture of the first model", advice=f"it differs at\n{table}")
     return {name: theirs[name].to(parameter) for name, parameter, _ in space}

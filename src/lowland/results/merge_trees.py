@@ -64,16 +64,22 @@ class MergeTree:
         further = lives[len(self.basins) : len(self.basins) + 1]
         return float(2 * self.error + max(0.0, *further[np.isfinite(further)], 0.0))
 
+    @property
+    def counted_depth(self) -> float:
+        """Depth that `count` counts from: the resolution, 0 where it is infinite."""
+        return self.resolution if math.isfinite(self.resolution) else 0.0
+
     def count(self, depth: float | None = None) -> tuple[int, float]:
         """Return how many basins deeper than a depth there are, at least and at most.
 
         Args:
-            depth: In units of the metric. Default None: the resolution; below it the second number is infinite.
+            depth: In units of the metric. Default None: the resolution, or 0 where points are missing that could hold
+                basins of any depth; below the resolution the second number is infinite.
 
         Returns:
             Both numbers; the lowest basin counts in each.
         """
-        chosen = self.resolution if depth is None else depth
+        chosen = self.counted_depth if depth is None else depth
         least = sum(min(basin.interval[0], basin.resolved) > chosen for basin in self.basins)
         most = sum(basin.interval[1] > chosen for basin in self.basins)
         return least, most if chosen >= self.resolution else math.inf

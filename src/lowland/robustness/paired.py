@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lowland.core.errors import require
 from lowland.core.moments import Estimate, Tally, estimates
 from lowland.core.params import global_norm
 from lowland.core.risk import EmpiricalRisk
@@ -93,6 +94,7 @@ class PairedRisk:
         self.subset, self._trace = self.risks.get(SUBSET, here.risk), trace
         moved = [p for p, rule in zip(self.base, self.space.rules, strict=True) if rule.kind != "fixed"]
         self.norm = float(global_norm([p.double() for p in moved]))
+        require(self.norm > 0, "model", "must have weights that are not all 0, which radii are measured by", self.norm)
         with torch.no_grad():
             self._move(self.base)
             measured = {k: [dict(risk.measure(batch)) for batch in risk.batches()] for k, risk in risks.items()}
