@@ -320,12 +320,13 @@ def test_the_report_compares_cards_at_equal_train_loss_only():
     page = report.build(runs, date="")
     section = next(part for part in page.sections if part.title == "Robustness")
     text = report.render(page)
-    assert "All cards are at train losses within" in section.blocks[0].text
+    assert section.blocks[0].text == "Data: train; batch norm: running; samples: 48."
+    assert "All cards are at train losses within" in section.blocks[1].text
     gallery = next(block for block in section.blocks if isinstance(block, Gallery))
     assert len(gallery.blocks) == 5 and "INT4 per group of 32, asymmetric" in text
     runs[0].cards["card"].attrs["train_loss"] = 1e-3
     section = next(part for part in report.build(runs, date="").sections if part.title == "Robustness")
-    assert section.blocks[0].text.startswith("Not comparable: the train losses")
+    assert section.blocks[1].text.startswith("Not comparable: the train losses")
 
 
 def test_a_card_without_foolbox_says_that_attacks_are_missing_and_how_to_have_them(monkeypatch):
