@@ -28,7 +28,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from lowland.core.errors import InputError, check_positive, require
 from lowland.report.statistics import Interval, t_interval
@@ -219,7 +219,7 @@ def _verdict(effect: Effect, smallest: float, differs: bool, differs_from_smalle
 
 def seeds_to_decide(effect: Effect, smallest: float, *, family: int = 1, most: int = 10_000) -> int | None:
     """Return the number of seeds in all with which the observed mean and spread would decide, with a chance of 80 %."""
-    # The smallest n with (t_{n-1, 0.975} + t_{n-1, 0.8}) s / sqrt(n) below the distance of the mean from 0
+    # The smallest n whose noncentral t lies beyond t_{n-1, 0.975} in 80 %, of the distance of the mean from 0
     # (reproduced) or from the smallest effect (refuted), whichever comes first; among m comparisons each at 0.05 / m,
     # which is the strictest that Holm's correction can ask for.
     distance = max(effect.interval.mean, smallest - effect.interval.mean)
@@ -237,10 +237,10 @@ def seeds_for(
 
 @functools.cache
 def half_widths(most: int, family: int) -> NDArray[np.float64]:
-    """Return (t_{n-1, 1 - 0.025 / m} + t_{n-1, 0.8}) / sqrt(n) for n = 0 ... most; infinite below 2."""
+    """Return the distance, in deviations, that n = 0 ... most seeds find in 80 % of studies; infinite below 2."""
     counts = np.arange(2, most + 1)
-    quantiles = stdtrit(counts - 1, 1 - (1 - LEVEL) / 2 / family) + stdtrit(counts - 1, POWER)
-    return np.concatenate([[np.inf, np.inf], quantiles / np.sqrt(counts)])
+    bounds = stdtrit(counts - 1, 1 - (1 - LEVEL) / 2 / family)
+    return np.concatenate([[np.inf, np.inf], nctdtrinc(counts - 1.0, 1 - POWER, bounds) / np.sqrt(counts)])
 
 
 def all_noninferior(effects: Sequence[Effect], margin: float) -> list[Answer]:
