@@ -86,7 +86,7 @@ def curvature(train_loss: float, *, top: float = 10.0, bottom: float = -0.2, **v
         [bottom, top],
         [0.01, 0.02],
         variables={name: ((), value) for name, value in values.items()},
-        attrs={"batch_norm": "running", "samples": 200, "products": 60},
+        attrs={"batch_norm": "running", "samples": 200, "products": 60, "rho": 0.05},
     )
 
 

@@ -88,7 +88,7 @@ def _guarded(command: str, arguments: Sequence[str]) -> int:
         print(f"\n{program}: interrupted; the same command goes on from what is stored", file=sys.stderr)
         return 130
     except (LowlandError, LowlandWarning) as error:
-        return _complain(program, str(error))
+        return _complain(program, str(error).replace("another store", "another --name where there is one"))
     except BrokenPipeError:  # the reader of our output has left
         sys.stderr.close()
         return 0

@@ -67,7 +67,11 @@ def show_surface(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
     exact = 0.0 in surface["x"].values and 0.0 in surface["y"].values  # an even number of points has none there
     place = "loss at the center" if exact else "loss nearest the center"
     head = ["split", "points", "measured", "failed", place, "lowest", "highest"]
-    return Shown(result, [f"Surface: {path}"], [head, *rows])
+    return Shown(result, [_measured_on(surface), f"Surface: {path}"], [head, *rows])
+
+
+def _measured_on(found: xr.Dataset) -> str:
+    return f"{found.attrs.get('samples', '?')} samples, batch norm {found.attrs.get('batch_norm', 'not stored')}"
 
 
 def _by_split(found: xr.Dataset) -> dict[str, xr.DataArray]:
@@ -89,7 +93,7 @@ def show_line(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
             row["barrier"] = barrier(line["x"].values, loss.values.reshape(-1))
         result[name] = row
         rows.append([name, *("-" if math.isnan(value) else f"{value:.4g}" for value in row.values())])
-    return Shown(result, [f"Line: {path}"], [["split", *row], *rows])
+    return Shown(result, [_measured_on(line), f"Line: {path}"], [["split", *row], *rows])
 
 
 def show_connect(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
@@ -108,7 +112,10 @@ def show_connect(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
             row = {name: float(chosen[name]) for name in names}
             found_ways.setdefault(way, {})[split] = row
             rows.append([way, split, *(f"{value:.4g}" for value in row.values())])
-    return Shown(result | found_ways, [f"Ways: {path}"], [["way", "split", *names], *rows])
+    said = [
+        f"{_measured_on(surface)}; barrier: above the straight line between the ends; length: over the straight one"
+    ]
+    return Shown(result | found_ways, [*said, f"Ways: {path}"], [["way", "split", *names], *rows])
 
 
 def show_trajectory(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
@@ -150,7 +157,7 @@ def show_curvature(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
         ["lambda min", _lowest(values)],
         ["trace", _with_error(values, "trace")],
         ["filter-weighted trace", _with_error(values, "filter_trace")],
-        ["SAM sharpness", f"{values['sam_sharpness']:.4g}"],
+        [f"SAM sharpness at radius {measured.attrs.get('rho', math.nan):.3g}", f"{values['sam_sharpness']:.4g}"],
         [f"{part} loss", f"{loss:.4g}"],
         [f"{part} accuracy", _share(None if math.isnan(accuracy) else accuracy)],
         ["norm of the weights", f"{values['weight_norm']:.4g}"],
@@ -159,7 +166,7 @@ def show_curvature(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
     why = {name: str(measured[name].attrs.get("missing", "")) for name in named}  # of a number that does not exist here
     shown += [[title, why[name] or _with_error(values, name)] for name, title in named.items()]
     facts = {name: measured.attrs[name] for name in ("samples", "batch_norm", "products")}
-    said = f"{facts['samples']} samples, batch norm {facts['batch_norm']}, {facts['products']} products"
+    said = f"{_measured_on(measured)}, {facts['products']} products"
     result = {"path": str(path), **values, f"{part}_loss": loss, f"{part}_accuracy": accuracy, **facts}
     return Shown(result, [said, f"Curvature: {path}"], [["measure", "value"], *shown])
 

@@ -119,7 +119,7 @@ def _curvature_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple
         ("filter-weighted trace", column(lambda result: curvature.with_error(result, "filter_trace"))),
         ("curvature of pictures", column(curvature.pictured)),
         ("beyond the Hessian", column(curvature.beyond)),
-        ("SAM sharpness", column(lambda result: curvature.with_error(result, "sam_sharpness"))),
+        ("SAM sharpness", column(curvature.ascended)),
     ]
 
 

@@ -64,6 +64,12 @@ def pictured(result: xr.Dataset) -> str:
     return f"{with_error(result, 'picture_curvature')} (at spacing {spacing:.3g})"
 
 
+def ascended(result: xr.Dataset) -> str:
+    """Write the SAM sharpness with the radius that it is seen at."""
+    radius = scalar(result, "rho")
+    return with_error(result, "sam_sharpness") + ("" if radius is None else f" (at radius {radius:.3g})")
+
+
 def beyond(result: xr.Dataset) -> str:
     """Write by how much the curvature of pictures exceeds the Hessian's, and what that is."""
     if "kinks" not in result:
@@ -185,7 +191,7 @@ def _row(run: Run, result: xr.Dataset, data: str, *, end: bool = True) -> dict[s
         "filter-weighted trace": with_error(result, "filter_trace"),
         "curvature of pictures": pictured(result),
         "beyond the Hessian": beyond(result),
-        "SAM sharpness": with_error(result, "sam_sharpness"),
+        "SAM sharpness": ascended(result),
         "batch norm": str(attrs.get("batch_norm", "not stored")),
         "samples": str(attrs.get("samples", "–")),
         "products": str(attrs.get("products", "–")),
