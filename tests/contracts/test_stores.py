@@ -333,6 +333,22 @@ def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path):
         assert len(fill_in) == 101 * 101 - 1
 
 
+def test_a_store_that_cannot_be_put_in_place_leaves_the_one_before(tmp_path, monkeypatch):
+    path, rename = tmp_path / "s.zarr", os.rename
+    results.save(template(), path)
+
+    def fails_on_new(source, target):
+        if str(source).endswith(".part"):
+            raise OSError(5, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fails_on_new)
+    with pytest.raises(StoreError, match="cannot write"):
+        results.save(template(recipe="b"), path, overwrite=True)
+    assert results.open(path).attrs["recipe_fingerprint"] == "a"
+    assert [place.name for place in tmp_path.iterdir() if not place.name.endswith(".lock")] == ["s.zarr"]
+
+
 @pytest.fixture
 def read_only(tmp_path):
     """A folder that even root cannot write to: a read-only mount."""

@@ -30,6 +30,8 @@ from lowland.curvature.operator import MatrixOperator
         (1234.5, 120.0, "1234 +- 1.2e+02"),
         (3e-9, 1.23e-9, "3e-09 +- 1.2e-09"),
         (1.5e9, 0.5, "1.5e+09 +- 0.5"),
+        (999999.5, 0.25, "999999.50 +- 0.25"),
+        (1e6, 0.25, "1e+06 +- 0.25"),
         (math.inf, math.inf, "inf"),
     ],
 )

@@ -219,6 +219,26 @@ def test_weight_norm_is_seen_as_its_effective_weight_and_comes_back():
     )
 
 
+class Counted(nn.Module):
+    """A parametrization with a buffer that every use of the weight changes, in any mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("uses", torch.zeros(()))
+
+    def forward(self, weight):
+        self.uses += 1
+        return weight * 2
+
+
+def test_looking_at_a_weight_changes_no_buffer_of_its_parametrization():
+    layer = nn.utils.parametrize.register_parametrization(nn.Linear(3, 2), "weight", Counted())
+    before = layer.parametrizations.weight[0].uses.clone()
+    with effective_weights(layer):
+        pass
+    assert torch.equal(layer.parametrizations.weight[0].uses, before)
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize(
     "wrap",

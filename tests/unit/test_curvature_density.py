@@ -65,6 +65,14 @@ def test_intervals_of_a_mean_cover_at_their_rate(name: str, probes: int, steps: 
     assert np.mean(hits) >= 0.91  # 0.95 less three errors of 240 tries
 
 
+def test_an_interval_surrounds_its_mean_and_widens_with_its_level() -> None:
+    found = spectral_density(planted(SPECTRA["pairs"]), probes=4, steps=8)
+    mean, _ = found.mean(lambda x: x**2)
+    low, high = found.interval(lambda x: x**2)
+    wide = found.interval(lambda x: x**2, level=0.99)
+    assert wide[0] < low < mean < high < wide[1]
+
+
 def test_intervals_of_one_start_vector_are_not_known() -> None:
     assert all(math.isnan(edge) for edge in spectral_density(planted(SPECTRA["pairs"]), probes=1).interval(lambda x: x))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Lanczos, MatrixOperator, extreme_eigenvalues, top_eigenvalues
-from lowland.curvature.bounds import lower_reach
+from lowland.curvature.bounds import lower_reach, missed_share
 
 SPECTRA: dict[str, Tensor] = {
     "positive": torch.linspace(0.5, 9.0, 60),
@@ -188,6 +188,19 @@ def test_the_bound_is_a_probability_statement_that_holds() -> None:
         misses += float(values.min()) < ritz.values[0] - lower_reach(run, ritz, risk=0.2)
         assert lower_reach(run, ritz, risk=0.2) < 1.0
     assert misses <= 20
+
+
+def test_the_bound_of_a_run_is_share_times_width() -> None:
+    run = Lanczos(MatrixOperator(torch.diag(torch.cat([torch.tensor([-1.0]), torch.linspace(0, 1, 500)]).double())))
+    run.extend(16)
+    ritz = run.ritz()
+    shares = [missed_share(16 - q, 501, risk=0.2) for q in range(16)]
+    reach = [  # of the spectrum below its q largest eigenvalues; these stop at the first that has not converged
+        share * (ritz.values[-1 - q] + ritz.residuals[-1 - q] - ritz.values[0]) / (1 - 2 * share)
+        for q, share in enumerate(shares)
+    ]
+    last = next(q for q in range(16) if ritz.residuals[-1 - q] > 1e-3 * ritz.scale)
+    assert shares[last] < 0.5 and lower_reach(run, ritz, risk=0.2) == pytest.approx(min(reach[: last + 1]), rel=1e-12)
 
 
 @pytest.mark.parametrize(

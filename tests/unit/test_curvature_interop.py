@@ -46,6 +46,23 @@ def test_columns_at_once_agree_with_one_by_one() -> None:
     torch.testing.assert_close(one, many, rtol=1e-10, atol=1e-12)
 
 
+def test_vectors_go_one_by_one_unless_columns_are_asked_for() -> None:
+    class Watched:
+        shape, dtype, device = (3, 3), torch.float64, "cpu"
+        seen: tuple[int, ...] = ()
+
+        def __matmul__(self, vectors: torch.Tensor) -> torch.Tensor:
+            self.seen += (vectors.ndim,)
+            return vectors * 2
+
+    for options, dimensions in (({}, (1, 1)), ({"columns": True}, (2,))):
+        theirs = Watched()
+        for made in (ForeignOperator(theirs, **options), from_curvlinops(theirs, **options)):  # type: ignore[arg-type]
+            theirs.seen = ()
+            torch.testing.assert_close(made @ torch.eye(3).double()[:, :2], 2 * torch.eye(3).double()[:, :2])
+            assert theirs.seen == dimensions
+
+
 def risk_size(risk: Any) -> int:
     return sum(p.numel() for p in risk.model.parameters())
 

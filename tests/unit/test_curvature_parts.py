@@ -57,6 +57,15 @@ def test_traces_ends_and_noise_are_those_of_dense_blocks(by):
         assert float(row.part_lambda_min) == pytest.approx(float(values[0]), rel=0.05, abs=1e-6)
 
 
+def test_a_budget_of_few_products_is_kept():
+    risk = risk_of(small())
+    for most in (2, 40):
+        operator = curvature.Hessian(risk)
+        found = curvature_by_part(risk, "layer", probes=2, draws=0, max_products=most, hessian=operator)
+        ends = operator.products - 2
+        assert ends <= most * found.sizes["part"] and ends < found.part_parameters.sum() + 2 * found.sizes["part"]
+
+
 def test_traces_of_parts_add_up_to_the_probes_of_the_whole():
     risk = risk_of(small())
     found = curvature_by_part(risk, "layer", probes=6, max_products=0, draws=0)

@@ -25,6 +25,7 @@ from lowland.curvature import (
     sharpness_table,
     worst_case_sharpness,
 )
+from lowland.curvature.measures import MEASURES
 from lowland.curvature.protocol import metric
 from lowland.curvature.worst_case import _checkpoints
 from lowland.results import at_matched_loss
@@ -189,6 +190,22 @@ def test_the_protocol_takes_a_fixed_subset_in_even_batches() -> None:
 def test_the_check_points_of_auto_pgd() -> None:
     assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert sorted(_checkpoints(20)) == [5, 9, 12, 14, 16, 18, 19, 20]
+
+
+def test_the_usual_measures_are_those_of_the_study() -> None:
+    # Andriushchenko et al. 2023: radii of their figures, plain and normalized alike
+    assert [measure.name for measure in MEASURES] == [
+        "sam l2 plain rho=0.05",
+        "m-sam l2 plain rho=0.05",
+        "average l2 adaptive rho=0.1",
+        "average l2 adaptive rho=0.1, normalized",
+        "worst l2 plain rho=0.25",
+        "worst l2 adaptive rho=0.5",
+        "worst l2 adaptive rho=0.5, normalized",
+        "worst linf adaptive rho=0.002",
+        "worst linf adaptive rho=0.002, normalized",
+        "worst linf keskar rho=0.001",
+    ]
 
 
 def test_the_table_holds_all_settings_and_no_measure_alone() -> None:

@@ -93,6 +93,13 @@ def test_bands_name_their_estimand():
     np.testing.assert_array_equal(whole.lower, surface.loss)
 
 
+def test_all_of_a_data_set_is_reliable_however_skew():
+    surface = new_surface([0.0], metrics=["loss", "loss_skew"], errors=["loss"], attrs={"samples": 100})
+    surface["loss"].values[:], surface["loss_se"].values[:], surface["loss_skew"].values[:] = 1.0, 0.1, 5.0
+    assert not bands(surface).reliable and not bands(surface, estimand="data set", size=400).reliable
+    assert bands(surface, estimand="data set", size=100).reliable
+
+
 def test_the_finite_population_factor_gives_the_spread_that_subsets_really_have():
     generator = np.random.default_rng(0)
     values, n = generator.standard_normal(300), 200

@@ -268,6 +268,10 @@ def test_size_is_known_beforehand_and_too_much_is_refused(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="file system"):
         put(build(tmp_path, "file"), 0, [0], torch.zeros(1, 3))
     assert not (tmp_path / "outputs").exists()
+    size = memory_bytes(4, 3, precision="float32", look_back=2)
+    monkeypatch.setattr("lowland.losses.memory.available_bytes", lambda device, path: size / 0.9)
+    put(build(tmp_path, samples=4, precision="float32", look_back=2), 0, [0], torch.zeros(1, 3))  # nine tenths fit
+    monkeypatch.undo()
     assert available_bytes(torch.device("cpu"), None) > 0 < available_bytes(torch.device("cpu"), tmp_path / "a" / "b")
 
 

@@ -72,6 +72,10 @@ def test_outputs_get_the_relative_variance():
     noise = noise_like(weight, 0.05, torch.Generator().manual_seed(0))
     ratios = (noise**2).sum(1) / (weight**2).sum(1)
     assert ratios.mean() == pytest.approx(0.05**2, rel=0.02)
+    large = nn.Sequential(Adapted(300, 200), nn.Tanh(), Adapted(200, 300))
+    for noise, layer in zip(noise_of(large, progress=1.0, step=0, sigma=0.05), (large[0], large[2]), strict=True):
+        merged = (layer.base_layer.weight + layer.b @ layer.a).detach()  # at the end of the schedule the noise is whole
+        assert ((noise**2).sum(1) / (merged**2).sum(1)).mean() == pytest.approx(0.05**2, rel=0.02)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -26,6 +26,7 @@ def test_cosine_with_warm_up_rises_linearly_then_falls_to_the_floor() -> None:
     assert schedule(6, step, 10) == pytest.approx(0.1 + 0.9 / 2)
     assert schedule(10, step, 10) == pytest.approx(0.1)
     assert all(a >= b for a, b in zip(values[8:], values[9:], strict=False))
+    assert Schedule("constant", warmup=0.5)(0.0, 1.0, 4) == 1.0  # a step longer than the warm-up
 
 
 def test_step_drops_at_each_milestone_and_constant_stays() -> None:
