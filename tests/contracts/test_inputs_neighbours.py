@@ -176,7 +176,7 @@ def test_what_is_refused_leaves_the_data_alone():
 
 def test_what_is_refused_once_is_refused_again_by_the_same_risk():
     x, y = (value.repeat(12, 1) for value in numbers())  # more than the few samples that are looked at
-    risk = ll.EmpiricalRisk(network(), lambda o, t: (o - t.squeeze(1)).pow(2).mean(), [(x, y)])
+    risk = ll.EmpiricalRisk(network(), lambda o, t: (o - t).pow(2).mean(), [(x, y.squeeze(1))])
     for call in (risk.check_deterministic, risk.evaluate, risk.gradient, risk.check_deterministic):
         with pytest.raises(InputError, match="all with all"):
             call()
