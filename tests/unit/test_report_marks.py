@@ -21,7 +21,7 @@ from lowland.report.curvature import curvature_section
 from lowland.report.dynamics import training_section
 from lowland.report.keys import captions_of, key_of, key_of_row
 from lowland.report.marks import epoch_of, shown_labels, shown_weights, weights_of
-from lowland.report.robustness import robustness_section
+from lowland.report.robustness import figures, robustness_section
 from lowland.report.sections import Details, Figure, Gallery, Paragraph, Table
 from lowland.results import Run
 from lowland.viz.curves import build_cost, build_line, build_spectrum
@@ -277,6 +277,17 @@ def test_cards_of_the_same_weights_are_one_card_and_others_are_named() -> None:
     parted["a"] = parted["a"].assign_attrs(weight_norm=3.0)  # other weights
     apart = robustness_section([one])
     assert apart is not None and "rounding" not in str(apart.blocks)
+
+
+def test_every_run_has_a_look_of_its_own_in_the_figures_of_cards() -> None:
+    found = {f"run {k}": card() for k in range(8)}
+    for figure in figures(found):
+        entries = key_of(Figure(figure)).entries
+        assert {f"run {k}" for k in range(8)} <= {entry.name for entry in entries}
+        looks = {(entry.color, entry.shape, entry.dash) for entry in entries}
+        assert len(looks) == len({entry.name for entry in entries})
+    (alone, *_) = figures({"one": card()})
+    assert len({point.name for point in alone.estimates}) == 4  # of one run every way of rounding has its own
 
 
 @pytest.mark.parametrize(("what", "value"), [("split", "test"), ("batch_norm", "batch")])

@@ -131,8 +131,7 @@ def _entries(spec: Spec) -> Iterator[Entry]:
             yield Entry("Pareto front", style.REFERENCE_COLOR, dash=_DASHES["dash"])
         if spec.diagonal:
             yield Entry(spec.diagonal, style.REFERENCE_COLOR, dash=_DASHES["dot"])
-        for number, estimate in enumerate(spec.estimates):
-            look = style.curve_style(number)
+        for estimate, look, _ in spec.styled:
             yield Entry(estimate.name, look.color, _SHAPES[look.plotly_marker])
     elif isinstance(spec, HeatMap) and spec.categories:
         for name, color in zip(spec.categories, style.CATEGORY_COLORS, strict=False):

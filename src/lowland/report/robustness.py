@@ -31,7 +31,7 @@ _TITLES: Final = {
 _SIZES: Final = {
     "noise": "length of the step over the norm of the weights",
     "worst": "length of the step over the norm of the weights",
-    "forgetting": "step",
+    "forgetting": "step, the second half back on the own data",
     "merging": "share of the way",
     "inputs": "size on inputs in [0, 1]",
 }
@@ -234,7 +234,7 @@ def _rounding(rows: Mapping[str, list[dict[str, Any]]], title: str) -> Scatter:
     for name, found in rows.items():
         for row in found:
             x, y, error = row["first"] + row["second"], row["loss_change"], row["loss_change_se"]
-            label = ", ".join(part for part in (name if len(rows) > 1 else "", row["name"]) if part)
+            label = name if len(rows) > 1 else row["name"]  # a look for each run, not for each of eight times runs
             points.append(ScatterPoint(label, x, y, None if math.isnan(error) else (y - 2 * error, y + 2 * error)))
     axes = Axis("predicted change of the loss"), Axis("measured")
     return Scatter(tuple(points), *axes, title, "Bars: two paired standard errors.", diagonal="measured as predicted")
@@ -242,17 +242,28 @@ def _rounding(rows: Mapping[str, list[dict[str, Any]]], title: str) -> Scatter:
 
 def _curves(rows: Mapping[str, list[dict[str, Any]]], part: str, title: str) -> Line:
     curves: list[Curve] = []
+    kinds = {run: list(dict.fromkeys(_curve_of(row) for row in found)) for run, found in rows.items()}
+    shown = "worst" if any("worst" in named for named in kinds.values()) else next(iter(kinds.values()))[0]
     for run, found in rows.items():
-        kinds = ["worst direction"] if part == "worst" else list(dict.fromkeys(row["name"] for row in found))
-        for kind in kinds:
-            some = [row for row in found if part == "worst" or row["name"] == kind]
-            label = ", ".join(text for text in (run if len(rows) > 1 else "", kind) if text)
-            curves += _with_prediction(label, some, part)
+        for kind in (
+            kinds[run] if len(rows) == 1 else [shown]
+        ):  # of several runs one kind: eight looks tell curves apart
+            if some := [row for row in found if _curve_of(row) == kind]:
+                curves += _with_prediction(kind if len(rows) == 1 else run, some, part)
     metric = "accuracy" if part == "inputs" else "change of the loss"
-    caption = "Bands: 5 % to 95 % of the directions." if part == "noise" else ""
+    said = ["Bands: 5 % to 95 % of the directions."] if part == "noise" else []
+    if len(rows) > 1 and any(len(named) > 1 for named in kinds.values()):
+        said.insert(0, f"Shown: {shown}. The table has all kinds.")
+    caption = " ".join(said)
     values = np.concatenate([curve.y for curve in curves])
     log = part == "worst" and bool((values > 0).all())  # spans decades
     return Line(tuple(curves), Axis(_SIZES[part]), Axis(metric, log=log), title, caption)
+
+
+def _curve_of(row: Mapping[str, Any]) -> str:
+    """Return which curve of its figure a row is of: the whole way of a fine-tune, whichever direction won."""
+    names = {"worst": "worst direction", "forgetting": row["name"].split(",")[0]}
+    return str(names.get(row["part"], row["name"]))
 
 
 def _with_prediction(label: str, rows: list[dict[str, Any]], part: str) -> Iterator[Curve]:
@@ -268,4 +279,4 @@ def _with_prediction(label: str, rows: list[dict[str, Any]], part: str) -> Itera
         yield Curve(label, x, y, low, high, "± one standard error" if known else "", markers=True)
     if part != "inputs":
         predicted = np.array([row["first"] + row["second"] for row in rows])
-        yield Curve(f"{label}: predicted", x, predicted, reference=True)
+        yield Curve(f"{label}: predicted", x, predicted, reference=True, follows=True)

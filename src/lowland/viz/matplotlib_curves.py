@@ -79,8 +79,7 @@ def draw_scatter(axes: Axes, spec: Scatter) -> None:
     if spec.diagonal:
         line = np.sort([estimate.x for estimate in spec.estimates])[[0, -1]]
         axes.plot(line, line, ":", color=style.REFERENCE_COLOR, label=spec.diagonal, linewidth=1, zorder=1)
-    for number, estimate in enumerate(spec.estimates):
-        look = style.curve_style(number)
+    for estimate, look, first in spec.styled:
         marker, color = look.matplotlib_marker, look.color
         if estimate.seeds:
             sx, sy = np.array(estimate.seeds).T
@@ -89,9 +88,9 @@ def draw_scatter(axes: Axes, spec: Scatter) -> None:
         if estimate.interval is not None:
             error = [[estimate.y - estimate.interval[0]], [estimate.interval[1] - estimate.y]]
         ends: dict[str, Any] = {"yerr": error, "fmt": marker, "markersize": 5, "capsize": 2.5}
-        axes.errorbar([estimate.x], [estimate.y], color=color, label=estimate.name, **ends)
+        axes.errorbar([estimate.x], [estimate.y], color=color, label=estimate.name if first else "_", **ends)
     _scale_axes(axes, spec)
-    names = [estimate.name for estimate in spec.estimates]
+    names = list({estimate.name: None for estimate in spec.estimates})
     axes.legend(**below(axes, spec.x_axis), ncols=_columns(axes, names, 3))
 
 
@@ -114,7 +113,7 @@ def turned(axis: Axis) -> bool:
 def rows_below(spec: Line | Scatter) -> int:
     """Count the rows of the legend."""
     if isinstance(spec, Scatter):
-        names, most = [estimate.name for estimate in spec.estimates], 3
+        names, most = list({estimate.name: None for estimate in spec.estimates}), 3
     else:
         names, most = [name for curve in spec.curves for name in (curve.entry, *(gap[2] for gap in curve.gaps))], 2
     return -(-len(names) // _columns(None, names, most)) if names else 0

@@ -97,15 +97,14 @@ def draw_scatter(canvas: Canvas, spec: Scatter) -> None:
         x = np.sort([estimate.x for estimate in spec.estimates])[[0, -1]]
         line = {"color": style.REFERENCE_COLOR, "dash": "dot", "width": 1}
         canvas.add("scatter", x=x, y=x, mode="lines", name=spec.diagonal, line=line)
-    for number, estimate in enumerate(spec.estimates):
-        look = style.curve_style(number)
+    for estimate, look, first in spec.styled:
         name = escape(estimate.name)
         marker = {"color": look.color, "symbol": look.plotly_marker}
         if estimate.seeds:
             x, y = np.array(estimate.seeds).T
             quiet = {"showlegend": False, "legendgroup": name, "opacity": 0.4}
             canvas.points(x, y, marker | {"size": 6}, name=f"{name}, single seed", **quiet)
-        options: dict[str, Any] = {"name": name, "legendgroup": name}
+        options: dict[str, Any] = {"name": name, "legendgroup": name, **({} if first else {"showlegend": False})}
         if estimate.interval is not None:
             low, high = estimate.interval
             ends = {"array": np.array([high - estimate.y]), "arrayminus": np.array([estimate.y - low])}

@@ -148,6 +148,7 @@ class Curve:
     band: str = ""  # What the band is ("standard error", "range over 5 directions"); goes into the legend
     markers: bool = False  # Whether to mark the points
     reference: bool = False  # A null or reference, drawn thin, gray and dashed
+    follows: bool = False  # Whether that is one of the curve before it, whose color it takes
     # Points that carry no finite number, kind (`MARK_KINDS`) -> their x, each of shape [count].
     marks: dict[str, FloatArray] = field(default_factory=dict)
     stars: tuple[float, ...] = ()  # Where on x a star stands on the curve, such as at the chosen epoch
@@ -189,10 +190,11 @@ class Line:
         """Curves with their looks; references take no color from the others."""
         number = 0
         for curve in self.curves:
-            look = style.curve_style(number)
+            look = style.curve_style(number - curve.follows)
             number += not curve.reference
             if curve.reference:
-                look = replace(look, color=style.REFERENCE_COLOR, matplotlib_dash=":", plotly_dash="dot")
+                color = look.color if curve.follows else style.REFERENCE_COLOR
+                look = replace(look, color=color, matplotlib_dash=":", plotly_dash="dot")
             yield curve, look
 
 
@@ -200,7 +202,7 @@ class Line:
 class ScatterPoint:
     """A point with its interval and the single runs behind it."""
 
-    name: str  # Legend entry
+    name: str  # Legend entry; points of one name share it, and their look
     x: float  # What it cost, or another abscissa
     y: float  # Mean over seeds
     # Lower and upper end of y's interval, or None (below four seeds: the points are the interval).
@@ -220,6 +222,14 @@ class Scatter:
     # Points that no other beats in both directions, by ascending x, joined by steps; () for none.
     front: tuple[tuple[float, float], ...] = ()
     diagonal: str = ""  # Name of the line on which both axes agree, over the range of x; "" for none
+
+    @property
+    def styled(self) -> Iterator[tuple[ScatterPoint, style.CurveStyle, bool]]:
+        """Points with their looks, and whether each is the first of its name."""
+        places: dict[str, int] = {}
+        for estimate in self.estimates:
+            first = estimate.name not in places
+            yield estimate, style.curve_style(places.setdefault(estimate.name, len(places))), first
 
 
 @dataclass(frozen=True, slots=True)
