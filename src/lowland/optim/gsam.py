@@ -57,7 +57,6 @@ class _GSAM(Method):
         share = (rate - self.rate_min) / span if span > 0 else 1.0
         return low + (high - low) * min(max(share, 0.0), 1.0)
 
-    @torch.no_grad()
     def combine(self, first: list[Tensor], second: list[Tensor], norm: Tensor | None) -> list[Tensor]:
         # With d = g - g_p and c = g.g_p / ||g_p||^2, the step is (1 + alpha (c - 1)) g_p - alpha d, and c - 1 follows
         # from three norms without fresh memory: 2 (c - 1) = (||g|| - ||d||) (||g|| + ||d||) / ||g_p||^2 - 1.

@@ -99,7 +99,6 @@ class LookSAM(Wrapper):
         super().__init__(base, _LookSAM(rho, period, alpha, projection), **options)
 
 
-@torch.no_grad()
 def reject(plain: list[Tensor], perturbed: list[Tensor]) -> None:
     """Turn plain gradients into the part of the perturbed ones that is orthogonal to them."""
     # The plain gradients may have another scale (before unscaling or clipping): only their direction counts. With g as

@@ -1,6 +1,7 @@
 """Batched moves over many tensors: copy, ascend, interpolate, swap, and one norm over all of them.
 
-Sharded tensors (DTensor) are moved shard by shard, in place; nothing here waits for the device.
+Sharded tensors (DTensor) are moved shard by shard, in place; nothing here waits for the device. Whoever moves weights
+has switched gradients off: the step does, around all that parts do.
 """
 
 from __future__ import annotations
@@ -50,21 +51,18 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         torch._foreach_copy_(into, values)
 
 
-@torch.no_grad()
 def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float) -> None:
     """Move targets by ``weight (end - target)``; exact at the weights 0 and 1."""
     for into, values in matched(targets, ends):
         torch._foreach_lerp_(into, values, weight)
 
 
-@torch.no_grad()
 def copy_where(flag: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy finite tensors where a flag is set, else leave the targets; the host never learns which."""
     scale_all(targets, (~flag).float())
     add_scaled(targets, sources, flag.float())
 
 
-@torch.no_grad()
 def swap(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
     """Exchange the contents of two lists of tensors, bit for bit."""
     held = [tensor.clone() for tensor in shards(first)]
@@ -72,7 +70,6 @@ def swap(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
     copy_all(second, held)
 
 
-@torch.no_grad()
 def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm over tensors on any devices, sharded or not."""
     kinds: dict[Hashable, list[Tensor]] = {}
@@ -86,20 +83,17 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     return joint
 
 
-@torch.no_grad()
 def scale_all(targets: Sequence[Tensor], scale: Tensor) -> None:
     """Multiply tensors by a scalar, in place."""
     for into, _ in matched(targets, targets):
         torch._foreach_mul_(into, scale.to(into[0].device))
 
 
-@torch.no_grad()
 def add_scaled(targets: Sequence[Tensor], directions: Sequence[Tensor], scale: Tensor) -> None:
     """Add ``scale * direction``, and nothing at all where the scale is 0 or not finite."""
     _add(targets, directions, scale, None)
 
 
-@torch.no_grad()
 def ascend(
     targets: Sequence[Tensor], directions: Sequence[Tensor], norm: Tensor, radius: float, *, consume: bool = False
 ) -> None:
@@ -144,7 +138,6 @@ def _fusable(targets: list[Tensor], directions: list[Tensor]) -> bool:
     )
 
 
-@torch.no_grad()
 def lost_share(before: Sequence[Tensor], after: Sequence[Tensor], directions: Sequence[Tensor]) -> float:
     """Return the share of a move (in squared length) that rounding has swallowed."""
     lost, total = 0.0, 0.0
