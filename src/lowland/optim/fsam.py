@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lowland.core.errors import InputError, require
 from lowland.optim.bases import Base
-from lowland.optim.moves import add_scaled, empty_twin, joint_norm, shards
+from lowland.optim.moves import add_scaled, joint_norm, shards
 from lowland.optim.options import AscentKeywords
 from lowland.optim.parts import Held, Method
 from lowland.optim.wrapper import Wrapper
@@ -35,10 +35,6 @@ class _FSAM(Method):
 
     def numbers(self) -> dict[str, int | float | bool]:
         return {"gradients": 0}
-
-    def fresh(self, name: str, parameter: Tensor) -> Tensor:
-        del name
-        return empty_twin(parameter).zero_()
 
     def check_scaler(self, known: bool) -> None:
         if not known:

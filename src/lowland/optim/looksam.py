@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowland.core.params import normalized_scale
 from lowland.optim.bases import Base
-from lowland.optim.moves import add_scaled, empty_twin, is_dense, joint_norm, scale_all, shards
+from lowland.optim.moves import add_scaled, is_dense, joint_norm, scale_all, shards
 from lowland.optim.options import AscentKeywords, check_choice, check_count, check_share
 from lowland.optim.parts import Held, Method
 from lowland.optim.passes import own_gradients
@@ -35,10 +35,6 @@ class _LookSAM(Method):
         check_choice("projection", projection, Projection)
         self.period, self.alpha, self.projection = period, alpha, projection
         super().__init__(rho)
-
-    def fresh(self, name: str, parameter: Tensor) -> Tensor:
-        del name
-        return empty_twin(parameter).zero_()
 
     def wants(self, held: Held) -> bool:
         return (held.steps - self.options.start) % self.period == 0

@@ -104,9 +104,9 @@ class Part:
         return {}
 
     def fresh(self, name: str, parameter: Tensor) -> Tensor:
-        """Return the own tensor ``name`` of a parameter that has its first step: the parameter's value by default."""
-        del name
-        return empty_twin(parameter).copy_(parameter)
+        """Return the own tensor ``name`` of a parameter that has its first step: its value if evaluated, else 0."""
+        twin = empty_twin(parameter)
+        return twin.copy_(parameter) if name == self.evaluation else twin.zero_()
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Refuse a group that it cannot treat; nothing may be changed."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError, require
 from lowland.optim.bases import Base
-from lowland.optim.moves import add_scaled, copy_all, empty_twin, is_dense, joint_norm
+from lowland.optim.moves import add_scaled, copy_all, is_dense, joint_norm
 from lowland.optim.options import check_rho, check_share
 from lowland.optim.parts import Held, Part, rate_of
 from lowland.optim.ranks import world_size
@@ -42,9 +42,6 @@ class _SAMPa(Part):
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         check_rate(group)
-
-    def fresh(self, name: str, parameter: Tensor) -> Tensor:
-        return super().fresh(name, parameter) if name == "weights" else empty_twin(parameter).zero_()
 
     def check_scaler(self, known: bool) -> None:
         rule = "must not skip steps of some processes alone"
