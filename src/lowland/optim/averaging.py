@@ -7,8 +7,8 @@ the convention of all wrappers here: ``eval()`` puts the average into the model,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, cast, final
+from collections.abc import Callable
+from typing import ClassVar, cast, final
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
@@ -18,7 +18,7 @@ from lowland.optim.bases import Base
 from lowland.optim.moves import copy_all, matched
 from lowland.optim.options import check_count, check_share
 from lowland.optim.parts import Held, Part
-from lowland.optim.rates import adopt_rate, check_rate, set_rates
+from lowland.optim.rates import set_rates
 from lowland.optim.wrapper import Wrapper
 
 _Rule = Callable[[list[Tensor], list[Tensor], int], None]
@@ -81,14 +81,6 @@ class _SWA(_Averaging):
     @property
     def owns_rate(self) -> bool:  # type: ignore[override]
         return self.rates is not None
-
-    def check_group(self, group: Mapping[str, Any]) -> None:
-        if self.rates is not None:
-            check_rate(group)
-
-    def adopt_group(self, group: dict[str, Any]) -> None:
-        if self.rates is not None:
-            adopt_rate(group)
 
     def prepare(self, held: Held) -> None:
         if self.rates is not None and held.steps >= self.start:

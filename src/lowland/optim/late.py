@@ -8,14 +8,13 @@ Deviations from the published programs (zzp1012/SAM-in-Late-Phase, temperon 0.1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Unpack, final
+from typing import ClassVar, Unpack, final
 
 from lowland.core.errors import InputError, require
 from lowland.optim.bases import Base
 from lowland.optim.options import AscentKeywords, check_count
 from lowland.optim.parts import Held, Method
-from lowland.optim.rates import Decay, adopt_rate, check_rate, decay_of, set_rates
+from lowland.optim.rates import Decay, decay_of, set_rates
 from lowland.optim.wrapper import Wrapper
 
 
@@ -47,14 +46,6 @@ class _LateSAM(Method):
 
     def wants(self, held: Held) -> bool:
         return held.steps >= self.first
-
-    def check_group(self, group: Mapping[str, Any]) -> None:
-        super().check_group(group)
-        check_rate(group)
-
-    def adopt_group(self, group: dict[str, Any]) -> None:
-        super().adopt_group(group)
-        adopt_rate(group)
 
     def prepare(self, held: Held) -> None:
         first, total = self.first, self.total or 1

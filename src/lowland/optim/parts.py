@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from lowland.core.errors import require
 from lowland.optim.moves import empty_twin, joint_norm
 from lowland.optim.options import AscentOptions, check_rho
 from lowland.optim.phases import Phase, Scratch
@@ -110,9 +111,13 @@ class Part:
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Refuse a group that it cannot treat; nothing may be changed."""
+        if self.owns_rate:
+            check_rate(group)
 
     def adopt_group(self, group: dict[str, Any]) -> None:
         """Give a new group its options."""
+        if self.owns_rate:  # room for the rate that it has when its rate begins to be written, and for the last one
+            group["plain_rate"] = group["own_rate"] = -1.0
 
     def prepare(self, held: Held) -> None:
         """Change gradients (final by now: unscaled, clipped) or weights before the base's step."""
@@ -156,11 +161,13 @@ class Method(Part):
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         """Refuse a radius that is none."""
+        super().check_group(group)
         check_rho(group.get("rho", 0.0))
 
     def adopt_group(self, group: dict[str, Any]) -> None:
         """Give a new group its radius."""
         group.setdefault("rho", self.rho)
+        super().adopt_group(group)
 
     def wants(self, held: Held) -> bool:
         """Tell whether the coming step wants a second pass, asked any time before it; methods with a period do not."""
@@ -198,6 +205,11 @@ class Method(Part):
         """
         del first, norm
         return second
+
+
+def check_rate(group: Mapping[str, Any]) -> None:
+    """Refuse a group without a learning rate of its own."""
+    require(group.get("lr", 0.0) is not None, "base", "must have a learning rate that can be set", None)
 
 
 def rate_of(group: Mapping[str, Any], missing: float) -> float:

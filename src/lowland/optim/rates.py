@@ -1,10 +1,10 @@
-"""Learning rates that belong to a part: how they fall, and who else may write them."""
+"""Learning rates that belong to a part (`Part.owns_rate`): how they fall, and who else may write them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from torch import Tensor
 
@@ -30,16 +30,6 @@ def decay_of(decay: Decay, floor: float) -> Callable[[float], float]:
     require(0 <= floor <= 1, "floor", "must lie in [0, 1]", floor)
     factor = DECAYS[decay] if isinstance(decay, str) else decay
     return lambda done: floor + (1 - floor) * factor(done)
-
-
-def check_rate(group: Mapping[str, Any]) -> None:
-    """Refuse a group without a learning rate of its own."""
-    require(group.get("lr", 0.0) is not None, "base", "must have a learning rate that can be set", None)
-
-
-def adopt_rate(group: dict[str, Any]) -> None:
-    """Make room for the rate that a group has when its rate begins to be written, and for the one written last."""
-    group["plain_rate"] = group["own_rate"] = -1.0
 
 
 def set_rates(held: Held, factor: float) -> None:

@@ -20,9 +20,8 @@ from lowland.core.errors import InputError, require
 from lowland.optim.bases import Base
 from lowland.optim.moves import add_scaled, copy_all, is_dense, joint_norm
 from lowland.optim.options import check_rho, check_share
-from lowland.optim.parts import Held, Part, rate_of
+from lowland.optim.parts import Held, Part, check_rate, rate_of
 from lowland.optim.ranks import world_size
-from lowland.optim.rates import check_rate
 from lowland.optim.wrapper import Wrapper
 
 BatchT = TypeVar("BatchT")
