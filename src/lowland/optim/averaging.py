@@ -27,7 +27,6 @@ _Rule = Callable[[list[Tensor], list[Tensor], int], None]
 class _Averaging(Part):
     own: ClassVar[tuple[str, ...]] = ("average",)
     evaluation: ClassVar[str | None] = "average"
-    steps_aside: ClassVar[bool] = True
 
     def __init__(self, start: int, interval: int) -> None:
         check_count("start", start)
@@ -42,19 +41,17 @@ class _Averaging(Part):
         """Return torch's function that moves an average towards the weights."""
 
     def commit(self, held: Held) -> None:
+        if held.steps >= self.start and (held.steps - self.start) % self.interval:
+            return
         inside = dict(zip(*held.below(self), strict=True))
         parameters, average = held.own("average")
         weights = [inside[parameter] for parameter in parameters]
-        done, count = held.steps, int(held.numbers["averaged"])
-        if done < self.start:
+        count = int(held.numbers["averaged"])
+        for into, values in matched(average, weights) if count else ():
+            self.rule()(into, values, count)
+        if not count:  # also before it has begun
             copy_all(average, weights)
-        elif (done - self.start) % self.interval == 0:
-            if count == 0:
-                copy_all(average, weights)
-            else:
-                for into, values in matched(average, weights):
-                    self.rule()(into, values, count)
-            held.numbers["averaged"] += 1
+        held.numbers["averaged"] += held.steps >= self.start
 
 
 class _EMA(_Averaging):

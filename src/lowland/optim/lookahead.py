@@ -22,7 +22,6 @@ class SlowWeights(Part):
     rank: ClassVar[int] = 1
     own: ClassVar[tuple[str, ...]] = ("slow",)
     evaluation: ClassVar[str | None] = "slow"
-    steps_aside: ClassVar[bool] = True
 
     def __init__(self, period: int, alpha: float, slow_weights: Start) -> None:
         check_count("period", period, 1)

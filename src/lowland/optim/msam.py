@@ -28,7 +28,6 @@ class _MSAM(Part):
     rank: ClassVar[int] = 1
     own: ClassVar[tuple[str, ...]] = ("weights",)
     evaluation: ClassVar[str | None] = "weights"
-    steps_aside: ClassVar[bool] = True
     reads_state: ClassVar[bool] = True
 
     def __init__(self, rho: float, start: int, schedule: Callable[[int], float] | None) -> None:

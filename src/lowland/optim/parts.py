@@ -88,9 +88,6 @@ class Part:
     evaluation: ClassVar[str | None] = None
     """Which of them are the weights to evaluate; None: the trained ones."""
 
-    steps_aside: ClassVar[bool] = False
-    """Whether it writes weights beside the base's step, which a base with two sets of weights would not survive."""
-
     exchanges: ClassVar[bool] = False
     """Whether it exchanges gradients between ranks by itself."""
 
@@ -99,6 +96,11 @@ class Part:
 
     owns_rate: ClassVar[bool] = False
     """Whether it writes the groups' learning rates, which only one can."""
+
+    @property
+    def steps_aside(self) -> bool:
+        """Whether it has weights beside those the base steps with, which a base with two sets would not survive."""
+        return self.evaluation is not None
 
     def numbers(self) -> dict[str, int | float | bool]:
         """Return the numbers of its own that are saved, as they are before the first step."""

@@ -32,7 +32,6 @@ class _SAMPa(Part):
     rank: ClassVar[int] = 1
     own: ClassVar[tuple[str, ...]] = ("weights", "slope")
     evaluation: ClassVar[str | None] = "weights"
-    steps_aside: ClassVar[bool] = True
     exchanges: ClassVar[bool] = True
 
     def __init__(self, rho: float, mix: float) -> None:

@@ -35,7 +35,7 @@ class _WSAM(Method):
         super().__init__(rho)
 
     @property
-    def steps_aside(self) -> bool:  # type: ignore[override]
+    def steps_aside(self) -> bool:  # the sharpness term is a step of its own
         return self.decoupled
 
     def check_group(self, group: Mapping[str, Any]) -> None:
