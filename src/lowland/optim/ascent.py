@@ -24,15 +24,7 @@ from lowland.core.interrupts import held_interrupts
 from lowland.optim.holder import Holder
 from lowland.optim.moves import ascend, copy_all, is_dense, lost_share, shards
 from lowland.optim.parts import Method
-from lowland.optim.passes import (
-    Entry,
-    both_gradients,
-    entries_of,
-    noise_state,
-    own_gradients,
-    replayed,
-    sharing_a_norm,
-)
+from lowland.optim.passes import Entry, both_gradients, entries_of, noise_state, own_gradients, replayed
 from lowland.optim.phases import Phase
 from lowland.optim.ranks import unsynced, world_size
 
@@ -86,9 +78,9 @@ def perturbed(held: Holder) -> Generator[None, None, None]:
     _check_may_perturb(held)
     scratch, method = held.scratch, held.method
     assert method is not None
-    step, scratch.watched = held.steps, {}
+    scratch.watched = {}
     own_gradients(held.parameters())  # first gradients are overwritten
-    entries = entries_of(held.groups(), lambda group: method.radius(group, step), held.options.moves)
+    sets = entries_of(held, method)
     scratch.phase = Phase.PERTURBED
     try:
         with ExitStack() as stack:
@@ -96,8 +88,8 @@ def perturbed(held: Holder) -> Generator[None, None, None]:
                 trainable = [p for p in held.parameters() if p.requires_grad]
                 stack.enter_context(scratch.buffers.kept(scratch.model, trainable))
             stack.callback(_come_back, held)
-            _go_up(held, method, entries)
-            del entries  # or the first gradients would live on through the second pass, in the way of its memory
+            _go_up(held, method, sets)
+            del sets  # or the first gradients would live on through the second pass, in the way of its memory
             if held.options.rng == "replay":
                 stack.enter_context(replayed(scratch.random))
             stack.enter_context(perturbed_pass())
@@ -114,10 +106,9 @@ def perturbed(held: Holder) -> Generator[None, None, None]:
 def _check_may_perturb(held: Holder) -> None:
     scratch, options = held.scratch, held.options
     _notice_cleared(held, writes=2)
-    if scratch.phase is not Phase.PERTURBED and not held.evaluating and not held.wants_pass():
-        rule = "must not be entered when the step wants no second pass"
-        raise InputError("perturb()", rule, held.steps, "ask needs_perturbation() first")
     held.require("perturb()")
+    rule = "must not be entered when the step wants no second pass"
+    require(held.wants_pass(), "perturb()", rule, held.steps, "ask needs_perturbation() first")
     marked, local = scratch.phase in (Phase.FIRST, Phase.MARKED), options.distributed == "local" and world_size() > 1
     require(options.rng != "replay" or marked, "rng", '"replay" needs the first pass inside first_pass()', "replay")
     require(not local or marked, "distributed", '"local" needs the first pass inside first_pass(model)', "local")
@@ -132,15 +123,15 @@ def _check_may_perturb(held: Holder) -> None:
 
 
 @torch.no_grad()
-def _go_up(held: Holder, method: Method, entries: list[Entry]) -> None:
-    scratch = held.scratch
+def _go_up(held: Holder, method: Method, sets: list[list[Entry]]) -> None:
+    scratch, entries = held.scratch, [entry for one in sets for entry in one]
     parameters = [entry.parameter for entry in entries]
     copies = [held.backup(parameter) for parameter in parameters]
     low = any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters) and not scratch.warned
     with held_interrupts():
         copy_all(copies, parameters)
         scratch.moved, scratch.norms = (parameters, copies), []
-        _move(held, method, entries, consume=not method.keeps_first and not low)
+        _move(held, method, sets, consume=not method.keeps_first and not low)
         if method.keeps_first:
             scratch.first = {p: p.grad for p in held.parameters() if p.grad is not None and is_dense(p.grad)}
             everything = held.options.weight_decay == "excluded" and held.options.distributed == "synced"
@@ -155,8 +146,8 @@ def _go_up(held: Holder, method: Method, entries: list[Entry]) -> None:
         torch.clear_autocast_cache()
 
 
-def _move(held: Holder, method: Method, entries: list[Entry], *, consume: bool) -> None:
-    for part in sharing_a_norm(entries, held.options.norm):
+def _move(held: Holder, method: Method, sets: list[list[Entry]], *, consume: bool) -> None:
+    for part in sets:
         gradients = [entry.gradient for entry in part]
         parameters = [entry.parameter for entry in part]
         if held.options.weight_decay == "included":

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.optim.moves import is_dense
-from lowland.optim.parts import Held
+from lowland.optim.parts import Held, Method
 
 RandomState = dict[torch.device | None, Tensor]
 
@@ -24,35 +24,25 @@ class Entry(NamedTuple):
     parameter: Tensor
     gradient: Tensor
     rho: float  # below 0 in groups that are maximized: there uphill is where the objective falls
-    group: int
     decay: float
 
 
-def entries_of(
-    groups: list[dict[str, Any]], radius: Callable[[dict[str, Any]], float], moved: Callable[[Tensor], bool]
-) -> list[Entry]:
-    """Collect what an ascent moves: parameters with a gradient, in groups with a radius; nothing is changed."""
-    found = []
-    for index, group in enumerate(groups):
-        rho, decay = radius(group), float(group.get("weight_decay", 0.0))
+def entries_of(held: Held, method: Method) -> list[list[Entry]]:
+    """Collect what an ascent moves, in sets that share a norm; nothing is changed, and no set is empty."""
+    sets: dict[int, list[Entry]] = {}
+    for index, group in enumerate(held.groups()):
+        rho, decay = method.radius(group, held.steps), float(group.get("weight_decay", 0.0))
         sign = -1.0 if group.get("maximize") else 1.0
         for parameter in group["params"] if rho > 0 else ():
             gradient = parameter.grad
-            if gradient is None or not moved(parameter):
+            if gradient is None or not held.options.moves(parameter):
                 continue
-            if gradient.layout != torch.strided:
+            if not is_dense(gradient):
                 advice = "use sparse=False, or rho=0 in that group"
                 raise InputError("params", "must have dense gradients for an ascent", str(gradient.layout), advice)
-            found.append(Entry(parameter, gradient, sign * rho, index, sign * decay))
-    return found
-
-
-def sharing_a_norm(entries: list[Entry], norm: str) -> Iterable[list[Entry]]:
-    """Part entries into sets that share one norm; none is empty."""
-    sets: dict[int, list[Entry]] = {}
-    for position, entry in enumerate(entries):
-        sets.setdefault({"global": 0, "group": entry.group, "tensor": position}[norm], []).append(entry)
-    return sets.values()
+            shared = {"global": 0, "group": index, "tensor": id(parameter)}[held.options.norm]
+            sets.setdefault(shared, []).append(Entry(parameter, gradient, sign * rho, sign * decay))
+    return list(sets.values())
 
 
 def both_gradients(held: Held, first: dict[Tensor, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
