@@ -22,7 +22,7 @@ from lowland.core.contexts import perturbed_pass
 from lowland.core.errors import InputError, LowlandWarning, MissingPass, require
 from lowland.core.interrupts import held_interrupts
 from lowland.optim.holder import Holder
-from lowland.optim.moves import ascend, copy_all, is_dense, lost_share, shards
+from lowland.optim.moves import ascend, copy_all, lost_share, shards
 from lowland.optim.parts import Method
 from lowland.optim.passes import Entry, both_gradients, entries_of, noise_state, own_gradients, replayed
 from lowland.optim.phases import Phase
@@ -44,12 +44,11 @@ def first_pass(held: Holder, model: nn.Module | None) -> Generator[None, None, N
         if options.distributed == "local" and world_size() > 1:
             stack.enter_context(unsynced(scratch.model if model is None else model))
         if scratch.phase is Phase.READY:
-            scratch.watched = {}  # or they would count as held
-            own_gradients(held.parameters())
-            for parameter in held.parameters():
-                if parameter.grad is not None:
-                    scratch.aside[parameter] = parameter.grad
-                    parameter.grad = None
+            scratch.aside = {}  # it holds what is ready, too
+            own_gradients(held, held.parameters())
+            scratch.aside = {p: p.grad for p in held.parameters() if p.grad is not None}
+            for parameter in scratch.aside:
+                parameter.grad = None
         if options.rng == "replay" and not (options.ascent == "step" and scratch.random):
             scratch.random = noise_state(held.parameters())
         scratch.phase = Phase.FIRST
@@ -78,8 +77,7 @@ def perturbed(held: Holder) -> Generator[None, None, None]:
     _check_may_perturb(held)
     scratch, method = held.scratch, held.method
     assert method is not None
-    scratch.watched = {}
-    own_gradients(held.parameters())  # first gradients are overwritten
+    own_gradients(held, held.parameters())  # first gradients are overwritten
     sets = entries_of(held, method)
     scratch.phase = Phase.PERTURBED
     try:
@@ -133,7 +131,7 @@ def _go_up(held: Holder, method: Method, sets: list[list[Entry]]) -> None:
         scratch.moved, scratch.norms = (parameters, copies), []
         _move(held, method, sets, consume=not method.keeps_first and not low)
         if method.keeps_first:
-            scratch.first = {p: p.grad for p in held.parameters() if p.grad is not None and is_dense(p.grad)}
+            scratch.first = held.gradients()
             everything = held.options.weight_decay == "excluded" and held.options.distributed == "synced"
             whole = everything and len(scratch.norms) == 1 and len(entries) == len(scratch.first)
             scratch.norm = scratch.norms[0] if whole else None
@@ -203,8 +201,8 @@ def _combine(held: Holder, method: Method) -> None:
     plain, perturbed_ones = both_gradients(held, held.scratch.first)
     if held.options.distributed == "local":
         held.average(plain)  # else every rank would take another step
-    reached = [p for p in held.parameters() if p.grad is not None and is_dense(p.grad)]
-    for parameter, gradient in zip(reached, method.combine(plain, perturbed_ones, held.scratch.norm), strict=True):
+    combined = method.combine(plain, perturbed_ones, held.scratch.norm)
+    for parameter, gradient in zip(held.gradients(), combined, strict=True):
         parameter.grad = gradient
 
 
@@ -212,12 +210,11 @@ def _carry_overflow(held: Holder) -> None:
     """Spoil the step's gradients if a norm of the first pass was not finite; the host never learns which."""
     # Minus zero is the number that changes no bit of what it is added to; times infinity it is NaN. It is added to the
     # smallest gradient, since a scaler skips the step for any.
-    reached = [p for p in held.parameters() if p.grad is not None and is_dense(p.grad)]
-    sizes = {parameter: shards([parameter])[0].numel() for parameter in reached}
-    smallest = min((parameter for parameter in reached if sizes[parameter]), key=sizes.__getitem__, default=None)
+    sizes = {p: size for p in held.gradients() if (size := shards([p])[0].numel())}
+    smallest = min(sizes, key=sizes.__getitem__, default=None)
     norms = held.scratch.norms
     if smallest is not None and smallest.grad is not None and norms:
-        own_gradients([smallest])
+        own_gradients(held, [smallest])
         target = shards([smallest.grad])[0]
         norm = norms[0] if len(norms) == 1 else torch.stack([n.to(norms[0].device) for n in norms]).sum()
         target.add_(norm.to(target.device) * -0.0)

@@ -73,6 +73,10 @@ class Holder:
         for group in self.groups():
             yield from group["params"]
 
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Return the present gradients by parameter, without sparse ones: what can be normed, kept and combined."""
+        return {p: p.grad for p in self.parameters() if p.grad is not None and is_dense(p.grad)}
+
     def has_gradients(self) -> bool:
         """Tell whether any parameter has a gradient."""
         return any(p.grad is not None for p in self.parameters())
@@ -160,7 +164,7 @@ class Holder:
 
     def length(self) -> Tensor:
         """Return the length of the present gradients, without sparse ones."""
-        return joint_norm([p.grad for p in self.parameters() if p.grad is not None and is_dense(p.grad)])
+        return joint_norm(list(self.gradients().values()))
 
     def settle(self) -> None:
         """Bring the parts' numbers up to date."""

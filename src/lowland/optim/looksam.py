@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lowland.core.params import normalized_scale
 from lowland.optim.bases import Base
-from lowland.optim.moves import add_scaled, is_dense, joint_norm, scale_all, shards
+from lowland.optim.moves import add_scaled, joint_norm, scale_all, shards
 from lowland.optim.options import AscentKeywords, check_choice, check_count, check_share
 from lowland.optim.parts import Held, Method
 from lowland.optim.passes import own_gradients
@@ -41,13 +41,11 @@ class _LookSAM(Method):
 
     def prepare(self, held: Held) -> None:
         directions, kept = dict(zip(*held.own("direction"), strict=True)), held.scratch.kept
-        reached = [p for p in held.parameters() if p.grad is not None and is_dense(p.grad)]
-        moving = [p for p in reached if p in directions and (not kept or p in kept)]
+        moving = [p for p in held.gradients() if p in directions and (not kept or p in kept)]
         if kept and self.options.distributed == "local":
             held.average(list(kept.values()))  # else every rank would go on in another direction
         if not kept:
-            held.scratch.watched = {}
-            own_gradients(moving)
+            own_gradients(held, moving)
         for chosen in [[p] for p in moving] if self.projection == "tensor" else [moving]:
             gradients = [p.grad for p in chosen if p.grad is not None]
             along = [directions[p] for p in chosen]

@@ -44,6 +44,9 @@ class Held(Protocol):
     def parameters(self) -> Iterator[Tensor]:
         """Yield every optimized parameter in the order of the groups."""
 
+    def gradients(self) -> dict[Tensor, Tensor]:
+        """Return the present gradients by parameter, without sparse ones."""
+
     def own(self, name: str) -> tuple[list[Tensor], list[Tensor]]:
         """Return parameters and their own tensors."""
 

@@ -57,8 +57,9 @@ def both_gradients(held: Held, first: dict[Tensor, Tensor]) -> tuple[list[Tensor
     return [first[p] for p in parameters], [p.grad for p in parameters if p.grad is not None]
 
 
-def own_gradients(parameters: Iterable[Tensor]) -> None:
+def own_gradients(held: Held, parameters: Iterable[Tensor]) -> None:
     """Give a copy to every parameter whose gradient somebody else holds too: a user, DDP's buckets, FSDP2's buffers."""
+    held.scratch.watched = {}  # or they would count as held
     for parameter in parameters:
         if parameter.grad is not None and is_dense(parameter.grad) and _is_shared(parameter):
             parameter.grad = parameter.grad.clone()

@@ -48,8 +48,7 @@ class _WSAM(Method):
         if not kept:
             return
         if self.decoupled:  # or the difference would be written into what a user keeps
-            held.scratch.watched = {}
-            own_gradients(held.parameters())
+            own_gradients(held, held.parameters())
         plain, perturbed = both_gradients(held, kept)
         if self.options.distributed == "local":
             held.average(plain)
