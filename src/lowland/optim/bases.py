@@ -116,15 +116,14 @@ def checked_bases(base: Base) -> tuple[Optimizer, ...]:
         if isinstance(one, OptimizerViews):
             advice = "give all plain bases to the innermost of ours"
             raise InputError("base", "must not wrap already where there are several", type(one).__name__, advice)
-        if not isinstance(one, Optimizer):
-            raise InputError("base", "must be a torch.optim.Optimizer", type(one).__name__)
-        if isinstance(one, torch.optim.LBFGS):
-            raise InputError("base", "must step without a closure of its own", type(one).__name__)
-        if getattr(one, "_overlap_with_ddp", False):  # it steps inside the backward pass, and step() does nothing
-            raise InputError("base", "must step when it is told to", type(one).__name__, "pass overlap_with_ddp=False")
+        kind = type(one).__name__
+        require(isinstance(one, Optimizer), "base", "must be a torch.optim.Optimizer", kind)
+        require(not isinstance(one, torch.optim.LBFGS), "base", "must step without a closure of its own", kind)
+        prompt = not getattr(one, "_overlap_with_ddp", False)  # else it steps inside the backward pass
+        require(prompt, "base", "must step when it is told to", kind, "pass overlap_with_ddp=False")
     parameters = [id(p) for one in bases for group in one.param_groups for p in group["params"]]
-    if len(set(parameters)) < len(parameters):
-        raise InputError("base", "must not hold a parameter twice", f"{len(parameters)} parameters")
+    once = len(set(parameters)) == len(parameters)
+    require(once, "base", "must not hold a parameter twice", f"{len(parameters)} parameters")
     return bases
 
 
@@ -146,8 +145,8 @@ def check_parts(held: Holder, parts: Sequence[Part], distributed: str) -> None:
             rule = f"must hold the state of every parameter for {part.name}, which reads it"
             raise InputError("base", rule, type(sharded[0]).__name__, "use the optimizer whose state it shards")
     owners = [part.name for part in [*held.parts, *parts] if part.owns_rate]
-    if len(owners) > 1:
-        raise InputError("base", "must leave the learning rate to one of its parts", owners, "use SWA without rates")
+    rule = "must leave the learning rate to one of its parts"
+    require(len(owners) < 2, "base", rule, owners, "use SWA without rates")
     for group in held.groups():
         _check_group(group, parts, distributed)
 

@@ -127,15 +127,9 @@ class AscentOptions:
 
 def check_rho(rho: Any) -> float:
     """Return a radius, or refuse it."""
-    number = isinstance(rho, Real | Tensor)
-    require(number, "rho", "must be a number", rho)
-    require(
-        0.0 <= float(rho) < float("inf"),
-        "rho",
-        "must be finite and not negative",
-        rho,
-        "use rho=0 to leave a group out",
-    )
+    require(isinstance(rho, Real | Tensor), "rho", "must be a number", rho)
+    rule, advice = "must be finite and not negative", "use rho=0 to leave a group out"
+    require(0.0 <= float(rho) < float("inf"), "rho", rule, rho, advice)
     return float(rho)
 
 

@@ -48,12 +48,9 @@ def check_ranks_agree(
     for rank, theirs in enumerate(all_of_them):
         if not torch.allclose(theirs, all_of_them[0], rtol=1e-9, atol=0.0, equal_nan=True):
             what = "its weights" if theirs[0] == all_of_them[0][0] else "its settings, steps or learning rates"
-            raise InputError(
-                "model",
-                "must start alike on all ranks",
-                f"rank {rank} differs from rank 0 in {what}",
-                "seed all ranks alike, or load the same checkpoint of model and optimizer on each",
-            )
+            advice = "seed all ranks alike, or load the same checkpoint of model and optimizer on each"
+            rule, got = "must start alike on all ranks", f"rank {rank} differs from rank 0 in {what}"
+            raise InputError("model", rule, got, advice)
 
 
 def unsynced(model: nn.Module | None) -> AbstractContextManager[None]:

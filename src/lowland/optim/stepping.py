@@ -60,11 +60,9 @@ def open_pass(held: Holder) -> None:
     scratch = held.scratch
     stale, scratch.opened = scratch.opened, None
     if stale is not None:  # an exception came between the two
-        error = InputError(
-            "first_step()", "must be followed by second_step()", advice="the weights are back: begin the step anew"
-        )
-        stale.__exit__(InputError, error, None)
-        raise error
+        advice = "the weights are back: begin the step anew"
+        with stale:
+            raise InputError("first_step()", "must be followed by second_step()", advice=advice)
     stack = ExitStack()
     stack.enter_context(perturbed(held))
     scratch.opened = stack
@@ -99,11 +97,9 @@ def run_closure(held: Holder, closure: Callable[[], Any]) -> Any:
     if scratch.phase is Phase.READY or not (scratch.aside or held.has_gradients()):
         return loss  # the closure ran both passes, or none
     if not set_aside and zeroings == scratch.zeroings and any(p.grad is gradient for p, gradient in before):
-        raise InputError(
-            "step(closure)",
-            "must not find gradients of earlier micro-batches: the second pass would lose them",
-            advice=f"{_CLEAR} in the closure, or run each inside first_pass() and perturb(); {_IN_TRAINERS}",
-        )
+        rule = "must not find gradients of earlier micro-batches: the second pass would lose them"
+        advice = f"{_CLEAR} in the closure, or run each inside first_pass() and perturb(); {_IN_TRAINERS}"
+        raise InputError("step(closure)", rule, advice=advice)
     del before  # or they would count as held
     with perturbed(held):
         closure()
