@@ -44,6 +44,17 @@ def matched(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[tuple[lis
     return list(kinds.values())
 
 
+def flattened(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors into one vector, which shares no memory with them."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Cut a vector into views of the shapes of others."""
+    parts = torch.split(flat, [tensor.numel() for tensor in like])
+    return [part.view_as(tensor) for part, tensor in zip(parts, like, strict=True)]
+
+
 @torch.no_grad()
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy tensors into others of the same shapes, bit for bit."""

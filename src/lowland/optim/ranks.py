@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError
-from lowland.optim.moves import is_dense, matched
+from lowland.optim.moves import cut, flattened, is_dense, matched
 
 
 def world_size() -> int:
@@ -28,11 +28,10 @@ def average_over_ranks(tensors: list[Tensor], group: Any = None) -> None:
     if not all(is_dense(tensor) for tensor in whole):
         raise InputError("params", "must have dense gradients, for ranks to average them", advice="use sparse=False")
     for members, _ in matched(whole, whole):
-        flat = torch.cat([member.reshape(-1) for member in members])
+        flat = flattened(members)
         torch.distributed.all_reduce(flat, group=group)
         flat /= torch.distributed.get_world_size(group)
-        parts = torch.split(flat, [member.numel() for member in members])
-        torch._foreach_copy_(members, [part.view_as(member) for part, member in zip(parts, members, strict=True)])
+        torch._foreach_copy_(members, cut(flat, members))
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError, require
 from lowland.optim.bases import Base
-from lowland.optim.moves import add_scaled, copy_all, is_dense, joint_norm
+from lowland.optim.moves import add_scaled, copy_all, cut, flattened, is_dense, joint_norm
 from lowland.optim.options import check_rho, check_share
 from lowland.optim.parts import Held, Part, check_rate, rate_of
 from lowland.optim.ranks import world_size
@@ -86,13 +86,11 @@ def is_uphill() -> bool:
 
 def exchanged(gradients: list[Tensor], mix: float) -> tuple[list[Tensor], list[Tensor]]:
     """Return (1 - mix) times the mean gradient uphill and mix times that ahead, and the latter: by one exchange."""
-    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    flat = flattened(gradients)
     if world_size() == 2:  # nothing to sum: each sends its own, which is half of what a sum of both has to move
         theirs, peer = torch.empty_like(flat), 1 - torch.distributed.get_rank()
-        send, receive = (
-            torch.distributed.P2POp(torch.distributed.isend, flat, peer),
-            torch.distributed.P2POp(torch.distributed.irecv, theirs, peer),
-        )
+        send = torch.distributed.P2POp(torch.distributed.isend, flat, peer)
+        receive = torch.distributed.P2POp(torch.distributed.irecv, theirs, peer)
         for request in torch.distributed.batch_isend_irecv([send, receive]):
             request.wait()
         ahead, uphill = (theirs, flat) if is_uphill() else (flat, theirs)
@@ -102,12 +100,7 @@ def exchanged(gradients: list[Tensor], mix: float) -> tuple[list[Tensor], list[T
         torch.distributed.all_reduce(both)
         both /= world_size() / 2
         ahead, uphill = both
-    sizes = [gradient.numel() for gradient in gradients]
-    mixed, plain = (
-        [part.view_as(gradient) for part, gradient in zip(torch.split(row, sizes), gradients, strict=True)]
-        for row in (uphill.lerp_(ahead, mix), ahead)
-    )
-    return mixed, plain
+    return cut(uphill.lerp_(ahead, mix), gradients), cut(ahead, gradients)
 
 
 @final
