@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lowland.optim.holder import Holder
@@ -14,15 +14,20 @@ _SHOWN = 3
 """Most groups in a line."""
 
 
+def nested(names: Iterable[str]) -> str:
+    """Return names, the outermost first, as they are written around one another: ``EMA(SAM)``; none twice."""
+    outside_in = list(dict.fromkeys(names))
+    return "(".join(outside_in) + ")" * (len(outside_in) - 1)
+
+
 def in_words(held: Holder) -> str:
     """Return an optimizer in one line, such as ``SAM(SGD): rho=0.05; SGD lr=0.1 momentum=0.9, 62 tensors``."""
-    names = [*dict.fromkeys(part.name for part in reversed(held.parts))]
-    whole = "(".join([*names, ", ".join(type(base).__name__ for base in held.bases)]) + ")" * len(names)
-    parts = [" ".join(f"{name}={value}" for name, value in settings_of(part).items()) for part in reversed(held.parts)]
-    rows = _bases(held)
-    bases = [" ".join([row["optimizer"], row["settings"]]) + f", {row['tensors']} tensors" for row in rows[:_SHOWN]]
-    more = [f"{len(rows) - _SHOWN} more groups"] if len(rows) > _SHOWN else []
-    return f"{whole}: " + "; ".join(filter(None, [*parts, *bases, *more]))
+    rows, bases = rows_of(held), ", ".join(type(base).__name__ for base in held.bases)
+    parts, groups = rows[: len(held.parts)], rows[len(held.parts) :]
+    told = [row["settings"] for row in parts]
+    told += [f"{row['optimizer']} {row['settings']}, {row['tensors']} tensors" for row in groups[:_SHOWN]]
+    told += [f"{len(groups) - _SHOWN} more groups"] if len(groups) > _SHOWN else []
+    return f"{nested([*(row['optimizer'] for row in parts), bases])}: " + "; ".join(filter(None, told))
 
 
 def rows_of(held: Holder) -> list[dict[str, str]]:
@@ -31,17 +36,7 @@ def rows_of(held: Holder) -> list[dict[str, str]]:
         {"optimizer": part.name, "settings": " ".join(f"{name}={value}" for name, value in settings_of(part).items())}
         for part in reversed(held.parts)
     ]
-    return [*parts, *_bases(held)]
-
-
-def settings_of(part: Part) -> dict[str, Any]:
-    """Return the settings of a part that fit into a line."""
-    plain = bool | int | float | str
-    return {n: v for n, v in vars(part).items() if not n.startswith("_") and isinstance(v, plain) and v != ""}
-
-
-def _bases(held: Holder) -> list[dict[str, str]]:
-    return [
+    groups = [
         {
             "optimizer": type(base).__name__,
             "settings": " ".join(f"{name}={_short(group[name])}" for name in _RATES if _given(group, name)),
@@ -50,6 +45,13 @@ def _bases(held: Holder) -> list[dict[str, str]]:
         for base in held.bases
         for group in base.param_groups
     ]
+    return [*parts, *groups]
+
+
+def settings_of(part: Part) -> dict[str, Any]:
+    """Return the settings of a part that fit into a line."""
+    plain = bool | int | float | str
+    return {n: v for n, v in vars(part).items() if not n.startswith("_") and isinstance(v, plain) and v != ""}
 
 
 def _given(group: Mapping[str, Any], name: str) -> bool:

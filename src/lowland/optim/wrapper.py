@@ -25,7 +25,7 @@ from lowland.optim.options import AscentFields, AscentOptions, check_keywords, t
 from lowland.optim.parts import Method, Part
 from lowland.optim.phases import Phase
 from lowland.optim.stepping import close_pass, open_pass, run_closure, take_step
-from lowland.optim.words import in_words, rows_of
+from lowland.optim.words import in_words, nested, rows_of
 
 
 class Wrapper(OptimizerViews):
@@ -105,8 +105,7 @@ class Wrapper(OptimizerViews):
     @property
     def method(self) -> str:
         """Its name in checkpoints, such as ``EMA(SAM)``."""
-        names = list(dict.fromkeys(part.name for part in reversed(self._held.parts)))
-        return "(".join(names) + ")" * (len(names) - 1)
+        return nested(part.name for part in reversed(self._held.parts))
 
     def __repr__(self) -> str:
         """Return the parts with their settings and the bases with their groups, in one line."""
