@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import CheckpointError, require
+from lowland.core.params import differing_shapes
 from lowland.optim.options import check_count
 from lowland.optim.rates import Decay, decay_of
 
@@ -80,7 +81,9 @@ def merge(checkpoints: Iterable[Mapping[str, Tensor]], weights: Sequence[float])
     for seen, last in enumerate(checkpoints, 1):
         advice = "read files by models.read_weights"
         require(isinstance(last, Mapping), "checkpoints", "must be state dicts", type(last).__name__, advice)
-        _check_alike(sums, last, seen)
+        if sums and (table := differing_shapes(sums, last)):
+            rule = f"checkpoint {seen} is of another model than those before"
+            raise CheckpointError(f"{rule}; it differs at\n{table}")
         for name, tensor in last.items() if seen <= len(weights) else ():
             if tensor.is_floating_point() or tensor.is_complex():
                 part = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * weights[seen - 1]
@@ -89,12 +92,3 @@ def merge(checkpoints: Iterable[Mapping[str, Tensor]], weights: Sequence[float])
                 sums[name] = tensor
     require(seen == len(weights), "weights", f"must be as many as checkpoints, {seen}", len(weights))
     return {name: value.to(last[name].dtype, copy=True) for name, value in sums.items()}
-
-
-def _check_alike(sums: Mapping[str, Tensor], state: Mapping[str, Tensor], number: int) -> None:
-    names = sums.keys() | state.keys() if sums else set()
-    differ = sorted(n for n in names if n not in sums or n not in state or sums[n].shape != state[n].shape)
-    if differ:
-        raise CheckpointError(
-            f"checkpoint {number} is of another model than those before: {', '.join(differ[:3])} differ"
-        )
