@@ -102,8 +102,7 @@ def load(held: Holder, saved: Mapping[str, Any], method: str) -> None:
         kept = [dict(group) for group in base.param_groups]
         base.load_state_dict(part)
         for group, old in zip(base.param_groups, kept, strict=True):
-            for key in set(old) - set(group):  # options of ours that a bare checkpoint lacks
-                group[key] = old[key]
+            group.update({**old, **group})  # a bare checkpoint lacks options of ours
     held.scratch.forget()
     _restore(held, numbers, tensors)
     held.switch(evaluating=evaluating)
@@ -123,12 +122,9 @@ def _check(held: Holder, parts: list[dict[str, Any]], tensors: dict[str, dict[in
     parameters = list(held.parameters())
     for name, values in tensors.items():
         for index, value in values.items():
-            if index >= len(parameters) or value.shape != parameters[index].shape:
-                has = list(parameters[index].shape) if index < len(parameters) else "missing"
-                raise CheckpointError(
-                    f"parameter {index} is {has}, its `{name}` in the checkpoint {list(value.shape)}: it is of "
-                    f"another model; nothing was changed"
-                )
+            has = list(parameters[index].shape) if index < len(parameters) else "missing"
+            if has != list(value.shape):
+                raise _foreign(index, has, f"`{name}`", value.shape)
 
 
 def _check_entry(parameter: Tensor, entry: Any, key: Any) -> None:
@@ -142,10 +138,12 @@ def _check_entry(parameter: Tensor, entry: Any, key: Any) -> None:
     # factored and preconditioning states have shapes of their own: what has none of the parameter's is foreign
     shapes = [value.shape for value in entry.values() if isinstance(value, Tensor) and value.ndim == parameter.ndim > 0]
     if shapes and parameter.shape not in shapes:
-        raise CheckpointError(
-            f"parameter {key} is {list(parameter.shape)}, its state in the checkpoint {list(shapes[0])}: it is of "
-            f"another model; nothing was changed"
-        )
+        raise _foreign(key, list(parameter.shape), "state", shapes[0])
+
+
+def _foreign(key: Any, has: Any, what: str, shape: torch.Size) -> CheckpointError:
+    both = f"parameter {key} is {has}, its {what} in the checkpoint {list(shape)}"
+    return CheckpointError(f"{both}: it is of another model; nothing was changed")
 
 
 @torch.no_grad()
@@ -155,7 +153,7 @@ def _restore(held: Holder, numbers: dict[str, Any], tensors: dict[str, dict[int,
     for index, value in tensors.get("trained", {}).items():
         parameters[index].copy_(value)
     held.numbers.clear()  # mutated, since the first group holds them too
-    held.numbers.update({"steps": 0})
+    held.numbers["steps"] = 0
     for begun in (*(part.numbers() for part in held.parts), numbers):
         held.numbers.update(begun)
     for name in held.tensors:

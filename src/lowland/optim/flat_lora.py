@@ -69,10 +69,8 @@ def lora_noise(
         with held_interrupts(), torch.no_grad():
             for number, (layer, weight) in enumerate(zip(layers, frozen, strict=True)):
                 merged = weight + layer.get_delta_weight(adapter).to(weight)
-                generator = torch.Generator(weight.device).manual_seed(
-                    torch_seed(seed, "training", "lora noise", step, number)
-                )
-                weight.add_(noise_like(merged, size, generator))
+                of_layer = torch_seed(seed, "training", "lora noise", step, number)
+                weight.add_(noise_like(merged, size, torch.Generator(weight.device).manual_seed(of_layer)))
             torch.clear_autocast_cache()
         yield
     finally:

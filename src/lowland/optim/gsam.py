@@ -67,9 +67,8 @@ class _GSAM(Method):
         torch._foreach_sub_(shards(first), shards(second))
         apart = joint_norm(first)
         share = self.alpha / 2
-        scale = torch.addcmul(
-            length.new_full((), 1 - share), (norm - apart) / length, (norm + apart) / length, value=share
-        )
+        rest = length.new_full((), 1 - share)
+        scale = torch.addcmul(rest, (norm - apart) / length, (norm + apart) / length, value=share)
         torch._foreach_mul_(shards(first), -self.alpha)
         add_scaled(first, second, scale)  # nothing is added where it is 0 / 0: there g_p is 0
         return first

@@ -147,8 +147,7 @@ class Holder:
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over the ranks of the distributed model."""
-        if world_size() > 1:
-            average_over_ranks(tensors, self.process_group())
+        average_over_ranks(tensors, self.process_group())
 
     def process_group(self) -> Any:
         """Return the ranks of the distributed model; None where none is known."""
@@ -159,8 +158,7 @@ class Holder:
         """Return what the step's gradients were multiplied by since the second pass: by a scaler, by clipping."""
         length = self.scratch.length
         assert length is not None
-        now = self.length()
-        return torch.nan_to_num(now / length, nan=1.0, posinf=1.0)  # 0 / 0 where there is no slope at all
+        return torch.nan_to_num(self.length() / length, nan=1.0, posinf=1.0)  # 0 / 0 where there is no slope at all
 
     def length(self) -> Tensor:
         """Return the length of the present gradients, without sparse ones."""
