@@ -27,18 +27,13 @@ class BufferKeeper:
     """Remembers the outermost modules of an optimizer's parameters without keeping them alive, and their buffers."""
 
     def __init__(self) -> None:
-        self._met: list[weakref.ref[nn.Module]] = []
+        self._met: weakref.WeakKeyDictionary[nn.Module, None] = weakref.WeakKeyDictionary()
         self._copies: dict[Tensor, Tensor] = {}
         self._covered: tuple[int, int] | None = None  # numbers of modules and parameters for which all were held
 
     def modules(self, model: nn.Module | None) -> list[nn.Module]:
         """Return the model that was given, or the modules met so far."""
-        if model is not None:
-            return [model]
-        found = [module for module in (reference() for reference in self._met) if module is not None]
-        if len(found) < len(self._met):
-            self._met, self._covered = [weakref.ref(module) for module in found], None
-        return found
+        return list(self._met) if model is None else [model]
 
     @contextmanager
     def kept(self, model: nn.Module | None, parameters: list[Tensor]) -> Generator[None, None, None]:
@@ -76,7 +71,7 @@ class BufferKeeper:
             if id(module) in seen:
                 return
             seen.update(id(inner) for inner in module.modules())
-            self._met.append(weakref.ref(module))
+            self._met[module] = None
             if places is not None:
                 self._save([module], places, {})
             if self._complete(parameters):
@@ -96,10 +91,8 @@ class BufferKeeper:
         now = len(met), len(parameters)
         if self._covered != now:
             held = {id(p) for module in met for p in module.parameters()}
-            if not met or any(id(p) not in held for p in parameters):
-                return False
-            self._covered = now
-        return True
+            self._covered = now if met and all(id(p) in held for p in parameters) else None
+        return self._covered is not None
 
 
 def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
