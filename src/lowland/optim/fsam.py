@@ -55,12 +55,11 @@ class _FSAM(Method):
             return
         if self.options.distributed == "local":
             held.average(list(kept.values()))
-        parameters, averages = held.own("gradient")
+        averages = dict(zip(*held.own("gradient"), strict=True))
         share = 1 - self.decay if held.numbers["gradients"] else 1.0
-        torch._foreach_mul_(shards(averages), 1 - share)
-        reached = [i for i, parameter in enumerate(parameters) if parameter in kept]
-        slopes = [kept[parameters[i]] for i in reached]
-        add_scaled([averages[i] for i in reached], slopes, share / (loss_scale(held) * held.scratch.perturbations))
+        torch._foreach_mul_(shards(averages.values()), 1 - share)
+        reached, scale = [p for p in averages if p in kept], loss_scale(held) * held.scratch.perturbations
+        add_scaled([averages[p] for p in reached], [kept[p] for p in reached], share / scale)
         held.numbers["gradients"] += 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, MutableMapping, Sequence
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import torch
@@ -238,9 +238,8 @@ class Holder:
                 base.eval() if evaluating else base.train()
             if not evaluating:
                 # the base's way back is not exact: the weights come from a copy, as they do after an ascent
-                for kept in (scratch.trained, scratch.trained_buffers):
-                    copy_all(list(kept), list(kept.values()))
-                scratch.trained, scratch.trained_buffers = {}, {}
+                copy_all(list(scratch.trained), list(scratch.trained.values()))
+                scratch.trained = {}
             self.evaluating = evaluating
             torch.clear_autocast_cache()
 
@@ -272,8 +271,7 @@ class JointState(MutableMapping[Tensor, Any]):
         return any(parameter in base.state for base in self._holder.bases)
 
     def __iter__(self) -> Iterator[Tensor]:
-        for base in self._holder.bases:
-            yield from base.state
+        return chain.from_iterable(base.state for base in self._holder.bases)
 
     def __len__(self) -> int:
         return sum(len(base.state) for base in self._holder.bases)

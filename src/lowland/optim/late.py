@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Unpack, final
 
-from lowland.core.errors import InputError, require
+from lowland.core.errors import require
 from lowland.optim.bases import Base
 from lowland.optim.options import AscentKeywords, check_count
 from lowland.optim.parts import Held, Method
@@ -39,10 +39,9 @@ class _LateSAM(Method):
     @property
     def first(self) -> int:
         """The first step of the tail, counted from 0."""
-        if self.total is None:
-            rule = "must be given: the steps of the whole run"
-            raise InputError("total", rule, None, "pass total=epochs * len(loader)")
-        return round((1 - self.share) * self.total)
+        rule = "must be given: the steps of the whole run"
+        require(self.total, "total", rule, None, "pass total=epochs * len(loader)")
+        return round((1 - self.share) * (self.total or 1))
 
     def wants(self, held: Held) -> bool:
         return held.steps >= self.first

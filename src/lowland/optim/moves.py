@@ -68,12 +68,6 @@ def interpolate(targets: Sequence[Tensor], ends: Sequence[Tensor], weight: float
         torch._foreach_lerp_(into, values, weight)
 
 
-def copy_where(flag: Tensor, targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy finite tensors where a flag is set, else leave the targets; the host never learns which."""
-    scale_all(targets, (~flag).float())
-    add_scaled(targets, sources, flag.float())
-
-
 def swap(first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
     """Exchange the contents of two lists of tensors, bit for bit."""
     held = [tensor.clone() for tensor in shards(first)]

@@ -72,8 +72,8 @@ class Scratch:
     zeroings: int = 0
     model: nn.Module | None = None  # as given
     buffers: BufferKeeper = field(default_factory=BufferKeeper)
-    trained: dict[Tensor, Tensor] = field(default_factory=dict)  # weights that a base has put away to be evaluated
-    trained_buffers: dict[Tensor, Tensor] = field(default_factory=dict)  # while recalibrated ones are in the model
+    # while others are in the model: weights of a base that evaluates its own, buffers that were recalibrated
+    trained: dict[Tensor, Tensor] = field(default_factory=dict)
     pending: tuple[Tensor, Any] | None = None  # a number on its way from the device, and when it is there
     opened: ExitStack | None = None  # what first_step() opened
     warned: bool = False

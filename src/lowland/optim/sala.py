@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lowland.optim.bases import Base
 from lowland.optim.lookahead import SlowWeights, Start
-from lowland.optim.moves import copy_all, copy_where, joint_norm, shards
+from lowland.optim.moves import add_scaled, copy_all, joint_norm, scale_all, shards
 from lowland.optim.options import AscentKeywords
 from lowland.optim.parts import Held, Method
 from lowland.optim.phases import Phase
@@ -70,7 +70,8 @@ class _Slow(SlowWeights):
         method, step = held.method, held.steps - 1
         assert method is not None
         near = joint_norm(differences) < max(method.radius(group, step) for group in held.groups())
-        copy_where(near, fast, slow)
+        scale_all(fast, (~near).float())  # fast weights are the slow ones where near; the host need not know for that
+        add_scaled(fast, slow, near.float())
         held.scratch.pending = _to_host(near)
 
 

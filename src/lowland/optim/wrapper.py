@@ -316,8 +316,9 @@ class Wrapper(OptimizerViews):
         held = self._held
         known = held.scratch.buffers.modules(held.scratch.model if model is None else model)
         require(len(known) == 1, "model", "must be given: the optimizer has not met the model", len(known))
-        if held.evaluating and not held.scratch.trained_buffers:
-            held.scratch.trained_buffers = {b: b.detach().clone() for b in known[0].buffers()}
+        if held.evaluating:
+            trained = held.scratch.trained
+            trained |= {b: b.detach().clone() for b in known[0].buffers() if b not in trained}
         device = next(iter(held.parameters())).device
         return renew_statistics(unwrap(known[0]), (as_batch(raw).to(device) for raw in loader))
 

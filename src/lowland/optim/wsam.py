@@ -53,14 +53,12 @@ class _WSAM(Method):
         if self.options.distributed == "local":
             held.average(plain)
         scale_all(plain, held.rescaling())
-        if not self.decoupled:
+        if self.decoupled:  # the base gets the plain gradient, what is kept is their difference
+            torch._foreach_sub_(shards(perturbed), shards(plain))
+        else:
             interpolate(plain, perturbed, alpha)
-            for parameter, gradient in kept.items():
-                parameter.grad = gradient
-            return
-        torch._foreach_sub_(shards(perturbed), shards(plain))
-        for parameter, slope in kept.items():  # the base gets the plain gradient, what is kept is their difference
-            parameter.grad, kept[parameter] = slope, parameter.grad
+        for parameter, gradient in kept.items():
+            parameter.grad, kept[parameter] = gradient, parameter.grad
 
     def commit(self, held: Held) -> None:
         if not self.decoupled:
