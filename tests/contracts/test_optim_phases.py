@@ -539,7 +539,7 @@ def test_only_some_parameters_are_moved():
 
 
 @pytest.mark.parametrize(
-    ("option", "advice"), [("lr", "known: rho"), ("interva", "did you mean interval"), ("roh", "mean rho")]
+    ("option", "advice"), [("lr", "Known: rho"), ("interva", "did you mean 'interval'"), ("roh", "mean 'rho'")]
 )
 def test_an_unknown_keyword_is_named_with_the_near_one(option, advice):
     base = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
@@ -550,7 +550,7 @@ def test_an_unknown_keyword_is_named_with_the_near_one(option, advice):
 @pytest.mark.parametrize("kind", [optim.EMA, optim.SWA, optim.Lookahead, optim.MSAM])
 def test_a_method_without_an_ascent_refuses_unknown_keywords_by_name(kind):
     base = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
-    with pytest.raises(InputError, match=f"`modell` is no argument of {kind.__name__}.*did you mean model"):
+    with pytest.raises(InputError, match=f"`modell` is no argument of {kind.__name__}.*did you mean 'model'"):
         kind(base, modell=None)
 
 

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -171,10 +171,13 @@ SPEC: Final = "spec.yaml"
 
 def unknown(argument: str, name: object, known: Iterable[str]) -> InputError:
     """Make the error for a name that nothing has, with the nearest known name."""
-    names = sorted(known)
-    near = nearest_name(name, names)
-    hint = f"did you mean {near!r}? " if near else ""
-    return InputError(argument, "must be a known name", name, f"{hint}Known: {', '.join(names)}")
+    return InputError(argument, "must be a known name", name, suggestion(name, sorted(known)))
+
+
+def suggestion(name: object, known: Sequence[str]) -> str:
+    """Return what to try instead of a name that nothing has: the nearest known one, and all of them."""
+    near = nearest_name(name, known)
+    return (f"did you mean {near!r}? " if near else "") + f"Known: {', '.join(known)}"
 
 
 def nearest_name(name: object, known: Iterable[str]) -> str:
@@ -195,10 +198,8 @@ def check_keywords(argument: str, name: str, options: Mapping[str, Any], registr
     known = [one for one in given or () if one not in _OBJECTS]
     for option in options if given is not None else ():
         if option not in known:
-            near = nearest_name(option, known)
-            hint = f"did you mean {near!r}? " if near else ""
             rule = f"must be an option of {name!r}"
-            raise InputError(f"{argument}.{option}", rule, options[option], f"{hint}Known: {', '.join(known)}")
+            raise InputError(f"{argument}.{option}", rule, options[option], suggestion(option, known))
 
 
 def check_modules(paths: Mapping[str, str | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -39,11 +40,9 @@ class OptimizerViews(Optimizer):
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
-        bases, start = self._held.bases, 0
+        bases, rest = self._held.bases, iter(groups)
         for base in bases:
-            count = len(groups) if len(bases) == 1 else len(base.param_groups)
-            base.param_groups = groups[start : start + count]
-            start += count
+            base.param_groups = list(islice(rest, None if len(bases) == 1 else len(base.param_groups)))
 
     @property
     def state(self) -> Any:
@@ -53,12 +52,10 @@ class OptimizerViews(Optimizer):
 
     @state.setter
     def state(self, state: Any) -> None:
-        bases = self._held.bases
-        for base in bases:
-            mine = {id(p) for group in base.param_groups for p in group["params"]}
-            chosen = {k: v for k, v in state.items() if len(bases) == 1 or id(k) in mine}
+        entries = dict(state)  # it may be a view of what is cleared
+        for base in self._held.bases:
             base.state.clear()
-            base.state.update(chosen)
+        JointState(self._held).update(entries)
 
     @property
     def defaults(self) -> dict[str, Any]:

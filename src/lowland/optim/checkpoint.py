@@ -70,10 +70,8 @@ def _parted(
     whole, tensors = PREFIX in saved, {name: dict(values) for name, values in mark.pop("tensors", {}).items()}
     theirs, version = mark.pop("method", None), mark.pop("format", FORMAT)
     if theirs not in (None, method):
-        raise CheckpointError(
-            f"the checkpoint is of {theirs}, the optimizer is {method}; to go on with the base optimizer's state "
-            f"alone, drop its 'lowland' entries"
-        )
+        advice = "to go on with the base optimizer's state alone, drop its 'lowland' entries"
+        raise CheckpointError(f"the checkpoint is of {theirs}, the optimizer is {method}; {advice}")
     if version > FORMAT:
         raise CheckpointError(f"the checkpoint has format {version}, this version reads up to {FORMAT}")
     order = {key: i for i, key in enumerate(key for group in groups for key in group["params"])}
@@ -112,10 +110,10 @@ def _check(held: Holder, parts: list[dict[str, Any]], tensors: dict[str, dict[in
     """Refuse a checkpoint of other groups, parameters or shapes, for every base, before anything is changed."""
     for base, part in zip(held.bases, parts, strict=True):
         for position, (group, saved) in enumerate(zip(base.param_groups, part["param_groups"], strict=True)):
-            if len(group["params"]) != len(saved["params"]):
+            kind, ours, theirs = type(base).__name__, len(group["params"]), len(saved["params"])
+            if ours != theirs:
                 raise CheckpointError(
-                    f"group {position} of {type(base).__name__} has {len(group['params'])} parameters, the "
-                    f"checkpoint's has {len(saved['params'])}"
+                    f"group {position} of {kind} has {ours} parameters, the checkpoint's has {theirs}"
                 )
             for parameter, key in zip(group["params"], saved["params"], strict=True):
                 _check_entry(parameter, part["state"].get(key, {}), key)
@@ -131,10 +129,8 @@ def _check_entry(parameter: Tensor, entry: Any, key: Any) -> None:
     if not isinstance(entry, Mapping):
         return
     if "old_p" in entry:
-        raise CheckpointError(
-            "the checkpoint is of the common SAM port, which does not save its base: load the model alone, and begin "
-            "with a new optimizer"
-        )
+        rule = "the checkpoint is of the common SAM port, which does not save its base"
+        raise CheckpointError(f"{rule}: load the model alone, and begin with a new optimizer")
     # factored and preconditioning states have shapes of their own: what has none of the parameter's is foreign
     shapes = [value.shape for value in entry.values() if isinstance(value, Tensor) and value.ndim == parameter.ndim > 0]
     if shapes and parameter.shape not in shapes:

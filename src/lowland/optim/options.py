@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, cast, get_args, get_origin, get_type
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError, require
-from lowland.core.names import nearest_name
+from lowland.core.names import suggestion
 
 
 class AscentFields(TypedDict, total=False):
@@ -52,9 +52,7 @@ def check_keywords(kind: type, options: Mapping[str, Any]) -> None:
     if takes_ascent(kind):
         known += [name for name in AscentKeywords.__annotations__ if name not in known]
     for name in options.keys() - {*known, "base"}:
-        near = nearest_name(name, known)
-        hint = f"did you mean {near}? " if near else ""
-        raise InputError(name, f"is no argument of {kind.__name__}", options[name], f"{hint}known: {', '.join(known)}")
+        raise InputError(name, f"is no argument of {kind.__name__}", options[name], suggestion(name, known))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
