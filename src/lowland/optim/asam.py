@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import require
-from lowland.optim.bases import Base
 from lowland.optim.moves import joint_norm, shards
-from lowland.optim.options import AscentKeywords, check_choice
+from lowland.optim.options import AscentKeywords, Base, check_choice
 from lowland.optim.parts import Held, Method
 from lowland.optim.wrapper import Wrapper
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +12,8 @@ from torch.optim import Optimizer
 
 from lowland.core.errors import InputError, require
 from lowland.optim.holder import Holder, JointState
+from lowland.optim.options import Base
 from lowland.optim.parts import Part
-
-Base: TypeAlias = Optimizer | Sequence[Optimizer]
-"""An optimizer instance, several that share a step (say Muon for matrices and AdamW for the rest), or one of ours."""
 
 
 class OptimizerViews(Optimizer):

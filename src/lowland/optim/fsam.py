@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import InputError, require
-from lowland.optim.bases import Base
 from lowland.optim.moves import add_scaled, joint_norm, shards
-from lowland.optim.options import AscentKeywords
+from lowland.optim.options import AscentKeywords, Base
 from lowland.optim.parts import Held, Method
 from lowland.optim.wrapper import Wrapper
 

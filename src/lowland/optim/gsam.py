@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from lowland.core.errors import InputError, require
-from lowland.optim.bases import Base
 from lowland.optim.moves import add_scaled, joint_norm, shards
-from lowland.optim.options import AscentKeywords, check_rho, check_share
+from lowland.optim.options import AscentKeywords, Base, check_rho, check_share
 from lowland.optim.parts import Method, rate_of
 from lowland.optim.wrapper import Wrapper
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import ClassVar, Unpack, final
 
 from lowland.core.errors import require
-from lowland.optim.bases import Base
-from lowland.optim.options import AscentKeywords, check_count
+from lowland.optim.options import AscentKeywords, Base, check_count
 from lowland.optim.parts import Held, Method
 from lowland.optim.rates import Decay, decay_of, set_rates
 from lowland.optim.wrapper import Wrapper

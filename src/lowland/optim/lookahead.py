@@ -6,9 +6,8 @@ from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
-from lowland.optim.bases import Base
 from lowland.optim.moves import copy_all, interpolate
-from lowland.optim.options import check_choice, check_count, check_share
+from lowland.optim.options import Base, check_choice, check_count, check_share
 from lowland.optim.parts import Held, Part
 from lowland.optim.wrapper import Wrapper
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lowland.core.params import normalized_scale
-from lowland.optim.bases import Base
 from lowland.optim.moves import add_scaled, joint_norm, scale_all, shards
-from lowland.optim.options import AscentKeywords, check_choice, check_count, check_share
+from lowland.optim.options import AscentKeywords, Base, check_choice, check_count, check_share
 from lowland.optim.parts import Held, Method
 from lowland.optim.passes import own_gradients
 from lowland.optim.wrapper import Wrapper

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError, require
-from lowland.optim.bases import Base
 from lowland.optim.moves import ascend, copy_all, joint_norm
-from lowland.optim.options import check_count, check_rho
+from lowland.optim.options import Base, check_count, check_rho
 from lowland.optim.parts import Held, Part
 from lowland.optim.wrapper import Wrapper
 

@@ -1,17 +1,21 @@
-"""How the two-pass step behaves: one set of keywords for every method with an ascent; checks that methods share."""
+"""What constructors share: the base, one set of keywords for every method with an ascent, and checks."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Literal, TypedDict, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, TypedDict, cast, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from lowland.core.errors import InputError, require
 from lowland.core.names import suggestion
+
+Base: TypeAlias = Optimizer | Sequence[Optimizer]
+"""An optimizer instance, several that share a step (say Muon for matrices and AdamW for the rest), or one of ours."""
 
 
 class AscentFields(TypedDict, total=False):

@@ -15,10 +15,9 @@ from typing import Any, ClassVar, Unpack, final
 import torch
 from torch import Tensor
 
-from lowland.optim.bases import Base
 from lowland.optim.lookahead import SlowWeights, Start
 from lowland.optim.moves import add_scaled, copy_all, joint_norm, scale_all, shards
-from lowland.optim.options import AscentKeywords
+from lowland.optim.options import AscentKeywords, Base
 from lowland.optim.parts import Held, Method
 from lowland.optim.phases import Phase
 from lowland.optim.wrapper import Wrapper

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Unpack, final
 
-from lowland.optim.bases import Base
-from lowland.optim.options import AscentKeywords
+from lowland.optim.options import AscentKeywords, Base
 from lowland.optim.parts import Method
 from lowland.optim.wrapper import Wrapper
 

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError, require
-from lowland.optim.bases import Base
 from lowland.optim.moves import add_scaled, copy_all, cut, flattened, is_dense, joint_norm
-from lowland.optim.options import check_rho, check_share
+from lowland.optim.options import Base, check_rho, check_share
 from lowland.optim.parts import Held, Part, check_rate, rate_of
 from lowland.optim.ranks import world_size
 from lowland.optim.wrapper import Wrapper

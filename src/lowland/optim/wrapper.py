@@ -19,9 +19,9 @@ from lowland.core.params import unwrap
 from lowland.core.types import as_batch
 from lowland.optim import checkpoint
 from lowland.optim.ascent import first_pass, perturbed
-from lowland.optim.bases import Base, OptimizerViews, check_parts, checked_bases, refuse_ports
+from lowland.optim.bases import OptimizerViews, check_parts, checked_bases, refuse_ports
 from lowland.optim.holder import Holder
-from lowland.optim.options import AscentFields, AscentOptions, check_keywords, takes_ascent
+from lowland.optim.options import AscentFields, AscentOptions, Base, check_keywords, takes_ascent
 from lowland.optim.parts import Method, Part
 from lowland.optim.phases import Phase
 from lowland.optim.stepping import close_pass, open_pass, run_closure, take_step

@@ -16,9 +16,8 @@ from typing import Any, ClassVar, Unpack, final
 import torch
 
 from lowland.core.errors import InputError, require
-from lowland.optim.bases import Base
 from lowland.optim.moves import interpolate, scale_all, shards
-from lowland.optim.options import AscentKeywords
+from lowland.optim.options import AscentKeywords, Base
 from lowland.optim.parts import Held, Method, rate_of
 from lowland.optim.passes import both_gradients, own_gradients
 from lowland.optim.wrapper import Wrapper
