@@ -16,8 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 from lowland.core.errors import InputError
 from lowland.optim.moves import copy_all, matched
 from lowland.optim.options import Base, check_count, check_share
-from lowland.optim.parts import Held, Part
-from lowland.optim.rates import set_rates
+from lowland.optim.parts import Held, Part, set_rates
 from lowland.optim.wrapper import Wrapper
 
 _Rule = Callable[[list[Tensor], list[Tensor], int], None]

@@ -12,8 +12,8 @@ from typing import ClassVar, Unpack, final
 
 from lowland.core.errors import require
 from lowland.optim.options import AscentKeywords, Base, check_count
-from lowland.optim.parts import Held, Method
-from lowland.optim.rates import Decay, decay_of, set_rates
+from lowland.optim.parts import Held, Method, set_rates
+from lowland.optim.rates import Decay, decay_of
 from lowland.optim.wrapper import Wrapper
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from lowland.core.errors import require
+from lowland.core.errors import InputError, require
 from lowland.optim.moves import empty_twin, joint_norm
 from lowland.optim.options import AscentOptions, check_rho
 from lowland.optim.phases import Phase, Scratch
@@ -221,3 +221,19 @@ def rate_of(group: Mapping[str, Any], missing: float) -> float:
     """Return a group's learning rate, which some bases leave at None."""
     rate = group.get("lr")
     return missing if rate is None else float(rate)
+
+
+def set_rates(held: Held, factor: float) -> None:
+    """Write every group's rate for the coming step: what it was when this began, times a factor."""
+    for group in held.groups():
+        rate = float(group["lr"])
+        if group["plain_rate"] < 0:
+            group["plain_rate"] = rate
+        elif rate not in (group["plain_rate"], group["own_rate"]):
+            rule = f"must be {group['own_rate']:g} still, for from here on the rate belongs to the method"
+            raise InputError("lr", rule, rate, "end schedulers before, or let them be constant")
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["plain_rate"] * factor)
+        else:
+            group["lr"] = group["plain_rate"] * factor
+        group["own_rate"] = float(group["lr"])
