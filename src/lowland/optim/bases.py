@@ -108,10 +108,9 @@ def checked_bases(base: Base) -> tuple[Optimizer, ...]:
     for one in bases:
         if isinstance(one, type):
             raise InputError("base", "must be an optimizer instance, not a class", one, f"pass {one.__name__}(...)")
-        if isinstance(one, OptimizerViews):
-            advice = "give all plain bases to the innermost of ours"
-            raise InputError("base", "must not wrap already where there are several", type(one).__name__, advice)
-        kind = type(one).__name__
+        kind, advice = type(one).__name__, "give all plain bases to the innermost of ours"
+        plain = not isinstance(one, OptimizerViews)
+        require(plain, "base", "must not wrap already where there are several", kind, advice)
         require(isinstance(one, Optimizer), "base", "must be a torch.optim.Optimizer", kind)
         require(not isinstance(one, torch.optim.LBFGS), "base", "must step without a closure of its own", kind)
         prompt = not getattr(one, "_overlap_with_ddp", False)  # else it steps inside the backward pass

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Unpack, final
 import torch
 from torch import Tensor
 
-from lowland.core.errors import InputError, require
+from lowland.core.errors import require
 from lowland.optim.moves import add_scaled, joint_norm, shards
 from lowland.optim.options import AscentKeywords, Base
 from lowland.optim.parts import Held, Method
@@ -36,9 +36,8 @@ class _FSAM(Method):
         return {"gradients": 0}
 
     def check_scaler(self, known: bool) -> None:
-        if not known:
-            line = "write FSAM(base, ..., scaler=scaler), or optimizer.use_scaler(scaler) where it is made later"
-            raise InputError("scaler", "must be given: the average is of unscaled gradients", None, line)
+        line = "write FSAM(base, ..., scaler=scaler), or optimizer.use_scaler(scaler) where it is made later"
+        require(known, "scaler", "must be given: the average is of unscaled gradients", None, line)
 
     def direction(self, held: Held, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], Tensor]:
         if held.numbers["gradients"] and self.sigma:

@@ -69,9 +69,8 @@ class Holder:
         return [group for base in self.bases for group in base.param_groups]
 
     def parameters(self) -> Iterator[Tensor]:
-        """Yield every optimized parameter in the order of the groups."""
-        for group in self.groups():
-            yield from group["params"]
+        """Return every optimized parameter in the order of the groups."""
+        return chain.from_iterable(group["params"] for group in self.groups())
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Return the present gradients by parameter, without sparse ones: what can be normed, kept and combined."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from lowland.core.errors import InputError, require
 from lowland.optim.moves import empty_twin, joint_norm
 from lowland.optim.options import AscentOptions, check_rho
-from lowland.optim.phases import Phase, Scratch
+from lowland.optim.phases import Scratch
 
 
 class Held(Protocol):
@@ -31,10 +31,6 @@ class Held(Protocol):
         """Number of steps taken; `Part.commit` is told the running one's too."""
 
     @property
-    def phase(self) -> Phase:
-        """Where the step stands."""
-
-    @property
     def method(self) -> Method | None:
         """The part with a second pass."""
 
@@ -42,7 +38,7 @@ class Held(Protocol):
         """Return all groups in order."""
 
     def parameters(self) -> Iterator[Tensor]:
-        """Yield every optimized parameter in the order of the groups."""
+        """Return every optimized parameter in the order of the groups."""
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Return the present gradients by parameter, without sparse ones."""

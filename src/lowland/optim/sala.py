@@ -59,7 +59,7 @@ class _Slow(SlowWeights):
     def commit(self, held: Held) -> None:
         if held.steps % self.period == 0:
             held.numbers["periods"] += 1
-            held.numbers["ascents"] += held.phase is Phase.READY
+            held.numbers["ascents"] += held.scratch.phase is Phase.READY
         if held.steps % self.period != self.period - 1:
             return
         fast, slow = self.follow(held, lazy=held.steps < self.period or held.steps == self.period == 1)
