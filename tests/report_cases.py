@@ -144,5 +144,10 @@ def card(train_loss: float = 0.1) -> xr.Dataset:
                 called = f"INT{size:g} {name}" if part == "rounding" else name
                 rows.append({"part": part, "name": called, "size": size, "draws": 5, **row, **quantiles})
     attrs = {"train_loss": train_loss, "filter_trace": 4.0, "filter_trace_se": 0.1, "rounded": ["weight"], "notes": []}
-    attrs |= {"batch_norm": "running", "samples": 300, "split": "train"}
+    attrs |= {
+        "batch_norm": "running",
+        "samples": 300,
+        "split": "train",
+        "recipe": {"risk": {"loss": "CrossEntropyLoss()"}},
+    }
     return new_robustness(rows, (0.05, 0.25, 0.5, 0.75, 0.95), attrs=attrs)

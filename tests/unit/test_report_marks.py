@@ -58,6 +58,7 @@ def test_weights_are_named_by_epoch() -> None:
     many = [(trained(f"s{k}", result={"epoch": k % 5 + 1}), "best") for k in range(12)]
     assert shown_weights(many) == "the epoch chosen on validation (1 to 5 of 5)"
     assert shown_weights([(one, "")]) == ""
+    assert shown_weights([(Run(name="other"), "best")]) == "as they were given"  # a checkpoint: nobody chose an epoch
 
 
 def test_what_a_result_says_of_its_weights_is_read_from_where_it_stands() -> None:
@@ -258,7 +259,7 @@ def test_a_card_is_short_first_and_whole_on_demand() -> None:
     single = robustness_section(runs[:1])
     kinds_of = ["Paragraph", "Table", "Gallery", "Details"]
     assert single is not None and [type(block).__name__ for block in single.blocks] == kinds_of
-    assert said(single) == "Data: train; batch norm: running; samples: 300."
+    assert said(single) == "Measured on data: train; loss: CrossEntropyLoss(); batch norm: running; samples: 300."
     assert next(row for row in short.rows if row[0] == "filter-weighted trace")[1:] == ("4.00 ± 0.10", "4.00 ± 0.10")
 
 
@@ -290,11 +291,12 @@ def test_every_run_has_a_look_of_its_own_in_the_figures_of_cards() -> None:
     assert len({point.name for point in alone.estimates}) == 4  # of one run every way of rounding has its own
 
 
-@pytest.mark.parametrize(("what", "value"), [("split", "test"), ("batch_norm", "batch")])
+@pytest.mark.parametrize(
+    ("what", "value"), [("split", "test"), ("batch_norm", "batch"), ("recipe", '{"risk": {"loss": "MSELoss()"}}')]
+)
 def test_cards_in_another_mode_or_of_other_data_are_not_compared(what: str, value: str) -> None:
     runs = [trained(name) for name in ("SGD", "SAM")]
     for one, changed in zip(runs, ({}, {what: value}), strict=True):
         vars(one)["cards"] = {"card": card().assign_attrs(changed)}
-    assert f"Not comparable: the cards are of different {'data' if what == 'split' else 'batch norm'}" in said(
-        robustness_section(runs)
-    )
+    named = {"split": "data", "batch_norm": "batch norm", "recipe": "loss"}[what]
+    assert f"Not comparable: the cards are of different {named}" in said(robustness_section(runs))

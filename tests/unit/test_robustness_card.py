@@ -320,7 +320,9 @@ def test_the_report_compares_cards_at_equal_train_loss_only():
     page = report.build(runs, date="")
     section = next(part for part in page.sections if part.title == "Robustness")
     text = report.render(page)
-    assert section.blocks[0].text == "Data: train; batch norm: running; samples: 48."
+    assert (
+        section.blocks[0].text == "Measured on data: train; loss: CrossEntropyLoss(); batch norm: running; samples: 48."
+    )
     assert "All cards are at train losses within" in section.blocks[1].text
     gallery = next(block for block in section.blocks if isinstance(block, Gallery))
     assert len(gallery.blocks) == 5 and "INT4 per group of 32, asymmetric" in text
@@ -380,7 +382,7 @@ def test_the_command_goes_on_and_finds_its_card_again(tmp_path, monkeypatch):
     workflows.fit(workflows.FitSpec(**small, data=workflows.DataSpec(name=names["data"]), model=workflows.ModelSpec(name=names["model"])))  # fmt: skip
     options = RobustnessOptions(**SMALL, parts=["rounding", "forgetting", "merging", "inputs"])
     words = {"finetune_data": names["data"], "finetune_options": {"size": 24}, "other": folder, "threads": 1}
-    with pytest.raises(InputError, match="`second` must have other weights"):  # a line from a model to itself
+    with pytest.raises(InputError, match="`other` must have other weights"):  # a line from a model to itself
         workflows.robustness(folder, options, **words)
     assert not (tmp_path / "run" / "robustness").exists()
     words["other"] = None

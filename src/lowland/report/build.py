@@ -16,6 +16,7 @@ from lowland.report.landscapes import landscapes_section, path_plane
 from lowland.report.robustness import robustness_section
 from lowland.report.sections import Block, Details, Listing, Paragraph, Report, Section
 from lowland.results.matched import comparable
+from lowland.results.recipes import loss_of
 from lowland.results.run import Run
 
 if TYPE_CHECKING:
@@ -120,6 +121,9 @@ def _settings_that_differ(what: str, results: Sequence[xr.Dataset]) -> Iterator[
         values = {str(result.attrs[key]) for result in results if key in result.attrs}
         if len(values) > 1:
             yield f"{what} measured with different {words} ({', '.join(sorted(values))})."
+    losses = {loss for result in results if (loss := loss_of(result))}
+    if len(losses) > 1:
+        yield f"{what} measured of different losses ({', '.join(sorted(losses))}): no number compares them."
 
 
 def settings_section(runs: Sequence[Run]) -> Section:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _MOST = 8  # runs that are named one by one
 
+_GIVEN = "given"  # no training is known, so that no epoch was chosen
 _KINDS = {
+    _GIVEN: "as they were given",
     "best": "the epoch chosen on validation",
     "last": "the last epoch",
     "initial": "before training",
@@ -73,6 +75,9 @@ def chosen_of(runs: Sequence[Run]) -> list[tuple[Run, str]]:
 def shown_weights(pairs: Sequence[tuple[Run, str]]) -> str:
     """Say which weights some results are of, such as ``the epoch chosen on validation (SGD 9, SAM 12; of 12)``."""
     said = []
+    pairs = [
+        (run, _GIVEN if weights == "best" and not (run.finished or run.metrics) else weights) for run, weights in pairs
+    ]
     for weights in dict.fromkeys(weights for _, weights in pairs if weights):
         runs = list({run.name: run for run, other in pairs if other == weights}.values())
         kept_last = weights == "best" and all(run.finished and run.result.get("select") == "last" for run in runs)

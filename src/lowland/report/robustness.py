@@ -14,6 +14,7 @@ from lowland.report.marks import shows, weights_of
 from lowland.report.sections import Block, Details, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
+from lowland.results.recipes import loss_of
 from lowland.results.run import Run
 from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
 
@@ -59,8 +60,8 @@ def robustness_section(runs: Sequence[Run]) -> Section | None:
         blocks.append(Paragraph(said))
     pairs = [(run, weights_of(found[run.name])) for run in runs if run.name in found]
     settings = _settings(found.values())
-    also = "; ".join(f"{name}: {value}" for name, value in settings.items())
-    blocks[:0] = shows(pairs, settings["data"].split(", "), also.capitalize())
+    also = "Measured on " + "; ".join(f"{name}: {value}" for name, value in settings.items() if value)
+    blocks[:0] = shows(pairs, settings["data"].split(", "), also)
     blocks.append(comparison_table(found, short=True))
     if len(found) > 1:
         blocks.append(Details("Every change, side by side", (comparison_table(found),)))
@@ -84,16 +85,17 @@ def whole(cards: Mapping[str, xr.Dataset], name: str) -> xr.Dataset:
 
 
 def _settings(cards: Iterable[xr.Dataset]) -> dict[str, str]:
-    known = [
-        {"data": part_of(card)} | {name.replace("_", " "): card.attrs.get(name, "not stored") for name in _STATED}
-        for card in cards
-    ]
-    return {name: ", ".join(dict.fromkeys(str(one[name]) for one in known)) for name in known[0]}
+    """Return on what and how cards were measured; more than one value where they differ."""
+    known = []
+    for card in cards:
+        modes = {name.replace("_", " "): str(card.attrs.get(name, "not stored")) for name in _STATED}
+        known.append({"data": part_of(card), "loss": loss_of(card), **modes})
+    return {name: ", ".join(dict.fromkeys(one[name] for one in known)) for name in known[0]}
 
 
 def _comparable(runs: Sequence[Run], ends: dict[str, xr.Dataset]) -> tuple[dict[str, xr.Dataset], str]:
     """Return the cards at train losses that are near enough, and which those are."""
-    for what in ("data", "batch norm"):
+    for what in ("data", "loss", "batch norm"):
         if ", " in (unlike := _settings(ends.values())[what]):
             return ends, f"Not comparable: the cards are of different {what} ({unlike})."
     data, losses = part_of(next(iter(ends.values()))), [float(card.attrs["train_loss"]) for card in ends.values()]

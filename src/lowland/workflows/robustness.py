@@ -86,18 +86,22 @@ def robustness(
         own = dict(place.risks([risk.split], risk))[risk.split]
         second = None if other is None else place.source.other(other, other_weights or risk.weights)
         step = {"step": int(risk.weights)} if risk.weights.isdigit() else {}
-        made = card(
-            own,
-            options,
-            finetune=_other_risk(own, finetune_data, finetune_options, risk),
-            second=second,
-            data=_pixels(place),
-            engine=engine,
-            store=path,
-            attrs={"spec": record, "split": place.source.called(risk.split), **step},
-            on_event=on_event,
-            progress=progress,
-        )
+        try:
+            made = card(
+                own,
+                options,
+                finetune=_other_risk(own, finetune_data, finetune_options, risk),
+                second=second,
+                data=_pixels(place),
+                engine=engine,
+                store=path,
+                attrs={"spec": record, "split": place.source.called(risk.split), **step},
+                on_event=on_event,
+                progress=progress,
+            )
+        except InputError as error:  # named as they are here
+            argument = {"second": "other", "finetune": "finetune_data"}.get(error.argument, error.argument)
+            raise InputError(argument, error.rule, error.got, error.advice) from error
     return made, path
 
 

@@ -95,7 +95,8 @@ def _stray(word: str, words: Sequence[str], program: str, positional: str) -> In
         return InputError(
             "arguments", "must each belong to a flag", word, f"a list is one word, such as a,b; see {program} --help"
         )
-    return InputError(positional, "must go before the flags", word, f"write {program} {word} {words[0]} ...")
+    advice = f"write {program} {word} {words[0]} ...; a list is one word, such as a,b"
+    return InputError(positional, "must go before the flags", word, advice)
 
 
 def _known(name: str, known: Mapping[str, Any], further: Iterable[str], program: str) -> str:
