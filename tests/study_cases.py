@@ -34,6 +34,19 @@ def loader_data():
     return replace(splits, train=loaders[0], validation=loaders[1], test=loaders[2])
 
 
+def measured_data():
+    """The same inputs with a number to be predicted."""
+    splits = tiny_data()
+    parts = (splits.train, splits.validation, splits.test)
+    return replace(
+        splits,
+        **{
+            name: replace(part, target=part.input[:, :1] ** 2)
+            for name, part in zip(("train", "validation", "test"), parts, strict=True)
+        },
+    )
+
+
 def base_run(**options):
     return FitSpec(
         model=ModelSpec(name="tests.study_cases:tiny_model"),

@@ -23,7 +23,7 @@ from lowland.study.endpoints import ENDPOINTS, cost_of, read_endpoint, read_reac
 from lowland.study.plan import Job
 from lowland.study.run import check_study
 from lowland.study.work import Failure
-from lowland.workflows import DataSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
+from lowland.workflows import DataSpec, LossSpec, ModelSpec, RecommendSpec, SearchSpec, SurveySpec, to_yaml
 from lowland.workflows.changes import apply_changes
 
 
@@ -252,6 +252,8 @@ def test_no_difference_is_not_said_where_the_smallest_effect_would_not_be_found(
     assert sure["epochs", "decay"].verdict == "refuted"
 
 
+NUMBERS = {"data": DataSpec(name="tests.study_cases:measured_data"), "loss": LossSpec(name="mse")}
+REGRESSION = replace(base_run(), model=ModelSpec(name=base_run().model.name, options={"classes": 1}), **NUMBERS)
 LOADERS = replace(base_run(), data=DataSpec(name="tests.study_cases:loader_data"))
 
 
@@ -269,6 +271,7 @@ LOADERS = replace(base_run(), data=DataSpec(name="tests.study_cases:loader_data"
         ({"methods": {"SGD": {}, "SAF": {"loss.method": "saf"}}, "base": LOADERS}, "methods.SAF.*sample ids"),
         ({"endpoint": "test_acuracy"}, "did you mean 'test_accuracy'"),
         ({"endpoint": "steps_to_loss"}, "a number after its colon"),
+        ({"base": REGRESSION}, "endpoint.*needs data with classes"),
         ({"engine": "cloud"}, "engine"),
         ({"variants": {"x": {"seed": 3}}}, "variants.x.seed"),
         ({"search": SearchSpec(trials=3, grid={"optimizer.learning_rate": [0.1]})}, "at least 3 settings"),

@@ -13,6 +13,7 @@ import torch
 from lowland.core.contexts import forked_rng
 from lowland.core.errors import InputError, require
 from lowland.core.pace import Labels, labels
+from lowland.core.per_sample import accuracy
 from lowland.core.types import as_batch, forward
 from lowland.data import DataSplits, TensorData
 from lowland.engine import OnEvent, select
@@ -25,6 +26,7 @@ from lowland.study.instrument import power_of
 from lowland.study.plan import Job, jobs
 from lowland.study.search import Trial, best_trial, search, settings_of, trial_jobs
 from lowland.study.work import Failures, OnRun, train
+from lowland.training.evaluation import plain_loss
 from lowland.training.setup import check_lengths
 from lowland.workflows import FitSpec, SurveyOptions, curvature, surface, to_yaml
 from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer, build_schedule
@@ -102,10 +104,11 @@ def check_study(spec: StudySpec) -> list[str]:
         for method in spec.methods:
             found = run_spec(spec, variant, method, {})
             try:
-                share = _rehearse(found, splits)
+                share = _rehearse(found, splits, spec.endpoint)
             except InputError as error:
                 where = f"methods.{method}" + (f" on {variant}" if variant else "")
-                raise InputError(f"{where}: {error.argument}", error.rule, error.got, error.advice) from error
+                named = "endpoint" if error.argument == "endpoint" else f"{where}: {error.argument}"
+                raise InputError(named, error.rule, error.got, error.advice) from error
             notes += _reach_of(spec, " on ".join(filter(None, (method, variant))), share)
         notes += _resolution_of(spec, variant, splits)
     if spec.search.trials and spec.search.sampler == "grid":
@@ -137,7 +140,7 @@ def _resolution_of(spec: StudySpec, variant: str, splits: DataSplits) -> list[st
     return [f"{text}, more than the smallest effect of {spec.smallest_effect:g}."]
 
 
-def _rehearse(spec: FitSpec, splits: DataSplits) -> float:
+def _rehearse(spec: FitSpec, splits: DataSplits, endpoint: str) -> float:
     """Take one batch through model and loss, without a step; return the share of the run before the method acts."""
     schedule = build_schedule(spec.schedule)
     model = build_model(spec.model, splits, seed=spec.seed)
@@ -155,9 +158,14 @@ def _rehearse(spec: FitSpec, splits: DataSplits) -> float:
         )
         loss.epoch = 0
     with forked_rng(0):
-        value = loss(forward(model, batch), batch if isinstance(loss, TrainingLoss) else batch.target)
+        output = forward(model, batch)
+        value = loss(output, batch if isinstance(loss, TrainingLoss) else batch.target)
     if not torch.isfinite(torch.as_tensor(value)).all():
         raise InputError("loss", "must be finite at the initial weights", float(value))
+    if endpoint.endswith(("accuracy", "error")) and accuracy(output, batch.target, plain_loss(loss)) is None:
+        raise InputError(
+            "endpoint", "needs data with classes", endpoint, "a loss serves: test_loss, validation_loss ..."
+        )
     optimizer.zero_grad()
     whole = spec.epochs * (math.ceil(len(splits.train) / size) if resident else len(splits.train))
     check_lengths(optimizer, schedule, whole)
