@@ -128,7 +128,7 @@ def test_open_failed_and_undefined_points_divide_nothing():
         tree = merge_tree(stored(values, 0.0, status))
         assert len(tree.basins) == 1
         assert math.isinf(tree.error)
-        assert "1 points are not known" in tree.said[-1]
+        assert "1 point is not known" in tree.said[-1]
         assert tree.count() == (1, math.inf)  # the lowest is there, and what is not known may hold any number
     values[2], status[2] = np.inf, 1
     assert len(merge_tree(stored(values, 0.0, status)).basins) == 2  # a wall that was measured
@@ -195,3 +195,11 @@ def test_bad_input():
     surface["error_rate"] = surface["loss"]
     with pytest.raises(InputError, match="must be of the metric loss"):
         distance(other, merge_tree(surface, metric="error_rate"))
+
+
+def test_of_several_surfaces_the_first_is_taken_and_said():
+    several = new_surface([-1.0, 0.0, 1.0], directions=["late", "early"])
+    several["loss"].values[:], several["status"].values[:] = [[3.0, 1.0, 3.0], [3.0, 2.0, 3.0]], 1
+    assert merge_tree(several).said[0] == "Of direction late, the first of 2."
+    named = merge_tree(several, direction="early")
+    assert named.basins[0].birth == 2.0 and "direction" not in " ".join(named.said)

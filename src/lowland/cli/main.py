@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import lowland
 from lowland.cli.commands import COMMANDS
@@ -80,6 +80,10 @@ def _leave() -> None:
         leave_processes()
 
 
+_AS_FLAGS: Final = {"another store": "another --name where there is one", "`path` must end in": "`output` must end in"}
+"""What Python's arguments are called -> what the flags for them are."""
+
+
 def _guarded(command: str, arguments: Sequence[str]) -> int:
     program = f"lowland {command}"
     try:
@@ -88,7 +92,10 @@ def _guarded(command: str, arguments: Sequence[str]) -> int:
         print(f"\n{program}: interrupted; the same command goes on from what is stored", file=sys.stderr)
         return 130
     except (LowlandError, LowlandWarning) as error:
-        return _complain(program, str(error).replace("another store", "another --name where there is one"))
+        text = str(error)
+        for there, here in _AS_FLAGS.items():
+            text = text.replace(there, here)
+        return _complain(program, text)
     except BrokenPipeError:  # the reader of our output has left
         sys.stderr.close()
         return 0

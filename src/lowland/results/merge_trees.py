@@ -157,6 +157,12 @@ def merge_tree(
     check_metric(surface, metric)
     require(0 < level < 1, "level", "must lie between 0 and 1", level)
     one, _ = select(surface, split=split, direction=direction)
+    choices = (("split", split), ("direction", direction))
+    first = [
+        f"Of {dim} {surface[dim].values[0] if dim in surface.coords else 0}, the first of {surface.sizes[dim]}."
+        for dim, choice in choices
+        if choice is None and surface.sizes.get(dim, 1) > 1
+    ]
     axes = [name for name in ("x", "y") if name in one.dims]
     one = one.sortby(axes)
     values = np.asarray(one[metric].transpose(*axes).values, dtype=np.float64)
@@ -168,7 +174,8 @@ def merge_tree(
     tolerance, promise = _tolerance(one, metric, values, status, *position)
     error = np.where(known, sampling + tolerance, np.inf)
     lost = int(np.isinf(error).sum())
-    missing = (f"{lost} points are not known: what only they divide counts as one basin.",) if lost else ()
+    points = "1 point is" if lost == 1 else f"{lost} points are"
+    missing = (f"{points} not known: what only they divide counts as one basin.",) if lost else ()
     found = basins(np.where(known, values, 0.0), error=error, neighbors=neighbors)
     doubtful = sum(basin.resolved == 0.0 for basin in found)
     grid = (_GRID.format(doubtful, len(found)),) if doubtful else ()
@@ -180,7 +187,7 @@ def merge_tree(
         diagram(np.where(known, values, np.inf), neighbors=neighbors),
         float(error.max()),
         metric,
-        (*said, *promise, *missing, *grid),
+        (*first, *said, *promise, *missing, *grid),
     )
 
 
