@@ -212,6 +212,24 @@ def scale(result: Result) -> str:
     return text + made(result, "scale", "1 thread per worker")
 
 
+def cluster(result: Result) -> str:
+    asked = result["settings"]
+    rows = [
+        [f"{row['workers']:,}", f"{row['points']:,}", f"{row['busy_in_the_middle']:.1%}",
+         f"{row['limit_in_the_middle']:.1%}", str(row["died"]), f"{row['lost']:.2%}", f"{row['driver_ms']:.2f}",
+         f"{row['late_ms']:.1f}", f"{row['memory_MB']:.0f}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["workers", "points", "time that they compute", "at most", "workers that died", "work lost",
+              "driver's processor time per point, ms", "a report waits, ms", "driver's memory, MB"]  # fmt: skip
+    text = table(header, rows)
+    text += (
+        f"\n\nPoints of {asked['seconds']:g} s in the mean (lognormal, {asked['spread']:g} in the logarithm), "
+        f"{asked['deaths']:.0%} of the chunks kill their worker half way, a new one starts in {asked['start']:g} s."
+    )
+    return text + made(result, "cluster")
+
+
 def pipeline(result: Result) -> str:
     rows = [
         [row["augmentation"], f"{row['batch_ms']:.2f}", f"{row['step_ms']:.0f}", f"{row['ratio']:.2%}"]
@@ -330,7 +348,7 @@ def robustness_profile(result: Result) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "losses": losses, "landscape": landscape, "curvature": curvature, "scale": scale, "pipeline": pipeline,
+    "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale, "pipeline": pipeline,
     "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
     "robustness_profile": robustness_profile,

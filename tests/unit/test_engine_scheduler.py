@@ -1,14 +1,17 @@
 """What goes out next, and what happens to chunks whose worker died."""
 
 import threading
+from collections import deque
 
 import pytest
 import torch
 from torch import nn
 
 from lowland.core.errors import EngineError, InputError
+from lowland.engine.base import Result
 from lowland.engine.cores import accelerator, available_cores, check_workers, thread_variables, threads_per_worker
 from lowland.engine.packing import pack, portable, unpack
+from lowland.engine.pool import Pool
 from lowland.engine.processes import _visible
 from lowland.engine.scheduler import AHEAD, RETRIES, Scheduler
 
@@ -176,3 +179,53 @@ def test_a_method_s_object_is_searched_for_what_cannot_be_packed():
 class Held(Holder):
     def enter(self):
         return self
+
+
+class Counting:
+    """A worker that answers at once, and counts how often what it holds is looked at."""
+
+    looks = 0
+
+    def __init__(self, pool):
+        self.pool, self.ready, self.held = pool, False, deque()
+        pool.mail.append((self, "ready", None))
+
+    @property
+    def chunks(self):
+        Counting.looks += 1
+        return self.held
+
+    def give(self, function, items):
+        results = [Result(index, value=value) for index, value in unpack(items)]
+        self.pool.mail.append((self, "results", pack(results, "results")))
+
+
+class Mailbox(Pool):
+    """Workers of which one reports at a time, as those that take unequally long do."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.mail = size, deque()
+
+    def begin(self):
+        pass
+
+    def start(self):
+        self.members.append(Counting(self))
+
+    def reports(self):
+        yield self.mail.popleft()
+
+    def post_mortem(self, member, content):
+        return "died", ""
+
+    def stop(self, *, at_once):
+        pass
+
+
+def test_the_driver_looks_at_each_worker_a_few_times_a_report_however_many_there_are():
+    size, count, Counting.looks = 60, 300, 0
+    with Mailbox(size) as pool:
+        found = [result.index for part in pool.results(abs, list(range(count)), 1) for result in part]
+    assert sorted(found) == list(range(count))
+    assert Counting.looks <= 10 * size * (count + size)  # a square of the workers would be 20 times as much

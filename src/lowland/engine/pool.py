@@ -93,11 +93,14 @@ class Pool(Workers, Generic[MemberT]):
         # replace workers that died, and give everyone something to do
         while len(self.members) < min(self.room(), scheduler.unfinished):
             self.start()
+        idle = sum(not member.chunks for member in self.members)
         for _ in range(AHEAD):
             for member in self.members:
-                idle = sum(not other.chunks for other in self.members)
-                if member.ready and (chunk := scheduler.take(len(self.members), member.chunks, idle)):
+                if not member.ready or len(member.chunks) >= AHEAD:
+                    continue
+                if chunk := scheduler.take(len(self.members), member.chunks, idle):
                     content = pack([(index, items[index]) for index in chunk], "items")
+                    idle -= not member.chunks
                     member.chunks.append(chunk)
                     member.give(function, content)
 
