@@ -348,8 +348,8 @@ def robustness_profile(result: Result) -> str:
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
-    "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale, "pipeline": pipeline,
-    "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
+    "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale,
+    "pipeline": pipeline, "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
     "robustness_profile": robustness_profile,
 }  # fmt: skip
