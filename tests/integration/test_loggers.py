@@ -44,6 +44,14 @@ def test_any_logger_gets_the_numbers_and_the_folder_the_figures(tmp_path):
     assert [path.name for path in (tmp_path / "logged" / "figures").iterdir()] == ["line-0002.png"]
 
 
+def test_numbers_that_a_logger_buffers_are_on_disk_when_training_ends(tmp_path):
+    loggers = pytest.importorskip("lightning_fabric.loggers")
+    logger = loggers.CSVLogger(tmp_path / "board")
+    trained(tmp_path / "run", [LogTo(logger)])
+    with (tmp_path / "board" / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 4, 6]
+
+
 def test_tensorboard_gets_scalars_and_figures(tmp_path):
     loggers = pytest.importorskip("lightning_fabric.loggers")
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

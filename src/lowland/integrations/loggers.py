@@ -60,14 +60,13 @@ class LogTo(Hook):
             return
         if self.numbers:
             self.send(run.row, run.step)
-        if run.epoch % self.every_epochs:
-            return
-        for name, draw in self.figures.items():
+        for name, draw in self.figures.items() if run.epoch % self.every_epochs == 0 else ():
             figure = draw(run)
             if not self.show(name, figure, run.step) and run.folder is not None:
                 folder = run.folder / "figures"
                 folder.mkdir(exist_ok=True)
                 (folder / f"{name}-{run.epoch:04d}.{_kind(figure)}").write_bytes(_file(figure))
+        _keep(self.logger)
 
     def send(self, row: Mapping[str, Any], step: int) -> None:
         """Send numbers by name of an optimizer step; what is no number is left out."""
@@ -111,6 +110,16 @@ def _taker(logger: Any) -> Callable[[dict[str, Any], int], Any] | None:
     if callable(getattr(logger, "add_scalar", None)):
         return lambda metrics, step: [logger.add_scalar(name, value, step) for name, value in metrics.items()]
     return None
+
+
+def _keep(logger: Any) -> None:
+    """Have buffered numbers written: Fabric's CSVLogger keeps up to a hundred rows until it is told."""
+    of_lightning = hasattr(logger, "experiment") and hasattr(
+        logger, "log_hyperparams"
+    )  # `wandb.save` is something else
+    keep = getattr(logger, "save" if of_lightning else "flush", None)
+    if callable(keep):
+        keep()
 
 
 def _kind(figure: Any) -> str:
