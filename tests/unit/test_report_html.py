@@ -166,6 +166,20 @@ def test_three_seeds_are_shown_as_three_points(runs: list[Run]) -> None:
     assert table.rows[0][table.header.index("test accuracy (%)")] == "80.00, 81.00, 82.00"
 
 
+def test_a_run_that_was_made_twice_is_one_seed(runs: list[Run]) -> None:
+    twice = [*runs, run("copy", method=runs[0].method, seed=runs[0].seed, accuracy=0.1)]
+    table, once = comparison_table(twice), comparison_table(runs)
+    assert table.rows == once.rows
+    assert any("same seed: copy" in note for note in table.notes) and not any("same seed" in n for n in once.notes)
+
+
+def test_runs_that_have_not_ended_are_no_seeds_of_the_mean(runs: list[Run]) -> None:
+    begun = run("begun", method=runs[0].method, seed=99, accuracy=0.1)
+    del vars(begun)["result"]
+    row = comparison_table([*runs, begun]).rows[0]
+    assert row[1] == "5 (of 6, the rest unfinished)" and row[2] == comparison_table(runs).rows[0][2]
+
+
 def test_pairing_uses_shared_seeds_only() -> None:
     found = paired_interval({0: 1.0, 1: 2.0, 7: 9.0}, {0: 0.5, 1: 1.0, 8: 3.0})
     assert found is not None and found.values == (0.5, 1.0)

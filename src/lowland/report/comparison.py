@@ -16,11 +16,14 @@ from lowland.viz.spec import ScatterPoint
 
 
 def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Group runs by method, in the order in which the methods first appear."""
-    groups: dict[str, list[Run]] = {}
+    """Group runs by method, in the order in which the methods first appear; of one seed the first finished run."""
+    groups: dict[str, dict[object, Run]] = {}
     for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    return groups
+        members = groups.setdefault(run.group, {})
+        seed = run.name if run.seed is None else run.seed
+        if seed not in members or (run.finished and not members[seed].finished):
+            members[seed] = run
+    return {name: [*members.values()] for name, members in groups.items()}
 
 
 def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Table:
@@ -28,7 +31,7 @@ def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Tab
     groups = methods_of(runs)
     base = baseline if baseline in groups else next(iter(groups))
     columns: list[tuple[str, dict[str, str]]] = [
-        ("seeds", {name: str(len(members)) for name, members in groups.items()}),
+        ("seeds", _each(groups, _seeds)),
         ("test accuracy (%)", _each(groups, lambda m: show_interval(_over(m, "test_accuracy"), factor=100))),
         (f"difference to {base} (points)", _differences(groups, base)),
         ("train loss", _each(groups, lambda m: _mean(m, _train_loss))),
@@ -37,7 +40,7 @@ def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Tab
     columns += _cost_columns(groups, base)
     present = [(title, cells) for title, cells in columns if set(cells.values()) != {"–"}]
     rows = [{"method": name} | {title: cells[name] for title, cells in present} for name in groups]
-    return Table.of(rows, "Methods, at the weights that count", _notes(groups, base))
+    return Table.of(rows, "Methods, at the weights that count", _notes(groups, base, runs))
 
 
 def comparison_section(runs: Sequence[Run], *, baseline: str | None = None) -> Section | None:
@@ -151,12 +154,23 @@ def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str,
     ]
 
 
-def _notes(groups: Mapping[str, list[Run]], base: str) -> tuple[str, ...]:
+def _seeds(members: Sequence[Run]) -> str:
+    finished = sum(run.finished for run in members)
+    return (
+        f"{len(members)}" if finished in (0, len(members)) else f"{finished} (of {len(members)}, the rest unfinished)"
+    )
+
+
+def _notes(groups: Mapping[str, list[Run]], base: str, runs: Sequence[Run]) -> tuple[str, ...]:
     notes = [
         "Brackets: 95 % t interval of the mean over seeds; the difference is paired by seed. Below four seeds the "
         "single values are listed instead."
     ]
     notes.append(PASSES)
+    counted = {run.name for members in groups.values() for run in members}
+    again = [run.name for run in runs if run.name not in counted]
+    if again:
+        notes.append(f"Left out, as another run of the same method has the same seed: {', '.join(again)}.")
     surveyed = {name: run.name for name, members in groups.items() if (run := _surveyed(members)) is not None}
     if surveyed:
         notes.append("Curvature of one run each: " + ", ".join(surveyed.values()) + ".")
