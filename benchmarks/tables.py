@@ -347,11 +347,31 @@ def robustness_profile(result: Result) -> str:
     return text + made(result, "robustness").replace("robustness.py", "robustness.py --part profile")
 
 
+def mutation(result: Result) -> str:
+    def row(name: str, some: list[Result]) -> list[str]:
+        caught = sum(one["verdict"] == "caught" for one in some)
+        same = sum("reason" in one for one in some)
+        return [name, str(len(some)), str(caught), str(same), f"{caught / max(1, len(some) - same):.1%}"]
+
+    every = list(result["mutants"].values())
+    header = ["", "mutants", "caught", "equivalent", "score"]
+    parts = []
+    for title, field in (("package", "room"), ("kind of fault", "kind")):
+        names = sorted({one[field] for one in every})
+        rows = [row(name, [one for one in every if one[field] == name]) for name in names]
+        parts.append(table([title, *header[1:]], [*rows, row("all", every)]))
+    left = [f"`{one['path']}:{one['line']}` ({one['kind']})" for one in every
+            if one["verdict"] != "caught" and "reason" not in one]  # fmt: skip
+    if left:
+        parts.append("Caught by no fast test, and not shown to be equivalent: " + ", ".join(left) + ".")
+    return "\n\n".join(parts) + made(result, "mutation").replace("benchmarks/mutation.py", "-m benchmarks.mutation run")
+
+
 TABLES: dict[str, Callable[[Result], str]] = {
     "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale,
     "pipeline": pipeline, "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
-    "robustness_profile": robustness_profile,
+    "robustness_profile": robustness_profile, "mutation": mutation,
 }  # fmt: skip
 
 

@@ -62,10 +62,13 @@ def _rank(seed: int, mutant: Mutant) -> str:
     return hashlib.sha1(f"{seed}:{mutant.id}".encode()).hexdigest()
 
 
-def guards(mutant: Mutant, tests: Sequence[Record], budget: float, root: Path = ROOT) -> list[str]:
+def guards(
+    mutant: Mutant, tests: Sequence[Record], budget: float, root: Path = ROOT, first: Sequence[str] = ()
+) -> list[str]:
     """Return tests that run a mutant's lines, within seconds, one case of each first.
 
-    In turn come those that run what few run of its function, and those that are near it by name. What runs on import,
+    In turn come those that run what few run of its function, and those that are near it by name; tests of the files
+    named `first` come before all. What runs on import,
     such as constants and defaults, is guarded by every test that runs a line of the file, or that names the module.
     """
     file = mutant.path.removeprefix("src/")
@@ -94,7 +97,7 @@ def guards(mutant: Mutant, tests: Sequence[Record], budget: float, root: Path = 
     rounds = []
     for number, name in enumerate(order):  # the first case of every test, then the second of each
         function = name.partition("[")[0]
-        rounds.append((cases[function], number, name))
+        rounds.append((_files([name])[0] not in first, cases[function], number, name))
         cases[function] += 1
     for *_, name in sorted(rounds):
         if not names or budget >= seconds[name]:
@@ -154,6 +157,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("command", choices=["record", "run", "show"])
     parser.add_argument("names", nargs="*", help="test files to record, or ids of mutants to run or show")
     parser.add_argument("--again", nargs="*", default=[], help="verdicts to find anew, such as survived")
+    parser.add_argument("--first", nargs="*", default=[], help="test files to begin with, such as those just written")
     parser.add_argument("--minutes", type=float, default=1e9)
     parser.add_argument("--per-room", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
@@ -192,11 +196,13 @@ def run(
     """Find the verdicts that are missing, and store each."""
     reasons = json.loads(EQUIVALENT.read_text())
     before, begin = stored["mutants"], time.monotonic()
-    kept = {m.id: before[m.id] for m in picked if m.id in before and before[m.id]["verdict"] not in options.again}
+    kept = {m.id: before[m.id] for m in picked if m.id in before}
     for mutant in picked:
-        if (mutant.id in kept and mutant.id not in options.names) or time.monotonic() - begin > 60 * options.minutes:
+        known = mutant.id in kept and mutant.id not in options.names
+        again = known and kept[mutant.id]["verdict"] in options.again and mutant.id not in reasons
+        if (known and not again) or time.monotonic() - begin > 60 * options.minutes:
             continue
-        names = guards(mutant, tests, options.budget)
+        names = guards(mutant, tests, options.budget, first=options.first)
         found = verdict(mutant, names, shop, 20 + 2 * options.budget)
         kept[mutant.id] = {**mutant.describe(), **found}
         place = f"{mutant.path}:{mutant.line} {mutant.kind}: {mutant.before!r} -> {mutant.after!r}"

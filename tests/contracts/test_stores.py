@@ -101,9 +101,13 @@ def test_the_file_equals_the_memory_bit_for_bit_without_any_warning(tmp_path):
     ids=["surface", "trajectory", "curvature"],
 )
 def test_every_kind_of_result_comes_back(result, tmp_path):
-    results.save(result, tmp_path / "r.zarr")
+    given = result.copy(deep=True)
+    given[next(iter(given.data_vars))].encoding["units"] = "as the user set it"
+    results.save(given, tmp_path / "r.zarr")
     found = results.open(tmp_path / "r.zarr")
     xr.testing.assert_identical(found, result)
+    assert [v.dtype for v in given.variables.values()] == [v.dtype for v in result.variables.values()]
+    assert given[next(iter(given.data_vars))].encoding == {"units": "as the user set it"}
     with pytest.raises(StoreError, match="exists already"):
         results.save(result, tmp_path / "r.zarr")
     results.save(result.assign_attrs(again=1), tmp_path / "r.zarr", overwrite=True)

@@ -111,6 +111,25 @@ def test_bits_tell_zero_signs_and_types_apart():
     assert not contexts.same_bits([torch.zeros(1)], [])
 
 
+def test_reentrant_checkpoints_recompute_again_afterwards():
+    layer, x, runs = nn.Linear(3, 3), torch.randn(2, 3, requires_grad=True), []
+
+    def counted(value):
+        runs.append(1)
+        return layer(value)
+
+    def passes():
+        runs.clear()
+        torch.utils.checkpoint.checkpoint(counted, x, use_reentrant=True).sum().backward()
+        return len(runs)
+
+    with contexts.checkpoints_kept():
+        with contexts.checkpoints_kept():
+            pass
+        assert passes() == 1
+    assert passes() == 2
+
+
 def test_backward_hooks_change_no_number_and_are_back_afterwards():
     x, y, calls = torch.randn(6, 3), torch.randn(6, 1), []
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lowland.core.batches import is_sample_list
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, NotDeterministic
 from lowland.core.risk import EmpiricalRisk
@@ -278,3 +279,9 @@ def test_a_model_or_loss_that_does_not_fit_the_data_is_told_with_shapes_and_plac
         EmpiricalRisk(Net(), nn.CrossEntropyLoss(), [(x, y + 3)]).gradient()
     with pytest.raises(torch.OutOfMemoryError):  # no matter of the model
         EmpiricalRisk(Net(), lambda o, t: (_ for _ in ()).throw(torch.OutOfMemoryError("full")), [(x, y)]).evaluate()
+
+
+def test_a_list_beside_samples_holds_samples_only_if_all_are():
+    parts = [torch.zeros(2, 3), torch.zeros(2, 3)]
+    assert is_sample_list(parts, 2, beside=[{"box": 1}, {"box": 2}]) is True
+    assert is_sample_list(parts, 2, beside=[{"box": 1}, torch.zeros(2)]) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from tests.unit.test_curvature_trace import small_risk
@@ -21,6 +23,36 @@ def test_products_are_counted_and_told_one_by_one() -> None:
     _ = operator @ torch.ones(3), operator @ torch.ones(3, 4)
     assert operator.products == 5 and seen == [1, 2, 3, 4, 5]
     assert (operator @ torch.ones(3, 0)).shape == (3, 0) and operator.products == 5
+
+
+def test_what_is_switched_off_outside_is_no_input_of_a_product() -> None:
+    class Watched(MatrixOperator):
+        seen: tuple[bool, ...] = ()
+
+        def multiply(self, vectors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            self.seen = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+            return super().multiply(vectors)
+
+    operator = Watched(torch.eye(3))
+    for outside in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with outside:
+            _ = operator @ torch.ones(3)
+        assert operator.seen == (True, False, False)
+
+
+def test_parameters_that_are_not_asked_for_have_no_part_in_the_graph() -> None:
+    risk = small_risk()
+    with Hessian(risk, modules=["2"]) as hessian:
+        assert [name for name, p in risk.model.named_parameters() if p.requires_grad] == list(hessian.shapes)
+    assert all(p.requires_grad for p in risk.model.parameters())
+
+
+def test_rounding_is_a_unit_times_the_mean_square_of_the_slopes() -> None:
+    x = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.0, 4.0]]).double()
+    model = nn.Linear(2, 1, bias=False).double()
+    data = [(x[k : k + 1], torch.ones(1, 1).double()) for k in range(3)]  # alone, a sample's random sign falls out
+    expected = torch.finfo(torch.float64).eps * float(x.square().sum()) / 3
+    assert Hessian(EmpiricalRisk(model, nn.MSELoss(), data)).rounding() == pytest.approx(expected, rel=1e-12)
 
 
 def test_matrices_and_scales_of_wrong_shape_are_refused() -> None:

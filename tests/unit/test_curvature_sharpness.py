@@ -29,6 +29,7 @@ from lowland.curvature.measures import MEASURES
 from lowland.curvature.protocol import metric
 from lowland.curvature.worst_case import _checkpoints
 from lowland.results import at_matched_loss
+from lowland.results.matched import _at
 
 
 def quadratic(weights: list[float], stiffness: list[float]) -> EmpiricalRisk:
@@ -238,6 +239,11 @@ def test_bad_average_case_options(options: dict[str, object]) -> None:
 
 def path(losses: list[float], values: list[float]) -> list[xr.Dataset]:
     return [xr.Dataset({"train_loss": loss, "lambda_max": value}) for loss, value in zip(losses, values, strict=True)]
+
+
+def test_where_a_loss_rests_its_first_value_counts() -> None:
+    assert _at(np.array([2.0, 1.0, 1.0]), np.array([0.0, 10.0, 20.0]), 1.0) == 10.0
+    assert math.isnan(_at(np.array([2.0, 1.0]), np.array([0.0, 10.0]), 0.5))
 
 
 def test_runs_are_compared_where_their_losses_were_equal() -> None:

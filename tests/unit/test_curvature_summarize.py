@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -140,3 +142,17 @@ def test_options_are_taken_by_name_too():
         summarize(risk, tpo=2)
     with pytest.raises(InputError, match="`rho` must be positive"):
         summarize(risk, rho=-1.0)
+
+
+def test_all_of_the_summary_shares_one_graph_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("lowland.curvature.summarize")  # the package gives its function for this name
+    made: list[Hessian] = []
+
+    class Kept(Hessian):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(module, "Hessian", Kept)
+    summarize(risk_of(), SummaryOptions(max_products=6, trace_products=6, directions=2))
+    assert [one.built for one in made] == [2]

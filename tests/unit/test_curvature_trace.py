@@ -145,3 +145,9 @@ def test_the_filter_weighted_trace_needs_a_risk() -> None:
         filter_weighted_trace(MatrixOperator(torch.eye(3)))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="directions"):
         filter_weighted_trace(small_risk(), directions=1)
+
+
+def test_a_graph_serves_every_block_of_probes() -> None:
+    operator = Hessian(small_risk())
+    trace(operator, products=9, method="hutchinson", chunk=2)
+    assert operator.built == 2  # one per batch

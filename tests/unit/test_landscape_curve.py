@@ -91,6 +91,14 @@ def test_the_ends_stay_and_are_the_networks_to_the_bit() -> None:
         weights = found.weights(t)
         assert all(torch.equal(weights[name], p) for name, p in model.named_parameters())
     assert not torch.equal(found.points[1]["0.weight"], Curve.through(first, second).points[1]["0.weight"])
+    kept = [{name: value.clone() for name, value in point.items()} for point in found.points]
+    with torch.no_grad():
+        for parameter in (*first.parameters(), *second.parameters()):
+            parameter.zero_()
+    assert all(
+        torch.equal(point[name], old[name]) for point, old in zip(found.points, kept, strict=True) for name in old
+    )
+    assert not any(value.requires_grad for point in found.points for value in point.values())
 
 
 @pytest.mark.parametrize("kind", ["bezier", "polychain"])

@@ -162,6 +162,13 @@ def test_only_what_differs_beyond_rounding_is_a_term():
     assert not Carried(places)
 
 
+def test_the_nearest_picture_leads_the_terms():
+    places = np.random.default_rng(0).uniform(size=(200, 2))
+    near, far = np.sin(9 * places[:, :1]), np.sin(11 * places[:, 1:])
+    first = Carried(places, [near, far], [1.0, 1e-3]).terms("plain", 0)[:, 0]
+    assert abs(np.corrcoef(first, near[:, 0])[0, 1]) > 3 * abs(np.corrcoef(first, far[:, 0])[0, 1])
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
 def test_frames_come_from_both_ends_each_between_two(count):
     order = between(count)

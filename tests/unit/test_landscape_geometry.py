@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lowland import curvature, landscape
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, StoreError
 from lowland.core.risk import EmpiricalRisk
-from lowland.core.schema import new_surface
+from lowland.core.schema import new_surface, new_trajectory
 from lowland.landscape import bands, barrier, basin_width, central_curvature, numbers, roughness
 
 
@@ -36,7 +36,7 @@ def test_uneven_coordinates_off_center_zeros_and_short_lines():
     assert central_curvature(x, 5 * x**2 + x) == pytest.approx(10)
     assert math.isnan(central_curvature(x[:2], x[:2]))
     assert basin_width(x, np.zeros(4), 1.0) == math.inf
-    assert math.isnan(basin_width(np.arange(3.0), np.array([0.0, np.nan, 5.0]), 1.0))
+    assert math.isnan(basin_width(np.arange(4.0), np.array([0.0, np.nan, 0.5, 5.0]), 1.0))
     assert basin_width(np.array([-1.0, 0.0, 1.0]), np.array([np.inf, 0.0, np.inf]), 1.0) == 0.0
 
 
@@ -98,6 +98,13 @@ def test_all_of_a_data_set_is_reliable_however_skew():
     surface["loss"].values[:], surface["loss_se"].values[:], surface["loss_skew"].values[:] = 1.0, 0.1, 5.0
     assert not bands(surface).reliable and not bands(surface, estimand="data set", size=400).reliable
     assert bands(surface, estimand="data set", size=100).reliable
+
+
+def test_results_of_another_kind_are_named():
+    with pytest.raises(StoreError, match="expected a surface, but this result is a trajectory"):
+        bands(new_trajectory([[0.0, 1.0]], steps=[0], variables={}))
+    with pytest.raises(StoreError, match="expected a trajectory, but this result is a surface"):
+        landscape.grid_around(surface_of(lambda x: x**2, np.linspace(-1, 1, 5)), 3, 3)
 
 
 def test_the_finite_population_factor_gives_the_spread_that_subsets_really_have():

@@ -66,3 +66,5 @@ def test_the_weights_type_and_layout_are_kept():
     assert found.stride() == weight.stride()
     half = normalize(torch.randn(4, 3), torch.randn(4, 3, dtype=torch.bfloat16), UnitRule("filter"))
     assert half.dtype == torch.bfloat16 and torch.isfinite(half).all()
+    learned = torch.randn(4, 3, requires_grad=True)
+    assert not normalize(learned, torch.randn(4, 3), UnitRule("filter")).requires_grad

@@ -57,6 +57,15 @@ def test_a_smooth_basin_needs_a_tenth_of_the_points(splits):
     assert "at most 6.7 %" in found.report["statement"] and "pit" in found.report["statement"]
 
 
+@pytest.mark.parametrize("rough", [0, 1])
+def test_a_split_that_is_rough_is_not_hidden_by_a_smooth_one(rough):
+    plane = grid(25, 25)
+    x, y = np.meshgrid(plane.x, plane.y, indexing="ij")
+    columns = [basin(x, y).reshape(-1), np.random.default_rng(0).random(plane.size)]
+    truth = np.stack(columns[:: -1 if rough == 0 else 1], 1)
+    assert len(refine(plane, Tolerance(), lambda indices: truth[indices]).measured) == plane.size
+
+
 def test_rough_ground_is_measured_everywhere():
     noise = np.random.default_rng(0).standard_normal((51, 51))
     found, _ = picture(lambda x, y: noise)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -70,6 +72,27 @@ def test_wrapping_the_loss_equals_scaling_the_gradient():
     controlled.train()
     assert wrapped.loss.multipliers.values
     close(wrapped, controlled)
+
+
+def test_no_graph_is_kept_for_the_record():
+    loss, logits = LLR(nn.CrossEntropyLoss(), Sech(), initial_loss=1.0), torch.randn(4, 3, requires_grad=True)
+    value = loss(logits, torch.tensor([0, 1, 2, 0]))
+    node = weakref.ref(logits)  # lives as long as the graph
+    del value, logits
+    gc.collect()
+    assert len(loss.multipliers) == 1 and node() is None
+
+
+def test_a_height_of_all_ranks_leaves_each_its_own_gradient(monkeypatch):
+    reshaper, logits = Sech(), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    target, others = torch.tensor([0, 1, 2, 0]), 0.6
+    plain = nn.CrossEntropyLoss()(logits, target)
+    monkeypatch.setattr("lowland.losses.llr.rank_and_world", lambda: (0, 2))
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(others))
+    LLR(nn.CrossEntropyLoss(), reshaper, initial_loss=2.0, distributed="global")(logits, target).backward()
+    (expected,) = torch.autograd.grad(plain, logits)
+    slope = reshaper.slope((plain.detach() + others) / 2 / 2.0)
+    torch.testing.assert_close(logits.grad, slope * expected)
 
 
 def test_replayed_passes_reproduce_the_run():

@@ -110,6 +110,14 @@ def test_ids_unknown_beforehand_are_numbered_as_they_come(tmp_path, placement):
         assert hit == [True] * 40 + [False] and values[:40, 0].tolist() == list(range(40))[::-1]
 
 
+def test_growth_beyond_the_room_is_refused_too(tmp_path, monkeypatch):
+    memory = build(tmp_path, samples=None, precision="float32")
+    put(memory, 0, [0], torch.zeros(1, 3))
+    monkeypatch.setattr("lowland.losses.memory.available_bytes", lambda device, path: 20_000)
+    with pytest.raises(InputError, match="must leave room"):
+        put(memory, 0, list(range(1, 2000)), torch.zeros(1999, 3))
+
+
 @pytest.mark.parametrize("shape", [(3,), (3, 4, 2), ()])
 def test_outputs_of_any_shape(tmp_path, shape):
     memory = build(tmp_path, look_back=1, precision="int8")

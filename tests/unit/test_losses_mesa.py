@@ -228,6 +228,23 @@ def test_wrapped_models_are_looked_through():
     assert type(loss.teacher) is nn.Sequential
 
 
+def test_a_teacher_whose_output_has_another_shape_is_refused():
+    class Wider(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 4).double()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.layer(x)
+            return out if self.training else out[:, :1]
+
+    model, one = Wider(), batch()
+    loss = prepared(model)
+    loss.epoch = 1
+    with pytest.raises(InputError, match=r"shape of the teacher's, \[6, 1\]"):
+        loss(model(one.input), one)
+
+
 def test_missing_calls_are_errors():
     model = network()
     with pytest.raises(InputError, match="prepare"):

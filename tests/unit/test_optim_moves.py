@@ -1,10 +1,19 @@
 """Moving many tensors at once, and what ranks must share before they do."""
 
+import os
+import signal
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
+from lowland import optim
+from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.optim.moves import lost_share, matched
+from lowland.optim import ascent
+from lowland.optim.holder import Holder
+from lowland.optim.moves import copy_all, lost_share, matched, scale_all
 from lowland.optim.ranks import check_ranks_agree
 
 
@@ -44,3 +53,50 @@ def test_pairs_are_moved_by_device_and_type():
     found = matched(first, [torch.ones_like(tensor) for tensor in first])
     assert [[t.shape[0] for t in one] for one, _ in found] == [[2, 3], [2], [1]]
     assert all(len({(t.device, t.dtype) for t in (*one, *other)}) == 1 for one, other in found)
+
+
+def test_ctrl_c_waits_until_the_weights_are_back(monkeypatch):
+    model = nn.Linear(3, 2)
+    optimizer = optim.SAM(torch.optim.SGD(model.parameters(), lr=0.0), rho=0.5)
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def interrupted(targets, sources):
+        os.kill(os.getpid(), signal.SIGINT)
+        copy_all(targets, sources)
+
+    model(torch.ones(1, 3)).sum().backward()
+    with pytest.raises(KeyboardInterrupt), optimizer.perturb():
+        monkeypatch.setattr(ascent, "copy_all", interrupted)
+        assert not same_bits(list(model.parameters()), before)
+        model(torch.ones(1, 3)).sum().backward()
+    assert same_bits(list(model.parameters()), before)
+
+
+def test_a_step_of_one_group_at_rest_is_a_step():
+    rest, moving = nn.Linear(2, 2), nn.Linear(2, 2)
+    groups = [{"params": rest.parameters(), "lr": 0.0}, {"params": moving.parameters()}]
+    optimizer = optim.EMA(torch.optim.SGD(groups, lr=0.1), decay=0.5)
+    for parameter in (*rest.parameters(), *moving.parameters()):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert optimizer.steps == 1
+
+
+@pytest.mark.parametrize(("before", "now", "factor"), [(2.0, 1.0, 0.5), (0.0, 0.0, 1.0), (0.0, 2.0, 1.0)])
+def test_gradients_that_were_nothing_are_not_rescaled(before, now, factor):
+    held = SimpleNamespace(scratch=SimpleNamespace(length=torch.tensor(before)), length=lambda: torch.tensor(now))
+    assert float(Holder.rescaling(held)) == factor
+
+
+def test_a_base_without_a_rate_cannot_weigh_the_sharpness_term():
+    parameters = list(nn.Linear(2, 2).parameters())
+    base = torch.optim.SGD(parameters, lr=0.1)
+    base.param_groups[0]["lr"] = None
+    with pytest.raises(InputError, match="learning rate for the sharpness term"):
+        optim.WSAM(base)
+
+
+def test_weights_that_ask_for_gradients_are_moved_in_place():
+    weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
+    scale_all(weights, torch.tensor(3.0))
+    assert [w.tolist() for w in weights] == [[3, 3], [3, 3]] and all(w.is_leaf and w.requires_grad for w in weights)

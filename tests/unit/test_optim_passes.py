@@ -389,6 +389,28 @@ def test_replay_repeats_the_dropout_mask(driver):
         pass
 
 
+def test_replay_goes_through_all_micro_batches_again():
+    seen = []
+
+    class Spy(nn.Dropout):
+        def forward(self, x):
+            out = super().forward(x)
+            seen.append((out == 0).detach())
+            return out
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 64), Spy(0.5), nn.Linear(64, 3))
+    optimizer = optim.SAM(sgd(model), rng="replay")
+    for batch in data(2):
+        with optimizer.first_pass():
+            backward(model, batch, 0.5)
+    with optimizer.perturb():
+        for batch in data(2):
+            backward(model, batch, 0.5)
+    optimizer.step()
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3]) and not torch.equal(seen[0], seen[1])
+
+
 def test_fresh_random_numbers_by_default():
     model = nn.Sequential(nn.Linear(6, 64), nn.Dropout(0.5), nn.Linear(64, 3))
     optimizer = optim.SAM(sgd(model))
@@ -411,6 +433,21 @@ def test_buffers_are_found_without_being_told():
     both = optim.SAM(sgd(model), batch_norm="both")
     passes_of(both, model, 5)
     assert int(model[1].num_batches_tracked) == 15
+
+
+def test_buffers_of_every_network_of_a_closure_are_found():
+    parts = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(2)]
+    optimizer = optim.SAM(torch.optim.SGD([p for part in parts for p in part.parameters()], lr=0.1))
+
+    def closure():
+        optimizer.zero_grad()
+        loss = parts[1](parts[0](torch.ones(4, 6).cumsum(0))).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    assert [int(part[1].num_batches_tracked) for part in parts] == [3, 3]
 
 
 def test_buffers_come_back_also_when_rebound():

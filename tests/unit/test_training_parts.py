@@ -3,20 +3,29 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 
-from lowland.core.errors import CheckpointError, InputError, StoreError
+from lowland import optim
+from lowland.core.errors import CheckpointError, InputError, LowlandError, StoreError
+from lowland.core.ranks import Ranks
+from lowland.core.risk import EmpiricalRisk
+from lowland.curvature import critical_sharpness, measurement_interval
 from lowland.data import DataSplits
+from lowland.optim.rates import decay_of
 from lowland.results import Run
 from lowland.results.files import write_atomically
 from lowland.results.folders import open_run_folder
-from lowland.training import CheckpointFolder, Schedule, fit, read_weights
-from lowland.training.checkpoint import random_state, restore_random_state
+from lowland.training import CheckpointFolder, CurvatureCurve, FitState, Schedule, fit, read_weights
+from lowland.training.checkpoint import decode_safetensors, random_state, restore_random_state, to_safetensors
+from lowland.training.evaluation import Evaluation, totals
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result
+from lowland.training.setup import history_of
 
 
 def test_cosine_with_warm_up_rises_linearly_then_falls_to_the_floor() -> None:
@@ -32,7 +41,7 @@ def test_cosine_with_warm_up_rises_linearly_then_falls_to_the_floor() -> None:
 def test_step_drops_at_each_milestone_and_constant_stays() -> None:
     schedule = Schedule("step", milestones=(2, 3), factor=0.5)
     assert [schedule(p, 1.0, 4) for p in (0, 1.9, 2, 3, 3.9)] == [1, 1, 0.5, 0.25, 0.25]
-    assert Schedule("constant")(3.0, 1.0, 4) == 1.0
+    assert Schedule("constant")(3.0, 1.0, 4) == Schedule()(0.0, 0.1, 4) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -203,3 +212,86 @@ def test_three_parts_may_come_by_name():
     assert results[0] == results[1]
     with pytest.raises(InputError, match="`data` must hold train, validation, test .*'train'"):
         fit(model, optimizer, nn.CrossEntropyLoss(), {"train": part}, epochs=1)
+
+
+def test_an_epoch_adds_up_what_its_batches_say() -> None:
+    terms = [
+        (torch.tensor(2.0), torch.tensor(3.0), torch.tensor(4.0), 4),
+        (torch.tensor(1.0), torch.tensor(1.0), torch.tensor(2.0), 2),
+        (torch.tensor(5.0), None, None, 1),
+    ]
+    assert totals(terms, torch.device("cpu")).tolist() == [2 * 4 + 1 * 2 + 5 * 1, 4, 6, 7]
+
+
+def test_an_interval_of_the_curve_pays_for_it() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    hook = CurvatureCurve(samples=100, products=6, share=0.03)
+    found = hook.interval(optimizer, samples=1000, steps_per_epoch=50, epochs=20)
+    assert found == measurement_interval(steps=1000, batch_size=20, samples=100, products=6, share=0.03)
+
+
+def test_a_decay_goes_from_one_to_its_floor() -> None:
+    for name in ("linear", "cosine", "1-sqrt"):
+        fall = decay_of(name, 0.2)
+        assert fall(0.0) == pytest.approx(1.0) and fall(1.0) == pytest.approx(0.2)
+
+
+def test_weights_of_any_layout_and_sharing_are_written_as_they_read() -> None:
+    weight = torch.nn.Parameter(torch.arange(6.0).reshape(2, 3))
+    given = {"plain": weight, "turned": weight.T, "tied": weight, "part": weight[:, 1]}
+    found = decode_safetensors(to_safetensors(given), Path("w"))
+    assert all(torch.equal(found[name], value) for name, value in given.items()) and len(found) == 4
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_fails_on_the_first_rank_is_told_to_all(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Ranks()
+    monkeypatch.setattr(ranks, "group", object())
+    monkeypatch.setattr(ranks, "count", 2)
+    monkeypatch.setattr(ranks, "number", number)
+    told: list[object] = []
+
+    def gather(value: object) -> list[object]:
+        told.append(value)
+        return ["OSError: disk full", None]
+
+    def fails() -> int:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ranks, "gather", gather)
+    with pytest.raises(OSError if number == 0 else LowlandError, match="disk full"):
+        ranks.by_first(fails)
+    assert told == (["OSError: disk full"] if number == 0 else [None])
+
+
+def state_of(optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> FitState:
+    known: dict[str, Any] = {"folder": None, "epochs": 2, "steps_per_epoch": 3, "seed": 0}
+    return FitState(model, optimizer, torch.nn.MSELoss(), SimpleNamespace(recipe={}), **known)  # type: ignore[arg-type]
+
+
+def test_a_run_begins_at_nothing_and_methods_that_begin_late_are_told() -> None:
+    model = torch.nn.Linear(2, 1)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = state_of(base, model)
+    done = ("rank", "epoch", "step", "passes", "evaluation_passes", "seconds")
+    assert [getattr(run, name) for name in done] == [0] * 6 and not (run.stop or run.rows or run.row)
+    assert history_of(run) == history_of(state_of(optim.SAM(base), model)) == {"begins": {}}
+    assert history_of(state_of(optim.SAM(base, start=4), model)) == {"begins": {"SAM": 4}}
+
+
+def test_measuring_keeps_no_tensor_for_a_backward_pass() -> None:
+    x = torch.randn(8, 3, dtype=torch.float64)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)).double()
+    data, loss = [(x, torch.arange(8) % 2)], torch.nn.CrossEntropyLoss()
+    risk, update = EmpiricalRisk(model, loss, data), [torch.ones_like(p) for p in model.parameters()]
+    saved: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        risk.evaluate()
+        critical_sharpness(risk, update, start=0.1)
+        Evaluation(SimpleNamespace(device=torch.device("cpu")), model, loss, 4)(data)
+    assert saved == []
