@@ -24,6 +24,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from benchmarks.mutation.harness import Chosen, Recorder, Workshop, read_map
 from benchmarks.mutation.operators import Mutant, mutants
 
@@ -112,8 +113,9 @@ def _mask(first: int, last: int) -> int:
 
 def verdict(mutant: Mutant, names: Sequence[str], shop: Workshop, limit: float) -> dict[str, Any]:
     """Break, test, mend."""
+    none = {"verdict": "not run by a test"}
     if not names:
-        return {"verdict": "not run by a test"}
+        return none
     failures = shop.copy.parent / "failures.txt"
     failures.unlink(missing_ok=True)
     begin = time.perf_counter()
@@ -122,6 +124,8 @@ def verdict(mutant: Mutant, names: Sequence[str], shop: Workshop, limit: float) 
     found = {"tests": len(names), "seconds": round(time.perf_counter() - begin, 1)}
     if status is None:
         return {"verdict": "caught", "by": "the limit of time", **found}
+    if status in (pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.USAGE_ERROR):  # a map of tests that are gone
+        return none
     by = failures.read_text().split("\n")[0] if failures.exists() else "collection"
     return {"verdict": "survived", **found} if status == 0 else {"verdict": "caught", "by": by, **found}
 
