@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,12 @@ from lowland.curvature import (
     spectral_density,
     trace,
 )
+from lowland.curvature.operator import AbstractOperator
 from lowland.models import resnet, text_transformer
 from lowland.training import CurvatureCurve, fit
 
 Data = list[tuple[Tensor, Tensor]]
-PARTS = ("times", "memory", "curve", "ends", "map", "estimators")
+PARTS = ("times", "memory", "curve", "ends", "map", "estimators", "starts")
 NETWORKS = ("resnet8", "transformer")
 TOOLS = ("lowland", "bare double backward", "pyhessian", "hessian_eigenthings", "curvlinops")
 
@@ -301,6 +302,45 @@ def estimators(size: int, seeds: int) -> dict[str, Any]:
     return found
 
 
+class Diagonal(AbstractOperator):
+    """A matrix whose eigenvectors are the axes, which a random start does not know."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__(len(values), dtype=values.dtype, device=values.device)
+        self.values = values
+
+    def multiply(self, vectors: Sequence[Tensor]) -> list[Tensor]:
+        return [self.values * vector for vector in vectors]
+
+
+def starts(seeds: int) -> dict[str, Any]:
+    """Cold starts on planted spectra whose lowest value has a close neighbor, or none below it at all."""
+    few = -torch.logspace(-0.7, -2.5, 30)
+    lows = {
+        "even": few,
+        "neighbor 5.5% above": torch.cat([torch.tensor([-0.2, -0.189, -0.17]), few[3:]]),
+        "neighbor 4.8% above": torch.cat([torch.tensor([-0.2, -0.1905, -0.12]), few[3:]]),
+        "convex": torch.logspace(-3, -8, 30),
+    }
+    bulk = torch.randn(4960, generator=torch.Generator().manual_seed(0)).abs() ** 3 * 0.02
+    found = {}
+    for name, low in lows.items():
+        values = torch.cat([torch.logspace(1.3, 0.3, 10), bulk, low]).double()
+        true, scale = float(values.min()), float(values.max())
+        found[name] = {}
+        for missed in (math.inf, 0.05, 0.02):
+            runs = [extreme_eigenvalues(Diagonal(values), missed=missed, seed=seed) for seed in range(seeds)]
+            # off: 2 % of the value, or 1e-4 of the scale
+            errors = [abs(run.lambda_min - true) / max(abs(true), 5e-3 * scale) for run in runs]
+            found[name]["none" if missed == math.inf else str(missed)] = {
+                "starts": seeds, "products": statistics.mean(run.products for run in runs),
+                "off": sum(error > 0.02 for error in errors), "worst": max(errors),
+                "inside": sum(abs(true) <= run.bound_min * (1 + 1e-9) for run in runs),
+                "bound": statistics.median(run.bound_min / abs(run.lambda_min) for run in runs) if true < 0 else None,
+            }  # fmt: skip
+    return found
+
+
 def densities(matrix: Tensor, values: Tensor, probes: int, steps: int, seeds: int, *, peer: bool) -> dict[str, float]:
     # bells as wide as curvlinops makes them: it adds a margin of 0.05 on either side of the spectrum
     width = 1.1 * float(np.ptp(values.numpy())) / (steps - 1) / math.sqrt(8 * math.log(3))
@@ -368,7 +408,7 @@ def main() -> None:
         return
     result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     for part in options.parts:
-        for kind in (None,) if part in {"estimators", "curve"} else options.networks:
+        for kind in (None,) if part in {"estimators", "curve", "starts"} else options.networks:
             place = result.setdefault("whole" if kind is None else kind, {})
             place[part] = {**measured(part, kind, options), "made": provenance()}
             print(kind or "", part, json.dumps(place[part], indent=1), flush=True)
@@ -380,6 +420,8 @@ def measured(part: str, kind: str | None, options: argparse.Namespace) -> dict[s
     """Measure one part on one network."""
     if part == "estimators":
         return estimators(options.size, options.seeds)
+    if part == "starts":
+        return starts(200)
     if part == "curve" or kind is None:
         return curve_share()
     if part == "memory":

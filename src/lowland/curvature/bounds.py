@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from scipy.optimize import brentq
+
 from lowland.curvature.lanczos import Lanczos, Ritz
 
 
-def missed_share(steps: int, size: int, *, randomness: float = 1.0, risk: float = 0.01) -> float:
-    """Return how far beyond an extreme Ritz value the spectrum may reach, relative to its width."""
-    # With probability ``1 - risk`` over the random start, the error of an extreme Ritz value after m products
-    # is at most eps times the width of the spectrum, with ``1.648 sqrt(n) exp(-sqrt(eps) (2 m - 1)) = risk``
-    # (Kuczynski and Wozniakowski, SIAM J. Matrix Anal. 13, 1992, theorem 4.2a). A warm start is random only in
-    # a share r of its length, which puts ``sqrt(n) / r`` in the place of ``sqrt(n)``: the given part can only
-    # by chance cancel the random one.
-    if steps >= size:
-        return 0.0
-    if steps < 1 or randomness == 0.0:
-        return 1.0
-    odds = math.log(1.648 * math.sqrt(size) / (randomness * risk))
-    return min(1.0, (odds / (2 * steps - 1)) ** 2)
+def reach(run: Lanczos, ritz: Ritz, *, upper: bool = False, risk: float = 0.01) -> float:
+    """Return how far below the smallest Ritz value the spectrum may reach (above the largest: ``upper``).
 
-
-def lower_reach(run: Lanczos, ritz: Ritz, *, tolerance: float = 1e-3, risk: float = 0.01) -> float:
-    """Return how far below the smallest Ritz value the spectrum may reach, with probability ``1 - risk``."""
-    # The bound of `missed_share` times the width would count the few large eigenvalues of a trained net as
-    # width. But q steps of the run can be spent on polynomials that vanish at the q largest eigenvalues, and
-    # never grow below them: the bound then holds with m - q products and the width W of what is left. The best
-    # q is taken. W is read off the Ritz values, whose ends may fall short by the same share each: ``W =
-    # (theta_q+1 - theta_min) / (1 - 2 share)``.
+    The statement holds with probability ``1 - risk`` over the random start.
+    """
+    # The polynomial p with leading coefficient 1 whose zeros are the Ritz values has ``|p(A) start| = beta_1 ... beta_m``.
+    # An eigenvalue x whose vector makes up a part c of the start fulfils ``|c p(x)| <= beta_1 ... beta_m``, and p only
+    # grows outside its zeros (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. 22, 2000). In n
+    # dimensions c is at most ``risk sqrt(pi / 2 n)`` with probability risk. A warm start is random only in a share of
+    # its length, which stands before that: the given part can only by chance cancel the random one.
     if run.exhausted:
         return 0.0
-    best = math.inf
-    for q in range(run.steps):
-        share = missed_share(run.steps - q, run.size, randomness=run.randomness, risk=risk)
-        if share >= 0.5:
-            break
-        width = float(ritz.values[-1 - q] + ritz.residuals[-1 - q] - ritz.values[0]) / (1 - 2 * share)
-        best = min(best, share * width)
-        if ritz.residuals[-1 - q] > tolerance * ritz.scale:
-            break
-    return best
+    if run.randomness == 0.0:
+        return math.inf
+    distances = np.abs(ritz.values - ritz.values[-1 if upper else 0])
+    smallest = max(run.epsilon * ritz.scale, np.finfo(np.float64).tiny)
+    part = run.randomness * risk * math.sqrt(math.pi / (2 * run.size))
+    most = float(np.log(np.maximum(run.couplings, smallest)).sum()) - math.log(part)
+
+    def excess(logarithm: float) -> float:
+        return float(np.log(distances + math.exp(logarithm)).sum()) - most
+
+    low = math.log(smallest)
+    if excess(low) >= 0.0:
+        return smallest
+    # no factor is less than the first, so that they are enough where its logarithm is `most` / m
+    return math.exp(brentq(excess, low, max(most / len(distances), low) + 1.0, xtol=1e-3))

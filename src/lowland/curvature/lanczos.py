@@ -139,6 +139,11 @@ class Lanczos:
         """Dimension of the space that the run lives in."""
         return self.operator.size - (0 if self._against is None else self._against.shape[1])
 
+    @property
+    def couplings(self) -> NDArray[np.float64]:
+        """What leads from each vector of the basis to the next: the length of every new direction, shape [steps]."""
+        return np.asarray(self._off_diagonal)
+
     def extend(self, steps: int = 1) -> int:
         """Take so many further steps, one product each, or until the space is exhausted; return those of the run."""
         with self.operator:

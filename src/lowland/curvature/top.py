@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lowland.core.errors import require
 from lowland.core.facts import ShowsFacts
-from lowland.curvature.bounds import missed_share
+from lowland.curvature.bounds import reach
 from lowland.curvature.counted import counted
 from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.lanczos import Lanczos
@@ -133,8 +133,8 @@ def _outermost(
         if run.exhausted or run.steps >= max_products or converged:
             break
         if beyond is not None:
-            reach = missed_share(run.steps, run.size) * 2 * max(beyond.scale, ritz.scale)
-            if sign * ritz.values[order[0]] + reach < sign * beyond.values[-1]:
+            further = reach(run, ritz, upper=sign > 0)
+            if sign * ritz.values[order[0]] + further < sign * beyond.values[-1]:
                 break
         run.extend()
     return _pairs(ritz.values[order], ritz.residuals[order], ritz.scale, run.vectors(ritz, order.tolist()), tolerance)

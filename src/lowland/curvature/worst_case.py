@@ -139,7 +139,7 @@ def _eigenvector(risk: EmpiricalRisk, kind: Metric) -> list[Tensor]:
     with operator:
         units = metric([p.detach() for p in operator.space.tensors], kind)
         scaled = ScaledOperator(operator, torch.cat([c.reshape(-1) for c in units]))
-        ends = extreme_eigenvalues(scaled, lower_tolerance=0.1, confirm=0.0, max_products=40)
+        ends = extreme_eigenvalues(scaled, lower_tolerance=0.1, missed=math.inf, max_products=40)
         return [part.clone() for part in operator.split(ends.vectors[:, 0]).values()]
 
 
