@@ -99,13 +99,25 @@ def test_a_store_opens_and_is_left_as_it_is(name, place):
         assert bool((found["status"] == 0).any()) == name.endswith("-half.zarr")
 
 
+ENDS = ("lambda_max", "lambda_min", "lambda_min_bound", "residual_max", "residual_min", "products", "rounding")
+"""What 0.1.0 sought less far: its lowest value was up to 1.8% off in these files."""
+
+
+def assert_same_survey(name, old, new, tolerance):
+    assert_close(old, new, tolerance, leave=ENDS if name == "convexity" else ())
+    if name == "convexity":
+        np.testing.assert_allclose(new["lambda_max"], old["lambda_max"], rtol=1e-3)
+        np.testing.assert_allclose(new["lambda_min"], old["lambda_min"], rtol=0.02)
+        assert (new["lambda_min"] <= old["lambda_min"] + 1e-4).all()
+
+
 SAME = [name for name in SURVEYS if name != "refined"]
 """A refined picture of 0.1.0 says what is not true of low losses; it opens, and is not passed off as one of today's."""
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_a_survey_measures_what_the_store_holds(name):
-    assert_close(open_result(FILES / "stores" / f"{name}.zarr"), SURVEYS[name](), MEASURED)
+    assert_same_survey(name, open_result(FILES / "stores" / f"{name}.zarr"), SURVEYS[name](), MEASURED)
 
 
 def test_a_refined_picture_of_before_is_refused_and_left(place):
@@ -135,7 +147,7 @@ def test_a_stopped_survey_goes_on_to_the_same_values(name, place):
     for metric in ("loss", "accuracy"):  # what was measured is kept to the bit
         kept = np.broadcast_to(done, half[metric].shape)
         assert np.array_equal(stored[metric].values[kept], half[metric].values[kept])
-    assert_close(open_result(FILES / "stores" / f"{name}.zarr"), stored, MEASURED)
+    assert_same_survey(name, open_result(FILES / "stores" / f"{name}.zarr"), stored, MEASURED)
 
 
 @pytest.mark.parametrize("method", ["sam", "asam", "gsam", "looksam", "msam", "sala", "lookahead", "ema", "swa"])

@@ -15,7 +15,7 @@ def reach(run: Lanczos, ritz: Ritz, *, upper: bool = False, risk: float = 0.01) 
 
     The statement holds with probability ``1 - risk`` over the random start.
     """
-    # The polynomial p with leading coefficient 1 whose zeros are the Ritz values has ``|p(A) start| = beta_1 ... beta_m``.
+    # The polynomial p with leading coefficient 1 and the Ritz values as zeros has ``|p(A) start| = beta_1 ... beta_m``.
     # An eigenvalue x whose vector makes up a part c of the start fulfils ``|c p(x)| <= beta_1 ... beta_m``, and p only
     # grows outside its zeros (van Dorsselaer, Hochstenbach and van der Vorst, SIAM J. Matrix Anal. 22, 2000). In n
     # dimensions c is at most ``risk sqrt(pi / 2 n)`` with probability risk. A warm start is random only in a share of

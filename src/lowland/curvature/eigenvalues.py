@@ -31,6 +31,8 @@ _ROUNDINGS: Final = 10.0
 _LOWER_RELATIVE: Final = 0.1
 _LOWER_ABSOLUTE: Final = 1e-4
 """The lower end has converged if its residual is at most max(relative * |lambda_min|, absolute * scale)."""
+_SMALL: Final = 0.01
+"""Share of the scale, as the lower end of a trained net has it, to which the missing part of a smaller end is held."""
 
 
 def as_operator(source: Source) -> AbstractOperator:
@@ -135,7 +137,7 @@ def extreme_eigenvalues(
             scale. The error of the value is about its square over the gap to the next one. Default 0.05, half of what
             counts as converged.
         missed: Of a cold start: go on until, with probability 0.99 over it, the smallest eigenvalue lies at most this
-            times ``|lambda_min|`` below the one found, or 1e-4 of the scale (see `reach`): an eigenvector that the
+            times ``|lambda_min|``, or times 1 % of the scale, below the one found (see `reach`): an eigenvector that the
             start hardly holds shows up late, after the run has converged to its neighbor. Default 0.05; 0.02 takes
             about four products more, infinity omits it.
         confirm: Of a warm start: both residuals must stay small for this share of further products, at least 3, and
@@ -177,7 +179,7 @@ def extreme_eigenvalues(
             if not all(_converged(ritz, tolerance, lower_tolerance)):
                 since = None
             elif start is None:
-                if reach(run, ritz) <= max(missed * abs(float(ritz.values[0])), _LOWER_ABSOLUTE * ritz.scale):
+                if reach(run, ritz) <= missed * max(abs(float(ritz.values[0])), _SMALL * ritz.scale):
                     break
             elif since is None:
                 since, residual = run.steps, float(ritz.residuals[0])
