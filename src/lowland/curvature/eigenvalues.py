@@ -137,9 +137,9 @@ def extreme_eigenvalues(
             scale. The error of the value is about its square over the gap to the next one. Default 0.05, half of what
             counts as converged.
         missed: Of a cold start: go on until, with probability 0.99 over it, the smallest eigenvalue lies at most this
-            times ``|lambda_min|``, or times 1 % of the scale, below the one found (see `reach`): an eigenvector that the
-            start hardly holds shows up late, after the run has converged to its neighbor. Default 0.05; 0.02 takes
-            about four products more, infinity omits it.
+            times ``|lambda_min|``, or times 1 % of the scale, below the one found (see `reach`): an eigenvector that
+            the start hardly holds shows up late, after the run has converged to its neighbor. Default 0.05; 0.02
+            takes about four products more, infinity omits it.
         confirm: Of a warm start: both residuals must stay small for this share of further products, at least 3, and
             the lower one must not grow meanwhile. Default 0.1; 0 omits it.
         max_products: Most products to spend. Default 80.
