@@ -160,6 +160,14 @@ def curvature(result: Result) -> str:
          "negative / undecided / none found"], cold,
     )  # fmt: skip
     whole = result.get("whole", {})
+    if "starts" in whole:
+        text += "\n\n" + table(
+            ["cold starts on planted spectra, `missed=`", "products", "lower end more than 2% off", "worst",
+             "inside `bound_min`", "`bound_min` over the end found, median"],
+            [[f"{name}, {missed}", f"{one['products']:.1f}", f"{one['off']} of {one['starts']}", f"{one['worst']:.1%}",
+              f"{one['inside']} of {one['starts']}", "" if one["bound"] is None else f"{one['bound']:.3f}"]
+             for name, found in whole["starts"].items() for missed, one in found.items()],
+        )  # fmt: skip
     if "estimators" in whole:
         trace = whole["estimators"]["trace"]
         text += "\n\n" + table(
