@@ -166,7 +166,7 @@ def curvature(result: Result) -> str:
              "inside `bound_min`", "`bound_min` over the end found, median"],
             [[f"{name}, {missed}", f"{one['products']:.1f}", f"{one['off']} of {one['starts']}", f"{one['worst']:.1%}",
               f"{one['inside']} of {one['starts']}", "" if one["bound"] is None else f"{one['bound']:.3f}"]
-             for name, found in whole["starts"].items() for missed, one in found.items()],
+             for name, found in whole["starts"].items() if name != "made" for missed, one in found.items()],
         )  # fmt: skip
     if "estimators" in whole:
         trace = whole["estimators"]["trace"]
