@@ -32,6 +32,7 @@ check: $(VENV)/.dev docs ## Check style, types, layers and the examples in docst
 docs: $(VENV)/.docs ## Build the documentation into site/
 	OMP_NUM_THREADS=1 $(BIN)/python examples/gallery.py docs/images
 	OMP_NUM_THREADS=1 $(BIN)/python examples/traps.py docs/images/traps
+	OMP_NUM_THREADS=1 $(BIN)/python docs/tools/tutorials.py docs/images/tutorials
 	OMP_NUM_THREADS=1 $(BIN)/python docs/tools/architecture.py docs/images/architecture.svg
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.figure --only draw
 	$(BIN)/mkdocs build --strict --quiet

@@ -58,6 +58,8 @@ def test_page(page, tmp_path, monkeypatch):
             if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in OPTIONAL:
                 raise
             pytest.skip(str(error))
+    shown = re.findall(r"images/tutorials/([\w.-]+)", (ROOT / page).read_text(encoding="utf-8"))
+    assert [name for name in shown if not (tmp_path / name).is_file()] == [], "the page's own code saves its figures"
 
 
 def test_blocks_are_found_and_keep_their_lines(tmp_path):
