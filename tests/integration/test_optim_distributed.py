@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tests.optim_cases import COMPOSITIONS, METHODS
+from tests.optim_cases import COMPOSITIONS, METHODS, TWO_PASS
 from torch import nn
 
 import lowland.optim as optim
@@ -38,6 +38,18 @@ def network(norm=None):
     torch.manual_seed(0)
     middle = {None: nn.Identity, "batch": lambda: nn.BatchNorm1d(8), "synced": SyncedNorm}[norm]()
     return nn.Sequential(nn.Linear(6, 8), middle, nn.Tanh(), nn.Linear(8, 3))
+
+
+class Branched(nn.Module):
+    """A network with a branch that runs on one rank alone."""
+
+    def __init__(self, runs):
+        super().__init__()
+        self.trunk, self.runs = network(), runs
+        self.branch = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.trunk(x) + self.branch(x) if self.runs else self.trunk(x)
 
 
 def batch_of(step, rank):
@@ -93,6 +105,11 @@ def ddp_runs(rank, found):
         optimizer = make(sgd(model), distributed="local", ascent="micro-batch")
         train(DistributedDataParallel(model), optimizer, batches, micro_batches=2)
         found[f"micro {name}"] = state_of(model)
+    for name in TWO_PASS:
+        model = Branched(runs=rank == 0)
+        optimizer = METHODS[name](sgd(model), distributed="local")
+        train(DistributedDataParallel(model, find_unused_parameters=True), optimizer, batches[:STEPS])
+        found[f"branched {name}"] = state_of(model)
     for norm in (None, "synced"):
         model = network(norm)
         train(DistributedDataParallel(model), optim.SAM(sgd(model)), batches[:STEPS])
@@ -245,6 +262,11 @@ def test_gradients_that_are_views_of_buckets_change_no_bit(ranks, method, distri
 @pytest.mark.parametrize("method", list(MEMBERS))
 def test_parameters_stay_bit_identical_with_accumulation(ranks, method):
     assert same_bits(*(found[f"micro {method}"] for found in ranks))
+
+
+@pytest.mark.parametrize("method", TWO_PASS)
+def test_a_layer_that_one_rank_alone_runs_is_no_obstacle_to_a_local_ascent(ranks, method):
+    assert same_bits(*(found[f"branched {method}"] for found in ranks))
 
 
 @pytest.mark.parametrize("view", [False, True])

@@ -51,8 +51,6 @@ class _FSAM(Method):
         kept = held.scratch.kept
         if not kept:
             return
-        if self.options.distributed == "local":
-            held.average(list(kept.values()))
         averages = dict(zip(*held.own("gradient"), strict=True))
         share = 1 - self.decay if held.numbers["gradients"] else 1.0
         torch._foreach_mul_(shards(averages.values()), 1 - share)

@@ -148,6 +148,14 @@ class Holder:
         """Replace tensors by their mean over the ranks of the distributed model."""
         average_over_ranks(tensors, self.process_group())
 
+    def average_kept(self) -> None:
+        """Replace what is kept of first passes that ranks made by themselves by the mean; what a rank lacks is 0."""
+        kept = self.scratch.kept
+        if kept and self.options.distributed == "local" and world_size() > 1:
+            reached = [p for p in self.parameters() if p in kept or (p.grad is not None and is_dense(p.grad))]
+            self.scratch.kept = {p: kept[p] if p in kept else torch.zeros_like(p) for p in reached}
+            self.average(list(self.scratch.kept.values()))
+
     def process_group(self) -> Any:
         """Return the ranks of the distributed model; None where none is known."""
         groups = [getattr(m, "process_group", None) for m in self.scratch.buffers.modules(self.scratch.model)]

@@ -41,8 +41,6 @@ class _LookSAM(Method):
     def prepare(self, held: Held) -> None:
         directions, kept = dict(zip(*held.own("direction"), strict=True)), held.scratch.kept
         moving = [p for p in held.gradients() if p in directions and (not kept or p in kept)]
-        if kept and self.options.distributed == "local":
-            held.average(list(kept.values()))  # else every rank would go on in another direction
         if not kept:
             own_gradients(held, moving)
         for chosen in [[p] for p in moving] if self.projection == "tensor" else [moving]:

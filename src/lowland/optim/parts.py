@@ -52,9 +52,6 @@ class Held(Protocol):
     def backup(self, parameter: Tensor) -> Tensor:
         """Return memory for a copy of a parameter, the same in every step."""
 
-    def average(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by their mean over the ranks of the distributed model."""
-
     def rescaling(self) -> Tensor:
         """Return what the step's gradients were multiplied by since the second pass."""
 
@@ -148,7 +145,7 @@ class Method(Part):
     rank: ClassVar[int] = 0
 
     keeps_first: ClassVar[bool] = False
-    """Whether the first pass's gradients live on: until `combine` if `combines`, else summed up until `prepare`."""
+    """Whether the first pass's gradients live on: until `combine` if `combines`, else summed up until `commit`."""
 
     combines: ClassVar[bool] = False
     """Whether each micro-batch's two gradients become one, so that earlier micro-batches' join only afterwards."""

@@ -37,6 +37,7 @@ def take_step(held: Holder, closure: Callable[[], Any] | None, name: str) -> Any
     try:
         with torch.no_grad():
             held.begin()
+            held.average_kept()
             for part in held.parts:
                 part.prepare(held)
             _base_step(held)

@@ -49,8 +49,6 @@ class _WSAM(Method):
         if self.decoupled:  # or the difference would be written into what a user keeps
             own_gradients(held, held.parameters())
         plain, perturbed = both_gradients(held, kept)
-        if self.options.distributed == "local":
-            held.average(plain)
         scale_all(plain, held.rescaling())
         if self.decoupled:  # the base gets the plain gradient, what is kept is their difference
             torch._foreach_sub_(shards(perturbed), shards(plain))
