@@ -24,6 +24,7 @@ SLOW = {
     "docs/extending.md",
     "docs/integrations.md",
     "docs/reference/study.md",
+    "docs/tutorials/landscapes.md",
 }
 """Pages of more than ten seconds."""
 
