@@ -226,7 +226,7 @@ def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
 
 def take(batch: Batch, index: Sequence[int] | Tensor) -> Batch:
     """Return chosen samples of a batch."""
-    size, rows = batch.size, torch.as_tensor(index)
+    size, rows = batch.size, torch.as_tensor(index, device="cpu")
     sides = {"input": batch.target, "target": batch.input}
     parts = {name: _taken(getattr(batch, name), rows, size, sides.get(name)) for name in _FIELDS}
     return replace(batch, **parts, count=None if batch.count is None else len(rows))
@@ -240,7 +240,8 @@ def _taken(value: Any, rows: Tensor, size: int, beside: Any = None) -> Any:
         return torch.nested.as_nested_tensor(chosen, layout=value.layout)
     if isinstance(value, Tensor) and value.size(0) == size:
         first = int(rows[0]) if len(rows) else 0
-        together = len(rows) > 0 and torch.equal(rows, torch.arange(first, first + len(rows)))
+        following = torch.arange(first, first + len(rows), device="cpu")
+        together = len(rows) > 0 and torch.equal(rows, following)
         return value[first : first + len(rows)] if together else value[rows.to(value.device)]
     if isinstance(value, np.ndarray) and value.ndim and value.shape[0] == size:
         return value[rows.numpy()]
@@ -339,7 +340,7 @@ def batch_tensors(value: Any) -> list[Tensor]:
     if value is None:
         return []
     if isinstance(value, np.ndarray) and value.dtype != object:
-        return [torch.as_tensor(value)]
+        return [torch.as_tensor(value, device="cpu")]
     if isinstance(value, _SETTING):
         return [_as_bytes(repr(value).encode())]
     if is_dataclass(value) and not isinstance(value, type):
@@ -357,7 +358,7 @@ def batch_tensors(value: Any) -> list[Tensor]:
 
 def _dense(value: Tensor) -> list[Tensor]:
     if value.is_nested:
-        return [torch.tensor([part.shape for part in value.unbind()]), *value.unbind()]
+        return [torch.tensor([part.shape for part in value.unbind()], device="cpu"), *value.unbind()]
     if value.layout == torch.sparse_coo:
         value = value.coalesce()
         return [value.indices(), value.values()]

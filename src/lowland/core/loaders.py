@@ -242,7 +242,7 @@ def _subset(parts: list[Batch], samples: int, seed: int) -> list[Batch]:
         inside = chosen[(chosen >= start) & (chosen < start + part.size)] - start
         start += part.size
         if len(inside):
-            result.append(take(part, torch.as_tensor(inside)))
+            result.append(take(part, torch.as_tensor(inside, device="cpu")))
     try:
         return list(resized(result, max(part.size for part in parts)))
     except InputError:  # samples of different shapes: the pieces stay apart

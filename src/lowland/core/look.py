@@ -109,7 +109,7 @@ def check_own_mean(loss: Any, output: Any, target: Any, found: tuple[Tensor, Ten
     if getattr(loss, "reduction", "") != "mean" or type(loss).__module__.startswith("torch."):
         return
     own, values = loss(output, target), found[0].double().sum()
-    total = found[0].numel() if found[1] is None else torch.as_tensor(found[1]).double().sum()
+    total = found[0].numel() if found[1] is None else torch.as_tensor(found[1], device=values.device).double().sum()
     if isinstance(own, Tensor) and own.ndim == 0 and _apart(own, values / total, values / total, found[0].dtype):
         advice = "give a callable without a `reduction` that returns (values, weights)"
         got = (float(own), float(values / total))
@@ -149,7 +149,7 @@ def uneven(
 def _scalars(value: Any) -> list[Tensor]:
     """Return a scalar, or the two of a pair; nothing where it is something else."""
     parts = value if isinstance(value, tuple) and len(value) == 2 else (value,)
-    found = [part.detach() if isinstance(part, Tensor) else torch.as_tensor(part) for part in parts]
+    found = [part.detach() if isinstance(part, Tensor) else torch.as_tensor(part, device="cpu") for part in parts]
     return found if not any(part.ndim for part in found) else []
 
 

@@ -225,7 +225,7 @@ def differing_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the Euclidean norm over all tensors as a scalar on their device, in at least float32."""
     if not tensors:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     if any(t.dtype in (torch.float16, torch.bfloat16) for t in tensors):
         parts: Sequence[Tensor] = [torch.linalg.vector_norm(t, dtype=torch.float32) for t in tensors]
     else:

@@ -117,7 +117,7 @@ def _tensor(name: str, value: Any) -> Tensor:
             raise InputError(name, "must be real", str(value.dtype), "take .abs() or .real in the loss")
         return value.float() if value.dtype == torch.bool else value
     if isinstance(value, int | float | np.number | np.ndarray):
-        return torch.as_tensor(value, dtype=torch.float64)
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu")
     rule = "must be measured as per-sample values, a mean, (values, weights) or (sum, weight)"
     raise InputError(name, rule, type(value).__name__)
 

@@ -48,13 +48,13 @@ def normal(like: Tensor, seed: int, purpose: str, *names: str | int) -> Tensor:
     # They are drawn in float64 on the host in the order of a contiguous tensor and then cast, so that they are
     # the same up to rounding for every device, type and memory layout.
     numbers = generator(seed, purpose, *names).standard_normal(tuple(like.shape))
-    return torch.as_tensor(numbers).to(device=like.device, dtype=like.dtype)
+    return torch.as_tensor(numbers, device="cpu").to(device=like.device, dtype=like.dtype)
 
 
 def rademacher(like: Tensor, seed: int, purpose: str, *names: str | int) -> Tensor:
     """Return independent signs (-1 or +1) of a tensor's shape, device and type."""
     signs = generator(seed, purpose, *names).integers(0, 2, size=tuple(like.shape), dtype=np.int8) * 2 - 1
-    return torch.as_tensor(signs).to(device=like.device, dtype=like.dtype)
+    return torch.as_tensor(signs, device="cpu").to(device=like.device, dtype=like.dtype)
 
 
 def _key(seed: int, purpose: str, names: tuple[str | int, ...]) -> int:

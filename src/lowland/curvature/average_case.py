@@ -65,4 +65,4 @@ def _drawn(norm: Norm, unit: Tensor, seed: int, index: int, name: str) -> Tensor
     key = ("probe", "average case", index, name)
     if norm == "l2":
         return normal(unit, seed, *key)
-    return torch.as_tensor(generator(seed, *key).uniform(-1.0, 1.0, tuple(unit.shape))).to(unit)
+    return torch.as_tensor(generator(seed, *key).uniform(-1.0, 1.0, tuple(unit.shape)), device="cpu").to(unit)

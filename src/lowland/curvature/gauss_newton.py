@@ -137,9 +137,9 @@ def _add_slopes(
     drawn = generator(key[0], "probe", "labels", key[1], key[2], batch.number or 0)
     flat = torch.softmax(logits.detach().to(torch.promote_types(logits.dtype, torch.float32)), 1).movedim(1, -1)
     shape, flat = flat.shape, flat.reshape(-1, logits.shape[1])
-    uniform = torch.as_tensor(drawn.random(len(flat))).to(flat)
+    uniform = torch.as_tensor(drawn.random(len(flat)), device="cpu").to(flat)
     labels = torch.searchsorted(flat.cumsum(1), uniform[:, None]).clamp(max=flat.shape[1] - 1)
-    flips = torch.as_tensor(drawn.integers(0, 2, len(flat)) * 2.0 - 1.0).to(flat)
+    flips = torch.as_tensor(drawn.integers(0, 2, len(flat)) * 2.0 - 1.0, device="cpu").to(flat)
     each = _weights(risk.loss, batch.target, flat)
     slope = flat.scatter_add(1, labels, flat.new_full(labels.shape, -1.0)) * (each.sqrt() * flips)[:, None]
     slope = slope.reshape(shape).movedim(-1, 1).to(logits)

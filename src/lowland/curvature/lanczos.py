@@ -200,7 +200,7 @@ class Lanczos:
 
     def vectors(self, ritz: Ritz, which: list[int]) -> Tensor:
         """Return the Ritz vectors of numbered pairs of `ritz` at the present length: columns of length one, [n, k]."""
-        chosen = torch.as_tensor(ritz.coefficients[:, which]).to(self._basis)
+        chosen = torch.as_tensor(ritz.coefficients[:, which], device="cpu").to(self._basis)
         return self._basis[: len(ritz.values)].T @ chosen
 
     def orthogonality(self) -> float:

@@ -270,7 +270,7 @@ class Block(AbstractOperator):
         size = sum(shape.numel() for shape in kept.values())
         super().__init__(size, dtype=operator.dtype, device=operator.device, shapes=kept)
         self.operator = operator
-        inside = [torch.full((shape.numel(),), name in kept) for name, shape in shapes.items()]
+        inside = [torch.full((shape.numel(),), name in kept, device="cpu") for name, shape in shapes.items()]
         self._places = torch.cat(inside).nonzero()[:, 0].to(operator.device)
 
     @override

@@ -63,7 +63,7 @@ def protocol_risk(
         parts = list(risk.batches())
     total = sum(part.size for part in parts)
     count = total if samples is None else min(samples, total)
-    chosen = torch.as_tensor(generator(seed, "subsample").choice(total, count, replace=False)).sort()[0]
+    chosen = torch.as_tensor(generator(seed, "subsample").choice(total, count, replace=False), device="cpu").sort()[0]
     picked = take(joined(parts), chosen)
     step = batch_size or count
     batches = [take(picked, range(start, min(start + step, count))) for start in range(0, count, step)]

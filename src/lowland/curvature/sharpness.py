@@ -92,7 +92,7 @@ def over_samples(values: Sequence[float], weights: Sequence[float]) -> tuple[flo
     counted = [(value, weight) for value, weight in zip(values, weights, strict=True) if weight]
     if not counted:
         return math.nan, math.nan
-    each, sizes = torch.tensor(counted, dtype=torch.float64).T
+    each, sizes = torch.tensor(counted, dtype=torch.float64, device="cpu").T
     share, count = sizes / sizes.sum(), len(counted)
     mean = float(share @ each)
     spread = float(((share * (each - mean)) ** 2).sum().sqrt())

@@ -29,7 +29,7 @@ class StepSize(NamedTuple):
 def step_size_of(group: Mapping[str, Any], state: Mapping[str, Any], parameter: Tensor) -> StepSize:
     """Return how a parameter steps by the options of its group and what the optimizer keeps of it, or refuse."""
     kind = next((kind for option, kind in _KINDS.items() if option in group), _sgd)
-    return kind(group, state, parameter, torch.as_tensor(float(group["lr"] or 0.0), dtype=torch.float64))
+    return kind(group, state, parameter, torch.as_tensor(float(group["lr"] or 0.0), dtype=torch.float64, device="cpu"))
 
 
 def _kept(state: Mapping[str, Any], *names: str) -> list[Tensor]:

@@ -182,7 +182,7 @@ def _trained(
     for epoch in range(epochs):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(epoch / epochs)
-        total, size = torch.zeros((), dtype=torch.float64), 0
+        total, size = torch.zeros((), dtype=torch.float64, device="cpu"), 0
         for raw in batches(epoch) if callable(batches) else batches:
             batch, weights = as_batch(raw).to(device), bent.shape.weights(float(stream.random()))
             seen: list[Tensor] = []

@@ -96,7 +96,7 @@ def random_axes(space: ParameterSpace, axes: int, seed: int, *settings: Any, sto
 
 def products(space: ParameterSpace, axes: Sequence[PlaneAxis]) -> Tensor:
     """Return the inner products of axes, tensor by tensor in float64."""
-    found = torch.zeros(len(axes), len(axes), dtype=torch.float64)
+    found = torch.zeros(len(axes), len(axes), dtype=torch.float64, device="cpu")
     for place, value in enumerate(space.tensors):
         parts = [axis.entry(space, place, value.detach()).double().reshape(-1).cpu() for axis in axes]
         for i, a in enumerate(parts):

@@ -61,7 +61,7 @@ class _Snapshots:
         held = self._held
         if held is None or held[0] != step:
             arrays = self.read(step)
-            placed = [torch.empty_like(p).copy_(torch.as_tensor(arrays[name])) for name, p, _ in space]
+            placed = [torch.empty_like(p).copy_(torch.as_tensor(arrays[name], device="cpu")) for name, p, _ in space]
             held = self._held = (step, arrays, placed)
         return held[1], held[2]
 
@@ -86,7 +86,7 @@ class Frame(Plane):
             space.move(weights, stored, [c - at for c, at in zip(coordinates, self.place, strict=True)])
             for name, buffer in statistics.items():
                 if name in arrays:
-                    buffer.copy_(torch.as_tensor(arrays[name]))
+                    buffer.copy_(torch.as_tensor(arrays[name], device="cpu"))
 
         return move
 
@@ -189,7 +189,9 @@ def _frames(risk: EmpiricalRisk, snapshots: Snapshots, plane: Plane, path: xr.Da
         if risk.batch_norm == "running" and (missing := [name for name in statistics if name not in arrays]):
             rule, advice = "must hold the batch-norm statistics that are shown", 'or take batch_norm="recalibrated"'
             raise InputError("snapshots", rule, f"no {missing[0]}", advice)
-        seen = {name: torch.as_tensor(arrays[name]) for name in (*parameters, *statistics) if name in arrays}
+        seen = {
+            name: torch.as_tensor(arrays[name], device="cpu") for name in (*parameters, *statistics) if name in arrays
+        }
         at = tuple(place.tolist())
         own = Frame(**shared | {"along": number}, step=int(step), place=at, weights=fingerprint(seen), snapshots=held)
         made[str(step)] = own

@@ -46,7 +46,7 @@ class Member:
 
     def reordered(self, tensor: Tensor, order: Tensor) -> Tensor:
         """Return the tensor with its units in a new order."""
-        index = (order[:, None] * self.repeat + torch.arange(self.repeat)).reshape(-1)
+        index = (order[:, None] * self.repeat + torch.arange(self.repeat, device="cpu")).reshape(-1)
         return tensor.index_select(self.axis, index.to(tensor.device))
 
 

@@ -114,7 +114,7 @@ def _similarity(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> flo
 
 def _assignment(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], size: int, members: list[Member]) -> Any:
     """Return the order of a group's units that maximizes the inner product, all other groups as they are."""
-    gain = torch.zeros(size, size, dtype=torch.float64)
+    gain = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     for member in members:
         if isinstance(ours[member.name], nn.Parameter):
             gain += member.rows(ours[member.name], size) @ member.rows(theirs[member.name], size).T
@@ -127,7 +127,7 @@ def _assignment(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], size: 
 def _permute(state: Mapping[str, Tensor], members: list[Member], order: Any) -> None:
     for member in members:
         tensor = state[member.name]
-        tensor.copy_(member.reordered(tensor, torch.as_tensor(order)))
+        tensor.copy_(member.reordered(tensor, torch.as_tensor(order, device="cpu")))
 
 
 def _check_function(expected: Any, found: Any) -> None:

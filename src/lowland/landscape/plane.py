@@ -293,7 +293,7 @@ def hdf5_plane(model: nn.Module, path: str | Path, *, directions: Literal["weigh
     for arrays in read_directions(path):
         if len(arrays) != len(listed):
             raise InputError("path", f"must hold {len(listed)} arrays per direction for this model", len(arrays))
-        values = {name: torch.as_tensor(array) for name, array in zip(listed, arrays, strict=True)}
+        values = {name: torch.as_tensor(array, device="cpu") for name, array in zip(listed, arrays, strict=True)}
         found.append({clean_name(name): values[name] for name in names})
     recipe = made("file", file=Path(path).name, directions=directions)
     return user_plane(model, found, recipe=recipe, units="length of the direction in the file")

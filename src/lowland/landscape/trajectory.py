@@ -178,7 +178,7 @@ def pca_plane(
             vectors += weights[place][:, None] * path.row(place)
         axes = []
         for number, vector in enumerate(vectors):
-            parts = space.unflatten(torch.as_tensor(vector))
+            parts = space.unflatten(torch.as_tensor(vector, device="cpu"))
             values = {n: torch.empty_like(p).copy_(v) for (n, p, _), v in zip(space, parts, strict=True)}
             axes.append(given_axis(values, number, "principal"))
         recipe = made("pca", anchored=anchored, steps=path.steps.tolist())
@@ -320,11 +320,11 @@ def _losses(path: _Path, plane: Plane, coordinates: Matrix, risk: EmpiricalRisk)
                     move(at.tolist())
                     flat[place] = _loss(risk)
                 arrays = path.arrays(place)
-                space.write([torch.as_tensor(arrays[name]).to(p) for name, p, _ in space])
+                space.write([torch.as_tensor(arrays[name], device="cpu").to(p) for name, p, _ in space])
                 with buffers_restored(risk.model):
                     for name, buffer in statistics.items():
                         if name in arrays:  # the snapshot's own statistics, where they were kept
-                            buffer.copy_(torch.as_tensor(arrays[name]))
+                            buffer.copy_(torch.as_tensor(arrays[name], device="cpu"))
                     loss[place] = _loss(risk)
     return {"loss": ("snapshot", loss), "plane_loss": ("snapshot", flat)}
 

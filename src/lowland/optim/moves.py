@@ -83,7 +83,7 @@ def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
         kinds.setdefault((tensor.device, tensor.dtype, mesh), []).append(tensor)
     norms = [global_norm(part) for part in kinds.values()]
     if len(norms) <= 1:
-        return norms[0] if norms else torch.zeros(())
+        return norms[0] if norms else torch.zeros((), device="cpu")
     joint: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(norms[0]) for norm in norms]))
     return joint
 

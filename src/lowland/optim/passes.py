@@ -86,8 +86,8 @@ def _holders(parameter: Tensor) -> tuple[int, int, int, int]:
 @cache
 def _holders_of_none() -> tuple[int, int, int, int]:
     """Count the same of a gradient that only its parameter holds."""
-    probe = nn.Parameter(torch.zeros(1))
-    probe.grad = torch.zeros(1)
+    probe = nn.Parameter(torch.zeros(1, device="cpu"))
+    probe.grad = torch.zeros(1, device="cpu")
     return _holders(probe)
 
 

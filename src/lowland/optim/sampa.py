@@ -75,7 +75,7 @@ class _SAMPa(Part):
         for group in held.groups():
             moved = [p for p in group["params"] if p in slopes]
             rate = -rate_of(group, 0.0) * (-1.0 if group.get("maximize") else 1.0)
-            add_scaled(moved, [slopes[p] for p in moved], torch.full((), rate, dtype=torch.float64))
+            add_scaled(moved, [slopes[p] for p in moved], torch.full((), rate, dtype=torch.float64, device="cpu"))
 
 
 def is_uphill() -> bool:
