@@ -79,6 +79,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/pip
 # The packages that we compare with, each by itself: one that does not install is left out. Without dependencies, since
 # one of them asks for NumPy below 2 and does not need it; what they import follows by name.
 PEERS := pytorch-optimizer PyHessian hessian-eigenthings==1.0.0a5 loss-landscapes landscaper
+PEERS += temperon unifiedsam schedulefree torch2-look-ahead loss-landscape-3d nngeom
 PEERS += gudhi topopy nglpy samply treelib six coloraide drawsvg
 
 $(VENV)/.bench: pyproject.toml constraints.txt | $(VENV)/.dev

@@ -1,64 +1,68 @@
-"""The tables of docs/conformance.md, from what a run has found."""
+"""The tables of docs/conformance.md, from what a run has stored."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.conformance.peers import PEERS
-from benchmarks.conformance.run import Found, Tool
-
-from lowland.testing import rules
 
 PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "conformance.md"
 BEGIN, END = "<!-- begin of the results -->", "<!-- end of the results -->"
 
 _MARKS = {"holds": "✓", "broken": "**✗**", "not offered": "–", "other convention": "○"}
 _FAMILIES = {
-    "optimizer": "Sharpness-aware optimizers",
+    "optimizer": "Sharpness-aware optimizers, and averages",
     "landscape": "Landscape tools",
     "curvature": "Curvature tools",
 }
 
+Document = dict[str, Any]
 
-def write(found: Found, date: str) -> None:
+
+def write(found: Document) -> None:
     """Replace the part of the page between the marks."""
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
-    PAGE.write_text(f"{head}{BEGIN}\n\n{results(found, date)}\n{END}{tail}", encoding="utf-8")
+    PAGE.write_text(f"{head}{BEGIN}\n\n{results(found)}\n{END}{tail}", encoding="utf-8")
 
 
-def results(found: Found, date: str) -> str:
+def results(found: Document) -> str:
     """Return the generated part: peers, tables, failures."""
-    parts = [_peers(found, date)]
+    parts = [_peers(found)]
     parts += [_family(found, family, title) for family, title in _FAMILIES.items()]
     parts.append("### Failures, and the smallest script for each\n")
     parts.append(
-        "Each script needs torch and the peer alone. It says what should be true, and ends with the error shown as "
-        "long as it is not. Where several tools of a package are named, the script is that of the first; those of the "
-        "others differ in the name.\n"
+        "Each script has at most 15 lines, needs torch and the peer alone, and ends with the error shown. The suite "
+        "writes it from how the tool is called and what the rule states, makes sizes smaller while the error stays, "
+        "sees that Lowland's own tool in its place gives none, and runs it in a process of its own. Where several "
+        "tools of a package break a rule, the script is that of the first.\n"
     )
-    packages = {
-        tool.package: [t for t in found.tools if t.package == tool.package] for tool in found.tools if tool.scripts
-    }
-    parts += [_failures(tools) for tools in packages.values()]
+    packages = dict.fromkeys(tool["package"] for tool in found["tools"])
+    for package in packages:
+        tools = [tool for tool in found["tools"] if tool["package"] == package and _broken(tool)]
+        parts += [_failures(tools)] if tools else []
     return "\n".join(parts)
 
 
-def _peers(found: Found, date: str) -> str:
+def _broken(tool: Document) -> dict[str, Document]:
+    return {rule: outcome for rule, outcome in tool["outcomes"].items() if outcome["status"] == "broken"}
+
+
+def _peers(found: Document) -> str:
     rows = [
-        f"Checked on {date}.\n",
+        f"Checked on {found['provenance']['created'][:10]}.\n",
         "| package | version | released | what it is | how it was driven |",
         "|---|---|---|---|---|",
     ]
-    versions = {tool.package: tool.version for tool in found.tools}
+    versions = {tool["package"]: tool["version"] for tool in found["tools"]}
     for peer in PEERS:
-        if peer.distribution in found.absent:
-            rows.append(
-                f"| {peer.distribution} | – | | {peer.about} | not checked: {found.absent[peer.distribution]} |"
-            )
+        if peer.distribution in found["absent"]:
+            why = found["absent"][peer.distribution]
+            rows.append(f"| {peer.distribution} | – | | {peer.about} | not checked: {why} |")
             continue
         version = versions[peer.distribution]
         released = peer.released if version == peer.version else ""
@@ -69,54 +73,52 @@ def _peers(found: Found, date: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _family(found: Found, family: str, title: str) -> str:
-    tools = [tool for tool in found.tools if tool.family == family]
+def _family(found: Document, family: str, title: str) -> str:
+    tools = [tool for tool in found["tools"] if tool["family"] == family]
+    rules = [rule for rule in found["rules"] if rule["family"] == family]
     rows = [
         f"### {title}\n",
         "| rule | " + " | ".join(_column(tool) for tool in tools) + " |",
         "|---" * (len(tools) + 1) + "|",
     ]
-    for rule in rules(family):  # type: ignore[arg-type]
-        marks = " | ".join(_MARKS[tool.outcomes[rule.name][0]] for tool in tools)
-        rows.append(f"| `{rule.name}`<br>{rule.statement} | {marks} |")
-    counts = [tool.counts() for tool in tools]
-    rows.append("| holds, of those offered | " + " | ".join(_share(count) for count in counts) + " |")
+    for rule in rules:
+        marks = " | ".join(_MARKS[tool["outcomes"][rule["name"]]["status"]] for tool in tools)
+        rows.append(f"| `{rule['name']}`<br>{rule['statement']} | {marks} |")
+    rows.append("| holds, of those offered | " + " | ".join(_share(tool) for tool in tools) + " |")
     rows.append("\n<details><summary>What goes wrong where a rule is broken</summary>\n")
-    rows += [f"<p><code>{rule.name}</code>: {_html(rule.reason)}</p>" for rule in rules(family)]  # type: ignore[arg-type]
+    rows += [f"<p><code>{rule['name']}</code>: {_html(rule['reason'])}</p>" for rule in rules]
     rows.append("\n</details>\n")
     for tool in tools:
-        for rule_name, (status, detail) in tool.outcomes.items():
-            if status == "other convention":
-                rows.append(f"- ○ {tool.name} {tool.version}, `{rule_name}`: {detail}.")
+        for name, outcome in tool["outcomes"].items():
+            if outcome["status"] == "other convention":
+                rows.append(f"- ○ {tool['name']} {tool['version']}, `{name}`: {outcome['detail']}.")
     return "\n".join(rows) + "\n"
 
 
-def _column(tool: Tool) -> str:
-    return (
-        f"{tool.name} {tool.version}" if tool.package != "lowland" else tool.name.removeprefix("lowland ") + " (ours)"
-    )
+def _column(tool: Document) -> str:
+    ours = tool["package"] == "lowland"
+    return f"{tool['name'].removeprefix('lowland ')} (ours)" if ours else f"{tool['name']} {tool['version']}"
 
 
-def _share(count: dict[str, int]) -> str:
-    return f"{count.get('holds', 0)} of {count.get('holds', 0) + count.get('broken', 0)}"
+def _share(tool: Document) -> str:
+    count = Counter(outcome["status"] for outcome in tool["outcomes"].values())
+    return f"{count['holds']} of {count['holds'] + count['broken']}"
 
 
-def _failures(tools: list[Tool]) -> str:
+def _failures(tools: list[Document]) -> str:
     """Return the failures of a package: each rule once, with the script of the first tool that breaks it."""
-    rows = [f"#### {tools[0].package} {tools[0].version}\n"]
-    shown: dict[str, str] = {}
-    for rule in dict.fromkeys(rule for tool in tools for rule in tool.scripts):
-        broken = [tool for tool in tools if rule in tool.scripts]
-        text = broken[0].scripts[rule]
-        names = ", ".join(tool.name for tool in broken) + ": " if len(tools) > 1 else ""
-        rows.append(f"**`{rule}`** {names}{_plain(broken[0].outcomes[rule][1])}\n")
-        if text in shown:
-            rows.append(f"Shown by the script of `{shown[text]}`.\n")
+    rows = [f"#### {tools[0]['package']} {tools[0]['version']}\n"]
+    for rule in dict.fromkeys(rule for tool in tools for rule in _broken(tool)):
+        broken = [tool for tool in tools if rule in _broken(tool)]
+        names = ", ".join(tool["name"] for tool in broken) + ": " if len(tools) > 1 else ""
+        rows.append(f"**`{rule}`** {names}{_plain(broken[0]['outcomes'][rule]['detail'])}\n")
+        made = [tool["outcomes"][rule]["reproduction"] for tool in broken]
+        shown = next((one for one in made if one["source"]), None)
+        if shown is None:
+            rows.append(f"No script stands alone: {_plain(made[0]['missing'])}\n")
             continue
-        shown[text] = rule
-        error = _escaped(broken[0].errors[rule])
-        rows.append(f"<details><summary>Script; it ends with <code>{error}</code></summary>\n")
-        rows.append(f"```py\n{text}```\n\n</details>\n")
+        rows.append(f"<details><summary>Script; it ends with <code>{_escaped(shown['output'])}</code></summary>\n")
+        rows.append(f"```py\n{shown['source']}```\n\n</details>\n")
     return "\n".join(rows)
 
 

@@ -186,13 +186,48 @@ def test_the_bill_of_materials_holds_every_requirement(monkeypatch):
     assert {part["name"] for part in tool().bill(extras=frozenset({"hdf5"}))["components"]} - set(parts) == {"h5py"}
 
 
+ACTION = ROOT / ".github/actions/conformance/action.yml"
+
+
+def test_the_action_for_other_packages_is_complete():
+    action = yaml.safe_load(ACTION.read_text())
+    inputs, (install, check) = action["inputs"], action["runs"]["steps"]
+    assert action["runs"]["using"] == "composite" and {"name", "description"} <= action.keys()
+    assert all(one["description"] and one.get("required", "default" in one) for one in inputs.values())
+    assert check["env"] == {name.upper(): f"${{{{ inputs.{name} }}}}" for name in inputs}
+    assert set(re.findall(r"\$(\w+)", check["run"])) == set(check["env"]), "every input is used"
+    folder = re.search(r'"\$GITHUB_ACTION_PATH/([^"]*)"', install["run"])[1]
+    assert (ACTION.parent / folder).resolve() == ROOT and (ROOT / "pyproject.toml").is_file()
+    options = (ROOT / "src/lowland/testing/plugin.py").read_text()
+    ours = [word for word in check["run"].split() if word.startswith("--conformance")]
+    assert ours and all(f'"{word}"' in options for word in ours)
+
+
+def test_the_workflow_on_the_page_uses_the_action_as_it_is():
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    (shown,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (job,) = yaml.safe_load(shown)["jobs"].values()
+    used = job["steps"][-1]
+    assert used["uses"].partition("@")[0].partition("/lowland/")[2] == str(ACTION.parent.relative_to(ROOT))
+    assert used["with"].keys() <= yaml.safe_load(ACTION.read_text())["inputs"].keys()
+    assert "pip install" in job["steps"][-2]["run"]
+
+
 @pytest.mark.slow
 def test_the_action_for_other_packages_checks_an_adapter(tmp_path):
-    steps = yaml.safe_load((ROOT / ".github/actions/conformance/action.yml").read_text())["runs"]["steps"]
+    steps = yaml.safe_load(ACTION.read_text())["runs"]["steps"]
     assert all(step["shell"] == "bash" and "${{" not in step["run"] for step in steps), "inputs are words, not scripts"
     page = (ROOT / "docs" / "conformance.md").read_text()
     (tmp_path / "mine.py").write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0])
-    given = {"ADAPTERS": "mine.py", "RESULTS": "out.xml", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    given = {
+        "ADAPTERS": "mine.py",
+        "RESULTS": "out.xml",
+        "DOCUMENT": "out.json",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     done = subprocess.run(["bash", "-ec", steps[-1]["run"]], cwd=tmp_path, env={**os.environ, **given}, check=False)
     (suite,) = ElementTree.parse(tmp_path / "out.xml").getroot()
     assert done.returncode == 1 and suite.get("failures") == "8", "the page says that eight rules fail"
+    (tool,) = json.loads((tmp_path / "out.json").read_text())["tools"]
+    broken = [entry["reproduction"] for entry in tool["outcomes"].values() if entry["status"] == "broken"]
+    assert len(broken) == 8 and all(made["source"] and made["output"] for made in broken)

@@ -1,6 +1,9 @@
 """Tools written the naive way, right as they stand, each with faults that can be switched on one at a time."""
 
 import copy
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,7 +16,9 @@ from lowland.testing.planted import dense_hessian
 
 
 class NaiveSAM(torch.optim.Optimizer):
-    """SAM tensor by tensor."""
+    """SAM tensor by tensor, with an average of the weights."""
+
+    steps_of_all = 0  # what only a fault uses
 
     def __init__(self, base, model, rho, fault=""):
         super().__init__(base.param_groups, {})
@@ -25,6 +30,9 @@ class NaiveSAM(torch.optim.Optimizer):
         if fault == "writes into the base's state":
             for p in self.parameters():
                 self.state[p]["slow"] = p.detach().clone()
+        self.average = [p.detach().clone() for p in self.parameters()]
+        if fault == "the average starts at zero":
+            self.average = [torch.zeros_like(p) for p in self.average]
 
     def parameters(self):
         return [p for group in self.param_groups for p in group["params"]]
@@ -41,10 +49,15 @@ class NaiveSAM(torch.optim.Optimizer):
 
     def state_dict(self):
         packed = self.base.state_dict()
-        return packed | {"state": {}} if self.fault == "saves no momentum" else packed
+        if self.fault == "saves no momentum":
+            packed = packed | {"state": {}}
+        return packed if self.fault == "saves no average" else packed | {"average": self.average}
 
     def load_state_dict(self, state_dict):
-        self.base.load_state_dict(state_dict)
+        self.base.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self.average = state_dict.get("average", self.average)
+        if self.fault != "adopts what it loads":
+            self.average = [one.clone() for one in self.average]
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     def add_param_group(self, group):
@@ -52,6 +65,7 @@ class NaiveSAM(torch.optim.Optimizer):
             super().add_param_group(group)
         elif self.fault != "own groups":
             self.base.add_param_group(group)
+            self.average += [p.detach().clone() for p in self.parameters()[len(self.average) :]]
 
     @torch.no_grad()
     def ascend(self):
@@ -67,9 +81,12 @@ class NaiveSAM(torch.optim.Optimizer):
                 push = self.rho * gradients[p] / norms[p]
             if self.fault == "goes down":
                 push = -push
+            if self.fault == "counts in the class":
+                push = push * (1 + NaiveSAM.steps_of_all % 2)
             if self.fault != "stale move" or p not in self.moved:
                 self.moved[p] = p.detach().clone(), push
             p.add_(push)
+        NaiveSAM.steps_of_all += 1
         if self.fault == "divides by nothing":
             torch.stack([p.grad.norm() for p in used])
 
@@ -83,6 +100,9 @@ class NaiveSAM(torch.optim.Optimizer):
                 total = torch.stack([gradients[p].norm() for p in members]).norm()
                 found |= dict.fromkeys(members, total)
             return found
+        if self.fault == "norm by a product":
+            flat = torch.cat([g.reshape(1, -1) for g in gradients.values()], 1)
+            return dict.fromkeys(gradients, (flat.float() @ flat.float().T).sqrt()[0, 0])
         total = torch.stack([g.norm() for g in gradients.values()]).norm() if gradients else None
         return dict.fromkeys(gradients, total)
 
@@ -110,12 +130,45 @@ class NaiveSAM(torch.optim.Optimizer):
         else:
             with torch.enable_grad():
                 loss = closure()
+            if self.fault == "leaves gradients off":
+                torch.set_grad_enabled(False)
             if self.fault == "one pass too many":
                 closure()
+        first = [p.grad for p in self.parameters()]
         self.ascend()
         second = self.guarded(closure)
+        if self.fault == "keeps the first gradient":
+            for p, kept in zip(self.parameters(), first, strict=True):
+                p.grad = p.grad + kept
         self.base.step()
+        self.follow()
+        if self.fault == "leaves gradients off":
+            torch.set_grad_enabled(True)
         return second if self.fault == "returns the second loss" else loss
+
+    @torch.no_grad()
+    def follow(self):
+        for average, p in zip(self.average, self.parameters(), strict=True):
+            average.lerp_(p, 0.5)
+
+    @contextmanager
+    @torch.no_grad()
+    def averaged(self):
+        parameters = self.parameters()
+        kept = [p.detach().clone() for p in parameters]
+        for p, average in zip(parameters, self.average, strict=True):
+            p.copy_(average)
+        if self.fault == "forgets momentum at evaluation":
+            self.state.clear()
+        try:
+            yield
+        except ArithmeticError:
+            if self.fault == "stays at the average":
+                kept = self.average
+            raise
+        finally:
+            for p, before in zip(parameters, kept, strict=True):
+                p.copy_(before)
 
     def guarded(self, closure):
         buffers = [b.clone() for b in self.model.buffers()]
@@ -133,6 +186,13 @@ class NaiveSAM(torch.optim.Optimizer):
                     buffer.copy_(kept)
 
 
+def source(tool, **functions):
+    """State a naive tool's calls, for scripts."""
+    kind = type(tool).__name__
+    made = f"from tests.reference.naive_tools import {kind}; tool = {kind}({tool.fault!r})"
+    return {"import": made} | {name: f"{name} = lambda {text}" for name, text in functions.items()}
+
+
 class NotAnOptimizer:
     def __init__(self, inner):
         self.inner, self.param_groups = inner, inner.param_groups
@@ -145,12 +205,27 @@ class NaiveOptimizer(OptimizerAdapter):
     def __init__(self, fault=""):
         self.fault = fault
 
+    @property
+    def source(self):
+        return source(
+            self,
+            make="model, groups, base, **options: tool.make(model, groups, base, options)",
+            averaged="model, optimizer: tool.averaged(model, optimizer)",
+            scaled_step="optimizer, scaler, loss: tool.scaled_step(None, optimizer, scaler, loss)",
+            accumulated_step="optimizer, losses: tool.accumulated_step(None, optimizer, losses)",
+        )
+
     def make(self, model, groups, base, options):
+        if self.fault == "looks first":
+            sum(p.numel() for group in groups for p in group["params"])
         made = NaiveSAM(base(groups, **options), model, self.rho, self.fault)
         return NotAnOptimizer(made) if self.fault == "is no optimizer" else made
 
     def passes(self, steps):
         return 2 * steps
+
+    def averaged(self, model, optimizer):
+        return optimizer.averaged()
 
     def scaled_step(self, model, optimizer, scaler, loss):
         optimizer.zero_grad()
@@ -187,6 +262,16 @@ class NaiveLandscape(LandscapeAdapter):
     def __init__(self, fault=""):
         self.fault = fault
 
+    @property
+    def source(self):
+        return source(
+            self,
+            plane="*args, **options: [(s := tool.plane(*args, **options)).values, s.x, s.y]",
+            resumed="*args, **options: [tool.resumed(*args, **options).values]",
+            stored="*args, **options: [tool.stored(*args, **options).values]",
+            line="*args, **options: tool.line(*args, **options)",
+        )
+
     def directions(self, model, seed):
         if self.fault == "draws globally":
             torch.manual_seed(seed)
@@ -200,13 +285,23 @@ class NaiveLandscape(LandscapeAdapter):
                 axis = 1 if isinstance(module, nn.ConvTranspose2d) and self.fault != "axis 0" else 0
                 for p in module._parameters.values():
                     if p is not None and not any(p is q for q, _ in direction):
-                        direction.append((p, self.one(p, torch.randn(p.shape, generator=generator), axis)))
+                        direction.append(
+                            (
+                                p,
+                                self.one(
+                                    p,
+                                    torch.randn(p.shape, generator=generator, dtype=torch.float64, device="cpu"),
+                                    axis,
+                                ),
+                            )
+                        )
             found.append(dict(direction))
         if self.fault == "one direction":
             found[1] = {p: 0.1 * d + found[0][p] for p, d in found[1].items()}
         return found
 
     def one(self, p, drawn, axis):
+        drawn = drawn if self.fault == "draws in the default dtype" else drawn.to(p)
         if p.ndim < 2 and self.fault == "fails on scalars":
             len(p)
         if p.ndim < 2:
@@ -220,13 +315,50 @@ class NaiveLandscape(LandscapeAdapter):
         return drawn * scale.view([-1 if k == axis else 1 for k in range(p.ndim)])
 
     def mean(self, model, loss, batches):
+        if self.fault == "says zero without data" and not batches:
+            return 0.0
         total = [(float(loss(model(x), y)), len(x)) for x, y in batches]
+        if self.fault == "rounds to single":
+            total = [(float(np.float32(value)), n) for value, n in total]
         if self.fault == "mean of means":
             return float(np.mean([value for value, _ in total]))
         return sum(value * n for value, n in total) / sum(n for _, n in total)
 
-    @torch.no_grad()
-    def plane(self, model, loss, batches, *, shape=(5, 5), extent=1.0, seed=0):
+    memory: ClassVar = {}  # what only faults use
+    buffer = np.zeros((5, 5))
+
+    def plane(self, model, loss, batches, **options):
+        if self.fault == "remembers the model" and id(model) in self.memory:
+            return self.memory[id(model)]
+        if self.fault == "leaves gradients off":
+            torch.set_grad_enabled(False)
+        around = nullcontext() if self.fault == "measures as it is called" else torch.autocast("cpu", enabled=False)
+        with torch.no_grad(), around:
+            found = self.drawn(model, loss, batches, **options)
+        if self.fault == "leaves gradients off":
+            torch.set_grad_enabled(True)
+        if self.fault == "writes into the data":
+            batches[0][0].sub_(batches[0][0].mean())
+        if self.fault == "returns its buffer" and found.values.shape == self.buffer.shape:
+            self.buffer[:] = found.values
+            return Surface(self.buffer, found.x, found.y)
+        if self.fault == "remembers the model":
+            self.memory[id(model)] = found
+        return found
+
+    def stored(self, model, loss, batches, folder):
+        path = Path(folder) / "values.npy"
+        path.parent.mkdir(exist_ok=True)
+        found = self.plane(model, loss, batches)
+        if path.exists():
+            old = np.load(path)
+            if self.fault == "trusts the folder":
+                return Surface(old, found.x, found.y)
+            assert np.array_equal(old, found.values), "another survey"
+        np.save(path, found.values)
+        return found
+
+    def drawn(self, model, loss, batches, *, shape=(5, 5), extent=1.0, seed=0):
         u, v = self.directions(model, seed)
         base = {p: p.detach().clone() for p in u}
         modes = {m: m.training for m in model.modules()}
@@ -296,6 +428,13 @@ class NaiveCurvature(CurvatureAdapter):
     def __init__(self, fault=""):
         self.fault = fault
 
+    @property
+    def source(self):
+        same = {
+            name: f"*args, **options: tool.{name}(*args, **options)" for name in ("product", "ends", "trace", "density")
+        }
+        return source(self, **same)
+
     def dense(self, model, loss, batches):
         if self.fault == "mean of means":
             return sum(dense_hessian(model, loss, x, y) for x, y in batches) / len(batches)
@@ -304,7 +443,35 @@ class NaiveCurvature(CurvatureAdapter):
             return sum(dense_hessian(model, loss, x, y) * len(x) / total for x, y in batches)
         return dense_hessian(model, loss, torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches]))
 
+    memory: ClassVar = {}  # what only faults use
+    buffer = torch.zeros(0)
+
     def product(self, model, loss, batches, vector):
+        if self.fault == "measures as it is called":
+            return self.multiplied(model, loss, batches, vector)
+        before = torch.is_grad_enabled()
+        if self.fault == "leaves gradients on":
+            torch.set_grad_enabled(True)
+        quiet = torch.autocast("cpu", enabled=False)
+        with torch.inference_mode(False), torch.enable_grad(), quiet, torch.device("cpu"):
+            found = self.multiplied(model, loss, batches, vector)
+        if self.fault == "returns its buffer":
+            if self.buffer.shape != found.shape:
+                NaiveCurvature.buffer = torch.zeros_like(found)
+            return self.buffer.copy_(found)
+        torch.set_grad_enabled(before)
+        return found
+
+    def multiplied(self, model, loss, batches, vector):
+        if self.fault == "says zero without data" and not batches:
+            return torch.zeros_like(vector)
+        size = sum(p.numel() for p in model.parameters())
+        if self.fault == "cuts and repeats":
+            vector = torch.cat([vector, vector])[:size]
+        if self.fault == "normalizes in place":
+            vector.div_(vector.norm())
+        if self.fault == "computes in single":
+            return (self.dense(model, loss, batches).float() @ vector.float()).double()
         if self.fault == "leaves a trace":
             model.eval()
             F.mse_loss(model(batches[0][0]), torch.zeros(1, 3).double()).backward()
@@ -317,6 +484,8 @@ class NaiveCurvature(CurvatureAdapter):
         if self.fault == "wants forward mode":
             self.by_forward_mode(model, loss, batches, vector)
         matrix = self.dense(model, loss, batches)
+        if self.fault == "remembers the model":
+            matrix = self.memory.setdefault(id(model), matrix)
         if self.fault == "is off":
             matrix = 1.01 * matrix
         return matrix @ vector
@@ -355,9 +524,8 @@ class NaiveCurvature(CurvatureAdapter):
     def trace(self, model, loss, batches, *, seed):
         matrix = self.dense(model, loss, batches)
         generator = torch.Generator().manual_seed(seed)
-        probes = (
-            torch.randn(len(matrix), 1 if self.fault == "stops early" else 400, generator=generator).double().sign()
-        )
+        probes = torch.randn(len(matrix), 1 if self.fault == "stops early" else 400, generator=generator)
+        probes = probes.sign().to(matrix)
         each = (probes * (matrix @ probes)).sum(0)
         error = float(each.std() / len(each) ** 0.5)
         return float(each.mean()), error / 5 if self.fault == "trusts itself" else error

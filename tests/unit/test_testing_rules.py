@@ -1,5 +1,6 @@
 """The conformance suite: naive tools hold every rule, and every rule can be broken."""
 
+import ast
 import json
 import os
 import random
@@ -16,8 +17,21 @@ from tests.reference.naive_faults import FAULTS
 from tests.reference.naive_tools import NaiveCurvature, NaiveLandscape, NaiveOptimizer
 
 from lowland.core.errors import InputError
-from lowland.testing import Breach, LandscapeAdapter, NotOffered, check, demand, own_adapters, rules
+from lowland.testing import (
+    Breach,
+    LandscapeAdapter,
+    NotOffered,
+    ambient,
+    check,
+    demand,
+    document,
+    examine,
+    own_adapters,
+    reproduce,
+    rules,
+)
 from lowland.testing.planted import Planted, dense_hessian, planted_data
+from lowland.testing.reproduction import LIMIT, run, run_alone
 from lowland.testing.rulebook import Rule
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +48,115 @@ def test_every_rule_is_broken_by_a_fault(tool, rule):
     (outcome,) = check(tool(FAULTS[tool][rule.name]), rule)
     assert outcome.status == "broken", outcome
     assert outcome.detail
+
+
+# Reproductions.
+
+
+def shown(tool, rule):
+    found = reproduce(tool(FAULTS[tool][rule.name]), rule)
+    assert found.source, found.missing
+    return found
+
+
+@pytest.mark.parametrize(("tool", "rule"), CASES, ids=[rule.name for _, rule in CASES])
+def test_every_broken_rule_is_reproduced_in_15_lines(tool, rule):
+    found = shown(tool, rule)
+    assert found.source.count("\n") <= LIMIT
+    imports = [node for node in ast.walk(ast.parse(found.source)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = {getattr(node, "module", None) or alias.name for node in imports for alias in node.names}
+    assert names <= {*sys.stdlib_module_names, "numpy", "torch", "tests.reference.naive_tools"}, "it stands alone"
+    assert run(found.source) == found.output, "it shows the same each time"
+    sound = found.source.replace(repr(FAULTS[tool][rule.name]), "''")
+    assert sound != found.source and run(sound) == "", "the tool without the fault shows none"
+
+
+ALONE = {
+    "optimizer": "average_is_resumed",
+    "landscape": "old_store_is_not_returned",
+    "curvature": "wrong_length_is_refused",
+}
+
+
+@pytest.mark.parametrize("tool", FAULTS, ids=lambda tool: tool.family)
+def test_scripts_run_in_a_process_of_their_own(tool, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT)]))
+    (rule,) = (rule for rule in rules(tool.family) if rule.name == ALONE[tool.family])
+    found = shown(tool, rule)
+    sound = found.source.replace(repr(FAULTS[tool][rule.name]), "''")
+    assert run_alone(found.source, sound) == [found.output, ""]
+
+
+@pytest.mark.slow
+def test_every_script_shows_its_fault_in_a_process_of_its_own(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT)]))
+    found = [shown(tool, rule) for tool, rule in CASES]
+    for one, output in zip(found, run_alone(*(one.source for one in found)), strict=True):
+        assert output.split(":")[0] == one.output.split(":")[0], one.source
+
+
+def test_scripts_are_shrunk():
+    (rule,) = (rule for rule in rules("optimizer") if rule.name == "weights_stay_in_place")
+    source = shown(NaiveOptimizer, rule).source
+    assert "torch.nn.Linear(1, 1), torch.randn(1, 1)" in source and "range(1)" in source
+    (rule,) = (rule for rule in rules("optimizer") if rule.name == "closure_comes_first")
+    assert "range(2)" in shown(NaiveOptimizer, rule).source, "the fault shows in the second step"
+
+
+def test_what_cannot_be_reproduced_says_why():
+    class Silent(NaiveOptimizer):
+        source: ClassVar = {}
+
+    class Partial(NaiveOptimizer):
+        @property
+        def source(self):
+            return {name: text for name, text in super().source.items() if name != "averaged"}
+
+    class Long(NaiveOptimizer):
+        @property
+        def source(self):
+            return super().source | {"make": super().source["make"] + "\n#" * 15}
+
+    class Elsewhere(NaiveOptimizer):
+        source: ClassVar = {"import": "import nowhere", "make": "make = nowhere.make", "averaged": "averaged = 1"}
+
+    known = {rule.name: rule for rule in rules("optimizer")}
+    fault, rule = FAULTS[NaiveOptimizer]["average_is_resumed"], known["average_is_resumed"]
+    assert reproduce(Silent(fault), rule).missing == "the adapter of naive SAM states no source"
+    assert reproduce(Partial(fault), rule).missing == "the adapter's source defines no `averaged`"
+    assert reproduce(Elsewhere(fault), rule).missing == (
+        "the adapter's source itself ends with ModuleNotFoundError: No module named 'nowhere'"
+    )
+    assert reproduce(Long(fault), rule).missing.startswith("the script would have 2")
+    assert reproduce(NaiveOptimizer(), rule).missing == "the script shows no fault"
+    unknown = Rule("unknown", "optimizer", "S.", "r", lambda adapter: None)
+    assert reproduce(NaiveOptimizer(fault), unknown).missing == "the rule states no source"
+
+
+def test_running_a_script_leaves_the_process_as_it_was():
+    before = ambient.read()
+    lines = "torch.set_default_dtype(torch.float64); torch.set_grad_enabled(False); torch.set_default_device('meta')"
+    assert run(f"import torch; {lines}; torch.use_deterministic_algorithms(True); torch.rand(3); 1 / 0").startswith(
+        "Zero"
+    )
+    assert ambient.changed(before) == ""
+
+
+# The document.
+
+
+def test_document_has_scripts_of_what_is_broken_and_is_json():
+    fault = FAULTS[NaiveLandscape]["filters_of_linear"]
+    made = json.loads(json.dumps(document([examine(NaiveLandscape(fault))])))
+    assert (made["format"], made["version"]) == ("lowland conformance", 2)
+    assert [rule["name"] for rule in made["rules"]] == [rule.name for rule in rules()]
+    (tool,) = made["tools"]
+    assert (tool["name"], tool["family"], tool["package"]) == ("naive landscape", "landscape", "")
+    broken = {name for name, entry in tool["outcomes"].items() if entry["status"] == "broken"}
+    assert broken == {"filters_of_linear", "filters_of_convolutions", "filters_of_transposed", "filters_of_zeros"}
+    for name, entry in tool["outcomes"].items():
+        assert ("reproduction" in entry) == (name in broken)
+        assert name not in broken or entry["reproduction"]["source"], name
 
 
 def test_every_rule_has_a_statement_and_a_reason():
@@ -134,7 +257,9 @@ def run_pytest(folder, *arguments):
 
 def test_plugin_checks_the_adapters_of_a_file(tmp_path):
     (tmp_path / "mine.py").write_text(ADAPTERS)
-    done = run_pytest(tmp_path, "--conformance", "mine.py", "-q", "-rA", "-k", CHOSEN)
+    done = run_pytest(
+        tmp_path, "--conformance", "mine.py", "-q", "-rA", "-k", CHOSEN, "--conformance-results", "found.json"
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     assert "PASSED mine.py::Good::one_norm_over_groups" in done.stdout
     assert "PASSED mine.py::test_of_its_own" in done.stdout
@@ -142,6 +267,13 @@ def test_plugin_checks_the_adapters_of_a_file(tmp_path):
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert [line.split(" - ")[0] for line in failed] == ["FAILED mine.py::Bad::loss_is_returned"]
     assert "A step returns the loss of the first pass" in done.stdout
+    assert "No script: the adapter of bad states no source" in done.stdout
+    stored = {tool["name"]: tool["outcomes"] for tool in json.loads((tmp_path / "found.json").read_text())["tools"]}
+    assert {name: entry["status"] for name, entry in stored["bad"].items()} == {
+        "one_norm_over_groups": "holds",
+        "loss_is_returned": "broken",
+        "grad_scaler_changes_nothing": "not offered",
+    }
 
 
 def test_plugin_does_nothing_unless_asked(tmp_path):
@@ -164,31 +296,28 @@ def test_plugin_is_registered_and_imports_no_torch():
 # The page.
 
 
+STORED = ROOT / "benchmarks/results/conformance.json"
+
+
 def test_page_and_stored_results_agree():
     from benchmarks.conformance import page
-    from benchmarks.conformance.run import Found, Tool
-    from benchmarks.conformance.scripts import script
 
-    stored = json.loads((ROOT / "benchmarks/results/conformance.json").read_text())
-    found = Found([Tool(**tool) for tool in stored["tools"]], stored["absent"])
+    found = json.loads(STORED.read_text())
     text = page.PAGE.read_text(encoding="utf-8")
-    assert (
-        text.split(page.BEGIN)[1].split(page.END)[0].strip()
-        == page.results(found, stored["provenance"]["created"][:10]).strip()
-    )
-    assert [tool.name for tool in found.tools if tool.package == "lowland"] == [tool.name for tool in own_adapters()]
-    for tool in found.tools:
-        assert set(tool.outcomes) == {rule.name for rule in rules(tool.family)}
-        broken = {name for name, (status, _) in tool.outcomes.items() if status == "broken"}
-        assert set(tool.scripts) == broken
-        if tool.package == "lowland":
-            assert not broken
-        for rule in broken:
-            assert tool.scripts[rule] == script(tool.name, rule)
-            assert tool.errors[rule]
+    assert text.split(page.BEGIN)[1].split(page.END)[0].strip() == page.results(found).strip()
+    assert found["rules"] == document([])["rules"]
+    ours = [tool["name"] for tool in found["tools"] if tool["package"] == "lowland"]
+    assert ours == [tool.name for tool in own_adapters()]
+    for tool in found["tools"]:
+        assert set(tool["outcomes"]) == {rule.name for rule in rules(tool["family"])}
+        for entry in tool["outcomes"].values():
+            if entry["status"] == "broken":
+                made = entry["reproduction"]
+                assert tool["package"] != "lowland" and bool(made["source"]) != bool(made["missing"])
+                assert made["source"].count("\n") <= LIMIT and bool(made["output"]) == bool(made["source"])
 
 
-def test_adapter_on_the_page_breaks_what_the_page_says(tmp_path):
+def test_adapter_on_the_page_breaks_what_the_page_says(tmp_path, monkeypatch):
     from benchmarks.conformance import page
 
     from lowland.testing import plugin
@@ -196,6 +325,10 @@ def test_adapter_on_the_page_breaks_what_the_page_says(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", page.PAGE.read_text(encoding="utf-8"), re.S)
     (tmp_path / "mine.py").write_text(blocks[0])
     (adapter,) = plugin._adapters(plugin._loaded(tmp_path / "mine.py"))
+    monkeypatch.syspath_prepend(tmp_path)
+    (shown,) = (rule for rule in rules("optimizer") if rule.name == "failure_in_second_pass")
+    script = re.findall(r"```py\n(.*?)```", page.PAGE.read_text(encoding="utf-8"), re.S)[0]
+    assert reproduce(adapter, shown).source == script
     assert [o.rule.name for o in check(adapter) if o.status == "broken"] == [
         "nothing_to_train",
         "zero_gradient",
@@ -212,14 +345,13 @@ def test_adapter_on_the_page_breaks_what_the_page_says(tmp_path):
 def test_peers_break_what_the_page_says():
     from benchmarks.conformance.run import run
 
-    stored = json.loads((ROOT / "benchmarks/results/conformance.json").read_text())
-    wanted = {tool["name"]: tool for tool in stored["tools"]}
+    wanted = {tool["name"]: tool for tool in json.loads(STORED.read_text())["tools"]}
     compared = 0
-    for tool in run().tools:  # it raises where a failure has no script, or the script shows none
-        if tool.version == wanted[tool.name]["version"] and tool.package != "lowland":
+    for tool in run()["tools"]:
+        if tool["version"] == wanted[tool["name"]]["version"] and tool["package"] != "lowland":
             compared += 1
-            assert {name: o[0] for name, o in tool.outcomes.items()} == {
-                name: o[0] for name, o in wanted[tool.name]["outcomes"].items()
+            assert {name: entry["status"] for name, entry in tool["outcomes"].items()} == {
+                name: entry["status"] for name, entry in wanted[tool["name"]]["outcomes"].items()
             }
     if compared == 0:
         pytest.skip("no peer is installed")

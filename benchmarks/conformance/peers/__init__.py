@@ -20,7 +20,24 @@ class Peer:
 PEERS = [
     Peer(
         "pytorch_optimizer", "pytorch-optimizer", "4.1.0", "October 2026", "optimizers, among them a SAM family",
-        "Checked are SAM, WSAM, LookSAM and FriendlySAM with their documented calls.",
+        "Checked are SAM, WSAM, LookSAM, FriendlySAM and Lookahead with their documented calls.",
+    ),
+    Peer(
+        "temperon", "temperon", "0.1.1", "September 2026", "SAM for the last share of a run",
+        "Checked with all of the run as its tail, which makes it SAM.",
+    ),
+    Peer(
+        "unifiedsam", "unifiedsam", "1.0.0", "May 2026", "SAM and its unnormalized variant in one",
+        "Checked with lambda = 1, which is SAM, by its two calls by hand: `step(closure)` as in its README fails at "
+        "the first step for want of gradients.",
+    ),
+    Peer(
+        "schedulefree", "schedulefree", "1.4.1", "March 2025", "averages in place of schedules",
+        "Checked is its wrapper around any optimizer.",
+    ),
+    Peer(
+        "torch2_look_ahead", "torch2-look-ahead", "0.1.0", "June 2026", "slow weights",
+        "Evaluated by its two calls that exchange slow and trained weights.",
     ),
     Peer(
         "curvlinops", "curvlinops-for-pytorch", "3.0.1", "January 2026", "curvature matrices as linear operators",
@@ -45,6 +62,15 @@ PEERS = [
         "loss_landscapes", "loss-landscapes", "3.0.6", "August 2019", "lines and planes of losses",
         "Run with `deepcopy_model=True`: by default, as documented, it works on the model itself and leaves it at the "
         "last point. It states no coordinates; [-distance, distance] is taken from its documentation.",
+    ),
+    Peer(
+        "loss_landscape_3d", "loss-landscape-3d", "0.1.3", "August 2026", "planes of losses and trajectories",
+        "Planes go along its own random directions, normalized as it does by default.",
+    ),
+    Peer(
+        "nngeom", "nngeom", "0.2.0", "July 2026", "loss landscapes, curvature, representations",
+        "Products by its double backward; ends by its Lanczos run of at most 40 steps; the trace with its default "
+        "of 20 probes.",
     ),
 ]  # fmt: skip
 """Li et al.'s own scripts (github.com/tomgoldstein/loss-landscape) are no package and are not checked."""

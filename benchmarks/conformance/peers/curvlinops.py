@@ -19,6 +19,30 @@ class Curvlinops(CurvatureAdapter):
         "density_has_no_ghosts": "the docstring of its Lanczos run says that it does not reorthogonalize",
     }
 
+    source: ClassVar = {
+        "import": "from curvlinops import HessianLinearOperator, hutchpp_trace",
+        "operator": """
+operator = lambda model, loss, batches: HessianLinearOperator(model, loss, list(model.parameters()), batches)
+""",
+        "product": "product = lambda model, loss, batches, v: operator(model, loss, batches) @ v",
+        "ends": """
+from scipy.sparse.linalg import eigsh
+def ends(model, loss, batches):
+    made = operator(model, loss, batches).to_scipy()
+    return [float(eigsh(made, k=1, which=end, return_eigenvectors=False)[0]) for end in ("SA", "LA")]
+""",
+        "trace": """
+def trace(model, loss, batches, seed):
+    torch.manual_seed(seed); return float(hutchpp_trace(operator(model, loss, batches), 60)), None
+""",
+        "density": """
+from curvlinops.papyan2020traces.spectrum import fast_lanczos
+def density(model, loss, batches, seed):
+    values, vectors = fast_lanczos(operator(model, loss, batches), sum(p.numel() for p in model.parameters()))
+    return [(values, vectors[0] ** 2)]
+""",
+    }
+
     def operator(self, model: Any, loss: Any, batches: Any) -> Any:
         return curvlinops.HessianLinearOperator(model, loss, list(model.parameters()), batches)
 

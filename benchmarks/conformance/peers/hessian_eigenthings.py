@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import hessian_eigenthings as he
 
@@ -11,6 +11,26 @@ from lowland.testing import Adapter, CurvatureAdapter
 
 class HessianEigenthings(CurvatureAdapter):
     name = "hessian-eigenthings"
+    source: ClassVar = {
+        "import": "import hessian_eigenthings as he",
+        "operator": "operator = lambda model, loss, data: he.HessianOperator(model, data, he.supervised_loss(loss))",
+        "product": "product = lambda model, loss, batches, v: operator(model, loss, batches).matvec(v)",
+        "ends": """
+def ends(model, loss, batches):
+    made = operator(model, loss, batches)
+    return [float(he.lanczos(made, k=1, which=e, max_iter=made.size, seed=0).eigenvalues[0]) for e in ("SA", "LA")]
+""",
+        "trace": """
+def trace(model, loss, batches, seed):
+    found = he.trace(operator(model, loss, batches), seed=seed); return float(found.estimate), float(found.stderr)
+""",
+        "density": """
+def density(model, loss, batches, seed):
+    made = operator(model, loss, batches)
+    found = he.spectral_density(made, num_runs=1, lanczos_steps=made.size, seed=seed)
+    return [(n[n == n], w[n == n]) for n, w in zip(found.raw_eigenvalues, found.raw_weights)]
+""",
+    }
 
     def operator(self, model: Any, loss: Any, batches: Any) -> Any:
         return he.HessianOperator(model, batches, he.supervised_loss(loss))

@@ -33,6 +33,19 @@ GLOBAL = "has no seed of its own: it draws from torch's global random state, as 
 
 class Planes(LandscapeAdapter):
     name = "landscaper planes"
+    source: ClassVar = {
+        "import": """
+from landscaper.compute import compute_loss_landscape
+from landscaper.utils import generate_random_orthogonal_directions
+""",
+        "plane": """
+def plane(model, loss, batches, shape=(5, 5), extent=1.0, seed=0):
+    torch.manual_seed(seed); axes, size = generate_random_orthogonal_directions(model, n=2), shape[0]
+    def measure(net, data): return float(loss(net(data[0]), data[1]))
+    found = compute_loss_landscape(model, batches[0], axes, measure, steps=size, distance=extent, dim=2, device="cpu")
+    return found[0], *found[1]
+""",
+    }
     conventions: ClassVar = dict.fromkeys(
         ("dropout_is_off", "model_is_as_before", "model_is_as_before_after_failure"), USERS
     ) | (
@@ -68,6 +81,25 @@ class Planes(LandscapeAdapter):
 
 class Curvature(CurvatureAdapter):
     name = "landscaper Hessian"
+    source: ClassVar = {
+        "import": "from landscaper import PyHessian",
+        "product": """
+def product(model, loss, batches, v):
+    made = PyHessian(model, loss, batches, "cpu")
+    parts = [part.view_as(p) for part, p in zip(v.split([p.numel() for p in made.params]), made.params)]
+    return torch.cat([part.flatten() for part in made.hv_product(parts)[1]])
+""",
+        "ends": """
+ends = lambda model, loss, batches: (None, PyHessian(model, loss, batches, "cpu").eigenvalues()[0][0])
+""",
+        "trace": """
+def trace(model, loss, batches, seed):
+    torch.manual_seed(seed); return float(PyHessian(model, loss, batches, "cpu").trace()), None
+""",
+        "density": """
+density = lambda model, loss, batches, seed: list(zip(*PyHessian(model, loss, batches, "cpu").density(iter=4)))
+""",
+    }
 
     def operator(self, model: Any, loss: Any, batches: Any) -> Any:
         return PyHessian(model, loss, batches, "cpu")

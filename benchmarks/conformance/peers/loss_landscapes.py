@@ -17,6 +17,19 @@ GLOBAL = "has no seed of its own: it draws from torch's global random state, as 
 class LossLandscapes(LandscapeAdapter):
     name = "loss-landscapes"
     conventions: ClassVar = {"random_state_stays": GLOBAL}
+    source: ClassVar = {
+        "import": "import loss_landscapes",
+        "metric": "metric = lambda loss, batches: loss_landscapes.metrics.Loss(loss, *batches[0])",
+        "plane": """
+def plane(model, loss, batches, shape=(5, 5), extent=1.0, seed=0):
+    torch.manual_seed(seed); a = numpy.linspace(-extent, extent, shape[0])
+    return loss_landscapes.random_plane(model, metric(loss, batches), extent, shape[0], deepcopy_model=True), a, a
+""",
+        "line": """
+def line(start, end, loss, batches, points):
+    return loss_landscapes.linear_interpolation(start, end, metric(loss, batches), points, deepcopy_model=True)
+""",
+    }
 
     def plane(
         self, model: Any, loss: Any, batches: Any, *, shape: Any = (5, 5), extent: float = 1.0, seed: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,27 @@ from lowland.testing import Adapter, CurvatureAdapter
 
 class PyHessian(CurvatureAdapter):
     name = "PyHessian"
+    source: ClassVar = {
+        "import": "from pyhessian import hessian",
+        "product": """
+def product(model, loss, batches, v):
+    made = hessian(model, loss, dataloader=batches, cuda=False)
+    parts = [part.view_as(p) for part, p in zip(v.split([p.numel() for p in made.params]), made.params)]
+    return torch.cat([part.flatten() for part in made.dataloader_hv_product(parts)[1]])
+""",
+        "single": """
+def single(model, loss, batches):  # it computes in float32
+    return hessian(model.float(), loss, dataloader=[(x.float(), y.float()) for x, y in batches], cuda=False)
+""",
+        "ends": "ends = lambda model, loss, batches: (None, single(model, loss, batches).eigenvalues()[0][0])",
+        "trace": """
+def trace(model, loss, batches, seed):
+    torch.manual_seed(seed); found = single(model, loss, batches).trace(); return sum(found) / len(found), None
+""",
+        "density": """
+density = lambda model, loss, batches, seed: list(zip(*single(model, loss, batches).density(iter=4)))
+""",
+    }
 
     def operator(self, model: Any, loss: Any, batches: Any) -> Any:
         single = copy.deepcopy(model).float(), [(x.float(), y.float()) for x, y in batches]

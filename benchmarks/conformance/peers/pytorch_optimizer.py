@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytorch_optimizer
+from benchmarks.conformance.peers.lookahead import SlowWeights
 
 from lowland.testing import Adapter, OptimizerAdapter
 
@@ -16,6 +17,15 @@ class Sam(OptimizerAdapter):
     conventions: ClassVar = {"closure_comes_first": BEFORE}
     kind = pytorch_optimizer.SAM
     extra: ClassVar[dict[str, Any]] = {}
+
+    @property
+    def source(self) -> Any:  # type: ignore[override]
+        kind, extra = self.kind.__name__, "".join(f", {name}={value}" for name, value in self.extra.items())
+        return {
+            "import": f"from pytorch_optimizer import {kind}",
+            "make": f"make = lambda model, groups, base, **options: {kind}(groups, base, rho=0.05{extra}, **options)",
+            "step": "def step(optimizer, closure): loss = closure(); optimizer.step(closure); return loss",
+        }
 
     def make(self, model: Any, groups: Any, base: Any, options: Any) -> Any:
         return self.kind(groups, base, rho=self.rho, **self.extra, **options)
@@ -42,10 +52,25 @@ class FriendlySam(Sam):
 
 class Wsam(OptimizerAdapter):
     name = "pytorch_optimizer WSAM"
+    source: ClassVar = {
+        "import": "from pytorch_optimizer import WSAM",
+        "make": "make = lambda model, groups, base, **options: WSAM(model, groups, base, rho=0.05, **options)",
+    }
 
     def make(self, model: Any, groups: Any, base: Any, options: Any) -> Any:
         return pytorch_optimizer.WSAM(model, groups, base, rho=self.rho, **options)
 
 
+class Lookahead(SlowWeights):
+    name = "pytorch_optimizer Lookahead"
+    source = SlowWeights.source | {
+        "import": "from pytorch_optimizer import Lookahead",
+        "make": "make = lambda model, groups, base, **options: Lookahead(base(groups, **options), k=3)",
+    }
+
+    def make(self, model: Any, groups: Any, base: Any, options: Any) -> Any:
+        return pytorch_optimizer.Lookahead(base(groups, **options), k=3)
+
+
 def adapters() -> list[Adapter]:
-    return [Sam(), Wsam(), LookSam(), FriendlySam()]
+    return [Sam(), Wsam(), LookSam(), FriendlySam(), Lookahead()]

@@ -1,7 +1,8 @@
 """The conformance suite: what a sharpness-aware optimizer, a landscape tool and a curvature tool must get right.
 
 An adapter of some thirty lines tells the suite how a tool is driven (`OptimizerAdapter`, `LandscapeAdapter`,
-`CurvatureAdapter`). ``pytest --conformance FILE`` checks every adapter in a file; `check` does it from Python.
+`CurvatureAdapter`). ``pytest --conformance FILE`` checks every adapter in a file; `check` does it from Python. What a
+tool breaks is shown by a script that stands alone (`reproduce`), and stored as JSON (`examine`, `document`).
 Nothing is imported before it is asked for, so that pytest may load the plugin at no cost.
 """
 
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lowland.testing.adapters import CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
     from lowland.testing.own import own_adapters
+    from lowland.testing.reproduction import Reproduction, reproduce
+    from lowland.testing.results import document, examine
     from lowland.testing.rulebook import Adapter, Breach, NotOffered, Outcome, Rule, check, demand, rules
 
 __all__ = [
@@ -30,6 +33,11 @@ __all__ = [
     "Outcome",
     "Breach",
     "demand",
+    # what is found
+    "reproduce",
+    "Reproduction",
+    "examine",
+    "document",
     # our own
     "own_adapters",
 ]
@@ -37,6 +45,8 @@ __all__ = [
 _HOMES = {
     "adapters": ("OptimizerAdapter", "LandscapeAdapter", "CurvatureAdapter", "Surface"),
     "rulebook": ("Adapter", "NotOffered", "rules", "Rule", "check", "Outcome", "Breach", "demand"),
+    "reproduction": ("Reproduction", "reproduce"),
+    "results": ("document", "examine"),
     "own": ("own_adapters",),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -73,6 +74,10 @@ class OptimizerAdapter(Adapter):
     def passes(self, steps: int) -> int:
         """Return how many forward and backward passes the method takes in its first steps, by its definition."""
         return 2 * steps
+
+    def averaged(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> AbstractContextManager[Any]:
+        """Return a context in which the model holds the weights that are evaluated, where they are not the trained."""
+        raise NotOffered("the weights that are trained are those that are evaluated")
 
     def scaled_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Closure
@@ -151,6 +156,10 @@ class LandscapeAdapter(Adapter):
         The loss raises KeyboardInterrupt in the middle of the first run, not after ``stop()``: call that between.
         """
         raise NotOffered("surveys cannot be resumed")
+
+    def stored(self, model: nn.Module, loss: Loss, batches: Batches, folder: str) -> Surface:
+        """Evaluate `plane` with defaults, or return what the folder holds of the same survey; fill the folder."""
+        raise NotOffered("surveys are not stored")
 
 
 class CurvatureAdapter(Adapter):

@@ -18,18 +18,20 @@ from lowland.testing.rulebook import demand, rule
 __all__: list[str] = []
 
 
-def _data(samples: int = 11, *shape: int) -> tuple[Tensor, Tensor]:
+def data_of(samples: int = 11, *shape: int) -> tuple[Tensor, Tensor]:
+    """Return inputs and targets of three classes, in float64."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(samples, *(shape or (6,)), generator=generator, dtype=torch.float64)
     return x, torch.randint(0, 3, (samples,), generator=generator)
 
 
-def _vector(model: nn.Module) -> Tensor:
+def vector_of(model: nn.Module) -> Tensor:
+    """Return a vector with an entry for each weight."""
     size = sum(p.numel() for p in model.parameters())
     return torch.randn(size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
-def _compare(
+def compare(
     adapter: CurvatureAdapter,
     model: nn.Module,
     loss: Any = None,  # cross-entropy
@@ -37,8 +39,9 @@ def _compare(
     sizes: Sequence[int] = (11,),  # of the batches
     tolerance: float = 1e-5,
 ) -> None:
-    (x, y), loss = data or _data(), loss or nn.CrossEntropyLoss()
-    x, vector = (values.to(next(model.parameters()).dtype) for values in (x, _vector(model)))
+    """Demand that the product is the one with the dense Hessian."""
+    (x, y), loss = data or data_of(), loss or nn.CrossEntropyLoss()
+    x, vector = (values.to(next(model.parameters()).dtype) for values in (x, vector_of(model)))
     found = adapter.product(model.eval(), loss, split(x, y, sizes), vector).detach().double()
     exact = (dense_hessian(model, loss, x, y) @ vector).double()
     demand(found.shape == exact.shape, f"the product has {len(found)} entries, the model {len(exact)} parameters")
@@ -49,20 +52,20 @@ def _compare(
 @rule("The least that everything else stands on.")
 def product_is_exact(adapter: CurvatureAdapter) -> None:
     """On one batch the product is that with the dense Hessian."""
-    _compare(adapter, mlp())
+    compare(adapter, mlp())
 
 
 @rule("A mean over batch means gives the last sample ten times its weight; every loader has a last batch.")
 def ragged_batches(adapter: CurvatureAdapter) -> None:
     """Batches of 10 and 1 give the Hessian of all 11 samples."""
-    _compare(adapter, mlp(), sizes=(10, 1))
+    compare(adapter, mlp(), sizes=(10, 1))
 
 
 @rule("Weighting sums by batch sizes counts the size twice.")
 def sum_reduction(adapter: CurvatureAdapter) -> None:
     """With ``reduction="sum"`` the Hessian does not depend on how samples are batched."""
-    model, (x, y), loss = mlp().eval(), _data(), nn.CrossEntropyLoss(reduction="sum")
-    vector = _vector(model)
+    model, (x, y), loss = mlp().eval(), data_of(), nn.CrossEntropyLoss(reduction="sum")
+    vector = vector_of(model)
     whole = adapter.product(model, loss, [(x, y)], vector)
     parts = adapter.product(model, loss, split(x, y, (7, 4)), vector)
     gap = float((whole - parts).norm() / whole.norm())
@@ -72,16 +75,16 @@ def sum_reduction(adapter: CurvatureAdapter) -> None:
 @rule("Their means are divided by sums of weights, not by numbers of samples.")
 def weights_of_samples(adapter: CurvatureAdapter) -> None:
     """With class weights and ignored targets, batches give the Hessian of all samples at once."""
-    x, y = _data()
+    x, y = data_of()
     y[[1, 8]] = -100
     loss = nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 3.0], dtype=torch.float64))
-    _compare(adapter, mlp(), loss, (x, y), (6, 5))
+    compare(adapter, mlp(), loss, (x, y), (6, 5))
 
 
 @rule("Most training code has one.")
 def plain_function_as_loss(adapter: CurvatureAdapter) -> None:
     """A function such as ``torch.nn.functional.cross_entropy`` may be the loss."""
-    _compare(adapter, mlp(), F.cross_entropy)
+    compare(adapter, mlp(), F.cross_entropy)
 
 
 @rule("Models with several heads have such.")
@@ -89,7 +92,7 @@ def unused_parameter(adapter: CurvatureAdapter) -> None:
     """A parameter that the loss does not use has zeros and does not fail."""
     model = mlp()
     model.register_parameter("spare", nn.Parameter(torch.ones(2, dtype=torch.float64)))
-    _compare(adapter, model)
+    compare(adapter, model)
 
 
 @rule("Its gradient has no graph left to differentiate.")
@@ -101,35 +104,35 @@ def loss_without_curvature(adapter: CurvatureAdapter) -> None:
             del target
             return output.mean(1) if self.reduction == "none" else output.mean()
 
-    (x, y), model = _data(), seeded(3, lambda: nn.Linear(6, 3)).double().eval()
-    largest = float(adapter.product(model, Mean(), [(x, y)], _vector(model)).abs().max())
+    (x, y), model = data_of(), seeded(3, lambda: nn.Linear(6, 3)).double().eval()
+    largest = float(adapter.product(model, Mean(), [(x, y)], vector_of(model)).abs().max())
     demand(largest < 1e-9, f"the product has entries up to {largest:.2g}")
 
 
 @rule("Language models tie their embedding to their head.")
 def tied_weights_count_once(adapter: CurvatureAdapter) -> None:
     """A weight that two layers share is one set of coordinates."""
-    _compare(adapter, seeded(3, lambda: Tied(6, 3)).double())
+    compare(adapter, seeded(3, lambda: Tied(6, 3)).double())
 
 
 @rule("Its fused kernels have no second derivatives, in neither direction; transformers use them by default.")
 def fused_attention(adapter: CurvatureAdapter) -> None:
     """Models with ``scaled_dot_product_attention`` work without a change by the user."""
-    _compare(adapter, seeded(3, lambda: Attention(3)).double(), data=_data(5, 3, 2), sizes=(5,))
+    compare(adapter, seeded(3, lambda: Attention(3)).double(), data=data_of(5, 3, 2), sizes=(5,))
 
 
 @rule("The fast recurrent kernels have no second derivatives either.")
 def recurrent_layers(adapter: CurvatureAdapter) -> None:
     """Models with an LSTM work without a change by the user."""
-    _compare(adapter, seeded(3, lambda: Recurrent(3)), data=_data(5, 4, 2), sizes=(5,), tolerance=1e-3)
+    compare(adapter, seeded(3, lambda: Recurrent(3)), data=data_of(5, 4, 2), sizes=(5,), tolerance=1e-3)
 
 
 @rule("Lanczos on an operator that changes finds eigenvalues of nothing.")
 def product_is_repeatable(adapter: CurvatureAdapter) -> None:
     """A model with dropout, left in training mode, gives the same product twice, or is refused."""
-    body, (x, y), loss = mlp(), _data(), nn.CrossEntropyLoss()
+    body, (x, y), loss = mlp(), data_of(), nn.CrossEntropyLoss()
     model = nn.Sequential(body[0], nn.Dropout(0.5), body[1], body[2]).train()
-    vector = _vector(model)
+    vector = vector_of(model)
     try:
         first, second = (adapter.product(model, loss, [(x, y)], vector) for _ in range(2))
     except RuntimeError as error:
@@ -145,7 +148,7 @@ def measured_model_is_as_before(adapter: CurvatureAdapter) -> None:
     """After a product, or a refusal, the model has the same weights, statistics, modes and gradients."""
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double().train()
-    (x, y), loss = _data(), nn.CrossEntropyLoss()
+    (x, y), loss = data_of(), nn.CrossEntropyLoss()
     loss(model(x), y).backward()
     with unchanged(model, "after a product"), suppress(RuntimeError):  # a model in training mode may be refused
-        adapter.product(model, loss, [(x, y)], _vector(model))
+        adapter.product(model, loss, [(x, y)], vector_of(model))

@@ -60,23 +60,25 @@ def resumes_at_every_step(adapter: OptimizerAdapter) -> None:
         saved = []
         for index in range(9):
             whole.step(index)
-            saved.append((_packed(whole.model.state_dict()), _packed(whole.optimizer.state_dict())))
+            saved.append((packed(whole.model.state_dict()), packed(whole.optimizer.state_dict())))
         for steps, (weights, state) in enumerate(saved[:-1], 1):
             resumed = Training(adapter, base)
-            resumed.model.load_state_dict(_unpacked(weights))
-            resumed.optimizer.load_state_dict(_unpacked(state))
+            resumed.model.load_state_dict(unpacked(weights))
+            resumed.optimizer.load_state_dict(unpacked(state))
             resumed.run(steps, 9)
             gap = float((flat(whole.model) - flat(resumed.model)).abs().max())
             demand(gap == 0, f"resumed after step {steps} on {base}, the weights end {gap:.2g} away")
 
 
-def _packed(state: object) -> bytes:
+def packed(state: object) -> bytes:
+    """Return the bytes of a checkpoint."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
 
 
-def _unpacked(data: bytes) -> dict[str, Tensor]:
+def unpacked(data: bytes) -> dict[str, Tensor]:
+    """Return what a checkpoint holds."""
     return torch.load(io.BytesIO(data), weights_only=False)  # type: ignore[no-any-return]
 
 

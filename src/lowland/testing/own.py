@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import torch
 from numpy.typing import NDArray
@@ -21,6 +21,23 @@ from lowland.testing.rulebook import Adapter
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 Build = Callable[[torch.optim.Optimizer, nn.Module], Wrapper]
+
+_BY_HAND: Final = {
+    "averaged": "def averaged(model, optimizer): return optimizer.averaged()",
+    "scaled_step": """
+def scaled_step(optimizer, scaler, loss):
+    optimizer.use_scaler(scaler); optimizer.zero_grad(); scaler.scale(loss()).backward()
+    with optimizer.perturb(): scaler.scale(loss()).backward()
+    scaler.step(optimizer)
+""",
+    "accumulated_step": """
+def accumulated_step(optimizer, losses):
+    optimizer.zero_grad(); sum(loss() for loss in losses).backward()
+    with optimizer.perturb(): sum(loss() for loss in losses).backward()
+    optimizer.step()
+""",
+}
+"""What the scripts of the rules call beside the constructor."""
 
 
 class OwnOptimizer(OptimizerAdapter):
@@ -55,6 +72,11 @@ class OwnOptimizer(OptimizerAdapter):
         assert isinstance(optimizer, Wrapper)
         with optimizer.averaged() if self.moves == "never" else nullcontext():
             return super().trained(model, optimizer)
+
+    def averaged(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+        """Return the block in which the model holds them."""
+        assert isinstance(optimizer, Wrapper)
+        return optimizer.averaged()
 
     def scaled_step(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: Any, loss: Callable[[], Tensor]
@@ -92,8 +114,18 @@ def _optimizers() -> list[Adapter]:
         passes: Callable[[int], int] = lambda n: 2 * n,
         **claims: Any,
     ) -> Adapter:
+        name = kind.__name__
+        said = "".join(f", {option}={value!r}" for option, value in options.items())
+        source = {
+            "import": f"from lowland.optim import {name}",
+            "make": f"make = lambda model, groups, base, **options: {name}(base(groups, **options){said}, model=model)",
+        }
         return OwnOptimizer(
-            f"lowland {kind.__name__}", lambda base, model: kind(base, **options, model=model), passes, **claims
+            f"lowland {name}",
+            lambda base, model: kind(base, **options, model=model),
+            passes,
+            source=source | _BY_HAND,
+            **claims,
         )
 
     return [
@@ -113,6 +145,30 @@ class OwnLandscape(LandscapeAdapter):
     """Drives Lowland's surfaces and lines."""
 
     name = "lowland landscape"
+    source: ClassVar = {
+        "import": """
+from lowland import EmpiricalRisk
+from lowland.landscape import evaluate, grid, line_between, random_plane
+""",
+        "plane": """
+def plane(model, loss, batches, shape=(5, 5), extent=1.0, seed=0, store=None):
+    risk, axes = EmpiricalRisk(model, loss, batches), grid(*shape, extent=extent)
+    found = evaluate(risk, random_plane(model, seed=seed), axes, store=store)
+    return found.loss.values, found.x.values, found.y.values
+""",
+        "line": """
+def line(start, end, loss, batches, points):
+    risk, axes = EmpiricalRisk(start, loss, batches), grid(points, extent=(0, 1))
+    return evaluate(risk, line_between(start, end), axes).loss.values
+""",
+        "stored": "stored = lambda model, loss, batches, folder: plane(model, loss, batches, store=f'{folder}/s.zarr')",
+        "resumed": """
+def resumed(model, loss, batches, stop, folder=tempfile.mkdtemp()):
+    try: plane(model, loss, batches, store=f"{folder}/s.zarr")
+    except KeyboardInterrupt: stop()
+    return plane(model, loss, batches, store=f"{folder}/s.zarr")
+""",
+    }
 
     def plane(
         self,
@@ -146,9 +202,32 @@ class OwnLandscape(LandscapeAdapter):
                 stop()
             return self.plane(model, loss, batches, store=store)
 
+    def stored(self, model: nn.Module, loss: Any, batches: Batches, folder: str) -> Surface:
+        """Evaluate with the folder as the store."""
+        return self.plane(model, loss, batches, store=Path(folder) / "surface.zarr")
+
 
 class _Curvature(CurvatureAdapter):
     name = "lowland curvature"
+    source: ClassVar = {
+        "import": """
+from lowland import EmpiricalRisk
+from lowland.curvature import Hessian, extreme_eigenvalues, spectral_density, trace as estimate
+""",
+        "product": "product = lambda model, loss, batches, v: Hessian(EmpiricalRisk(model, loss, batches)) @ v",
+        "ends": """
+def ends(model, loss, batches):
+    found = extreme_eigenvalues(EmpiricalRisk(model, loss, batches)); return found.lambda_min, found.lambda_max
+""",
+        "trace": """
+def trace(model, loss, batches, seed):
+    found = estimate(EmpiricalRisk(model, loss, batches), seed=seed); return found.value, found.standard_error
+""",
+        "density": """
+def density(model, loss, batches, seed):
+    return [(run.values, run.weights) for run in spectral_density(EmpiricalRisk(model, loss, batches), seed=seed).runs]
+""",
+    }
 
     def product(self, model: nn.Module, loss: Any, batches: Batches, vector: Tensor) -> Tensor:
         return Hessian(EmpiricalRisk(model, loss, batches)) @ vector

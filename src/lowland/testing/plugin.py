@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from lowland.testing.rulebook import Adapter, Rule
 
 _PATTERN = "conformance_*.py"
+_FOUND = pytest.StashKey[dict[Any, dict[str, Any]]]()
+"""What was found, by adapter and rule."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +32,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="check the adapters defined in the files named, and in those called conformance_*.py, "
         "against lowland.testing's rules",
     )
+    parser.getgroup("lowland").addoption(
+        "--conformance-results",
+        metavar="FILE",
+        help="write what was found, with a script for each failure, to a JSON file",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin without anything found."""
+    config.stash[_FOUND] = {}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write what was found, if asked to."""
+    path, found = session.config.getoption("conformance_results"), session.config.stash[_FOUND]
+    if path and found:
+        from lowland.testing.results import document, tool
+
+        made = document([tool(adapter, entries) for adapter, entries in found.items()])
+        Path(path).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -64,11 +87,16 @@ class RuleItem(pytest.Item):
 
     def runtest(self) -> None:
         """Fail where the rule is broken, skip where it is not offered or the tool documents otherwise."""
+        from lowland.testing.results import entry
         from lowland.testing.rulebook import check
 
         (outcome,) = check(self.adapter, self.rule)
+        found = entry(self.adapter, outcome)
+        self.config.stash[_FOUND].setdefault(self.adapter, {})[self.rule.name] = found
         if outcome.status == "broken":
-            pytest.fail(f"{self.rule.statement}\n{self.adapter.name}: {outcome.detail}", pytrace=False)
+            shown = found["reproduction"]
+            script = f"{shown['source']}# {shown['output']}" if shown["source"] else f"No script: {shown['missing']}."
+            pytest.fail(f"{self.rule.statement}\n{self.adapter.name}: {outcome.detail}\n\n{script}", pytrace=False)
         elif outcome.status != "holds":
             pytest.skip(f"{outcome.status}: {outcome.detail}")
 

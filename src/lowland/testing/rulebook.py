@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from lowland.core.errors import InputError
+from lowland.testing import ambient
 
 Family: TypeAlias = Literal["optimizer", "landscape", "curvature"]
 
 Status: TypeAlias = Literal["holds", "broken", "not offered", "other convention"]
 
 _HOMES: Final[dict[Family, tuple[str, ...]]] = {
-    "optimizer": ("optimizer_steps", "optimizer_state"),
-    "landscape": ("landscape_points", "landscape_effects"),
-    "curvature": ("curvature_products", "curvature_estimates"),
+    "optimizer": ("optimizer_steps", "optimizer_state", "optimizer_surroundings", "optimizer_averages"),
+    "landscape": ("landscape_points", "landscape_effects", "landscape_inputs"),
+    "curvature": ("curvature_products", "curvature_estimates", "curvature_inputs"),
 }
 """The modules whose import registers the rules of a family, in the order of the table."""
 
@@ -40,6 +41,16 @@ class Adapter(ABC):
 
     conventions: ClassVar[Mapping[str, str]] = {}
     """Rules that the tool breaks on purpose, by name, with what its documentation says and where."""
+
+    source: ClassVar[Mapping[str, str]] = {}
+    """How the tool is called, for scripts that stand alone: lines of Python by the name of the function they define.
+
+    ``"import"`` holds what is imported. The functions are ``make(model, groups, base, **options)`` and
+    ``step(optimizer, closure)`` of an optimizer (default ``optimizer.step(closure)``), ``plane(model, loss, batches,
+    shape=(5, 5), extent=1.0, seed=0)``, which returns values, x and y, of a landscape tool, ``product(model, loss,
+    batches, vector)`` of a curvature tool, and the adapter's other methods by their names. A script has 15 lines, so
+    that a function should have at most three.
+    """
 
 
 class Breach(AssertionError):
@@ -196,15 +207,10 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _seeded() -> Generator[None, None, None]:
-    """Give every rule the same random state, and put back the one that was there; tools' warnings are not shown."""
-    python, state = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    """Give every rule the same random state, and put back all that a tool changes; its warnings are not shown."""
+    with ambient.guarded(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         np.random.seed(0)
         random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(state)
+        yield
