@@ -117,6 +117,8 @@ def test_what_cannot_be_reproduced_says_why():
         def source(self):
             return super().source | {"make": super().source["make"] + "\n#" * 15}
 
+    Long.__name__ = NaiveOptimizer.__name__  # its source imports the class by that name
+
     class Elsewhere(NaiveOptimizer):
         source: ClassVar = {"import": "import nowhere", "make": "make = nowhere.make", "averaged": "averaged = 1"}
 
