@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.integration.test_curvature_curve import OPTIMIZERS, Stop, StopAt, trained
-from tests.integration.test_fit import splits
+from tests.integration.test_fit import network, splits
 from tests.reference.critical import naive_critical_step
 from torch import Tensor, nn
 
@@ -109,6 +110,26 @@ def test_a_stopped_run_goes_on_with_the_same_curve(tmp_path: Path) -> None:
     lines = (tmp_path / "cut" / "critical.csv").read_text().splitlines()
     assert lines[0] == "step,critical_sharpness,critical_sharpness_se,critical_ratio,learning_rate,passes,seconds"
     assert len(lines) == 11
+
+
+def test_of_parametrized_weights_the_effective_ones_count() -> None:
+    def measured(model: nn.Module) -> list[float]:
+        curve = CriticalCurve(every_steps=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        started, loss = time.perf_counter(), nn.CrossEntropyLoss()
+        result = fit(model, optimizer, loss, splits(), epochs=1, batch_size=8, seed=3, hooks=[curve])
+        assert 0 < result.seconds < time.perf_counter() - started
+        state = curve.state_dict()
+        again = CriticalCurve(every_steps=2)
+        again.load_state_dict(state)
+        again.rows[0]["critical_sharpness"] = -1.0
+        assert curve.rows[0]["critical_sharpness"] != -1.0 != state["rows"][0]["critical_sharpness"]
+        return [row["critical_sharpness"] for row in curve.rows]
+
+    same = nn.utils.parametrize
+    plain, wrapped = network(), network()
+    same.register_parametrization(wrapped[-1], "weight", nn.Identity())
+    assert measured(wrapped) == pytest.approx(measured(plain), rel=1e-6, nan_ok=True)
 
 
 def test_other_data_beside_give_the_relative_form() -> None:

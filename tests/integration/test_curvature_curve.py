@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,9 @@ def trained(*hooks: Hook, optimizer: str = "sgd", folder: Path | None = None) ->
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_curve_agrees_with_cold_runs_and_leaves_training_as_it_is(optimizer: str) -> None:
-    curve, cold = CurvatureCurve(every_steps=5, products=8), Cold()
+    curve, cold, started = CurvatureCurve(every_steps=5, products=8), Cold(), time.perf_counter()
     watched = trained(curve, cold, optimizer=optimizer)
+    assert 0 < sum(row["seconds"] for row in curve.rows) < time.perf_counter() - started
     for mine, plain in zip(
         watched.state_dict().values(), trained(optimizer=optimizer).state_dict().values(), strict=True
     ):
