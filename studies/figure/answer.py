@@ -137,5 +137,13 @@ def _changed(entry: Entry, plain: Entry, how: str) -> str:
     before, after = ((e.number("non_convex"), e.number("minima")) for e in (plain, entry))
     return (
         f"ResNet-{net.depth} {'with' if net.skip else 'without'} shortcuts is not convex at {after[0]:.0%} {how} "
-        f"(before {before[0]:.0%}) and has {after[1]:.0f} minima ({before[1]:.0f})"
+        f"(before {before[0]:.0%}) and has {after[1]:.0f} minima ({before[1]:.0f}){_again(entry, plain)}"
     )
+
+
+def _again(entry: Entry, plain: Entry) -> str:
+    """Say that two surveys are of two trainings: processors round otherwise, and training carries that far."""
+    losses = [e.content["training"].get("train_loss") for e in (plain, entry)]
+    if None in losses or abs(losses[0] - losses[1]) <= 1e-6 * abs(losses[0]):
+        return ""
+    return f", of the same recipe trained again (train loss {show(losses[1])}, before {show(losses[0])})"
