@@ -31,7 +31,8 @@ with other_device() as device:
 
 
 def test_the_other_device_refuses_what_an_accelerator_refuses():
-    subprocess.run([sys.executable, "-c", REFUSES], check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", REFUSES], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("room", device_cases.ROOMS)

@@ -62,10 +62,14 @@ def test_a_worker_that_is_told_to_leave_says_by_which_signal():
 
 
 def test_sending_to_a_worker_that_has_died_is_no_error():
+    tried = []
+
     def broken(content):
+        tried.append(content)
         raise BrokenPipeError
 
-    _Worker.send(SimpleNamespace(connection=SimpleNamespace(send_bytes=broken)), b"")
+    _Worker.send(SimpleNamespace(connection=SimpleNamespace(send_bytes=broken)), b"work")
+    assert tried == [b"work"]
 
 
 PRINTS = """

@@ -88,8 +88,10 @@ def _clearing_in_place(optimizer: torch.optim.Optimizer) -> Generator[None, None
         del optimizer.zero_grad
 
 
-@rule("Gradients that keep their storage, as DDP's do, are overwritten by the second pass; a method that needs both "
-      "then has the second twice.")  # fmt: skip
+@rule(
+    "Gradients that keep their storage, as DDP's do, are overwritten by the second pass; a method that needs both "
+    "then has the second twice."
+)
 def gradients_may_keep_their_storage(adapter: OptimizerAdapter) -> None:
     """Gradients that are cleared in place train like gradients that are set to None."""
     plain, kept = Training(adapter), Training(adapter)

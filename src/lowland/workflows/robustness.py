@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,27 +83,33 @@ def robustness(
     found = measured.stored_result(path, robustness, record)
     if found is not None and finished(found):
         return found, path
-    with measured.threads_of_torch(threads):
+    with measured.threads_of_torch(threads), _named_as_here():
         own = dict(place.risks([risk.split], risk))[risk.split]
         second = None if other is None else place.source.other(other, other_weights or risk.weights)
         step = {"step": int(risk.weights)} if risk.weights.isdigit() else {}
-        try:
-            made = card(
-                own,
-                options,
-                finetune=_other_risk(own, finetune_data, finetune_options, risk),
-                second=second,
-                data=_pixels(place),
-                engine=engine,
-                store=path,
-                attrs={"spec": record, "split": place.source.called(risk.split), **step},
-                on_event=on_event,
-                progress=progress,
-            )
-        except InputError as error:  # named as they are here
-            argument = {"second": "other", "finetune": "finetune_data"}.get(error.argument, error.argument)
-            raise InputError(argument, error.rule, error.got, error.advice) from error
+        made = card(
+            own,
+            options,
+            finetune=_other_risk(own, finetune_data, finetune_options, risk),
+            second=second,
+            data=_pixels(place),
+            engine=engine,
+            store=path,
+            attrs={"spec": record, "split": place.source.called(risk.split), **step},
+            on_event=on_event,
+            progress=progress,
+        )
     return made, path
+
+
+@contextmanager
+def _named_as_here() -> Generator[None]:
+    """Name what is refused as it was given here."""
+    try:
+        yield
+    except InputError as error:
+        argument = {"second": "other", "finetune": "finetune_data"}.get(error.argument, error.argument)
+        raise InputError(argument, error.rule, error.got, error.advice) from error
 
 
 def _check_other(spec: SubjectSpec, other: str | None, other_weights: str | None) -> None:
