@@ -223,7 +223,9 @@ def eigenvalue_rows():
     low, high = papers.eigenvalues(model, batches)
 
     def ours():
-        ends = ll.curvature.extreme_eigenvalues(risk, tolerance=1e-9, lower_tolerance=1e-9, max_products=400)
+        ends = ll.curvature.extreme_eigenvalues(
+            risk, tolerance=1e-9, lower_tolerance=1e-9, missed=1e-9, max_products=400
+        )
         return ends.lambda_min, ends.lambda_max
 
     every = ours()

@@ -98,5 +98,6 @@ def test_a_base_without_a_rate_cannot_weigh_the_sharpness_term():
 
 def test_weights_that_ask_for_gradients_are_moved_in_place():
     weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
-    scale_all(weights, torch.tensor(3.0))
+    with torch.no_grad():  # as the whole step is
+        scale_all(weights, torch.tensor(3.0))
     assert [w.tolist() for w in weights] == [[3, 3], [3, 3]] and all(w.is_leaf and w.requires_grad for w in weights)

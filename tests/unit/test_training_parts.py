@@ -226,8 +226,8 @@ def test_an_epoch_adds_up_what_its_batches_say() -> None:
 def test_an_interval_of_the_curve_pays_for_it() -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     hook = CurvatureCurve(samples=100, products=6, share=0.03)
-    found = hook.interval(optimizer, samples=1000, steps_per_epoch=50, epochs=20)
-    assert found == measurement_interval(steps=1000, batch_size=20, samples=100, products=6, share=0.03)
+    found = hook.interval(optimizer, samples=1000, steps_per_epoch=50, epochs=400)
+    assert found == measurement_interval(steps=20_000, batch_size=20, samples=100, products=6, share=0.03)
 
 
 def test_a_decay_goes_from_one_to_its_floor() -> None:

@@ -23,7 +23,7 @@ __all__: list[str] = []
 def precision_is_kept(adapter: LandscapeAdapter) -> None:
     """A model and data in float64 are measured in float64."""
     net, x, y = adapter.network()
-    net, x, y = net.double(), x.double(), y.double()
+    net, x, y = net.double(), x.double() if x.is_floating_point() else x, y.double()
     wanted, value = plain_loss(net, x, y), float(adapter.plane(net, nn.MSELoss(), [(x, y)]).values[2, 2])
     demand(
         abs(value - wanted) < 1e-12 * wanted, f"in float64 the middle value is {abs(value - wanted) / wanted:.1g} off"
@@ -50,8 +50,9 @@ def survey_ignores_surroundings(adapter: LandscapeAdapter) -> None:
     for name, around in ({"inference mode": torch.inference_mode} | ambient.SURROUNDINGS).items():
         with around():
             found = adapter.plane(net, nn.MSELoss(), [(x, y)]).values
-        gap = float(np.abs(found - plain).max())
-        demand(gap == 0, f"under {name} values differ by up to {gap:.2g}")
+        # fused kernels of torch step aside under a default device, and round otherwise
+        gap = float(np.abs(found - plain).max() / np.abs(plain).max())
+        demand(gap < 1e-6, f"under {name} values differ by up to {gap:.2g} of the largest")
 
 
 @rule("Gradients that stay off after a survey, or a default that stays changed, show up far away from it.")
@@ -92,7 +93,7 @@ def surfaces_are_their_own(adapter: LandscapeAdapter) -> None:
     net, x, y = adapter.network()
     first = adapter.plane(net, nn.MSELoss(), [(x, y)])
     kept = first.values.copy(), np.array(first.x), np.array(first.y)
-    adapter.plane(net, nn.MSELoss(), [(x + 1, y)], extent=0.5)
+    adapter.plane(net, nn.MSELoss(), [(x.flip(0), y)], extent=0.5)
     same = all(np.array_equal(now, old) for now, old in zip((first.values, first.x, first.y), kept, strict=True))
     demand(same, "the next survey changes the values or coordinates of the one before")
     if first.values.flags.writeable:
@@ -112,12 +113,13 @@ def _others(adapter: LandscapeAdapter, survey: Callable[[nn.Module, Loss, Tensor
     """Survey, and yield the same with another loss of the same name, other data, and other weights, in place."""
     for what in ("loss", "data", "weights"):
         (net, x, y), scale = adapter.network(), 1.0
+        x = x.clone()  # which may be the adapter's own
         survey(net, _scaled(scale), x, y)
         with torch.no_grad():
             if what == "loss":
                 scale = 3.0
             elif what == "data":
-                x.add_(1)
+                x.copy_(x.flip(0))
             else:
                 other = dict(adapter.network(5)[0].named_parameters())
                 for name, parameter in net.named_parameters():
