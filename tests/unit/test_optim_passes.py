@@ -356,8 +356,8 @@ def test_bare_bfloat16_weights_are_warned_of_once():
 # Random numbers, buffers, compiled models.
 
 
-@pytest.mark.parametrize("driver", ["closure", "loop"])
-def test_replay_repeats_the_dropout_mask(driver):
+def replaying():
+    """A network with dropout, SAM that replays its noise, and the masks as they are drawn."""
     seen = []
 
     class Spy(nn.Dropout):
@@ -368,7 +368,12 @@ def test_replay_repeats_the_dropout_mask(driver):
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 64), Spy(0.5), nn.Linear(64, 3))
-    optimizer = optim.SAM(sgd(model), rng="replay")
+    return model, optim.SAM(sgd(model), rng="replay"), seen
+
+
+@pytest.mark.parametrize("driver", ["closure", "loop"])
+def test_replay_repeats_the_dropout_mask(driver):
+    model, optimizer, seen = replaying()
     for batch in data(2):
         if driver == "closure":
             optimizer.step(closure_of(model, optimizer, batch))
@@ -390,17 +395,7 @@ def test_replay_repeats_the_dropout_mask(driver):
 
 
 def test_replay_goes_through_all_micro_batches_again():
-    seen = []
-
-    class Spy(nn.Dropout):
-        def forward(self, x):
-            out = super().forward(x)
-            seen.append((out == 0).detach())
-            return out
-
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 64), Spy(0.5), nn.Linear(64, 3))
-    optimizer = optim.SAM(sgd(model), rng="replay")
+    model, optimizer, seen = replaying()
     for batch in data(2):
         with optimizer.first_pass():
             backward(model, batch, 0.5)
