@@ -1,7 +1,7 @@
 """Which files a row depends on: all that its module imports, inside Lowland and the studies, followed to the end.
 
 A row is stale when one of them has changed. The import system says where a module lies; nothing is imported for it.
-Comments, docstrings and layout change no number and do not count. Objects named in a spec (a method, a data set) need
+Comments, docstrings, layout and the version change no number and do not count. Objects named in a spec (a method, a data set) need
 no entry of their own: the rooms that look them up import every one.
 """
 
@@ -50,16 +50,20 @@ def imported_files(*modules: str) -> dict[str, Path]:
 
 @functools.cache
 def plain_code(path: Path) -> str:
-    """Return a program without comments, docstrings and layout."""
+    """Return a program without comments, docstrings, layout and version."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [child for child in node.body if not _is_text(child)] or [ast.Pass()]
+            node.body = [child for child in node.body if not _is_text(child) and not _is_version(child)] or [ast.Pass()]
     return ast.unparse(tree)
 
 
 def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_version(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__version__"
 
 
 def _counts(name: str) -> bool:

@@ -28,7 +28,7 @@ FILES = {
     "house/one.py": "from house import two\nfrom house import late\ndef f():\n    from house.inside import g\n    return g()\n",
     "house/two.py": "'''Says what it does.'''\nfrom .four import LIMIT  # a reason\nimport numpy\n",
     "house/three.py": "x = 1\n",
-    "house/four.py": "LIMIT = 3\n",
+    "house/four.py": "LIMIT = 3\n__version__ = '1'\n",
     "house/inside.py": "def g():\n    '''Old.'''\n    return 1\n",
     "house/lazy.py": "late = 1\n",
     "house/viz/__init__.py": "x = 1\n",
@@ -74,6 +74,7 @@ def test_imports_are_followed_through_packages_functions_and_lazy_names(house):
         ("house/viz/__init__.py", "x = 1", "x = 2", False),
         ("house/two.py", "Says what it does.", "Says it better.", False),
         ("house/two.py", "  # a reason", "", False),
+        ("house/four.py", "'1'", "'2'", False),
         ("house/inside.py", "'''Old.'''\n", "'''New.'''\n\n", False),
     ],
 )
