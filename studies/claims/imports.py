@@ -1,8 +1,8 @@
 """Which files a row depends on: all that its module imports, inside Lowland and the studies, followed to the end.
 
 A row is stale when one of them has changed. The import system says where a module lies; nothing is imported for it.
-Comments, docstrings, layout and the version change no number and do not count. Objects named in a spec (a method, a data set) need
-no entry of their own: the rooms that look them up import every one.
+Comments, docstrings, layout and the version change no number and do not count. Objects named in a spec (a method, a
+data set) need no entry of their own: the rooms that look them up import every one.
 """
 
 from __future__ import annotations
