@@ -1,4 +1,4 @@
-"""The tables of docs/conformance.md, from what a run has stored."""
+"""The tables of docs/conformance.md, and a page for each family of tools, from what a run has stored."""
 
 from __future__ import annotations
 
@@ -18,33 +18,60 @@ _FAMILIES = {
     "landscape": "Landscape tools",
     "curvature": "Curvature tools",
 }
+_HEAD = """# Conformance: {title}
+
+Which rule does each tool hold? ✓ it holds. **✗** it is broken. ○ it is broken, and the documentation says that it is
+meant. – the tool does not offer what the rule is about. [Conformance](../conformance.md) has a summary, and how a tool
+of your own is checked.
+"""
+_SCRIPTS = """## Failures, and the smallest script for each
+
+Each script has at most 15 lines, needs torch and the peer alone, and ends with the error shown. The suite writes it
+from how the tool is called and what the rule states, makes sizes smaller while the error stays, sees that Lowland's own
+tool in its place gives none, and runs it in a process of its own. Where several tools of a package break a rule, the
+script is that of the first.
+"""
 
 Document = dict[str, Any]
 
 
 def write(found: Document) -> None:
-    """Replace the part of the page between the marks."""
+    """Replace the part of the page between the marks, and the pages of the families."""
     text = PAGE.read_text(encoding="utf-8")
     head, rest = text.split(BEGIN)
     tail = rest.split(END)[1]
     PAGE.write_text(f"{head}{BEGIN}\n\n{results(found)}\n{END}{tail}", encoding="utf-8")
+    PAGE.with_suffix("").mkdir(exist_ok=True)
+    for family in _FAMILIES:
+        family_page(family).write_text(details(found, family), encoding="utf-8")
+
+
+def family_page(family: str) -> Path:
+    """Return where the page of a family lies."""
+    return PAGE.with_suffix("") / f"{family}.md"
 
 
 def results(found: Document) -> str:
-    """Return the generated part: peers, tables, failures."""
-    parts = [_peers(found)]
-    parts += [_family(found, family, title) for family, title in _FAMILIES.items()]
-    parts.append("### Failures, and the smallest script for each\n")
-    parts.append(
-        "Each script has at most 15 lines, needs torch and the peer alone, and ends with the error shown. The suite "
-        "writes it from how the tool is called and what the rule states, makes sizes smaller while the error stays, "
-        "sees that Lowland's own tool in its place gives none, and runs it in a process of its own. Where several "
-        "tools of a package break a rule, the script is that of the first.\n"
-    )
-    packages = dict.fromkeys(tool["package"] for tool in found["tools"])
-    for package in packages:
-        tools = [tool for tool in found["tools"] if tool["package"] == package and _broken(tool)]
-        parts += [_failures(tools)] if tools else []
+    """Return the generated part of the first page: a summary and the peers."""
+    rows = [
+        f"Checked on {found['provenance']['created'][:10]}.\n",
+        "| tool | holds, of the rules it offers | ○ | – |",
+        "|---|---|---|---|",
+    ]
+    for family, title in _FAMILIES.items():
+        rows.append(f"| [**{title}**](conformance/{family}.md) | | | |")
+        for tool in (tool for tool in found["tools"] if tool["family"] == family):
+            count = Counter(outcome["status"] for outcome in tool["outcomes"].values())
+            rows.append(f"| {_column(tool)} | {_share(tool)} | {count['other convention']} | {count['not offered']} |")
+    return "\n".join([*rows, "", _peers(found)])
+
+
+def details(found: Document, family: str) -> str:
+    """Return the page of a family: every rule for every tool, and each failure with its script."""
+    parts = [_HEAD.format(title=_FAMILIES[family]), _family(found, family), _SCRIPTS]
+    own = [tool for tool in found["tools"] if tool["family"] == family and _broken(tool)]
+    for package in dict.fromkeys(tool["package"] for tool in own):
+        parts.append(_failures([tool for tool in own if tool["package"] == package]))
     return "\n".join(parts)
 
 
@@ -54,7 +81,6 @@ def _broken(tool: Document) -> dict[str, Document]:
 
 def _peers(found: Document) -> str:
     rows = [
-        f"Checked on {found['provenance']['created'][:10]}.\n",
         "| package | version | released | what it is | how it was driven |",
         "|---|---|---|---|---|",
     ]
@@ -73,11 +99,10 @@ def _peers(found: Document) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _family(found: Document, family: str, title: str) -> str:
+def _family(found: Document, family: str) -> str:
     tools = [tool for tool in found["tools"] if tool["family"] == family]
     rules = [rule for rule in found["rules"] if rule["family"] == family]
     rows = [
-        f"### {title}\n",
         "| rule | " + " | ".join(_column(tool) for tool in tools) + " |",
         "|---" * (len(tools) + 1) + "|",
     ]
@@ -107,7 +132,7 @@ def _share(tool: Document) -> str:
 
 def _failures(tools: list[Document]) -> str:
     """Return the failures of a package: each rule once, with the script of the first tool that breaks it."""
-    rows = [f"#### {tools[0]['package']} {tools[0]['version']}\n"]
+    rows = [f"### {tools[0]['package']} {tools[0]['version']}\n"]
     for rule in dict.fromkeys(rule for tool in tools for rule in _broken(tool)):
         broken = [tool for tool in tools if rule in _broken(tool)]
         names = ", ".join(tool["name"] for tool in broken) + ": " if len(tools) > 1 else ""

@@ -1,4 +1,4 @@
-"""``python -m studies.claims [ROW ...]``: measure the published claims and write ``docs/claims.md``.
+"""``python -m studies.claims [ROW ...]``: measure the published claims and write ``docs/claims.md`` and its groups.
 
 Rows that are done and whose files have not changed are left alone; an interrupted run goes on with the next seed.
 """

@@ -1,4 +1,4 @@
-"""The rows of the ledger handed to an engine, each by itself, and the page that is written after each."""
+"""The rows of the ledger handed to an engine, each by itself, and the pages that are written after each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from studies.claims.answers import Outcome, outcome
 from studies.claims.budget import chosen, in_order, to_run
 from studies.claims.claim import Claim
 from studies.claims.files import write_whole
-from studies.claims.page import page
+from studies.claims.page import pages
 from studies.claims.record import read_record, run_claim
 from studies.claims.rows.every import FULL, SMALL, claims
 from studies.claims.runs import RunCache
@@ -37,7 +37,7 @@ class Options:
     engine: str = "serial"  # Who computes, row by row: serial, processes:N or ray
     folder: str = str(ROOT / "runs" / "claims")  # Where runs are kept
     store: str = str(ROOT / "studies" / "claims" / "results")  # Where numbers per seed are kept
-    page: str = str(ROOT / "docs" / "claims.md")  # The page to write; the larger size has its own beside it
+    page: str = str(ROOT / "docs" / "claims.md")  # The first page; beside it a folder with its groups; -full its own
 
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 2:
@@ -98,7 +98,9 @@ def _run(context: tuple[_Setup, Mapping[str, Claim]], names: Sequence[str]) -> l
 
 
 def write_page(options: Options) -> list[Outcome]:
-    """Write the page from what is stored, without training anything."""
+    """Write the pages from what is stored, without training anything."""
     outcomes = [outcome(claim, read_record(store_of(options), claim.name)) for claim in rows_of(options)]
-    write_whole(page_of(options), page(outcomes))
+    first = page_of(options)
+    for name, text in pages(outcomes).items():
+        write_whole(first.with_suffix("") / f"{name}.md" if name else first, text)
     return outcomes

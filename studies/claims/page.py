@@ -1,22 +1,23 @@
-"""The ledger as a page: all rows in one table, what to take home, what changed, what it cost, and every row in full."""
+"""The ledger as pages: all rows in one table with what to take home; what changed; and every row in full by group."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lowland.report import show, show_interval, t_interval
 from lowland.results import COUNTED, PASSES
-from lowland.study import Check, largest_spread, power
+from lowland.study import Answer, Check, largest_spread, power
 from studies.claims.answers import STATES, Outcome, over_the_ledger
 from studies.claims.budget import seconds_left
 from studies.claims.claim import Claim
 from studies.claims.history import Edition, differences, last_edition, words_of
 from studies.claims.rows.undecided import UNDECIDED
-from studies.claims.words import HEAD, RULE, TAKE_HOME, Sentence
+from studies.claims.words import CHANGES, GROUP, HEAD, RULE, TAKE_HOME, Sentence
 
-__all__ = ["budget_table", "minutes_left", "page"]
+__all__ = ["budget_table", "minutes_left", "pages"]
 
 
 def budget_table(outcomes: Sequence[Outcome]) -> str:
@@ -47,30 +48,46 @@ def _budget_line(name: str, outcomes: Sequence[Outcome]) -> str:
     return f"| {name} | {len(outcomes)} | {seeds} | {max(left, 0)} | {expected:.0f} | {spent:.0f} | {to_go:.0f} |"
 
 
-def page(outcomes: Sequence[Outcome]) -> str:
-    """Write the page."""
+def pages(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Write the pages: the first under ``""``, what changed and each group under names of their own."""
     adjusted, edition = over_the_ledger(outcomes), last_edition()
-    parts = [HEAD, _all_rows(outcomes), "", "## What to take home\n", *_take_home(outcomes)]
-    parts += [f"## What changed since the ledger of {edition.date}\n", *_changes(outcomes, edition), ""]
-    parts += ["## What the instruments rejected\n", *_rejected(outcomes), "", "## The rule\n", RULE, PASSES, ""]
-    parts += ["## Budget\n", budget_table(outcomes), "", _states(outcomes), ""]
+    changes = "\n".join([CHANGES.format(date=edition.date), *_changes(outcomes, edition), ""])
+    found = {"": _first(outcomes, edition), "changes": changes}
     for group in dict.fromkeys(one.claim.group for one in outcomes):
-        parts += [f"## {group}\n"]
         own = [one for one in outcomes if one.claim.group == group]
-        parts += [_row(one, adjusted.get(one.claim.name, math.nan), edition) for one in own]
+        own.sort(key=lambda one: bool(one.claim.better))
+        rows = [_row(one, adjusted.get(one.claim.name, math.nan), edition) for one in own]
+        found[_slug(group)] = "\n".join([GROUP.format(group=group), *rows])
+    return found
+
+
+def _slug(group: str) -> str:
+    return re.sub(r"\W+", "-", group.lower()).strip("-")
+
+
+def _link(claim: Claim) -> str:
+    return f"[{claim.name}](claims/{_slug(claim.group)}.md#{claim.name})"
+
+
+def _first(outcomes: Sequence[Outcome], edition: Edition) -> str:
+    parts = [HEAD, _all_rows(outcomes), "", "## What to take home\n", *_take_home(outcomes)]
+    parts += [f"## What changed since the ledger of {edition.date}\n", *_changed(outcomes, edition), ""]
+    parts += ["## What the instruments rejected\n", *_rejected(outcomes), "", "## The rule\n", RULE, PASSES, ""]
     parts += ["## What cannot be decided here\n", "| group | claim | reason |", "|---|---|---|"]
     parts += [f"| {group} | {claim} | {reason} |" for group, claim, reason in UNDECIDED]
+    parts += ["", "## Budget\n", budget_table(outcomes), "", _states(outcomes)]
     return "\n".join(parts) + "\n"
 
 
 def _all_rows(outcomes: Sequence[Outcome]) -> str:
     lines = ["| row | claim | answer | one number: the difference as claimed | cost (s) |", "|---|---|---|---|---|"]
+    claims = {one.claim.name: one.claim for one in outcomes}
     for one in outcomes:
         claim = one.claim
-        link = f"[{claim.name}](#{claim.name})"
+        better = f"; better: {_link(claims[claim.better])}" if claim.better in claims else ""
         number = "–" if not one.effects or one.effects[0] is None else _interval(one, 0)
         spent = "–" if one.record is None else f"{sum(float(run['cpu_seconds']) for run in one.record.runs):.0f}"
-        lines.append(f"| {link} | {claim.statement} | {_short(one)} | {number} | {spent} |")
+        lines.append(f"| {_link(claim)} | {claim.statement} | {_short(one)}{better} | {number} | {spent} |")
     return "\n".join(lines)
 
 
@@ -92,7 +109,8 @@ def _take_home(outcomes: Sequence[Outcome]) -> list[str]:
     lines: list[str] = []
     for group in dict.fromkeys(one.claim.group for one in outcomes):
         told = [_told(sentence, answers) for sentence in TAKE_HOME.get(group, ())]
-        lines += [f"**{group.removesuffix('.')}.** {' '.join(told)}\n"] if told else []
+        link = f"Each row in full: [{group}](claims/{_slug(group)}.md)."
+        lines += [f"### {group}\n", " ".join([*told, link]) + "\n"]
     return lines
 
 
@@ -102,23 +120,34 @@ def _told(sentence: Sentence, answers: Mapping[str, str]) -> str:
     return f"({', '.join(other)} answered otherwise since this was written: see there.)" if other else sentence.text
 
 
-def _changes(outcomes: Sequence[Outcome], edition: Edition) -> list[str]:
-    lines = ["| row | comparison | then | now | why |", "|---|---|---|---|---|"]
+def _differing(outcomes: Sequence[Outcome], edition: Edition) -> Iterator[tuple[Outcome, str, str, Answer]]:
+    """Yield comparisons that answered otherwise in an edition: with their words, the answer then, and the one now."""
     for one in outcomes:
         for names, given in zip(one.claim.comparisons, one.answers, strict=False):
             before = edition.answer(one.claim.name, words_of(names))
             if before and before != given.verdict:
-                why = one.claim.changed or given.reason
-                lines.append(f"| {one.claim.name} | {words_of(names)} | {before} | {given.verdict} | {why} |")
+                yield one, words_of(names), before, given
+
+
+def _changed(outcomes: Sequence[Outcome], edition: Edition) -> list[str]:
+    counts = Counter((before, given.verdict) for _, _, before, given in _differing(outcomes, edition))
+    fresh = sum(one.claim.name not in edition.rows for one in outcomes)
+    lines = ["| then | now | comparisons |", "|---|---|---|"]
+    lines += [f"| {then} | {now} | {count} |" for (then, now), count in counts.most_common()]
+    return [*lines, "", f"{fresh} rows are new. [Each change and why](claims/changes.md)."]
+
+
+def _changes(outcomes: Sequence[Outcome], edition: Edition) -> list[str]:
+    lines = ["| row | comparison | then | now | why |", "|---|---|---|---|---|"]
+    for one, words, before, given in _differing(outcomes, edition):
+        why = one.claim.changed or given.reason
+        lines.append(f"| {one.claim.name} | {words} | {before} | {given.verdict} | {why} |")
     fresh = [one.claim for one in outcomes if one.claim.name not in edition.rows]
     better = {claim.better: claim.name for claim in (one.claim for one in outcomes) if claim.better}
-    lines += [
-        "",
-        "Rows that are new, declared before they ran (of twelve the first seed had been run once, to time it):",
-        "",
-    ]
+    declared = "Declared before they ran; of twelve the first seed had been run once, to time it."
+    lines += ["", "## Rows that are new\n", f"{declared}\n"]
     lines += [f"- `{claim.name}`: {_whence(claim, better)}" for claim in fresh]
-    lines += ["", "Rows whose declaration differs from the one that their stored numbers were measured under:", ""]
+    lines += ["", "## Rows declared otherwise than when their numbers were measured\n"]
     changed = [(one.claim, differences(one.claim, one.record, edition)) for one in outcomes]
     told = [f"- `{claim.name}`: {'; '.join(found)}. {claim.changed}" for claim, found in changed if found]
     return lines + (told or ["- none: no row was changed after its result had been seen."])
@@ -155,7 +184,7 @@ def _states(outcomes: Sequence[Outcome]) -> str:
 def _row(one: Outcome, ledger: float, edition: Edition) -> str:
     claim = one.claim
     lines = [
-        f"### {claim.name}\n",
+        f"## {claim.name}\n",
         f"{claim.statement}\n",
         f"- Published: {claim.published}",
         f"- Endpoint: {claim.endpoint}; {'higher' if claim.higher else 'lower'} is claimed; smallest effect of "

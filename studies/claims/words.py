@@ -1,4 +1,4 @@
-"""The page's own words: how it is to be read, the rule, and two sentences per paper with the rows they rest on."""
+"""The pages' own words: how it is to be read, the rule, and two sentences per paper with the rows they rest on."""
 
 from __future__ import annotations
 
@@ -6,19 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["HEAD", "RULE", "TAKE_HOME", "Sentence"]
+__all__ = ["CHANGES", "GROUP", "HEAD", "RULE", "TAKE_HOME", "Sentence"]
 
 HEAD: Final = """# The claims ledger
 
-Each row is one published claim, measured here at a size that two cores can carry. The first table has every row; below
-it stand what to take home, what changed since the last ledger and why, and each row in full: the published number, ours
-with its interval and cost, what its instrument has shown, the rule that was declared before, and the answer.
+Which published claims hold, measured here at a size that two cores can carry? One row is one claim; its name leads to
+all of it: the published number, ours with its interval and cost, what its instrument has shown, and the rule that was
+declared before. A positive difference always means "as claimed".
 
-This page is written from the numbers per seed in `studies/claims/results/` by `python -m studies.claims --only table`,
-which trains nothing; `make claims` runs what is missing first. A row is *stale* where files that its module imports
-have changed since it was measured: its numbers are those of the revision that it names. `make claims` measures the
-first seed of such a row again: if the numbers are the same to 1e-6 the row stands, and says so; if not, every seed is
-measured anew. A positive difference always means "as claimed".
+The numbers per seed are in `studies/claims/results/`; `python -m studies.claims --only table` writes these pages from
+them, and `make claims` runs what is missing first. A row is *stale* where files that its module imports have changed
+since it was measured: its numbers are those of the revision that it names. `make claims` measures its first seed again:
+if the numbers are the same to 1e-6 the row stands, and says so; if not, every seed is measured anew.
+"""
+
+CHANGES: Final = """# What changed since the ledger of {date}
+
+Each answer that differs, and why; each row that is new; and each that was declared otherwise after its numbers.
+The [ledger](../claims.md) has all rows in one table.
+
+## Answers
+"""
+
+GROUP: Final = """# Claims: {group}
+
+Each row in full. Rows that have a better instrument stand last, judged as they were measured. The
+[ledger](../claims.md) has all rows in one table, and [the rule](../claims.md#the-rule) by which they are answered.
 """
 
 RULE: Final = """\

@@ -13,7 +13,7 @@ from studies.claims.__main__ import main
 from studies.claims.answers import outcome, over_the_ledger
 from studies.claims.budget import chosen, in_order, seconds_left, to_run
 from studies.claims.claim import Claim
-from studies.claims.page import budget_table, minutes_left, page
+from studies.claims.page import budget_table, minutes_left, pages
 from studies.claims.record import read_record, run_claim
 from studies.claims.rows.every import FULL, SMALL, Size, claims
 from studies.claims.rows.llr_measures import escape_steps
@@ -26,6 +26,10 @@ from lowland.core.errors import InputError, StoreError
 from lowland.study import Instrument, read_endpoint
 
 TINY = Size("small", 2, 2, 64, 2, 48, 2)
+
+
+def page(outcomes):
+    return "\n".join(pages(outcomes).values())
 
 
 def planted(gain=0.1, *, fails=(), calls=None, **options):
@@ -121,7 +125,7 @@ def test_claims_that_fail_are_printed_as_plainly_as_those_that_hold(tmp_path, ga
 def test_a_row_that_never_ran_says_so_and_has_no_number(tmp_path):
     text = page([outcome(planted(), read_record(tmp_path, "planted"))])
     assert "**Not run yet** (6 seeds declared)" in text and "| treated |" not in text
-    assert text.index("## Budget") < text.index("## Group")
+    assert text.index("## Budget") < text.index("# Claims: Group")
 
 
 def test_three_arms_ask_whether_the_gain_is_kept(tmp_path):
@@ -328,7 +332,7 @@ def test_the_first_row_of_the_full_size_runs_where_there_is_no_accelerator(tmp_p
     first = in_order(claims(ledger.FULL))[0].name
     assert main([first, "sam-equal-epochs", "--full", "--seeds", "2", "--quiet", *sizes]) == 0
     assert {path.stem for path in (tmp_path / "store" / "full").glob("*.json")} == {first, "sam-equal-epochs"}
-    assert "2 of 2 seeds" in (tmp_path / "claims-full.md").read_text(encoding="utf-8")
+    assert "2 of 2 seeds" in (tmp_path / "claims-full" / "sam.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -347,7 +351,7 @@ def test_two_processes_run_rows_side_by_side(tmp_path):
     rows = ["llr-escape-rate", "sala-direction"]
     assert main([*rows, "--seeds", "2", "--engine", "processes:2", "--quiet", *sizes]) == 0
     assert sorted(path.stem for path in (tmp_path / "store").glob("*.json")) == rows
-    assert "incomplete, 2 of 20 seeds" in (tmp_path / "claims.md").read_text(encoding="utf-8")
+    assert "incomplete, 2 of 20 seeds" in (tmp_path / "claims" / "llr.md").read_text(encoding="utf-8")
 
 
 def test_a_row_that_is_kept_for_comparison_names_the_one_to_run(tmp_path, capsys):

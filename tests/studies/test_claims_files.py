@@ -16,7 +16,7 @@ from studies.claims import imports
 from studies.claims.answers import outcome
 from studies.claims.history import differences, last_edition, words_of
 from studies.claims.ledger import Options, rows_of
-from studies.claims.page import page
+from studies.claims.page import pages
 from studies.claims.record import read_record
 from studies.claims.rows.every import claims
 from studies.claims.words import TAKE_HOME
@@ -119,16 +119,32 @@ def test_the_ledger_uses_only_names_that_a_room_exports():
                 assert node.module == "lowland" or node.module.count(".") == 1 + node.module.startswith("lowland.core.")
 
 
+def written():
+    """The pages as they lie in the documentation, by the names that `pages` gives them."""
+    first = Path(Options().page)
+    others = {path.stem: path.read_text(encoding="utf-8") for path in first.with_suffix("").glob("*.md")}
+    return {"": first.read_text(encoding="utf-8"), **others}
+
+
+def every(texts):
+    return "\n".join(texts.values())
+
+
 def without_state(text):
-    """What a page says about numbers: budget, states and fingerprints belong to the moment."""
-    body = text[text.index("\n## SAM") :]
+    """What a page says about numbers: budget and states belong to the moment."""
+    body = text.split("\n## Budget")[0]
     return re.sub(r"^- State: .*?(, \d+ of \d+ seeds)[^\n]*$", r"- State\1", body, flags=re.MULTILINE)
 
 
-def test_the_page_shows_what_is_stored():
+def test_the_pages_show_what_is_stored_and_all_are_in_the_navigation():
     options = Options()
     outcomes = [outcome(row, read_record(Path(options.store), row.name)) for row in rows_of(options)]
-    assert without_state(Path(options.page).read_text(encoding="utf-8")) == without_state(page(outcomes))
+    found, made = written(), pages(outcomes)
+    assert {name: without_state(text) for name, text in found.items()} == {
+        name: without_state(text) for name, text in made.items()
+    }
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [name for name in found if f"- claims/{name}.md\n" not in navigation] == [""]
 
 
 def test_every_stored_record_belongs_to_a_row_and_says_where_it_was_measured():
@@ -147,7 +163,7 @@ def cells_of(text):
     """Every number of the rows' own tables: (row, kind, what, cell)."""
     found, row, table = [], "", ""
     for line in text.splitlines():
-        row = line.removeprefix("### ") if line.startswith("### ") else row
+        row = line.removeprefix("## ") if line.startswith("## ") else row
         match = TABLE.match(line)
         if match is None:
             table = table if line.startswith("|---") else ""
@@ -183,7 +199,7 @@ def from_stored(claim, runs, kind, what):
 def test_ten_random_cells_of_the_page_follow_from_stored_runs():
     options = Options()
     rows = {row.name: row for row in rows_of(options)}
-    cells = cells_of(Path(options.page).read_text(encoding="utf-8"))
+    cells = cells_of(every(written()))
     assert len(cells) > 300 and {kind for _, kind, _, _ in cells} == {"difference", *KINDS}
     for name, kind, what, cell in random.sample(cells, 10):
         stored = json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))["runs"]
@@ -194,11 +210,10 @@ def test_ten_random_cells_of_the_page_follow_from_stored_runs():
 
 
 def test_every_row_shows_its_instrument_before_its_answer_and_every_answer_has_one():
-    options = Options()
-    text = Path(options.page).read_text(encoding="utf-8")
+    options, text = Options(), every(written())
     for row in rows_of(options):
         found = outcome(row, read_record(Path(options.store), row.name))
-        own = text[text.index(f"### {row.name}\n") :].split("\n### ")[0].split("\n## ")[0]
+        own = text[text.index(f"## {row.name}\n") :].split("\n## ")[0].split("\n# ")[0]
         if found.record is None:
             assert "- Instrument, declared: " in own and "| comparison |" not in own
             continue
@@ -210,17 +225,16 @@ def test_every_row_shows_its_instrument_before_its_answer_and_every_answer_has_o
 
 
 def test_the_first_table_has_every_row_with_claim_answer_number_and_cost():
-    options = Options()
-    text = Path(options.page).read_text(encoding="utf-8")
+    options, text = Options(), written()[""]
     table = text[text.index("| row | claim |") : text.index("## What to take home")]
     assert text.index("| row | claim |") < text.index("\n## ")
     for row in rows_of(options):
-        assert f"| [{row.name}](#{row.name}) | {row.statement} | " in table
+        assert re.search(rf"\| \[{row.name}\]\(claims/[\w-]+\.md#{row.name}\) \| {re.escape(row.statement)} \| ", table)
 
 
 def test_no_row_is_changed_after_its_result_without_the_page_saying_so():
     options = Options()
-    edition, text = last_edition(), Path(options.page).read_text(encoding="utf-8")
+    edition, text = last_edition(), every(written())
     assert set(edition.rows) <= {row.name for row in rows_of(options)}
     for row in rows_of(options):
         record = read_record(Path(options.store), row.name)
@@ -238,7 +252,7 @@ def test_a_changed_declaration_is_seen_and_printed():
     assert differences(row, record, last_edition()) == []
     wider = replace(row, smallest=0.3, changed="Because.")
     assert differences(wider, record, last_edition()) == ["smallest 0.1, now 0.3"]
-    text = page([outcome(wider, record)])
+    text = every(pages([outcome(wider, record)]))
     assert text.count("smallest 0.1, now 0.3. Because.") == 2
 
 
@@ -253,4 +267,4 @@ def test_two_sentences_per_paper_rest_on_answers_that_still_stand():
                 assert found[name].answers[0].verdict == verdict, (name, sentence.text)
     answers = found["sam-curvature"].answers
     other = replace(found["sam-curvature"], answers=tuple(replace(one, verdict="undecided") for one in answers))
-    assert "sam-curvature answered otherwise since this was written" in page([other])
+    assert "sam-curvature answered otherwise since this was written" in pages([other])[""]

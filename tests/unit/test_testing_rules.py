@@ -307,6 +307,8 @@ def test_page_and_stored_results_agree():
     found = json.loads(STORED.read_text())
     text = page.PAGE.read_text(encoding="utf-8")
     assert text.split(page.BEGIN)[1].split(page.END)[0].strip() == page.results(found).strip()
+    for family in ("optimizer", "landscape", "curvature"):
+        assert page.family_page(family).read_text(encoding="utf-8") == page.details(found, family)
     assert found["rules"] == document([])["rules"]
     ours = [tool["name"] for tool in found["tools"] if tool["package"] == "lowland"]
     assert ours == [tool.name for tool in own_adapters()]
