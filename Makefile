@@ -35,7 +35,7 @@ docs: $(VENV)/.docs ## Build the documentation into site/
 	OMP_NUM_THREADS=1 $(BIN)/python docs/tools/tutorials.py docs/images/tutorials
 	OMP_NUM_THREADS=1 $(BIN)/python docs/tools/architecture.py docs/images/architecture.svg
 	OMP_NUM_THREADS=1 $(BIN)/python -m studies.figure --only draw
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict # --quiet would hide what --strict counts
 
 dist: export SOURCE_DATE_EPOCH := $(shell git log -1 --format=%ct 2> /dev/null || echo 0)
 dist: $(VENV)/.dev ## Build wheel, sdist and bill of materials into dist/, and try the wheel in an environment of its own

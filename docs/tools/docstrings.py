@@ -1,6 +1,7 @@
-"""Formulas in docstrings: ``.. math::`` blocks become ``$$`` blocks, which the pages turn into MathML.
+"""Docstrings for the reference: ``.. math::`` blocks become ``$$`` blocks, and an example becomes code.
 
-An extension of griffe, which reads the docstrings for the reference.
+The pages turn ``$$`` into MathML. An extension of griffe, which knows sections of examples by their plural alone, and
+takes others for Markdown.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import griffe
 _BLOCK = re.compile(r"^(?P<indent> *)\.\. math::(?P<first>.*)\n(?P<rest>(?:(?:(?P=indent) +\S.*)?\n)*)", re.MULTILINE)
 
 
-class Formulas(griffe.Extension):
+_EXAMPLE = re.compile(r"^Example:$(?=\n+ *>>>)", re.MULTILINE)
+
+
+class Docstrings(griffe.Extension):
     """Rewrites the docstring of every object that is read."""
 
     def on_object(self, *, obj: griffe.Object, **context: Any) -> None:
@@ -30,15 +34,15 @@ class Formulas(griffe.Extension):
 
 
 def rewritten(text: str) -> str:
-    """Return a docstring with its formulas in the notation of the pages.
+    """Return a docstring with formulas and examples in the notation of the pages.
 
     Args:
         text: The docstring, its indentation removed.
 
     Returns:
-        The same text with ``$$`` blocks.
+        The same text with ``$$`` blocks and a section of examples.
     """
-    return _BLOCK.sub(_dollars, text + "\n").rstrip("\n")
+    return _EXAMPLE.sub("Examples:", _BLOCK.sub(_dollars, text + "\n")).rstrip("\n")
 
 
 def _dollars(found: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Formulas of pages and docstrings become MathML, all of them."""
+"""Formulas of pages and docstrings become MathML, examples become code, and the strict build can fail."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def test_a_formula_of_a_docstring_becomes_a_block():
 
 def test_a_docstring_without_formulas_stays():
     assert tool("docstrings").rewritten("One line.\n\nMore.") == "One line.\n\nMore."
+
+
+def test_an_example_of_a_docstring_becomes_code():
+    import griffe
+
+    text = "One line.\n\nExample:\n    Some words.\n\nExample:\n    >>> 1 + 1\n    2\n"
+    parts = griffe.Docstring(tool("docstrings").rewritten(text)).parse("google")
+    assert [part.kind.value for part in parts] == ["text", "admonition", "examples"]
+
+
+def test_the_build_of_the_pages_counts_warnings():
+    (build,) = re.findall(r"mkdocs build ([^#\n]*)", (ROOT / "Makefile").read_text())
+    assert build.split() == ["--strict"]
 
 
 def test_formulas_of_a_page_become_mathml_and_the_rest_stays():
