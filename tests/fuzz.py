@@ -49,7 +49,7 @@ FORBIDDEN = re.compile(r"os\.(system|exec|fork|forkpty|spawn|posix_spawn|remove|
                        r"subprocess\.|socket\.(connect|bind)|shutil\.|ctypes\.dlopen|webbrowser\.")  # fmt: skip
 NUMBERS = [b"-1", b"0", b"7", b"1e400", b"NaN", b"99999999999999999999", b"null", b'""', b"[]", b"{}", b"true", b"1.5"]
 WORDS = [b"", b"../../x", b"\\u0000", b"a" * 300, b"/dev/zero", b"os.system", b"object", b"!!python/name:os.system"]
-GOLDEN = Path(__file__).parent / "golden" / "files"
+GOLDEN = Path(__file__).parent / "golden" / "files" / "0.1.0"
 
 
 class Hang(BaseException):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lowland.opening import open as open
     from lowland.results.run import Run as Run
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 _ROOMS = (
     "curvature",

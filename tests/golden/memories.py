@@ -1,7 +1,4 @@
-"""Memories of past outputs and states of losses that version 0.1.0 left: written by it, read by today's version.
-
-``python -m tests.golden.memories``, with version 0.1.0 on the path, writes ``memories.pt``.
-"""
+"""Memories of past outputs and states of losses that a version leaves: `write` keeps them."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ from tests.golden import methods, parts
 
 import lowland as ll
 
-KEPT = Path(__file__).parent / "files" / "memories.pt"
 FORMS = list(itertools.product(("float64", "float32", "float16", "int8"), (False, True)))
 """Precision, and whether pairs are kept."""
 LOSSES = ("llr_sech", "llr_first_epoch", "saf", "saf_int8", "mesa", "saf_on_mesa", "llr_on_saf")
@@ -83,7 +79,7 @@ def gone_on(name: str, *, state: dict[str, Any] | None = None, stop: int | None 
     }
 
 
-def main() -> None:
+def write(kept: Path) -> None:
     path, made = Path("memory.tmp"), {}
     for precision, pairs in FORMS:
         of_memory, of_file = filled(precision, pairs), filled(precision, pairs, path)
@@ -99,8 +95,4 @@ def main() -> None:
     path.unlink()
     met = filled("float32", False, samples=None)
     losses = {name: gone_on(name, stop=STOPPED) | {"later": gone_on(name)["values"][STOPPED:]} for name in LOSSES}
-    torch.save({"memories": made, "met": met.state_dict(), "losses": losses}, KEPT)
-
-
-if __name__ == "__main__":
-    main()
+    torch.save({"memories": made, "met": met.state_dict(), "losses": losses}, kept)

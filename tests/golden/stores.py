@@ -1,4 +1,4 @@
-"""The surveys whose stores version 0.1.0 wrote into ``files/stores``; weights and data are the same bits everywhere."""
+"""The surveys whose stores every version left in its ``stores``; weights and data are the same bits everywhere."""
 
 from __future__ import annotations
 

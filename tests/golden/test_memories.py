@@ -1,22 +1,30 @@
-"""States that version 0.1.0 left of memories and losses: they go on to the bits of a run that was not stopped."""
+"""States that every version left of memories and losses: they go on to the bits of a run that was not stopped."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from tests.golden import memories
+from tests.golden.stores import FILES
 
 from lowland.core.errors import CheckpointError
 from lowland.losses import sharing
 from lowland.losses.records import RecordFormat
 from lowland.losses.tables import Table
 
-OLD = torch.load(memories.KEPT, weights_only=True)
+KEPT = {file.parent.name: torch.load(file, weights_only=True) for file in sorted(FILES.glob("*/memories.pt"))}
+
+
+@pytest.fixture(params=KEPT)
+def old(request):
+    return KEPT[request.param]
+
+
 FORMS = pytest.mark.parametrize("precision, pairs", memories.FORMS)
 
 
-def kept_of(precision, pairs):
-    return OLD["memories"][f"{precision}{'-pairs' * pairs}"]
+def kept_of(old, precision, pairs):
+    return old["memories"][f"{precision}{'-pairs' * pairs}"]
 
 
 def assert_found(memory, kept):
@@ -33,8 +41,8 @@ def assert_same_records(old, new):
 
 
 @FORMS
-def test_a_memory_goes_on(precision, pairs):
-    kept = kept_of(precision, pairs)
+def test_a_memory_goes_on(old, precision, pairs):
+    kept = kept_of(old, precision, pairs)
     memory = memories.new_memory(precision, pairs, None)
     memory.check_state(kept["memory"])
     memory.load_state_dict(kept["memory"])
@@ -45,8 +53,8 @@ def test_a_memory_goes_on(precision, pairs):
 
 
 @FORMS
-def test_a_file_goes_on_and_is_written_as_it_was(precision, pairs, tmp_path):
-    kept, path = kept_of(precision, pairs), tmp_path / "outputs"
+def test_a_file_goes_on_and_is_written_as_it_was(old, precision, pairs, tmp_path):
+    kept, path = kept_of(old, precision, pairs), tmp_path / "outputs"
     path.write_bytes(kept["written"])
     memory = memories.new_memory(precision, pairs, path)
     memory.check_state(kept["file"])
@@ -63,12 +71,12 @@ def test_what_a_process_among_others_held_goes_on(precision, pairs, monkeypatch)
     today.load_state_dict(memories.filled(precision, pairs).state_dict()["shelf"])
     monkeypatch.setattr("lowland.losses.memory.rank_and_world", lambda: (1, 2))
     monkeypatch.setattr(sharing, "rank_and_world", lambda: (1, 2))
-    table = kept_of(precision, pairs)["memory"]["shelf"]["table"]
+    table = kept_of(KEPT["0.1.0"], precision, pairs)["memory"]["shelf"]["table"]
     owned, recorded = torch.cat([table[:9], table[-1:]]), torch.cat([table[3:6], table[-1:]])
     others = {"rows": torch.tensor([1, 2, 5]), "order": torch.tensor([0, 2, -1]), "passed": 3, "epoch": 2}
     held = {"owned": owned, "recorded": recorded, **others}
     memory = memories.new_memory(precision, pairs, None)
-    state = {**kept_of(precision, pairs)["memory"], "process": (1, 2), "shelf": held}
+    state = {**kept_of(KEPT["0.1.0"], precision, pairs)["memory"], "process": (1, 2), "shelf": held}
     memory.check_state(state)
     memory.load_state_dict(state)
     found = memory.state_dict()["shelf"]
@@ -79,10 +87,10 @@ def test_what_a_process_among_others_held_goes_on(precision, pairs, monkeypatch)
         assert_same_records(kept, today.read(torch.tensor(places)))
 
 
-def test_ids_that_were_numbered_as_they_came_go_on():
+def test_ids_that_were_numbered_as_they_came_go_on(old):
     memory = memories.new_memory("float32", False, None, samples=None)
-    memory.check_state(OLD["met"])
-    memory.load_state_dict(OLD["met"])
+    memory.check_state(old["met"])
+    memory.load_state_dict(old["met"])
     today = memories.filled("float32", False, samples=None)
     assert memory.state_dict()["met"] == today.state_dict()["met"]
     for epoch in (2, 3):
@@ -90,15 +98,15 @@ def test_ids_that_were_numbered_as_they_came_go_on():
             assert torch.equal(a, b)
 
 
-def test_a_state_of_another_size_is_refused_as_ever():
+def test_a_state_of_another_size_is_refused_as_ever(old):
     memory = memories.new_memory("float32", True, None)
     with pytest.raises(CheckpointError, match="precision float64 instead of float32"):
-        memory.check_state(kept_of("float64", True)["memory"])
+        memory.check_state(kept_of(old, "float64", True)["memory"])
 
 
 @pytest.mark.parametrize("name", memories.LOSSES)
-def test_a_loss_goes_on_from_its_state(name):
-    state = OLD["losses"][name]
+def test_a_loss_goes_on_from_its_state(old, name):
+    state = old["losses"][name]
     later = memories.gone_on(name, state=state)["values"]
     assert len(later) == 15 - memories.STOPPED
     assert later == pytest.approx(state["later"], rel=1e-9)

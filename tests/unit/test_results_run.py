@@ -291,3 +291,18 @@ def test_one_place_knows(text, home):
         if re.search(text, path.read_text(encoding="utf-8"))
     }
     assert found == {home}
+
+
+def test_texts_along_a_dimension_are_stored_as_zarr_specifies_them(tmp_path, recwarn):
+    made = xr.Dataset({"value": ("measure", [1.0, 2.0])}, {"measure": ["short", "a longer one"]})
+    made.attrs["schema"] = "lowland.curvature/2"
+    results.save(made, tmp_path / "made.zarr")
+    assert json.loads((tmp_path / "made.zarr" / "measure" / "zarr.json").read_text())["data_type"] == "string"
+    assert results.open(tmp_path / "made.zarr")["measure"].values.tolist() == ["short", "a longer one"]
+    assert not recwarn.list
+
+
+def test_a_run_is_taken_where_its_folder_is(tmp_path):
+    assert os.fspath(Run(tmp_path)) == str(tmp_path)
+    with pytest.raises(InputError, match="`run` must have a folder for this"):
+        os.fspath(Run(None, name="bare"))

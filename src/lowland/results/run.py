@@ -381,6 +381,9 @@ class Run:
             found["damaged"] = str(error)
         return {key: text for key, text in found.items() if text}
 
+    def __fspath__(self) -> str:  # a run is taken wherever its folder is
+        return str(self.folder)
+
     def __repr__(self) -> str:
         return line_of(self.facts())
 

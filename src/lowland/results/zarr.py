@@ -189,7 +189,8 @@ def _encoded(dataset: xr.Dataset) -> xr.Dataset:
     result = dataset.copy()
     for name, variable in dataset.variables.items():
         if variable.dtype.kind == "U":
-            result[name] = dataset[name].astype(object)
+            # an index keeps its own type where it is assigned as an array
+            result[name] = (variable.dims, variable.values.astype(object), variable.attrs)
     for variable in result.variables.values():
         variable.encoding = {}
     return result

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -38,9 +39,9 @@ _log = logging.getLogger(__name__)
 
 
 def connect(
-    subject: SubjectSpec | str | Path,
+    subject: SubjectSpec | str | PathLike[str],
     *,
-    others: list[str] | None = None,
+    others: list[str | PathLike[str]] | None = None,
     kind: Literal["bezier", "polychain"] = "bezier",
     bends: int = 1,
     epochs: int | None = None,
@@ -66,7 +67,7 @@ def connect(
     The curve is kept as FOLDER/curves/NAME.safetensors; an interrupted call trains it anew, or goes on measuring.
 
     Args:
-        subject: Whose weights the curve begins at; a path is the folder of a run.
+        subject: Whose weights the curve begins at; a run, or its folder.
         others: Folders of the runs that it leads to, in order, or other checkpoints of the model.
         kind: bezier or polychain (straight pieces).
         bends: Trained points between two networks (points).
@@ -106,13 +107,14 @@ def connect(
     check_name(name)
     if splits is not None:
         check_parts(splits)
-    place = _opened(subject, others or [], risk, epochs)
+    paths = [fspath(other) for other in others or []]
+    place = _opened(subject, paths, risk, epochs)
     training = _Training(kind, bends, *_lengths(place, epochs, batch_size), weight_decay, seed, optimizer)
     with measured.threads_of_torch(threads), shown(progress, "curve", on_event) as told:
         options: dict[str, Any] = {"engine": engine, "verify": verify, "on_event": told}
         risks = measured.risks_of(place, risk, splits or [risk.split])
         first = next(iter(risks.values()))
-        target, networks = risks if splits else first, [place.source.other(path, risk.weights) for path in others or []]
+        target, networks = risks if splits else first, [place.source.other(path, risk.weights) for path in paths]
         way = training.curve(place, first.model, networks, risk, name, told)
         planes = _planes(way, first, networks, kind, seed if match else None)
         made = _stored(place, name, risk, target, planes, _grid(points, len(networks)), options)
@@ -218,7 +220,9 @@ def _planes(
     return planes | {f"{kind} curve": way.line(model)}
 
 
-def _opened(subject: SubjectSpec | str | Path, others: Sequence[str], risk: RiskSpec, epochs: int | None) -> Run:
+def _opened(
+    subject: SubjectSpec | str | PathLike[str], others: Sequence[str], risk: RiskSpec, epochs: int | None
+) -> Run:
     """Return whose weights the curve begins at, once all networks are seen to be there."""
     spec = SubjectSpec.of(subject)
     for other in others if spec.run is None else ():  # before torch is imported

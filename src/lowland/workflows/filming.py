@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +24,7 @@ _AT_THE_END: Final = RiskSpec(weights="last")
 
 
 def film(
-    subject: SubjectSpec | str | Path,
+    subject: SubjectSpec | str | PathLike[str],
     *,
     checkpoints: str | None = None,
     frames: int = 50,
@@ -41,7 +42,7 @@ def film(
     """Film the landscape along training: a frame per snapshot, on the plane of the path and one scale.
 
     Args:
-        subject: Whose path; a path is the folder of a run, which must hold snapshots.
+        subject: Whose path; a run, or its folder, which must hold snapshots.
         checkpoints: The path of a model that is no run, as for trajectory.
         frames: Most frames; of more snapshots so many are taken, evenly.
         points: Points along x and along y of each frame, such as 51 or 51x31.

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,7 +50,7 @@ def open_run(folder: str | Path) -> Run:
     return opening.open_run(path)
 
 
-def opened(subject: SubjectSpec | str | Path, weights: str, argument: str = "risk.weights") -> Run:
+def opened(subject: SubjectSpec | str | PathLike[str], weights: str, argument: str = "risk.weights") -> Run:
     """Return whose weights are measured; what can be wrong without torch is met before it is imported."""
     spec = SubjectSpec.of(subject)
     if spec.run is not None:

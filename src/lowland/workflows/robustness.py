@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def robustness(
-    subject: SubjectSpec | str | Path,
+    subject: SubjectSpec | str | PathLike[str],
     options: RobustnessOptions = RobustnessOptions(),
     *,
-    other: str | None = None,
+    other: str | PathLike[str] | None = None,
     other_weights: str | None = None,
     finetune_data: str | None = None,
     finetune_options: dict[str, Any] | None = None,
@@ -41,7 +42,7 @@ def robustness(
     """Measure what rounding, noise, a fine-tune and merging do to the weights of a run, beside what curvature predicts.
 
     Args:
-        subject: Whose weights; a path is the folder of a run.
+        subject: Whose weights; a run, or its folder.
         options: What is measured.
         other: Folder of another run, or another checkpoint of the model, to merge with; none merges nothing.
         other_weights: Which weights of the other run: best, last, initial or the step of a snapshot; none takes those
@@ -72,6 +73,7 @@ def robustness(
     check_engine(engine)
     if name is not None:
         check_name(name)
+    other = None if other is None else fspath(other)
     _check_parts(options.parts or (), other, finetune_data)
     _check_other(spec := SubjectSpec.of(subject), other, other_weights)
     place = measured.opened(spec, risk.weights)

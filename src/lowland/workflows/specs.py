@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from os import PathLike, fspath
 from typing import Any, Final, Literal
 
 from lowland.core import names
@@ -227,9 +227,9 @@ class SubjectSpec:
                 check_known(name, getattr(self, name), known)
 
     @classmethod
-    def of(cls, subject: SubjectSpec | str | Path) -> SubjectSpec:
-        """Return a subject as it is, and a path as the subject of that run."""
-        return subject if isinstance(subject, SubjectSpec) else cls(run=str(subject))
+    def of(cls, subject: SubjectSpec | str | PathLike[str]) -> SubjectSpec:
+        """Return a subject as it is, and a run or its folder as the subject of that run."""
+        return subject if isinstance(subject, SubjectSpec) else cls(run=fspath(subject))
 
 
 @dataclass(kw_only=True)

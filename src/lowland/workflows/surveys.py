@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from dataclasses import replace
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +35,7 @@ _AT_THE_END = RiskSpec(weights="last", batch_norm="recalibrated")
 
 
 def surface(
-    subject: SubjectSpec | str | Path,
+    subject: SubjectSpec | str | PathLike[str],
     survey: SurveyOptions = SurveyOptions(),
     *,
     points: tuple[int, int] = (51, 51),
@@ -48,7 +49,7 @@ def surface(
     """Survey the loss on a random filter-normalized plane around the weights of a run, or of any model.
 
     Args:
-        subject: Whose weights; a path is the folder of a run.
+        subject: Whose weights; a run, or its folder.
         survey: How it is surveyed.
         points: Points along x and along y, such as 51 or 51x31.
         extent: Half width of the plane (units of the normalized directions).
@@ -99,10 +100,10 @@ def surface(
 
 
 def line(
-    subject: SubjectSpec | str | Path,
+    subject: SubjectSpec | str | PathLike[str],
     survey: SurveyOptions = SurveyOptions(),
     *,
-    other: str | None = None,
+    other: str | PathLike[str] | None = None,
     match: bool = False,
     points: int = 51,
     start: float | None = None,
@@ -114,7 +115,7 @@ def line(
     """Survey the loss on a line: in random directions from the weights of a run or any model, or to other weights.
 
     Args:
-        subject: Whose weights; a path is the folder of a run.
+        subject: Whose weights; a run, or its folder.
         survey: How it is surveyed.
         other: Folder of the run at 1, or the other checkpoint of the model; none takes random filter-normalized
             directions instead.
@@ -139,6 +140,7 @@ def line(
         lowland.core.errors.InputError: `start, stop` must be in ascending order (got (1.0, 0.0))
     """
     check_positive(points=points, directions=directions)
+    other = None if other is None else fspath(other)
     low, high = (-1.0, 1.0) if other is None else (-0.5, 1.5)
     ends = (low if start is None else start, high if stop is None else stop)
     require(ends[0] < ends[1], "start, stop", "must be in ascending order", ends)
@@ -195,7 +197,7 @@ def _line_to(place: Run, model: nn.Module, other: str, match: bool, seed: int, r
 
 
 def trajectory(
-    subject: SubjectSpec | str | Path,
+    subject: SubjectSpec | str | PathLike[str],
     *,
     checkpoints: str | None = None,
     risk: RiskSpec = _AT_THE_END,
@@ -210,7 +212,7 @@ def trajectory(
     """Project a training path on its principal directions, beside a random walk's, into FOLDER/trajectory.zarr.
 
     Args:
-        subject: Whose path; a path is the folder of a run, which must hold snapshots.
+        subject: Whose path; a run, or its folder, which must hold snapshots.
         checkpoints: The path of a model that is no run: a pattern of files such as "ckpt/*.pt", or a folder with a
             series, in the order of the numbers in their names; without a checkpoint, the last of them is the end.
         risk: What is measured at every snapshot and at its projection.
@@ -306,7 +308,7 @@ class _OtherWeights(Sequence[Any]):
 
 
 def curvature(
-    subject: SubjectSpec | str | Path,
+    subject: SubjectSpec | str | PathLike[str],
     options: SummaryOptions = SummaryOptions(),
     *,
     name: str | None = None,
@@ -319,7 +321,7 @@ def curvature(
     """Measure both ends of the Hessian's spectrum, traces and sharpness at the weights of a run, or of any model.
 
     Args:
-        subject: Whose weights; a path is the folder of a run.
+        subject: Whose weights; a run, or its folder.
         options: What is measured.
         name: Name of the result; it is written to FOLDER/curvature/NAME.zarr. None calls it hessian, and adds which
             weights where they are others.
