@@ -5,7 +5,7 @@ out ready gradients. Ours and pytorch_optimizer's stand in one run; times are th
 with the base alone, given with the ratio to it.
 
     python benchmarks/optimizers.py            # measure, write benchmarks/results/optimizers.json
-    python benchmarks/optimizers.py --docs     # write the table of that file into docs/optimizers.md
+    python benchmarks/optimizers.py --docs     # write the table of that file into docs/measurements.md
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lowland.core.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "optimizers.json"
-PAGE = ROOT / "docs" / "optimizers.md"
+PAGE = ROOT / "docs" / "measurements.md"
 PERIOD = 5
 ZERO = torch.zeros(())
 

@@ -97,7 +97,7 @@ def cost(name: str) -> str:
     Returns:
         The table's head and these rows.
     """
-    text = (DOCS / "optimizers.md").read_text()
+    text = (DOCS / "measurements.md").read_text()
     table = [line for line in text.split("<!-- costs -->")[1].split("<!-- /costs -->")[0].splitlines() if "|" in line]
     rows = [row for row in table[2:] if re.match(rf"\| {re.escape(name)}(,[^|]*)? \|", row)]
     return "\n".join([*table[:2], *rows]) + "\n"

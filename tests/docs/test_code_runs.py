@@ -21,6 +21,7 @@ OPTIONAL = ("lightning", "transformers", "accelerate", "ray", "tensorboard", "cu
 SLOW = {
     "README.md",
     "docs/first-landscape.md",
+    "docs/extending-measuring.md",
     "docs/extending.md",
     "docs/integrations.md",
     "docs/reference/study.md",
