@@ -144,7 +144,7 @@ def test_the_pages_show_what_is_stored_and_all_are_in_the_navigation():
         name: without_state(text) for name, text in made.items()
     }
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    assert [name for name in found if f"- claims/{name}.md\n" not in navigation] == [""]
+    assert [name for name in found if f": claims/{name}.md\n" not in navigation] == [""]
 
 
 def test_every_stored_record_belongs_to_a_row_and_says_where_it_was_measured():
