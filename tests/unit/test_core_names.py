@@ -31,6 +31,23 @@ def test_every_name_means_something_with_a_first_line(kind):
         assert callable(found) and inspect.getdoc(getattr(found, "func", found))
 
 
+def test_what_names_mean_is_listed_without_what_is_heavy():
+    code = (
+        "import sys; from lowland.cli.main import main\n"
+        "main(['list']); print(*(name for name in ('torch', 'xarray', 'zarr', 'pandas', 'scipy') if name in sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Step with the gradient found at the worst point nearby." in found and found.endswith("\n\n")
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_the_line_read_from_the_source_is_that_of_the_thing(kind):
+    for name, found in REGISTRIES[kind].items():
+        thing, about = getattr(found, "func", found), REGISTRIES[kind].about(name)
+        place = f"{REGISTRIES[kind].room}.{REGISTRIES[kind].entries[name]}".replace(":", ".")
+        assert about == (inspect.getdoc(thing).split("\n")[0] if thing.__module__.startswith("lowland") else place)
+
+
 @pytest.mark.parametrize("kind", ["MODELS", "DATASETS", "OPTIMIZERS", "LOSSES"])
 def test_the_options_read_from_the_source_are_those_that_the_thing_takes(kind):
     for name, built in REGISTRIES[kind].items():

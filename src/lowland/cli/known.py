@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
@@ -60,7 +59,9 @@ def known(kinds: list[str] | None = None) -> dict[str, dict[str, str] | Descript
     found: dict[str, dict[str, str] | Description] = {}
     for kind in chosen:
         if kind in _KINDS:
-            found[kind] = {name: _line(entry) for name, entry in sorted(_KINDS[kind]().items())}
+            entries = _KINDS[kind]()
+            about = entries.about if isinstance(entries, names.Registry) else entries.__getitem__
+            found[kind] = {name: str(about(name)) for name in sorted(entries)}
         else:
             found[kind] = describe(whose[kind], kind, _KINDS[whose[kind]]()[kind])
     return found
@@ -81,8 +82,3 @@ def _said(entry: Description) -> list[str]:
     lines += [wrapped(f"Source: {entry.source}")] if entry.source else []
     return [*lines, *([wrapped(f"As flags: {entry.typed}")] if entry.typed else [])]
 
-
-def _line(entry: Any) -> str:
-    if isinstance(entry, str):
-        return entry
-    return (inspect.getdoc(getattr(entry, "func", entry)) or "").split("\n")[0]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from lowland.core.errors import InputError, refused, require
-from lowland.core.signatures import keywords_of
+from lowland.core.signatures import first_line_of, keywords_of
 
 T = TypeVar("T")
 
@@ -43,6 +43,11 @@ class Registry(Mapping[str, Callable[..., Any]]):
         path, *given = (entry,) if isinstance(entry := self.entries[name], str) else entry
         known = keywords_of(self.room, path)
         return None if known is None else known[len([one for one in given if not isinstance(one, dict)]) :]
+
+    def about(self, name: str) -> str:
+        """Return the first line of what a name means, without importing it; of another package, where it stands."""
+        path = entry if isinstance(entry := self.entries[name], str) else str(entry[0])
+        return first_line_of(self.room, path) or f"{self.room}.{path.replace(':', '.')}"
 
     def __contains__(self, name: object) -> bool:
         return name in self.entries
@@ -128,7 +133,7 @@ RESHAPERS: Final = Registry(
 CRITERIA: Final = Registry("torch", {"cross_entropy": "nn:CrossEntropyLoss", "mse": "nn:MSELoss"})
 """Every plain loss by name."""
 
-PROBES: Final = Registry("lowland", {"gradient": "landscape:GradientNorm", "convexity": "curvature:Convexity"})
+PROBES: Final = Registry("lowland", {"gradient": "landscape.probes:GradientNorm", "convexity": "curvature.probe:Convexity"})
 """What can be measured at a point of a surface beyond loss and metrics, by name."""
 
 METRICS: Final = {"accuracy": "Share of right answers; there by itself where the data have classes."}

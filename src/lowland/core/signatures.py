@@ -1,4 +1,4 @@
-"""Keyword arguments of what a registry names, read from its source: a wrong one is refused before torch is imported."""
+"""What a registry names, read from its source: listed, or refused for a wrong option, before torch is imported."""
 
 from __future__ import annotations
 
@@ -14,20 +14,32 @@ _PACKAGE: Final = Path(__file__).resolve().parents[1]
 @functools.cache
 def keywords_of(room: str, path: str) -> tuple[str, ...] | None:
     """Return what ``module:callable`` of a room of Lowland takes by keyword; None where the source is silent."""
-    module, _, name = path.partition(":")
-    package, _, inner = room.partition(".")
-    folder = _PACKAGE.joinpath(*inner.split(".")) if package == "lowland" else None
-    if folder is None or not (source := folder / f"{module}.py").is_file():
-        return None
-    function = _function(_definitions(source).get(name))
+    function = _function(_definition(room, path))
     if function is None:
         return None
     given = [one.arg for one in (*function.args.args, *function.args.kwonlyargs) if one.arg not in ("self", "cls")]
-    more = _unpacked(function.args.kwarg, folder)
+    more = _unpacked(function.args.kwarg, _folder(room))
     return None if more is None else (*given, *more)
 
 
-def _definitions(source: Path) -> dict[str, ast.stmt]:
+def first_line_of(room: str, path: str) -> str:
+    """Return the first line of the docstring of ``module:callable`` of a room of Lowland; "" where there is none."""
+    found = _definition(room, path)
+    return (ast.get_docstring(found) or "").split("\n")[0] if found is not None else ""
+
+
+def _folder(room: str) -> Path:
+    return _PACKAGE.joinpath(*room.split(".")[1:])
+
+
+def _definition(room: str, path: str) -> ast.FunctionDef | ast.ClassDef | None:
+    module, _, name = path.partition(":")
+    source = _folder(room).joinpath(*module.split(".")).with_suffix(".py")
+    return _definitions(source).get(name) if room.startswith("lowland") and source.is_file() else None
+
+
+@functools.cache
+def _definitions(source: Path) -> dict[str, ast.FunctionDef | ast.ClassDef]:
     """Return the functions and classes of a file."""
     tree = ast.parse(source.read_text(encoding="utf-8"))
     return {one.name: one for one in tree.body if isinstance(one, ast.FunctionDef | ast.ClassDef)}
