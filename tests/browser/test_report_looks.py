@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.browser.test_report_page import convexity, opened
-from tests.report_cases import curvature, film, plane, run, spectrum
+from tests.report_cases import card, curvature, film, plane, run, spectrum
 
 from lowland import report
 from lowland.core.schema import new_surface
@@ -77,6 +77,8 @@ def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         one = run(f"{name}, seed 0", method=name, seed=0, accuracy=0.8, **own)
         runs.append(one)
         vars(one)["result"] = {**one.result, **outcome}
+        vars(one)["cards"] = {"card": card()}
+        vars(one)["cards"]["card"]["first"][-4] = -3.0  # a prediction below zero, on a logarithmic axis
     built = report.build(runs, title="Three ways to train", lead=["What was compared, in a sentence or two." * 3])
     return report.write(built, tmp_path_factory.mktemp("looks") / "report.html")
 
@@ -127,6 +129,17 @@ def check_texts(page: Any, width: int, least: int = 200) -> None:
 def test_no_text_lies_over_another_or_is_cut(view: Any) -> None:
     page, _, width = view
     check_texts(page, width)
+
+
+def test_what_is_folded_on_a_screen_stands_on_paper(view: Any) -> None:
+    page, medium, _ = view
+    boxes = page.locator("details.box")
+    assert boxes.count() >= 4 and boxes.first.locator("dd").first.is_visible() == (medium == "paper")
+    if medium != "paper":
+        assert "of 357 measured" in boxes.first.locator("summary span").inner_text()
+        boxes.first.locator("summary").press("Enter")
+        assert boxes.first.locator("dd").first.is_visible()
+        boxes.first.locator("summary").press("Enter")
 
 
 def luminance(color: str) -> float:

@@ -227,7 +227,7 @@ def test_details_open(desktop: Any) -> None:
     page, _, _ = desktop
     inner = page.locator("details pre").first
     assert not inner.is_visible()
-    page.locator("details summary").first.click()
+    page.locator("details", has=page.locator("pre")).first.locator("summary").first.click()
     assert inner.is_visible()
 
 

@@ -196,7 +196,7 @@ BAD: dict[str, list[tuple[list[str], str]]] = {
     "report": [
         ([], "`runs` must be given"),
         (["{new}"], "`runs`"),
-        (["{foreign}"], "`run`"),
+        (["{foreign}"], "`runs`"),
         (["{run}", "{run}"], "once"),
         (["{run}", "--baseline", "Adam"], "`baseline` must be one of "),
     ],

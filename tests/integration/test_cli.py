@@ -92,6 +92,21 @@ def test_survey_project_measure_and_report(run, capsys):
     assert json.loads(capsys.readouterr().out)["center"] == surface["center"]
 
 
+def test_a_page_of_other_runs_is_not_written_over(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / "runs" / name)
+    page = tmp_path / "report.html"
+    assert main(["report", "runs/a"]) == main(["report", str(tmp_path / "runs" / "a")]) == 0  # renewed
+    before = page.read_bytes()
+    assert main(["report", "runs/b"]) == 2 and "`output` must be given" in capsys.readouterr().err
+    assert page.read_bytes() == before
+    assert main(["report", "runs", "--allow_mixed", "true"]) == 0  # a is shown again, beside b
+    assert main(["report", "runs/a"]) == 2 and main(["report", "runs/a", "--output", "report.html"]) == 0
+    page.write_text("<html>mine</html>")
+    assert main(["report", "runs/a"]) == 2 and page.read_text() == "<html>mine</html>"
+
+
 def test_lines_splits_figures_and_lists(run, tmp_path, capsys):
     other = tmp_path / "other"
     assert main(["fit", str(other), *SMALL, "--seed", "1", "--quiet"]) == 0

@@ -278,6 +278,10 @@ def test_the_trust_box_shows_what_is_stored_and_nothing_else() -> None:
         "random",
         curvature=curvature(0.1, filter_trace_spread=0.9),
     )
+    assert (
+        full.first
+        == "54 of 54 measured; worst check 0.25 of the tolerance; standard error up to 0.010 at loss 3.91; 200 samples"
+    )
     values = {name: (value, meaning) for name, value, meaning in full.checks}
     assert values["cosine between the axes"][0] == "0.0030"
     assert values["interpolation error"][0] == "at most 5 % of the pixels"
@@ -409,9 +413,8 @@ def test_a_page_holds_no_more_solids_than_a_browser_keeps_alive() -> None:
     section = landscapes_section([Run(name=f"run {k}", surfaces={"plane": plane(4, 4)}) for k in range(10)])
     assert section is not None
     galleries = [block for block in section.blocks if isinstance(block, report.Gallery)]
-    assert [len(gallery.blocks) for gallery in galleries] == [10, 8]
-    folded = next(block for block in section.blocks if isinstance(block, report.Details)).blocks[0]
-    assert isinstance(folded, report.Gallery) and len(folded.blocks) == 10  # the boxes
+    assert [len(gallery.blocks) for gallery in galleries] == [10, 8, 10]  # contours, solids, boxes
+    assert all(isinstance(box, report.Box) and box.first.startswith("16 of 16 measured") for box in galleries[2].blocks)
     assert any(isinstance(b, Paragraph) and "first 8 of 10" in b.text for b in section.blocks)
 
 

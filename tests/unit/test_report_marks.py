@@ -291,6 +291,19 @@ def test_every_run_has_a_look_of_its_own_in_the_figures_of_cards() -> None:
     assert len({point.name for point in alone.estimates}) == 4  # of one run every way of rounding has its own
 
 
+def test_a_prediction_below_zero_is_drawn_by_its_size_and_marked() -> None:
+    bent = card()
+    bent["first"][-4:-3], bent["second"][-4:-3] = -3.0, 0.5  # at the largest step of the worst direction
+    worst = next(figure for figure in figures({"one": bent}) if figure.title == "The worst direction")
+    assert worst.y_axis.log and {curve.name: np.nanmax(curve.y) for curve in worst.curves} == {
+        "worst direction": pytest.approx(0.11),
+        "worst direction: predicted, above 0": pytest.approx(0.12),
+        "worst direction: predicted, below 0, its size": pytest.approx(2.5),
+    }
+    shapes = {entry.name.rpartition("predicted, ")[2]: entry.shape for entry in key_of(Figure(worst)).entries}
+    assert len(set(shapes.values())) == len(shapes) == 3
+
+
 @pytest.mark.parametrize(
     ("what", "value"), [("split", "test"), ("batch_norm", "batch"), ("recipe", '{"risk": {"loss": "MSELoss()"}}')]
 )

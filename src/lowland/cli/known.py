@@ -81,4 +81,3 @@ def _said(entry: Description) -> list[str]:
     lines = ["", wrapped(f"{entry.name}: {entry.what}")]
     lines += [wrapped(f"Source: {entry.source}")] if entry.source else []
     return [*lines, *([wrapped(f"As flags: {entry.typed}")] if entry.typed else [])]
-

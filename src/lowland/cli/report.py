@@ -22,7 +22,7 @@ def report(
 
     Args:
         runs: Folders of the runs, or of folders with runs in them.
-        output: File to write; none writes report.html.
+        output: File to write; none writes report.html, and renews one that is there if all its runs are shown again.
         site: Folder for a site instead: an index that compares the runs, and a page for each of them.
         title: Heading of the page.
         baseline: Method that differences and ratios are against, as the first column of the comparison calls it; none
@@ -38,12 +38,25 @@ def report(
             raise InputError("runs", "must be folders that runs have written", run, "make one with `lowland fit`")
     from lowland import report as room
     from lowland.opening import open_runs
+    from lowland.report.html import runs_of
     from lowland.results.folders import find_runs
 
-    found = open_runs([one for folder in runs for one in list(find_runs(Path(folder))) or [Path(folder)]])
+    folders: list[Path] = []
+    for run in runs:
+        below = list(find_runs(Path(run)))
+        if not below:
+            advice = "it holds none; make one with `lowland fit`"
+            raise InputError("runs", "must be folders of runs, or hold such folders", run, advice)
+        folders += below
+    found = open_runs(folders)
     if site is not None:
         return room.write_site(found, site, title=title, baseline=baseline, allow_mixed=allow_mixed), len(found)
     page = Path(output or "report.html")
+    if output is None and page.exists():
+        shown, here = runs_of(page), {run.folder.resolve() for run in found}
+        if shown is None or not {Path(place).resolve() for place in shown} <= here:
+            advice = "name another, such as --output page.html; --output report.html replaces it"
+            raise InputError("output", "must be given where report.html is not of these runs", str(page), advice)
     made = room.build(found, title=title, baseline=baseline, allow_mixed=allow_mixed)
     page.parent.mkdir(parents=True, exist_ok=True)
     return room.write(made, page), len(found)

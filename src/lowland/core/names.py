@@ -133,7 +133,9 @@ RESHAPERS: Final = Registry(
 CRITERIA: Final = Registry("torch", {"cross_entropy": "nn:CrossEntropyLoss", "mse": "nn:MSELoss"})
 """Every plain loss by name."""
 
-PROBES: Final = Registry("lowland", {"gradient": "landscape.probes:GradientNorm", "convexity": "curvature.probe:Convexity"})
+PROBES: Final = Registry(
+    "lowland", {"gradient": "landscape.probes:GradientNorm", "convexity": "curvature.probe:Convexity"}
+)
 """What can be measured at a point of a surface beyond loss and metrics, by name."""
 
 METRICS: Final = {"accuracy": "Share of right answers; there by itself where the data have classes."}

@@ -66,8 +66,9 @@ def build(
     )
     sections = [section for section in found if section is not None]
     sections += [*extra, limits_section(runs, mixed), settings_section(runs)]
+    places = tuple(run.place for run in runs)
     surveyed = tuple(run.name for run in runs if run.surfaces or run.curvature or run.trajectory is not None)
-    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer(date))
+    return Report(title, tuple(lead), tuple(sections), surveyed if len(surveyed) > 1 else (), footer(date), places)
 
 
 def check_runs(runs: Sequence[Run], *, allow_mixed: bool, baseline: str | None = None) -> list[str]:

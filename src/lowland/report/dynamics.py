@@ -10,7 +10,7 @@ import numpy as np
 from lowland.report.comparison import methods_of
 from lowland.report.landscapes import path_plane
 from lowland.report.marks import chosen_of, epoch_of, shows, weights_of
-from lowland.report.sections import Block, Box, Details, Figure, Gallery, Paragraph, Section, Table
+from lowland.report.sections import Block, Box, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
 from lowland.results.run import Run
@@ -90,8 +90,7 @@ def trajectories_section(runs: Sequence[Run]) -> Section | None:
     blocks.append(Gallery(tuple(_path_figure(run, path, wide) for run, path in alone)))
     blocks += [Paragraph(text.strip()), _null_table(walked)]
     losses = [figure for run, path in walked if (figure := _loss_figure(run, path)) is not None]
-    trust = Gallery(tuple(_path_box(run, path) for run, path in walked))
-    blocks += [Gallery(tuple(losses)), trust if len(walked) < 3 else Details("Can I trust these paths?", (trust,))]
+    blocks += [Gallery(tuple(losses)), Gallery(tuple(_path_box(run, path) for run, path in walked))]
     kept = [block for block in blocks if not isinstance(block, Gallery) or block.blocks]
     return Section("Trajectories", tuple(kept))
 

@@ -62,8 +62,10 @@ def _box(film: xr.Dataset, title: str, run: str) -> Box:
             ("worst check", show(worst), "times the tolerance (1 % of the range and 6 % of the value)"),
             ("promise of the worst frame", f"{100 * bound:.1f} %", "of its pixels at most are beyond it (95 %)"),
         ]
+    brief = f"{film.sizes['direction']} frames for the price of {measured / points:.1f} full surfaces"
+    brief += f"; {beyond} of {count} random checks beyond the tolerance" if checked else ""
     checks.append(("batch norm", str(film.attrs.get("batch_norm", "–")), "at every point of each frame"))
-    return Box(f"Can I trust this film? {title}", tuple(checks), run)
+    return Box(f"Can I trust this film? {title}", tuple(checks), run, brief)
 
 
 def _table(film: xr.Dataset) -> Table | None:

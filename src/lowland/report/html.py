@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import json
 import re
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import cache
+from html import unescape
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +42,15 @@ def write(report: Report, path: str | Path) -> Path:
         raise InputError("path", "must lie in a folder that exists", str(target.parent))
     write_atomically(target, render(report).encode("utf-8"))
     return target
+
+
+def runs_of(page: str | Path) -> list[str] | None:
+    """Return the folders of the runs that a page shows; None where it is no page of Lowland."""
+    with Path(page).open(encoding="utf-8", errors="replace") as lines:
+        head = "".join(itertools.takewhile(lambda line: "<style>" not in line, lines))
+    found = re.search(r'<meta name="runs" content="(.*)">', head)
+    places: list[str] | None = json.loads(unescape(found[1])) if found else None
+    return places
 
 
 def render(report: Report, *, plotly: str = "", links: Mapping[str, str] | None = None) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from lowland.report.basins import basin_blocks
 from lowland.report.curvature import part_of
 from lowland.report.marks import shows, weights_of
-from lowland.report.sections import Block, Details, Figure, Gallery, Paragraph, Section, Table
+from lowland.report.sections import Block, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.report.trust import trust_box
 from lowland.results.merge_trees import merge_tree
@@ -97,7 +97,7 @@ def _lines(runs: Sequence[Run], metric: str) -> list[Block]:
     titles = {name: "Loss along a line" if len(named) == 1 else f"Along the line {name!r}" for name in named}
     figures = [Figure(build_line(lines, metric, title=titles[name]), height=400) for name, lines in named.items()]
     boxes = [trust_box(line, f"{run}: {name}", run=run) for name, lines in named.items() for run, line in lines.items()]
-    return [*figures, Details("Can I trust these lines?", (Gallery(tuple(boxes)),))] if figures else []
+    return [*figures, Gallery(tuple(boxes))] if figures else []
 
 
 _WAYS = (
@@ -164,8 +164,7 @@ def _galleries(drawable: Sequence[tuple[Run, str, Any]], metric: str, scale: Sca
     if len(drawable) == 1:  # side by side
         rows = [[*contours, *surfaces]]
     blocks: list[Block] = [Gallery(tuple(row)) for row in rows]
-    trust = Gallery(tuple(boxes))  # of many, on demand: they would be half of the page
-    blocks.append(trust if len(boxes) < 3 else Details("Can I trust these figures?", (trust,)))
+    blocks.append(Gallery(tuple(boxes)))
     if len(surfaces) > _MOST_SOLIDS:
         blocks.insert(2, Paragraph(f"In three dimensions: the first {_MOST_SOLIDS} of {len(surfaces)}.", note=True))
     found = [entry for entry in trees if entry[2].basins]

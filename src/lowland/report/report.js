@@ -189,14 +189,14 @@
   window.addEventListener("beforeprint", () => {
     recolor(false);
     for (const plot of drawn) {
-      const width = plot.closest(".gallery") ? 335 : 680;
+      const [width, most] = plot.closest(".gallery") ? [335, 250] : [680, 300];
       // A surface is drawn a moment later than asked, too late for the printer: it is shrunk as it is.
       if (plot.querySelector(".gl-container canvas")) {
         plot.style.zoom = Math.min(1, width / plot.clientWidth);
         continue;
       }
       plot.dataset.height ||= plot.style.height;
-      const height = Math.min(parseInt(plot.style.height), 330);
+      const height = Math.min(parseInt(plot.style.height), most);
       plot.style.height = `${height}px`;
       window.Plotly.relayout(plot, { width, height });
     }

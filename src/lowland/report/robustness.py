@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -30,9 +31,9 @@ _TITLES: Final = {
     "inputs": "Noise and attacks on inputs",
 }
 _SIZES: Final = {
-    "noise": "length of the step over the norm of the weights",
-    "worst": "length of the step over the norm of the weights",
-    "forgetting": "step, the second half back on the own data",
+    "noise": "step length over weight norm",
+    "worst": "step length over weight norm",
+    "forgetting": "step (second half: on the own data)",
     "merging": "share of the way",
     "inputs": "size on inputs in [0, 1]",
 }
@@ -257,9 +258,23 @@ def _curves(rows: Mapping[str, list[dict[str, Any]]], part: str, title: str) -> 
     if len(rows) > 1 and any(len(named) > 1 for named in kinds.values()):
         said.insert(0, f"Shown: {shown}. The table has all kinds.")
     caption = " ".join(said)
-    values = np.concatenate([curve.y for curve in curves])
-    log = part == "worst" and bool((values > 0).all())  # spans decades
+    log = part == "worst" and any((curve.y > 0).any() for curve in curves)  # spans decades
+    if log:
+        curves = [by_sign for curve in curves for by_sign in _by_sign(curve)]
     return Line(tuple(curves), Axis(_SIZES[part]), Axis(metric, log=log), title, caption)
+
+
+def _by_sign(curve: Curve) -> Iterator[Curve]:
+    """Yield a curve for a logarithmic axis: what is below zero by its size, marked so."""
+    if (curve.y > 0).all():
+        yield curve
+        return
+    for sign, words in ((1, "above 0"), (-1, "below 0, its size")):
+        sizes = np.where(sign * curve.y > 0, sign * curve.y, np.nan)
+        if np.isfinite(sizes).any():
+            dotted = {"reference": curve.reference or sign < 0, "follows": curve.follows or sign < 0}
+            bare = replace(curve, low=None, high=None, band="", markers=True, **dotted)  # type: ignore[arg-type]
+            yield replace(bare, name=f"{curve.name}, {words}", y=sizes, sign=sign)
 
 
 def _curve_of(row: Mapping[str, Any]) -> str:

@@ -60,11 +60,17 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A box of named checks, such as "can I trust this figure?"."""
+    """A box of named checks, such as "can I trust this figure?", which opens on a click and is whole on paper."""
 
     title: str  # The question that the checks answer
     checks: tuple[tuple[str, str, str], ...]  # ``(name, value, meaning)``
     run: str = ""  # Name of the run it belongs to
+    brief: str = ""  # What is shown of it unopened; "" for the first check
+
+    @property
+    def first(self) -> str:
+        """What is shown of it unopened."""
+        return self.brief or ": ".join(self.checks[0][:2] if self.checks else ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +115,4 @@ class Report:
     sections: tuple[Section, ...] = ()  # What stands below, numbered in the contents in this order
     runs: tuple[str, ...] = ()  # Names of the runs, for the toggles that hide and show them
     footer: str = ""  # Versions and date
+    places: tuple[str, ...] = ()  # Folders of its runs, by which a page is known again

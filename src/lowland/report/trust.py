@@ -24,13 +24,26 @@ Check: TypeAlias = tuple[str, str, str]
 _ROUNDING = 1e-12  # sums of differences end a little beside zero
 _DELTA = 0.1  # height above the center at which basins are measured, in units of the loss
 
+_BRIEF = {
+    "worst random check": "worst check {} of the tolerance",
+    "largest standard error of the loss": "standard error up to {}",
+    "samples": "{} samples",
+}
+
 
 def trust_box(surface: xr.Dataset, name: str, *, run: str = "", curvature: xr.Dataset | None = None) -> Box:
     """Build the box "Can I trust this figure?" of a surface or line."""
     parts = (_points, _axes, _interpolation, _precision, _standard_errors, _geometry)
     checks = [check for part in parts for check in part(surface) if check[1] != "–"]
     checks += [*_mean_curvature(curvature), *_setting(surface)]
-    return Box(f"Can I trust this figure? {name}", tuple(checks), run)
+    return Box(f"Can I trust this figure? {name}", tuple(checks), run, _brief({check[0]: check[1] for check in checks}))
+
+
+def _brief(values: Mapping[str, str]) -> str:
+    said = [values["points"]]
+    for name, words in _BRIEF.items():
+        said += [words.format(values[name])] if name in values else []
+    return "; ".join(said)
 
 
 def _points(surface: xr.Dataset) -> list[Check]:

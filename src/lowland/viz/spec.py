@@ -149,6 +149,7 @@ class Curve:
     markers: bool = False  # Whether to mark the points
     reference: bool = False  # A null or reference, drawn thin, gray and dashed
     follows: bool = False  # Whether that is one of the curve before it, whose color it takes
+    sign: int = 0  # 1 or -1 where a logarithmic axis shows the size of values of one sign alone
     # Points that carry no finite number, kind (`MARK_KINDS`) -> their x, each of shape [count].
     marks: dict[str, FloatArray] = field(default_factory=dict)
     stars: tuple[float, ...] = ()  # Where on x a star stands on the curve, such as at the chosen epoch
@@ -195,6 +196,8 @@ class Line:
             if curve.reference:
                 color = look.color if curve.follows else style.REFERENCE_COLOR
                 look = replace(look, color=color, matplotlib_dash=":", plotly_dash="dot")
+            if curve.sign:
+                look = replace(look, **style.SIGNS[curve.sign])
             yield curve, look
 
 

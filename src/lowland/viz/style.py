@@ -74,6 +74,13 @@ CURVES: tuple[CurveStyle, ...] = (
 )
 
 
+SIGNS = {
+    1: {"matplotlib_marker": "^", "plotly_marker": "triangle-up"},
+    -1: {"matplotlib_marker": "v", "plotly_marker": "triangle-down"},
+}
+"""Markers of a curve that shows the size of values above zero, or below it."""
+
+
 @dataclass(frozen=True, slots=True)
 class MarkStyle:
     """How a kind of grid point is marked, and what the legend calls it."""
