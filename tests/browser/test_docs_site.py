@@ -38,7 +38,7 @@ def test_the_search_works_from_disk(browser):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto((SITE / "index.html").as_uri())
     page.locator("input.md-search__input").click()
-    page.locator("input.md-search__input").fill("lookahead")
+    page.locator("input.md-search__input").press_sequentially("lookahead")  # the search listens to keys
     link = page.locator(".md-search-result__link").first
     link.wait_for(timeout=120_000)  # the index is read by a worker, while other tests run
     assert "lookahead" in link.inner_text().lower()
