@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,21 @@ def test_flags_win_over_the_file_before_them(tmp_path):
     assert made.flags == {"quiet": True, "json": False}
 
 
+def test_help_says_what_is_typed_and_none_is_typed_so(tmp_path):
+    for function in FUNCTIONS.values():
+        text = " ".join(parser_of(function, "lowland").format_help().split())
+        assert not re.search(
+            r"type: [^()]*(Optional|Union|Literal|null|\bstr\b|\bint\b)|default: (null|True|False|\[)", text
+        )
+    text = " ".join(parser_of(surface, "lowland").format_help().split())
+    assert "(type: integer x integer, default: 51x51)" in text and "(type: text,... | none, default: none)" in text
+    assert "(type: filter | layer | weight | none, default: filter)" in text
+    made = parse(FitSpec, ["--threads", "none", "--snapshots_every_epochs", "none"])
+    assert made.threads is made.snapshots_every_epochs is None
+    (tmp_path / "a.yaml").write_text("snapshots_every_epochs: none\n")
+    assert parse(FitSpec, ["--config", str(tmp_path / "a.yaml")]).snapshots_every_epochs is None
+
+
 @pytest.mark.parametrize("text", ["51", "51x51", "51,51", "[51,51]", "[51, 51]", "51 x 51"])
 def test_lists_are_taken_in_every_form(text, tmp_path):
     assert call(surface, ["r", "--points", text], positional="run").arguments["points"] == (51, 51)
@@ -123,6 +139,12 @@ def test_a_word_alone_is_a_name_or_a_method(tmp_path):
 
 
 WRONG = [
+    (fit, ["--clip", "many"], "`clip` must be of the type float | None (got 'many'); such as --clip 0.5"),
+    (
+        fit,
+        ["--optimizer.options", "3"],
+        "`optimizer.options` must be of the type dict (got 3); such as --optimizer.options '{}'",
+    ),
     (fit, ["--epochs", "many"], "`epochs` must be of the type int (got 'many'); such as --epochs 30"),
     (fit, ["--epochs", "-1"], "`epochs` must be positive (got -1)"),
     (fit, ["--epochs"], "`--epochs` must be given a value; such as --epochs 30"),

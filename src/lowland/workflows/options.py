@@ -11,7 +11,8 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from lowland.core.names import SPEC
 
@@ -54,6 +55,44 @@ def options_of(command: Command, prefix: str = "") -> dict[str, inspect.Paramete
     return found
 
 
+def typed(kind: Any) -> str:
+    """Return what is typed for a type, in plain words."""
+    origin, parts = get_origin(kind) or kind, get_args(kind)
+    inner = " | ".join(dict.fromkeys(map(typed, parts))) if origin is not Literal else " | ".join(map(str, parts))
+    if origin in (Union, UnionType, Literal):
+        return inner
+    if origin is tuple:
+        return " x ".join(map(typed, parts))
+    if origin is dict:
+        return "{name: value}"
+    if origin is list:
+        return f"({inner}),..." if " | " in inner else f"{inner},..."
+    return _TYPED.get(getattr(origin, "__name__", ""), "value")
+
+
+_TYPED: Final = {
+    "str": "text",
+    "PathLike": "text",
+    "int": "integer",
+    "float": "number",
+    "bool": "true | false",
+    "NoneType": "none",
+}
+
+
+def typed_default(text: str) -> str:
+    """Return a default as it is typed."""
+    plain = {"null": "none", "[]": "none", "": '""', "True": "true", "False": "false"}
+    if re.fullmatch(r"\(\d+, \d+\)", text):
+        return text.strip("()").replace(", ", "x")
+    return plain.get(text, re.sub(r"['\s]", "", text)[1:-1] if text.startswith("[") else text)
+
+
+def type_of(option: inspect.Parameter) -> str:
+    """Return the type of an option for a message."""
+    return {"Options": "dict"}.get(kind := str(option.annotation), kind)
+
+
 def is_nested(name: str, known: Mapping[str, Any]) -> bool:
     """Tell whether an option holds others."""
     return any(one.startswith(f"{name}.") for one in known)
@@ -94,7 +133,7 @@ def example_of(name: str, option: inspect.Parameter | None) -> str:
         return f"--{name} {words[0]}"
     if plain:
         return f"--{name} {default}"
-    kinds = {"int": "3", "float": "0.5", "list[float": "1.0,2.0", "dict": "'{}'"}
+    kinds = {"int": "3", "float": "0.5", "list[float": "1.0,2.0", "dict": "'{}'", "Options": "'{}'"}
     found = next((text for start, text in kinds.items() if kind.startswith(start)), None)
     return f"--{name} {found or _EXAMPLES.get(name.rpartition('.')[2], 'VALUE')}"
 

@@ -22,7 +22,18 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from lowland.core.errors import InputError
 from lowland.core.names import nearest_name
-from lowland.workflows.options import Command, choices_of, example_of, flat_arguments, options_of, outer_names, spec_of
+from lowland.workflows.options import (
+    Command,
+    choices_of,
+    example_of,
+    flat_arguments,
+    options_of,
+    outer_names,
+    spec_of,
+    type_of,
+    typed,
+    typed_default,
+)
 from lowland.workflows.words import named, read_text, tidy_values, tidy_words
 
 Spec = TypeVar("Spec")
@@ -61,7 +72,15 @@ def values_of(command: Command, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Help(DefaultHelpFormatter):
-    """Leaves the example in one line."""
+    """Shows types and defaults as they are typed, and leaves the example in one line."""
+
+    def _get_type_str(self, action: argparse.Action) -> str | None:
+        found = super()._get_type_str(action)
+        return None if found is None else typed(getattr(action, "_typehint", action.type))
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        found = super()._expand_help(action)
+        return re.sub(r"(?<=default: )([^:]*)(?=\)$)", lambda default: typed_default(default[1]), found)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         filled = super()._fill_text
@@ -186,7 +205,7 @@ def _no_holes(known: Mapping[str, inspect.Parameter], values: Mapping[str, Any])
         if value is None and "None" not in str(option.annotation):
             if option.default is inspect.Parameter.empty:
                 raise InputError(name, "must be given", advice=f"such as {example_of(name, option)}")
-            rule = f"must be of the type {option.annotation}"
+            rule = f"must be of the type {type_of(option)}"
             raise InputError(name, rule, value, f"such as {example_of(name, option)}")
 
 
@@ -209,12 +228,12 @@ def _one_line(error: Exception, known: Mapping[str, inspect.Parameter]) -> Input
         return InputError(argument, f"must be one of {choice.group(2).replace(chr(39), '')}", choice.group(1))
     option = known.get(argument)
     advice = f"such as {example_of(argument, option)}" if option is not None else "see --help"
-    expected = re.search(r"Got value: (.+?)$", rest)
+    expected = re.findall(r"(?:Got|Given) value: (.+?)(?= - Expected | Given value|$)", rest)  # of a union, several
     if option is not None and expected:
         words = choices_of(option)
-        rule = f"must be one of {', '.join(words)}" if words else f"must be of the type {option.annotation}"
-        near = nearest_name(expected.group(1).strip("'\""), words)
-        return InputError(argument, rule, _value(expected.group(1)), f"did you mean {near}?" if near else advice)
+        rule = f"must be one of {', '.join(words)}" if words else f"must be of the type {type_of(option)}"
+        near = nearest_name(expected[-1].strip("'\""), words)
+        return InputError(argument, rule, _value(expected[-1]), f"did you mean {near}?" if near else advice)
     return InputError(argument, f"cannot be read: {rest.rstrip('.')}", advice=advice)
 
 

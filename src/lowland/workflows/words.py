@@ -129,8 +129,10 @@ def _holds_values(text: str) -> bool:
 
 
 def as_list(option: inspect.Parameter, value: str) -> str:
-    """Return a list in brackets: ``51``, ``51x51``, ``51,51`` are ``[51, 51]``; ``train,test`` is a list of words."""
+    """Return a list in brackets, and none as null: ``51``, ``51x51`` are ``[51, 51]``; ``a,b`` is a list of words."""
     kind, text = str(option.annotation), value.strip()
+    if text == "none" and "None" in kind:
+        return "null"
     if not kind.startswith(("tuple", "list", "Sequence")) or text.startswith(("[", "{")) or "{" in text:
         return value
     if text in ("none", "null", ""):
