@@ -12,7 +12,7 @@ from torch import nn
 
 from lowland import data, models
 from lowland.core.contexts import same_bits
-from lowland.core.errors import InputError
+from lowland.core.errors import InputError, LowlandWarning
 from lowland.integrations import LogTo, line_figure
 from lowland.training import Hook, fit
 
@@ -336,6 +336,23 @@ def test_trackio(tmp_path, monkeypatch):
     assert [step for step, _ in figures] == [2, 4, 6]
     assert all(isinstance(figure, trackio.Image) for _, figure in figures)
     assert [metrics["train_loss"] > 0 for _, metrics in sent if "train_loss" in metrics] == [True] * 3
+
+
+def test_a_tracker_that_fails_ends_no_training(tmp_path):
+    class Failing(Kept):
+        def log_metrics(self, metrics, step=None):
+            if step != 6:
+                raise ConnectionError("no route to the board")
+            super().log_metrics(metrics, step)
+
+        def add_figure(self, *figure):
+            raise ConnectionError("no route to the board")
+
+    board = Failing()
+    with pytest.warns(LowlandWarning, match="Failing failed .*no route to the board.; training goes on") as said:
+        trained(tmp_path / "run", [LogTo(board, figures={"line": line_figure(points=5)})])
+    assert len(said) == 1 and [step for step, _ in board.rows] == [6]
+    assert len(list((tmp_path / "run" / "figures").iterdir())) == 3  # kept in place of the tracker's
 
 
 @pytest.mark.parametrize(("arguments", "message"), [((object(),), "`logger`"), ((Kept(),), "`every_epochs`")])

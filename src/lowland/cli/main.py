@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import inspect
+import io
 import logging
 import os
 import sys
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("lowland", f"`command` must be one of {', '.join(COMMANDS)} (got {words[0]!r}){hint}")
     if os.getcwd() not in sys.path:  # module:callable may name a file of the user's; last, so that it shadows nothing
         sys.path.append(os.getcwd())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to fail
+        sys.stdout.reconfigure(errors="replace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     return _guarded(words[0], words[1:])
 

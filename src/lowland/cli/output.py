@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -65,17 +65,22 @@ class Output:
         if self.as_json:
             print(json.dumps(_finite(shown.result), indent=2, sort_keys=True, default=str, allow_nan=False))
             return
-        if shown.table:
+        cells = [[cell.translate(_PLAIN) for cell in row] for row in shown.table]
+        if cells:
             width = Console().width if sys.stdout.isatty() else 200
-            columns = _widths(shown.table, width)
+            columns = _widths(cells, width)
             table = Table(show_edge=False, pad_edge=False)
-            for title, size in zip(shown.table[0], columns, strict=True):
+            for title, size in zip(cells[0], columns, strict=True):
                 table.add_column(title, width=size)
-            for row in shown.table[1:]:
+            for row in cells[1:]:
                 table.add_row(*row)
             Console(width=sum(columns) + 3 * len(columns)).print(table)
         for line in shown.lines:
-            print(line)
+            print(line.translate(_PLAIN))
+
+
+_PLAIN: Final = str.maketrans({"±": "+-", "−": "-", "–": "-"})
+"""Signs of pages -> those of the terminal, which every encoding has, and which are numbers where they are copied."""
 
 
 def _widths(table: Sequence[Sequence[str]], room: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from collections.abc import Callable, Mapping
 from numbers import Real
 from types import ModuleType
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lowland import landscape, viz
-from lowland.core.errors import InputError, require
+from lowland.core.errors import InputError, LowlandWarning, require
 from lowland.training import FitState, Hook
 from lowland.training.risks import training_risk
 
@@ -27,6 +28,7 @@ class LogTo(Hook):
     ``SummaryWriter``, a run of Weights & Biases, and the modules ``wandb``, ``mlflow`` and ``trackio``. Numbers are
     those of ``metrics.csv``. In a loop of one's own `send` and `show` are called by hand.
     A figure that the tracker cannot show is kept in the run's folder, as ``figures/NAME-EPOCH`` (png, or html).
+    A tracker that fails ends no training: its first failure is a warning, and every epoch is tried again.
 
     Args:
         logger: The tracker.
@@ -53,20 +55,34 @@ class LogTo(Hook):
             raise InputError("logger", rule, type(logger).__name__)
         require(every_epochs >= 1, "every_epochs", "must be at least 1", every_epochs)
         self.logger, self.figures, self.every_epochs, self.numbers = logger, dict(figures or {}), every_epochs, numbers
+        self._failed = False
 
     def on_epoch_end(self, run: FitState) -> None:
         """Send the numbers of the epoch, and the figures if it is their turn."""
         if run.rank != 0:
             return
         if self.numbers:
-            self.send(run.row, run.step)
+            self._try(self.send, run.row, run.step)
         for name, draw in self.figures.items() if run.epoch % self.every_epochs == 0 else ():
             figure = draw(run)
-            if not self.show(name, figure, run.step) and run.folder is not None:
+            if not self._try(self.show, name, figure, run.step) and run.folder is not None:
                 folder = run.folder / "figures"
                 folder.mkdir(exist_ok=True)
                 (folder / f"{name}-{run.epoch:04d}.{_kind(figure)}").write_bytes(_file(figure))
-        _keep(self.logger)
+        self._try(_keep, self.logger)
+
+    def _try(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the tracker; where it fails say so once, since its numbers stand in metrics.csv too."""
+        try:
+            return call(*arguments)
+        except Exception as error:
+            if not self._failed:
+                said = f"{type(self.logger).__name__} failed ({type(error).__name__}: {error}); training goes on"
+                warnings.warn(
+                    f"{said}, and so do tries to log; further failures are not told", LowlandWarning, stacklevel=2
+                )
+            self._failed = True
+            return None
 
     def send(self, row: Mapping[str, Any], step: int) -> None:
         """Send numbers by name of an optimizer step; what is no number is left out."""
