@@ -217,12 +217,24 @@ def _flip(path):
         (lambda path: (path / "zarr.json").write_text("{"), "damaged"),
         (lambda path: (path / "zarr.json").unlink(), "no store"),
         (lambda path: (path / "loss/zarr.json").write_text("{"), "damaged"),
-        (lambda path: (path / "loss/c/0/0").unlink(), "missing"),
-        (lambda path: _cut(path / "loss/c/0/0"), "damaged"),
+        (lambda path: (path / "loss/zarr.json").unlink(), r"missing of `loss` \(zarr.json\)"),
+        (lambda path: (path / "loss/c/0/0").unlink(), r"missing of `loss` \(1 chunk\)"),
+        (lambda path: _cut(path / "loss/c/0/0"), "damaged .`loss`: "),
         (lambda path: _flip(path / "loss/c/0/0"), "damaged"),
         (lambda path: _cut(path / "status/c/0/0"), "damaged"),
     ],
-    ids=["newer", "foreign", "torn group", "no group", "torn array", "no chunk", "cut chunk", "bit rot", "cut status"],
+    ids=[
+        "newer",
+        "foreign",
+        "torn group",
+        "no group",
+        "torn array",
+        "no array",
+        "no chunk",
+        "cut chunk",
+        "bit rot",
+        "cut status",
+    ],
 )
 def test_damage_is_named_and_left_as_it_is(damage, words, tmp_path):
     with results.writer(tmp_path / "s.zarr", template()) as writer:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from tests.report_cases import curvature, plane, walk
+from tests.report_cases import card, curvature, plane, walk
 
 import lowland as ll
 from lowland import results
@@ -207,6 +207,10 @@ def test_damaged_files_are_refused_when_they_are_read_and_shown_as_damaged(tmp_p
     ):
         (run / "result.json").write_text(json.dumps(strange))
         assert Run(run).number("test_accuracy") is None and Run(run).number("momentum") is None
+    results.save(card(), run / "robustness" / "card.zarr")
+    (run / "robustness" / "card.zarr" / "zarr.json").write_text("{")
+    with pytest.raises(StoreError, match=r"card\.zarr is damaged"):
+        _ = Run(run).cards["card"]
     (run / "metrics.csv").write_text("epoch,loss\n1,x\n")
     with pytest.raises(InputError, match="readable metrics"):
         _ = Run(run).metrics

@@ -29,7 +29,8 @@ class StoreFolder(Mapping[str, "xr.Dataset"]):
         places = self._folder.iterdir() if self._folder is not None and self._folder.is_dir() else ()
         found = sorted(path for path in places if path.suffix in endings and not path.name.startswith("."))
         if self._kind == "robustness":  # whose random directions lie beside it, as surfaces
-            found = [path for path in found if "robustness" in str(zarr.attributes(path).get("schema"))]
+            # a damaged one says nothing of itself, and is refused where it is read
+            found = [path for path in found if "robustness" in str(zarr.attributes(path).get("schema", "robustness"))]
         if self._kind != "surface":
             found.sort(key=_step)
         return {path.stem: path for path in found}

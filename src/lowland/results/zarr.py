@@ -73,9 +73,13 @@ def read(path: Path) -> xr.Dataset:
     # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
     with reworded(Exception, lambda why: StoreError(f"{path} is damaged ({why}); it was left as it is")):
         if names := ", ".join(_missing(path)):  # before anything is allocated by what the metadata say
-            raise StoreError(f"{path} is damaged: chunks are missing of {names}; it was left as it is")
+            raise StoreError(f"{path} is damaged: missing of {names}; it was left as it is")
         # the format is named, since an array of the older one may hold pickles
-        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3).load()
+        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3)
+        for name, variable in dataset.variables.items():  # all first: what is assigned below copies the others
+            said = f"{path} is damaged (`{name}`: "
+            with reworded(Exception, lambda why, said=said: StoreError(f"{said}{why}); it was left as it is")):  # type: ignore[misc]
+                variable.load()
         for name, variable in dataset.variables.items():
             variable.encoding = {}
             if variable.dtype.kind in "TO":
@@ -84,8 +88,12 @@ def read(path: Path) -> xr.Dataset:
 
 
 def _missing(path: Path) -> Iterator[str]:
-    """Name the arrays of which chunks are missing, with how many; what a kill left half written is none."""
-    for file in sorted(path.glob("*/zarr.json")):
+    """Name the arrays of which files are missing, and how many chunks; what a kill left half written is none."""
+    for file in sorted(place / "zarr.json" for place in path.iterdir() if place.is_dir()):
+        if not file.exists():
+            if (file.parent / "c").exists():  # an array, and no group that a kill left before its first file
+                yield f"`{file.parent.name}` (zarr.json)"
+            continue
         array = json.loads(file.read_bytes())
         if array["node_type"] == "array":
             sizes = zip(array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
@@ -93,7 +101,7 @@ def _missing(path: Path) -> Iterator[str]:
             chunks = file.parent / "c"  # a file where the array is a number
             found = sum(place.name.isdigit() and place.is_file() for place in chunks.rglob("*")) + chunks.is_file()
             if found < wanted:
-                yield f"`{file.parent.name}` ({wanted - found})"
+                yield f"`{file.parent.name}` ({wanted - found} chunk{'s' * (wanted - found > 1)})"
 
 
 def attributes(path: Path) -> dict[str, Any]:
