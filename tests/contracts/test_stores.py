@@ -153,6 +153,20 @@ def test_the_last_digits_of_another_processor_are_no_other_recipe(tmp_path):
         pass
 
 
+def test_long_lists_of_a_recipe_are_refused_in_short(tmp_path):
+    def begun(values):
+        attrs = {"recipe": {"grid": {"x": values}, "name": "n" * 200}, "recipe_fingerprint": str(values)}
+        return new_surface(np.arange(4.0), np.arange(3.0), metrics=["loss"], attrs=attrs)
+
+    path = tmp_path / "store.zarr"
+    with results.writer(path, begun([0.5, *range(50)])):
+        pass
+    with pytest.raises(StoreError) as caught, results.writer(path, begun([0.5, *range(7, 90)])):
+        pass
+    said = "grid.x (51 values: ..., 0, 1, 2, ... there, 84 values: ..., 7, 8, 9, ... here); choose"
+    assert said in str(caught.value)
+
+
 def test_another_recipe_is_refused_with_what_differs(tmp_path):
     with results.writer(tmp_path / "s.zarr", template()) as writer:
         fill(writer, range(5))

@@ -235,9 +235,25 @@ def _same_recipe(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     differing = sorted(key for key in old.keys() | new.keys() if not _alike(old.get(key), new.get(key)))
     if old and not differing:
         return
-    shown = ", ".join(f"{key} ({old.get(key)!r} there, {new.get(key)!r} here)"[:120] for key in differing[:3])
+    shown = ", ".join(f"{key.replace('..', '.')} ({_shown(old.get(key), new.get(key))})" for key in differing[:3])
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     raise StoreError(f"{path} holds a survey of another recipe: {shown or 'unknown'}{more}; choose another store")
+
+
+def _shown(old: Any, new: Any) -> str:
+    """Say in what two parts of a recipe differ: of long lists how many there are, and the first that differ."""
+    at = 0
+    if isinstance(old, list) and isinstance(new, list):
+        at = next((k for k, pair in enumerate(zip(old, new, strict=False)) if not _alike(*pair)), 0)
+    return f"{_brief(old, at)} there, {_brief(new, at)} here"
+
+
+def _brief(value: Any, at: int) -> str:
+    if isinstance(value, list) and len(value) > 3:
+        some = [f"{one:.6g}" if isinstance(one, float) else repr(one)[:20] for one in value[at : at + 3]]
+        return f"{len(value)} values: {'..., ' * (at > 0)}{', '.join(some)}{', ...' * (at + 3 < len(value))}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _alike(old: Any, new: Any) -> bool:
