@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -215,6 +216,21 @@ def test_panels_share_one_color_bar(backend: str, kind: str) -> None:
         titles = [note.text for note in figure.layout.annotations]
         assert {t.coloraxis for t in figure.data if t.type != "scatter"} == {"coloraxis"}
     assert titles == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_labels_of_solids_beside_each_other_lie_over_no_other_text(count: int) -> None:
+    figure = viz.compare({name: plane() for name in "abcd"[:count]}, kind="surface", backend="matplotlib")
+    figure.savefig(io.BytesIO(), format="png")
+    boxes = []
+    for axes in figure.axes:
+        texts = [axes.title, *(axis.label for axis in axes._axis_map.values())]
+        boxes += [(text.get_text(), text.get_window_extent()) for text in texts if text.get_text()]
+    labels = [text for text, _ in boxes]
+    assert labels.count("loss") == 1 and labels.count("first direction") == count  # the bar says what is high
+    for number, (text, box) in enumerate(boxes):
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text
+        assert not any(box.overlaps(other) for _, other in boxes[number + 1 :]), text
 
 
 def test_a_density_below_its_floor_is_left_out() -> None:

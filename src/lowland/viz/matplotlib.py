@@ -118,12 +118,18 @@ def _draw_panels(figure: MatplotlibFigure, spec: specs.Panels) -> None:
         axes: Axes = figure.add_subplot(*spec.shape, number, projection=projection)
         if (mappable := _draw_one(axes, panel)) is not None:
             colored.append((axes, panel, mappable))
+        if projection and len(spec.panels) > 1:  # the layout knows nothing of labels that stick out of a solid
+            axes.set(zlabel="")
+            axes.tick_params(pad=0)
+            axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+            axes.set_box_aspect(None, zoom=0.84)  # type: ignore[call-arg]
+            axes.patch.set_visible(False)
     scales = {panel.scale for _, panel, _ in colored if isinstance(panel, specs.OfField)}
     if len(scales) == 1:  # one scale: one bar for all
-        _color_bar(figure, colored[0][2], colored[0][1], [axes for axes, _, _ in colored])
+        _color_bar(figure, colored[0][2], [axes for axes, _, _ in colored], colored[0][1])
     else:
         for axes, panel, mappable in colored:
-            _color_bar(figure, mappable, panel, axes)
+            _color_bar(figure, mappable, [axes], panel)
 
 
 def _draw_one(axes: Axes, spec: specs.Single) -> ScalarMappable | None:
@@ -144,10 +150,11 @@ _DRAW: dict[type, Any] = {
 }
 
 
-def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, spec: specs.Single, axes: Axes | list[Axes]) -> None:
+def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, axes: list[Axes], spec: specs.Single) -> None:
     assert isinstance(spec, specs.OfField)
-    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.16 if isinstance(spec, specs.Surface3D) else 0.03)
-    if not isinstance(spec, specs.Surface3D):  # whose axis says it
+    solid = isinstance(spec, specs.Surface3D)
+    bar = figure.colorbar(mappable, ax=axes, shrink=0.85, pad=0.16 if solid else 0.03)
+    if not (solid and axes[0].get_zlabel()):  # type: ignore[attr-defined]  # whose axis says it
         bar.set_label(spec.scale.label)
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_locator(FixedLocator(spec.scale.ticks))
