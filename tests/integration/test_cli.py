@@ -61,7 +61,8 @@ def test_no_number_of_a_table_is_cut_in_a_narrow_terminal(width, capsys, monkeyp
     cells = [f"{-0.00012345 * k:.3e} ± 1.2e-05" for k in range(1, 10)]
     Output().result(Shown({}, table=[["a long title of a column"] * 9, cells]))
     shown = capsys.readouterr().out
-    assert all(word in shown for cell in cells for word in cell.split()) and "…" not in shown
+    plain = [cell.replace("±", "+-") for cell in cells]  # as every encoding can say it
+    assert all(word in shown for cell in plain for word in cell.split()) and "…" not in shown and "±" not in shown
 
 
 def test_fit_counts_both_passes_and_prints_json(run, capsys):

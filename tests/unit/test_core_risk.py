@@ -16,6 +16,7 @@ from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, NotDeterministic
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
+from lowland.data import TensorData
 
 
 class Net(nn.Module):
@@ -206,6 +207,7 @@ def test_compiled_and_wrapped_models_are_looked_through():
     [
         ({"loss": None}, "`loss` must be given"),
         ({"batches": None}, "`batches` must be given"),
+        ({"batches": TensorData(torch.zeros(4, 3), torch.zeros(4), torch.arange(4))}, r"pass its batches\(500\)"),
         ({"batch_norm": "train"}, "`batch_norm` must be"),
         ({"samples": 0}, "`samples` must be at least 1"),
         ({"samples": 21}, "must not exceed the 20 samples"),

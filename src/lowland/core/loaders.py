@@ -143,7 +143,9 @@ def _check_source(batches: Any) -> None:
     pair = isinstance(batches, tuple) and len(batches) in (2, 3) and all(isinstance(part, Tensor) for part in batches)
     require(not one and not pair, "batches", "must hold batches, not be one", type(batches).__name__, "pass [batch]")
     if not isinstance(batches, Iterable | data.Dataset):
-        raise InputError("batches", "must be a DataLoader, a list of batches or an iterable", type(batches).__name__)
+        advice = "pass its batches(500)" if hasattr(batches, "batches") else ""
+        rule = "must be a DataLoader, a list of batches or an iterable"
+        raise InputError("batches", rule, type(batches).__name__, advice)
     if isinstance(batches, data.Dataset) and not isinstance(batches, data.IterableDataset):
         advice = "pass DataLoader(dataset, batch_size=...), or batch_size=None if its items are batches"
         raise InputError("batches", "must be read through a DataLoader", type(batches).__name__, advice)
