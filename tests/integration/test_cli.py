@@ -411,6 +411,10 @@ def test_a_run_that_diverges_ends_with_a_clear_line(tmp_path, capsys):
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "The train loss was not finite in" in shown and "try a lower --optimizer.learning_rate" in shown
+    late = ["fit", str(tmp_path / "late"), *SMALL, "--epochs", "1", "--optimizer.learning_rate", "1e12"]
+    assert main(late) == 0
+    shown = capsys.readouterr().out
+    assert "The test loss is not finite" in shown and "try a lower" in shown
     assert main([*words, "--json"]) == 0
     json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
 

@@ -23,10 +23,10 @@ def show_fit(run: Run, call: Call) -> Shown:
     test, chosen = result["test"], result["chosen"]
     row = {
         "epoch": f"{result['epoch']}",
-        "train loss": f"{float(chosen['train_loss']):.4f}",  # what is not finite is stored as text
+        "train loss": _loss(chosen["train_loss"]),
         "validation accuracy": _share(chosen.get("validation_accuracy")),
         "test accuracy": _share(test.get("accuracy")),
-        "test loss": f"{float(test['loss']):.4f}",
+        "test loss": _loss(test["loss"]),
         "passes": f"{run.number('passes'):g}",
         "seconds": f"{result['seconds']:.1f}",
     }
@@ -34,15 +34,23 @@ def show_fit(run: Run, call: Call) -> Shown:
     return Shown({"folder": call.spec.folder, **result}, lines, [[*row], [*row.values()]])
 
 
+def _loss(stored: float | str) -> str:
+    value = float(stored)  # what is not finite is stored as text
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
+
+
+_CALMER = "try a lower --optimizer.learning_rate, --schedule.warmup, or --clip 1"
+
+
 def _diverged(run: Run) -> list[str]:
     """Say from when on the loss was not finite, and what to try."""
     lost = [row for row in run.metrics if not math.isfinite(float(row.get("train_loss", 0.0)))]
     if not lost:
-        return []
+        broken = not math.isfinite(float(run.result["test"]["loss"]))
+        return [f"The test loss is not finite, since training diverged in its last epoch; {_CALMER}"] * broken
     first, rate = int(lost[0]["epoch"]), float(lost[0].get("learning_rate", math.nan))
     text = f"The train loss was not finite in {len(lost)} of {len(run.metrics)} epochs, first in epoch {first}"
-    advice = "try a lower --optimizer.learning_rate, --schedule.warmup, or --clip 1"
-    return [f"{text} (learning rate {rate:.3g}); {advice}"]
+    return [f"{text} (learning rate {rate:.3g}); {_CALMER}"]
 
 
 def _share(value: float | None) -> str:
