@@ -67,3 +67,5 @@ __all__ = [
     "diagram",
     "bottleneck",
 ]
+
+__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

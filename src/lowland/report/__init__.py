@@ -29,3 +29,5 @@ __all__ = [
     "write",
     "write_site",
 ]
+
+__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

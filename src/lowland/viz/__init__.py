@@ -59,3 +59,5 @@ __all__ = [
     "slope",
     "surface",
 ]
+
+__dir__ = __all__.copy  # what tab completion shows: names to use, and no files
