@@ -355,6 +355,13 @@ def robustness_profile(result: Result) -> str:
     return text + made(result, "robustness").replace("robustness.py", "robustness.py --part profile")
 
 
+def memory(result: Result) -> str:
+    rows = [[group, f"`{name}`", f"{row['weights']:.1f}", f"{row['activations']:.1f}"]
+            for group, calls in result["rows"].items() for name, row in calls.items()]  # fmt: skip
+    text = table(["", "held at the peak, beyond the model", "sets of weights", "activations of a batch"], rows)
+    return text + made(result, "memory")
+
+
 def mutation(result: Result) -> str:
     def row(name: str, some: list[Result]) -> list[str]:
         caught = sum(one["verdict"] == "caught" for one in some)
@@ -379,7 +386,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale,
     "pipeline": pipeline, "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
-    "robustness_profile": robustness_profile, "mutation": mutation,
+    "robustness_profile": robustness_profile, "memory": memory, "mutation": mutation,
 }  # fmt: skip
 
 

@@ -55,8 +55,3 @@ def test_the_one_file_holds_every_export_and_no_address():
     assert "### SAM(base: Base, rho: float = 0.05" in text and ">>> optimizer = SAM(" in text
     assert not re.search(r"0x[0-9a-f]{6}", text) and str(ROOT) not in text and str(Path.home()) not in text
     assert text == tool().text()
-
-
-@pytest.mark.parametrize("room", tool().rooms())
-def test_tab_completion_shows_what_is_exported_and_no_files(room):
-    assert dir(tool().rooms()[room]) == sorted(tool().rooms()[room].__all__)

@@ -80,5 +80,3 @@ __all__ = [
     "Lanczos",
     "Ritz",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

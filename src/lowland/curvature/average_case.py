@@ -27,6 +27,8 @@ def average_case_sharpness(
 ) -> Sharpness:
     """Return the mean rise of the loss under random perturbations, with its standard error.
 
+    Memory: 5 sets of weights, whatever the number of draws.
+
     Args:
         risk: The risk; see `protocol_risk` for the usual data.
         rho: Standard deviation per weight (l2) or half width of the box (l-inf), in units of c. Default 0.1.

@@ -146,6 +146,8 @@ def spectral_density(
 ) -> SpectralDensity:
     """Return the density of eigenvalues.
 
+    Memory: a set of weights for each of `steps`, twice that while their room grows, and a dozen more.
+
     Args:
         source: A risk (its Hessian) or an operator.
         probes: Number of random start vectors; the band needs at least 2. Default 8.

@@ -46,6 +46,8 @@ def diagonal(
 ) -> DiagonalEstimate:
     """Return the diagonal with a standard error for each entry.
 
+    Memory: up to 3 sets of weights for each of `chunk` vectors, and a dozen more.
+
     Args:
         source: A risk (its Hessian) or an operator.
         probes: Number of probes, one product each; at least 2. Default 32.
@@ -79,6 +81,8 @@ def layer_traces(
     source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0, progress: bool = False
 ) -> dict[str, ProbeEstimate]:
     """Return the trace of every tensor's diagonal block; they add up to the trace.
+
+    Memory: up to 3 sets of weights for each of `chunk` vectors, and a dozen more.
 
     Args:
         source: A risk (its Hessian) or an operator with parameter names.

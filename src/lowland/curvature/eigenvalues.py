@@ -130,6 +130,8 @@ def extreme_eigenvalues(
 
     Stops as soon as both residuals are small enough; what is not by then is marked as not converged.
 
+    Memory: a set of weights for each product, twice that while their room grows, and a dozen more.
+
     Args:
         source: A risk (its Hessian) or an operator.
         tolerance: Residual of the upper pair relative to the spectral scale. Default 1e-3.

@@ -34,6 +34,8 @@ def fisher_rao_norm(risk: EmpiricalRisk) -> Estimate:
 
     ``sqrt(E[<w, grad l(w)>^2])`` over the samples (Liang et al. 2019, definition 2), by one product per batch.
 
+    Memory: 4 sets of weights.
+
     Args:
         risk: The risk; its losses must be known sample by sample.
 

@@ -54,6 +54,8 @@ def sam_sharpness(
 ) -> Sharpness:
     """Return the one-step sharpness of SAM.
 
+    Memory: 4 sets of weights.
+
     Args:
         risk: The loss over its data; the ascent starts at its model's present weights.
         rho: Radius. Default 0.05, the paper's for CIFAR.

@@ -71,6 +71,8 @@ def top_eigenvalues(
     One Krylov run sees only one vector of a degenerate eigenvalue. With ``check`` a second run, orthogonal to the pairs
     found, looks for further copies and for what was missed, until it finds nothing further out.
 
+    Memory: a set of weights for each product, twice that while their room grows, and a dozen more.
+
     Args:
         source: A risk (its Hessian) or an operator.
         k: How many pairs, at most the dimension.

@@ -107,6 +107,8 @@ def trace(
 ) -> ProbeEstimate:
     """Return the trace with its standard error.
 
+    Memory: up to 3 sets of weights for each of `chunk` vectors, one for each product, and a dozen more.
+
     Args:
         source: A risk (its Hessian) or an operator.
         method: ``"hutch++"`` (default; far better where few eigenvalues dominate, as in trained networks): a third of
@@ -183,6 +185,8 @@ def filter_weighted_trace(
     ``sum_j (||w_j||^2 / n_j) tr(H_jj)`` over the filters j with n_j entries. Each sample is ``d^T H d`` for a random
     direction d whose filters have the norms of the weights' (Li et al. 2018, section 4; biases and norm parameters
     stay), which has that mean; the spread over samples is what single pictures scatter by.
+
+    Memory: up to 3 sets of weights for each of `chunk` vectors, and a dozen more.
 
     Args:
         source: A risk, or an operator made from one.

@@ -88,6 +88,8 @@ def worst_case_sharpness(
 ) -> WorstCase:
     """Return ``max over ||d / c||_p <= rho of L(w + d) - L(w)`` as far as three searches can tell.
 
+    Memory: what `top_eigenvalues` holds, whose vector is one of the starts, and 2 sets of weights more.
+
     Args:
         risk: The risk; see `protocol_risk` for the usual data.
         rho: Radius in units of c. Default 0.05.

@@ -53,5 +53,3 @@ __all__ = [
     "with_label_noise",
     "with_subsample",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

@@ -9,5 +9,3 @@ from lowland.engine.select import select
 from lowland.engine.serial import Serial
 
 __all__ = ["ENGINES", "Engine", "Event", "OnEvent", "Processes", "Ray", "Result", "Serial", "Workers", "select"]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

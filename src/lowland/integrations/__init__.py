@@ -37,6 +37,3 @@ def __getattr__(name: str) -> Any:
     if name in _OPTIONAL:
         return getattr(importlib.import_module(f"lowland.integrations.{_OPTIONAL[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

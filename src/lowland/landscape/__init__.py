@@ -67,5 +67,3 @@ __all__ = [
     "diagram",
     "bottleneck",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

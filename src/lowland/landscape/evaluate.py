@@ -55,6 +55,9 @@ def evaluate(
     tries it again. Where ranks share the data of the risk, all of them make the same call and get the same surface; the
     first one alone writes the store.
 
+    Memory: 3 sets of weights on a plane, 2 on a line, 1 where directions are not stored, and the activations of a batch
+    without a graph; what probes take comes on top.
+
     Args:
         risk: What is measured, or several splits by name (``{"train": ..., "test": ...}``) of the same model.
         plane: The line or plane, made at the model's present weights; or several of them, compared in one result; by

@@ -119,6 +119,8 @@ def film(
     was interpolated are carried from frame to frame, so that 50 frames cost a few full surfaces; each frame is checked
     by itself.
 
+    Memory: 7 sets of weights, whatever the number of snapshots, and the activations of a batch without a graph.
+
     Args:
         risk: What is measured, at the weights at the end of the path; or several splits by name. Batch-norm statistics
             are the snapshots' own with ``"running"``.

@@ -150,6 +150,8 @@ def pca_plane(
 ) -> Plane:
     """Make the plane of the first two principal directions of a training path (Li et al. 2018, Section 7).
 
+    Memory: 3 sets of weights, whatever the number of snapshots.
+
     Args:
         model: The model at the weights that shall lie at (0, 0), usually the end of the path.
         snapshots: The path: a folder of snapshots, pairs (step, tensors by name), or checkpoints in the order of
@@ -196,6 +198,8 @@ def project_trajectory(
     seed: int = 0,
 ) -> xr.Dataset:
     """Project a training path onto a plane, with everything needed to judge the picture.
+
+    Memory: 7 sets of weights, whatever the number of snapshots.
 
     Args:
         model: The model at the plane's origin, usually the end of the path.

@@ -45,5 +45,3 @@ __all__ = [
     "ScaledDecay",
     "learning_rate_factor",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

@@ -45,5 +45,3 @@ __all__ = [
     "TextClassifier",
     "HuggingFaceModel",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

@@ -47,5 +47,3 @@ __all__ = [
     "merge",
     "merge_weights",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

@@ -55,6 +55,8 @@ class ASAM(Wrapper):
     with T_w = 1 on tensors of at most one dimension. Kwon, Kim, Park and Choi, "ASAM: Adaptive Sharpness-Aware
     Minimization for Scale-Invariant Learning of Deep Neural Networks", ICML 2021, equation 13.
 
+    Memory: 3 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+
     Args:
         rho: Radius in rescaled space, about ten times SAM's. Default 0.5 (paper, CIFAR-10; 1.0 for CIFAR-100).
         eta: Added to |w|. Default 0.01 (paper).

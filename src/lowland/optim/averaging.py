@@ -99,6 +99,8 @@ class EMA(_Averaged):
 
     .. math:: \bar w \leftarrow \beta \bar w + (1 - \beta) w
 
+    Memory: 2 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+
     Args:
         decay: beta. Default 0.999 (torch's ``get_ema_multi_avg_fn``).
         start: Step after which averaging begins; before it the average is the trained weights. Default 0.
@@ -133,6 +135,8 @@ class SWA(_Averaged):
     Generalization", UAI 2018, algorithm 1. With ``rates`` the schedule is the optimizer's own from the start on: in
     each interval the rate falls from the first to the second (section 3.1), and its last weights are averaged. Call
     ``recalibrate`` after ``eval()`` for networks with batch norm.
+
+    Memory: 2 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
 
     Args:
         start: Step after which averaging begins, normally three quarters of the run (paper, section 4).

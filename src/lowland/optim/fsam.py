@@ -77,6 +77,8 @@ class FSAM(Wrapper):
 
     Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR 2024 (arXiv 2403.12350), and its code.
 
+    Memory: 4 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+
     Args:
         rho: Length of the ascent. Default 0.2 (official run script, CIFAR-100).
         sigma: How much of the average is taken out. Default 1 (paper); 0 is SAM.

@@ -86,6 +86,8 @@ class GSAM(Wrapper):
 
     Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022, algorithm 1.
 
+    Memory: 3 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+
     Args:
         rho: Radius at the highest learning rate. Default 0.6 (official configuration of ViT-B/32 on ImageNet).
         rho_min: Radius at the lowest learning rate; None: rho throughout. Default 0.1 (as above).

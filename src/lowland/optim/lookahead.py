@@ -52,6 +52,8 @@ class Lookahead(Wrapper):
     Zhang, Lucas, Hinton and Ba, "Lookahead Optimizer: k steps forward, 1 step back", NeurIPS 2019, algorithm 1. The
     base keeps its momentum; evaluation uses the slow weights.
 
+    Memory: 2 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+
     Args:
         period: k. Default 5 (paper).
         alpha: Step of the slow weights. Default 0.5 (paper; 0.8 in its CIFAR runs).

@@ -65,6 +65,8 @@ class LookSAM(Wrapper):
     Liu, Mai, Chen, Hsieh and You, "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 2022,
     algorithm 1.
 
+    Memory: 4 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+
     Args:
         rho: Length of the ascent. Default 0.05 (SAM's).
         period: k: a second pass in the steps 0, k, 2k, ... Default 5 (paper).

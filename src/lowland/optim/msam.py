@@ -81,6 +81,8 @@ class MSAM(Wrapper):
     Becker, Altrock and Risse, "Momentum-SAM: Sharpness Aware Minimization without Computational Overhead",
     NeurIPS 2025, algorithm 1. The model holds the shifted weights while training; ``eval()`` puts w into it.
 
+    Memory: 3 sets of weights at the peak of a step, gradients and the base's momentum among them; SGD alone takes 1.
+
     Args:
         base: SGD with momentum, or another optimizer with a ``momentum_buffer``.
         rho: Length of the shift; also per parameter group (``shift`` around a method with a ``rho`` there). Default 3

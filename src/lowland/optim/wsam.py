@@ -80,6 +80,8 @@ class WSAM(Wrapper):
     Yue, Jiang, Ye, Gao, Liu and Zhang, "Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
     Term", KDD 2023 (arXiv 2305.15817), and its code.
 
+    Memory: 3 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+
     Args:
         rho: Length of the ascent. Default 0.05 (official class; 0.2 in its CIFAR-10 script).
         gamma: Weight of the perturbed loss against the plain one. Default 0.9 (official class; 0.8 to 0.95 are useful);

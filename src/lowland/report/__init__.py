@@ -29,5 +29,3 @@ __all__ = [
     "write",
     "write_site",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

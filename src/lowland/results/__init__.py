@@ -46,5 +46,3 @@ __all__ = [
     "read_directions",
     "write_directions",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

@@ -25,5 +25,3 @@ __all__ = [
     "rounded",
     "telling_epsilon",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

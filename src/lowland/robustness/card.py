@@ -63,6 +63,8 @@ def card(
     was measured on the same samples over it. Changes of the loss and of accuracy are paired sample by sample with the
     plain weights, so that their standard errors are those of the difference.
 
+    Memory: 30 sets of weights, which predictions and the worst direction take; without them 4.
+
     Args:
         risk: What is measured, at the model's present weights; the model is restored bit for bit.
         options: Which parts, and how finely.

@@ -22,5 +22,3 @@ __all__ = [
     "CheckpointFolder",
     "read_weights",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

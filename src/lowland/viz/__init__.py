@@ -59,5 +59,3 @@ __all__ = [
     "slope",
     "surface",
 ]
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files

@@ -92,6 +92,3 @@ def __getattr__(name: str) -> Any:
     if name in __all__ and name.startswith("build_"):
         return getattr(importlib.import_module("lowland.workflows.build"), name)
     raise AttributeError(f"module 'lowland.workflows' has no attribute {name!r}")
-
-
-__dir__ = __all__.copy  # what tab completion shows: names to use, and no files
