@@ -1,6 +1,7 @@
 """What the card says of four ways to train at equal train loss, and how long a card and a basin profile take.
 
     python benchmarks/robustness.py --part ways       # runs of the demo's networks, a card of each
+    python benchmarks/robustness.py --part ways --network transformer --width 64 --blocks 2 --samples 256  # on text
     python benchmarks/robustness.py --part card       # seconds of every part of a ResNet-20's card
     python benchmarks/robustness.py --part card --network transformer --samples 256  # one of 10 M weights, on text
     python benchmarks/robustness.py --part profile    # 200 directions x 10 radii beside a surface of as many points
@@ -12,6 +13,7 @@ its start. Processor time stands beside the time that passed: other work changes
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import tempfile
@@ -36,6 +38,8 @@ from lowland.workflows import DataSpec, FitSpec, OptimizerSpec, fit
 
 RESULTS = Path(__file__).parent / "results"
 METHODS = {"SGD": "none", "SAM": "sam", "SALA": "sala", "EMA": "ema"}
+Sizes = tuple[int, int, int, int]
+"""Of a model of bytes: lines, their length, its width and blocks."""
 PARTS = ("rounding", "noise", "worst", "forgetting", "inputs")
 
 
@@ -62,18 +66,79 @@ def ways(seeds: int, epochs: int, folder: Path, keep: Callable[[list[dict[str, A
         runs = [run_of(folder, name, seed, epochs) for name in METHODS]
         for name, run, step in zip(METHODS, runs, matched_steps(runs), strict=True):
             risk = run.risk(weights=step)
-            options = RobustnessOptions(parts=["rounding", "noise", "worst", "forgetting"])
-            found, seconds = timed(card, risk, options, finetune=turned(risk, run))
-            facts = {key: float(found.attrs[key]) for key in ("train_loss", "filter_trace", "filter_trace_se")}
-            rows = [
-                {"part": row.part, "name": row.name.split(" (")[0], "size": row.size, "change": row.loss_change,
-                 "se": (row.loss_change_se**2 + (0.0 if row.draws < 2 else row.draw_se) ** 2) ** 0.5,
-                 "predicted": row.predicted, "compared": row.compared}
-                for row in outcomes(found)
-            ]  # fmt: skip
-            made.append({"method": name, "seed": seed, "step": int(step), "seconds": seconds[0], **facts, "rows": rows})
-            print(name, seed, step, facts, f"{seconds[0]:.0f} s", flush=True)
+            made.append({"method": name, "seed": seed, "step": int(step), **carded(risk, turned(risk, run))})
+            print(name, seed, step, made[-1]["train_loss"], flush=True)
         keep(made)
+
+
+def carded(risk: EmpiricalRisk, other: EmpiricalRisk) -> dict[str, Any]:
+    """What a card says: facts of the weights, and the row of every change."""
+    options = RobustnessOptions(parts=["rounding", "noise", "worst", "forgetting"])
+    found, (seconds, _) = timed(card, risk, options, finetune=other)
+    facts = {key: float(found.attrs[key]) for key in ("train_loss", "filter_trace", "filter_trace_se")}
+    rows = [
+        {"part": row.part, "name": row.name.split(" (")[0], "size": row.size, "change": row.loss_change,
+         "se": (row.loss_change_se**2 + (0.0 if row.draws < 2 else row.draw_se) ** 2) ** 0.5,
+         "predicted": row.predicted, "compared": row.compared}
+        for row in outcomes(found)
+    ]  # fmt: skip
+    return {"seconds": seconds, **facts, "rows": rows}
+
+
+BASED: dict[str, Callable[[torch.optim.Optimizer, nn.Module], Any]] = {
+    "AdamW": lambda base, model: base,
+    "SAM": lambda base, model: ll.optim.SAM(base, rho=0.05, model=model),
+    "SALA": lambda base, model: ll.optim.SALA(base, rho=0.05, model=model),
+    "EMA": lambda base, model: ll.optim.EMA(base, decay=0.95, model=model),
+}
+
+
+def ways_of_text(seeds: int, target: float, sizes: Sizes, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """A card of each method and seed on a model of bytes, where its train loss first meets the target."""
+    made = []
+    for seed in range(seeds):
+        for name in BASED:
+            risk, other, step = met(name, seed, target, sizes)
+            made.append({"method": name, "seed": seed, "step": step, **carded(risk, other)})
+            print(name, seed, step, made[-1]["train_loss"], flush=True)
+        keep(made)
+
+
+def met(name: str, seed: int, target: float, sizes: Sizes) -> tuple[EmpiricalRisk, EmpiricalRisk, int]:
+    """Train until the loss on all lines, looked at every ten steps with the weights that count, meets the target."""
+    samples, length, width, blocks = sizes
+    own = lines(samples, length)
+    torch.manual_seed(seed)
+    model = Transformer(length, width, blocks)
+    optimizer = BASED[name](torch.optim.AdamW(model.parameters(), lr=3e-3), model)
+    for step in range(1, 20_001):
+        rows = torch.randint(samples, (64,))
+
+        def closure(rows: torch.Tensor = rows) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(own[0][rows]), own[1][rows])
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        if step % 10 == 0:
+            evaluated = copy.deepcopy(model).eval() if name == "AdamW" else averaged(optimizer, model)
+            with torch.no_grad():
+                if nn.functional.cross_entropy(evaluated(own[0]), own[1]) <= target:
+                    return text_risk(evaluated, own), text_risk(evaluated, lines(samples, length, back=True)), step
+    raise RuntimeError(f"{name} did not reach a train loss of {target} in {step} steps")
+
+
+def averaged(optimizer: Any, model: nn.Module) -> nn.Module:
+    """A copy of the model with the weights that a wrapper evaluates."""
+    optimizer.eval()
+    copied = copy.deepcopy(model).eval()
+    optimizer.train()
+    return copied
+
+
+def text_risk(model: nn.Module, text: tuple[torch.Tensor, torch.Tensor]) -> EmpiricalRisk:
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(*(part.split(64) for part in text), strict=True)))
 
 
 def timed(call: Callable[..., Any], *words: Any, **more: Any) -> tuple[Any, tuple[float, float]]:
@@ -156,10 +221,7 @@ def of_images(samples: int, tested: int) -> tuple[EmpiricalRisk, dict[str, Any],
 def of_text(samples: int, length: int, width: int, blocks: int) -> tuple[EmpiricalRisk, dict[str, Any], str]:
     own, other = lines(samples, length), lines(samples, length, back=True)
     model = stepped(Transformer(length, width, blocks), *own, torch.optim.AdamW)
-    risk, away = (
-        EmpiricalRisk(model, nn.CrossEntropyLoss(), list(zip(*(part.split(64) for part in text), strict=True)))
-        for text in (own, other)
-    )
+    risk, away = text_risk(model, own), text_risk(model, other)
     count = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights"
     return risk, {"forgetting": {"finetune": away}}, f"transformer, {count}, lines of {length} bytes"
 
@@ -211,6 +273,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=32, help="bytes of a line, for the transformer")
     parser.add_argument("--width", type=int, default=320, help="of the transformer")
     parser.add_argument("--blocks", type=int, default=8, help="of the transformer")
+    parser.add_argument("--target", type=float, default=1.5, help="train loss (nats a byte) of the four ways on text")
     parser.add_argument("--curvature_samples", type=int, default=256, help="of predictions and the worst direction")
     options = parser.parse_args()
     torch.set_num_threads(options.threads if options.part == "card" else 1)
@@ -221,7 +284,10 @@ def main() -> None:
         name = options.part if options.network == "resnet" else f"{options.part}_{options.network}"
         (RESULTS / f"robustness_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
-    if options.part == "ways":
+    sizes = options.length, options.width, options.blocks
+    if options.part == "ways" and options.network == "transformer":
+        ways_of_text(options.seeds, options.target, (options.samples, *sizes), lambda made: keep({"runs": made}))
+    elif options.part == "ways":
         with tempfile.TemporaryDirectory() as temporary:
             folder = options.folder or Path(temporary)
             ways(options.seeds, options.epochs, folder, lambda made: keep({"runs": made}))
@@ -229,7 +295,6 @@ def main() -> None:
         torch.manual_seed(0)
         text = options.network == "transformer"
         parts = [part for part in options.parts.split(",") if part != "inputs" or not text]
-        sizes = options.length, options.width, options.blocks
         subject = of_text(options.samples, *sizes) if text else of_images(options.samples, options.tested)
         times = card_times(subject, RobustnessOptions(parts=parts, curvature_samples=options.curvature_samples))
         keep({**times, "samples": options.samples, "tested": options.tested})

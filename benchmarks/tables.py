@@ -330,7 +330,8 @@ def robustness_ways(result: Result) -> str:
     text = table(["change of the loss (measured over predicted)", *methods], rows)
     if seeds > 1:
         text += f"\n\nMeans over {seeds} seeds with the lowest and the highest; ratios are of the means."
-    return text + made(result, "robustness").replace("robustness.py", "robustness.py --part ways")
+    command = "robustness.py --part ways" + " --network transformer" * ("AdamW" in methods)
+    return text + made(result, "robustness").replace("robustness.py", command)
 
 
 def robustness_card(result: Result) -> str:
@@ -385,6 +386,7 @@ def mutation(result: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale,
     "pipeline": pipeline, "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
+    "robustness_ways_transformer": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
     "robustness_profile": robustness_profile, "memory": memory, "mutation": mutation,
 }  # fmt: skip
