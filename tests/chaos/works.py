@@ -86,7 +86,7 @@ def work(name: str, folder: str, fault: Fault, said: str, answer: Any) -> None:
     try:
         code = WORKS[name]()
     except BaseException as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
         code = 1
     sys.stderr.flush()
     answer.send((code, active.count))
@@ -115,7 +115,7 @@ def holds(folder: Path) -> dict[str, Any]:
 
 def _left_over(path: Path, name: str) -> bool:
     """Tell whether nothing reads a file: a time, a half-written one, or a checkpoint that its index does not name."""
-    if "/seconds/" in name or "/carry/" in name or path.suffix == ".partial" or ".part/" in f"{name}/":
+    if "/seconds/" in name or "/carry/" in name or path.suffix == ".partial" or ".part/" in name or ".old/" in name:
         return True
     index = path.with_name("index.json")
     stale = path.parent.name == "checkpoints" and path != index and index.is_file()

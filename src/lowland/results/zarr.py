@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -41,6 +42,8 @@ def create(dataset: xr.Dataset, path: Path, *, overwrite: bool = False) -> None:
         what = "exists already" if exists(path) else "exists and is no store of Lowland"
         raise StoreError(f"{path} {what}; choose another place" + (", or overwrite it" if exists(path) else ""))
     make_folder(path.parent)
+    for left in (one for kind in ("part", "old") for one in path.parent.glob(f".{path.name}.*.{kind}")):
+        shutil.rmtree(left, ignore_errors=True)  # of a writer that was killed: this one holds the lock
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with writing(path, "; what was there is kept"), zarr.config.set({"array.write_empty_chunks": True}):
@@ -74,8 +77,12 @@ def read(path: Path) -> xr.Dataset:
     with reworded(Exception, lambda why: StoreError(f"{path} is damaged ({why}); it was left as it is")):
         if names := ", ".join(_missing(path)):  # before anything is allocated by what the metadata say
             raise StoreError(f"{path} is damaged: missing of {names}; it was left as it is")
-        # the format is named, since an array of the older one may hold pickles
-        dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message=r"Object at .*\.partial is not recognized"
+            )  # half written by a kill
+            # the format is named, since an array of the older one may hold pickles
+            dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3)
         for name, variable in dataset.variables.items():  # all first: what is assigned below copies the others
             said = f"{path} is damaged (`{name}`: "
             with reworded(Exception, lambda why, said=said: StoreError(f"{said}{why}); it was left as it is")):  # type: ignore[misc]
@@ -127,6 +134,8 @@ class ZarrArrays:
 
     def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]], order: Iterable[str]) -> None:
         self.path, self._arrays, self._order = path, arrays, list(order)
+        for left in path.rglob("*.partial"):  # Zarr's own, of a writer that was killed
+            left.unlink(missing_ok=True)
         self._group = zarr.open_group(path, mode="r+")
 
     def write(self, marks: NDArray[np.bool_], dims: tuple[str, ...], of: Mapping[str, tuple[str, ...]]) -> None:

@@ -20,7 +20,7 @@ from lowland.engine import OnEvent, select
 from lowland.losses import TrainingLoss
 from lowland.losses.schedule import ActiveEpochs
 from lowland.optim import LateSAM
-from lowland.results.files import write_atomically
+from lowland.results.files import only_writer, write_atomically
 from lowland.study.endpoints import check_endpoint, cost_of, equal_cost_epochs, read_endpoint
 from lowland.study.instrument import power_of
 from lowland.study.plan import Job, jobs
@@ -80,8 +80,8 @@ def run_study(
     tell = on_note or (lambda text: None)
     for note in notes:
         tell(note)
-    study = Study(spec, Failures(folder))
-    with labels(progress) as told:
+    with only_writer(folder), labels(progress) as told:
+        study = Study(spec, Failures(folder))
         label = told or (lambda text: lambda event: None)
         _search(study, label)
         study.jobs["epochs"] = list(jobs(spec, "epochs", study.settings))

@@ -50,6 +50,9 @@ class Failures:
             self._known[key] = failure
         elif self._known.pop(key, None) is None:
             return
+        if not self._known:
+            self.path.unlink(missing_ok=True)
+            return
         content = {key: asdict(known) for key, known in sorted(self._known.items())}
         write_atomically(self.path, (json.dumps(content, indent=2) + "\n").encode())
 

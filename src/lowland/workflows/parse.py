@@ -262,7 +262,10 @@ def _plain(value: Any) -> Any:
 
 def from_yaml(spec: type[Spec], path: Path) -> Spec:
     """Read a spec from a YAML file."""
-    made: Spec = from_text(spec, read_text(path)).spec
+    try:
+        made: Spec = from_text(spec, read_text(path)).spec
+    except InputError as error:  # what is wrong was not typed by whoever reads this
+        raise InputError(error.argument, f"{error.rule} in {path}", error.got, error.advice) from error
     return made
 
 
