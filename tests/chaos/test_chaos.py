@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import random
+import re
 import signal
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +14,10 @@ import pytest
 from tests.chaos.faults import Fault, flip
 from tests.chaos.works import WORKS, holds, prepare, work
 
-KILLS = int(os.environ.get("KILLS", "30"))
+KILLS = 30
 REFUSALS = {"full": "No space left on device", "read-only": "Read-only file system", "rename": "Stale file handle"}
+UNREAD = re.compile(r"/snapshots/|^study/.*/checkpoints/|zarr.json$")
+"""What a work that goes on only writes: readers check the sums of snapshots and weights. Metadata hold words, too."""
 EACH_WORK = pytest.mark.parametrize("name", WORKS)
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -106,24 +108,18 @@ def test_a_flipped_bit_is_named_or_does_not_matter(name, whole, tmp_path):
     folder = prepare(tmp_path / "flipped")
     begun = holds(folder)
     done(name, folder, Fault("kill", count // 2))
-    made = [folder / path for path in holds(folder) if path not in begun]
+    made = [folder / path for path in holds(folder) if path not in begun and not UNREAD.search(path)]
     for path in moments.sample(made, min(len(made), 8)):
         before = path.read_bytes()
         flip(path, moments.randrange(1 << 20))
         code, _, said = done(name, folder)
         assert "Traceback" not in said, path
-        if code == 0 and name != "study":
+        failed = (folder / "study" / "failures.json").exists()  # a study keeps runs that failed, and says so at its end
+        if code == 0 and not failed:
             assert holds(folder) == expected, path
             return  # it was measured again, and the work is at its end
-        if code == 0:  # a study keeps runs that failed, and says so at its end
-            assert (folder / "study" / "failures.json").exists() or holds(folder) == expected, path
-            path.write_bytes(before)
-            continue
-        assert (
-            code in (1, 2)
-            and len(said.strip().splitlines()) == 1
-            and any(part in said for part in path.relative_to(folder).parts[1:])
-        ), said
+        last = "".join(said.strip().splitlines()[-1:])
+        assert failed or (code in (1, 2) and any(part in last for part in path.relative_to(folder).parts[-5:])), said
         path.write_bytes(before)
     code, _, said = done(name, folder)
     assert code == 0 and holds(folder) == expected, said

@@ -115,7 +115,13 @@ def holds(folder: Path) -> dict[str, Any]:
 
 def _left_over(path: Path, name: str) -> bool:
     """Tell whether nothing reads a file: a time, a half-written one, or a checkpoint that its index does not name."""
-    if "/seconds/" in name or "/carry/" in name or path.suffix == ".partial" or ".part/" in name or ".old/" in name:
+    if (
+        "/seconds/" in name
+        or "/carry/" in name
+        or path.suffix in (".partial", ".part")
+        or ".part/" in name
+        or ".old/" in name
+    ):
         return True
     index = path.with_name("index.json")
     stale = path.parent.name == "checkpoints" and path != index and index.is_file()

@@ -97,3 +97,17 @@ def test_bad_arguments(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError):
         SnapshotWriter(tmp_path / "file" / "below")
+
+
+def test_one_bit_that_changed_is_damage_and_folders_of_before_are_read(tmp_path):
+    SnapshotWriter(tmp_path).write(3, arrays(3.0))
+    path = tmp_path / "000000003.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(StoreError, match="its bytes have changed since it was written"):
+        SnapshotReader(tmp_path).read(3)
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["snapshots"]["3"]["sha256"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert set(SnapshotReader(tmp_path).read(3)) == set(arrays())

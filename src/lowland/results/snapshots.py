@@ -6,6 +6,7 @@ file; a file that the index does not name was cut off by a kill and is written a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,8 +66,10 @@ class SnapshotWriter:
         """Write the weights (and buffers) of a step by name, with plain JSON values `info`; integers stay integers."""
         require(step >= 0, "step", "must not be negative", step)
         stored = {name: self._cast(name, array) for name, array in arrays.items()}
+        data = save(stored)
         entry = {"info": plain(info), "rounding": _distance(arrays, stored), "names": list(stored)}
-        write_atomically(self.folder / _file(step), save(stored))
+        write_atomically(self.folder / _file(step), data)
+        entry["sha256"] = hashlib.sha256(data).hexdigest()
         self._entries[step] = entry
         content = {
             "schema": _SCHEMA,
@@ -109,12 +112,16 @@ class SnapshotReader:
 
     def read(self, step: int) -> dict[str, Array]:
         """Read the arrays of one of `steps` by name, in the order and type in which they are stored."""
-        names = self._entry(step)["names"]
+        entry = self._entry(step)
         path = self.folder / _file(step)
         kinds = (*DAMAGED, SafetensorError)
         with reworded(kinds, lambda why: StoreError(f"the snapshot {path} is missing or damaged ({why})")):
-            arrays: dict[str, Array] = load(path.read_bytes())
-            return {name: arrays[name] for name in names}
+            data = path.read_bytes()
+            written = entry.get("sha256")  # not there before 0.2.0
+            if written is not None and hashlib.sha256(data).hexdigest() != written:
+                raise ValueError("its bytes have changed since it was written")
+            arrays: dict[str, Array] = load(data)
+            return {name: arrays[name] for name in entry["names"]}
 
     def info(self, step: int) -> dict[str, Any]:
         """Return the values that were kept with a snapshot."""

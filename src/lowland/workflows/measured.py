@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -190,6 +190,9 @@ def record_of(command: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     given = {name: value for name, value in arguments.items() if name not in HOOKS}
     if "subject" in given:
         given["subject"] = SubjectSpec.of(given["subject"])
+    for name in given.keys() & {"other", "others"}:  # a run as its folder
+        paths = given[name]
+        given[name] = [*map(fspath, paths)] if isinstance(paths, list) else paths and fspath(paths)
     return to_yaml({"version": VERSION, **values_of(command, given)})
 
 
