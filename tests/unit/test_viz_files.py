@@ -16,6 +16,7 @@ from tests.report_cases import asymmetric, film, plane, spectrum, walk
 from lowland import viz
 from lowland.core.errors import InputError
 from lowland.core.schema import new_surface
+from lowland.viz import matplotlib, style
 from lowland.viz.backends import BACKENDS
 from lowland.viz.export import KINDS, FigureOptions, build_figure
 from lowland.viz.spec import Panels
@@ -208,3 +209,24 @@ def test_captions_carry_units_recipe_and_counts() -> None:
     caption = build_contour(damaged()).caption  # type: ignore[arg-type]
     for part in ("normalized direction", "batch norm: running", "samples: 200", "seed: 3", "1 of 54 points failed"):
         assert part in caption
+
+
+@pytest.mark.parametrize("size", ["neurips-column", "column", "icml-text"])
+@pytest.mark.parametrize("kind", ["contour", "surface", "heat-map", "merge-tree"])
+def test_at_the_width_of_a_column_every_part_has_room(kind: str, size: str) -> None:
+    surface = plane()
+    surface["status"][::2, 1] = 2
+    surface["loss_se"] = 0.01 * np.abs(surface["loss"]) + 0.001
+    figure = build_figure({"run": surface}, kind, options=FigureOptions(size=size))
+    drawn = matplotlib.draw(figure, size=size)
+    drawn.draw_without_rendering()
+    assert drawn.get_figwidth() == style.SIZES[size][0]
+    panels = [axes for axes in drawn.axes if axes.get_xlabel()]
+    assert panels
+    for axes in panels:
+        box = axes.get_window_extent()
+        assert min(box.width, box.height) > 0.3 * drawn.dpi * min(style.SIZES[size]), kind
+    caption = drawn._supxlabel.get_window_extent() if drawn._supxlabel else None
+    for axes in panels if caption is not None else ():
+        for text in (axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels()):
+            assert not text.get_window_extent().overlaps(caption), (kind, text.get_text())

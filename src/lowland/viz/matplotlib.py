@@ -7,6 +7,7 @@ mathematics, so a run called ``$x_1$`` keeps its name.
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path as FilePath
 from typing import Any
@@ -76,7 +77,8 @@ def draw(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -
     if isinstance(spec, specs.Animation | specs.Film):
         raise InputError("backend", "cannot show what moves", "matplotlib", 'use backend="plotly", .gif or .mp4')
     with mpl.rc_context(_RC):
-        figure = MatplotlibFigure(figsize=_size(spec, size), dpi=200.0, layout="compressed")
+        spec, inches = _arranged(spec, size)
+        figure = MatplotlibFigure(figsize=inches, dpi=200.0, layout="compressed")
         FigureCanvasAgg(figure)
         _draw_panels(figure, spec if isinstance(spec, specs.Panels) else specs.Panels((spec,)))
         _write_caption(figure, spec.caption)
@@ -88,6 +90,17 @@ def draw(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -
 def save(figure: MatplotlibFigure, path: str | FilePath) -> None:
     """Write a figure to a file whose suffix names the format."""
     figure.savefig(path)
+
+
+def _arranged(spec: specs.Figure, size: str | tuple[float, float] | None) -> tuple[specs.Figure, tuple[float, float]]:
+    """Return a figure with its size; panels too narrow for a named width stand below each other instead."""
+    width, height = _size(spec, size)
+    if not (isinstance(size, str) and isinstance(spec, specs.Panels)):
+        return spec, (width, height)
+    if width / spec.shape[1] < _NARROW:
+        spec = replace(spec, columns=max(1, int(width / _NARROW)))
+    rows, columns = spec.shape
+    return spec, (width, max(height, 0.85 * rows * width / columns) + _ROW * len(_caption_lines(spec.caption, width)))
 
 
 def _size(spec: specs.Figure, size: str | tuple[float, float] | None) -> tuple[float, float]:
@@ -105,6 +118,10 @@ def _size(spec: specs.Figure, size: str | tuple[float, float] | None) -> tuple[f
     return 4.2, 3.6
 
 
+_NARROW = 2.2
+"""Width of a panel in inches below which labels, bar and legend leave no room to draw in."""
+_SOLID = 4.0
+"""Width of a figure in inches below which the labels of a solid stick out of it."""
 _ROW = 0.14
 """Height of a row of a legend in inches."""
 _ROWS = 3
@@ -118,11 +135,12 @@ def _draw_panels(figure: MatplotlibFigure, spec: specs.Panels) -> None:
         axes: Axes = figure.add_subplot(*spec.shape, number, projection=projection)
         if (mappable := _draw_one(axes, panel)) is not None:
             colored.append((axes, panel, mappable))
-        if projection and len(spec.panels) > 1:  # the layout knows nothing of labels that stick out of a solid
+        # the layout knows nothing of labels that stick out of a solid
+        if projection and (len(spec.panels) > 1 or figure.get_figwidth() < _SOLID):
             axes.set(zlabel="")
             axes.tick_params(pad=0)
             axes.xaxis.labelpad = axes.yaxis.labelpad = 1
-            axes.set_box_aspect(None, zoom=0.84)  # type: ignore[call-arg]
+            axes.set_box_aspect(None, zoom=min(0.84, 0.23 * figure.get_figwidth()))  # type: ignore[call-arg]
             axes.patch.set_visible(False)
     scales = {panel.scale for _, panel, _ in colored if isinstance(panel, specs.OfField)}
     if len(scales) == 1:  # one scale: one bar for all
@@ -163,6 +181,9 @@ def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, axes: list[Ax
 
 def _write_caption(figure: MatplotlibFigure, caption: str) -> None:
     if caption:
-        width = int(figure.get_figwidth() * 20)
-        text = "\n".join(textwrap.wrap(caption, width))
+        text = "\n".join(_caption_lines(caption, figure.get_figwidth()))
         figure.supxlabel(text, fontsize=style.FONT_SIZE - 2, color="#555555", x=0.01, ha="left")
+
+
+def _caption_lines(caption: str, width: float) -> list[str]:
+    return textwrap.wrap(caption, int(20 * width))

@@ -20,6 +20,9 @@ from lowland.viz.field import Field, Mark
 from lowland.viz.matplotlib_curves import below, draw_paths
 from lowland.viz.spec import Axis, Contour, HeatMap, Scale, Surface3D
 
+_NARROW = 4.0
+"""Width of a figure in inches below which a legend has one column."""
+
 
 def _norm_of(scale: Scale) -> Normalize:
     return (LogNorm if scale.log else Normalize)(scale.minimum, scale.maximum)
@@ -71,7 +74,10 @@ def _mark_points(axes: Axes, x_axis: Axis, marks: Sequence[Mark]) -> None:
             beside: dict[str, Any] = {"xytext": (3, 3), "textcoords": "offset points", "path_effects": halo}
             axes.annotate(text, (x, y), **beside, color=mark.look.color, zorder=3.1)
     if marks:
-        axes.legend(**below(axes, x_axis), ncols=2, handletextpad=0.2)
+        figure = axes.get_figure(root=True)
+        # a legend wider than its axes would push the color bar away
+        columns = 1 if figure is not None and figure.get_figwidth() < _NARROW else 2
+        axes.legend(**below(axes, x_axis), ncols=columns, handletextpad=0.2)
 
 
 def _symbols(mark: Mark) -> dict[str, Any]:
