@@ -148,7 +148,8 @@ def test_long_weights_are_folded_each_snapshot_is_read_once_and_statistics_are_n
     np.testing.assert_allclose(apart(found["coordinate"].values), apart(places @ axes), rtol=0.05)
     again = SnapshotWriter(tmp_path / "other")
     again.write(0, {"weight": np.float32(axes[0])})
-    (tmp_path / "snapshots/index.json").write_bytes((tmp_path / "other/index.json").read_bytes())
+    for name in ("000000000.safetensors", "index.json"):
+        (tmp_path / "snapshots" / name).write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises(LowlandError, match="fewer than two"):  # another run has begun: nothing of the old one is shown
         path.trajectory()
 
