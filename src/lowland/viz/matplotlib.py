@@ -77,10 +77,10 @@ def draw(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -
     if isinstance(spec, specs.Animation | specs.Film):
         raise InputError("backend", "cannot show what moves", "matplotlib", 'use backend="plotly", .gif or .mp4')
     with mpl.rc_context(_RC):
-        spec, inches = _arranged(spec, size)
+        panels, inches = _arranged(spec, size)
         figure = MatplotlibFigure(figsize=inches, dpi=200.0, layout="compressed")
         FigureCanvasAgg(figure)
-        _draw_panels(figure, spec if isinstance(spec, specs.Panels) else specs.Panels((spec,)))
+        _draw_panels(figure, panels)
         _write_caption(figure, spec.caption)
         if isinstance(spec, specs.Panels) and spec.title:
             figure.suptitle(spec.title, fontsize=style.FONT_SIZE + 2)
@@ -92,10 +92,14 @@ def save(figure: MatplotlibFigure, path: str | FilePath) -> None:
     figure.savefig(path)
 
 
-def _arranged(spec: specs.Figure, size: str | tuple[float, float] | None) -> tuple[specs.Figure, tuple[float, float]]:
-    """Return a figure with its size; panels too narrow for a named width stand below each other instead."""
+def _arranged(
+    spec: specs.Single | specs.Panels, size: str | tuple[float, float] | None
+) -> tuple[specs.Panels, tuple[float, float]]:
+    """Return panels and a size; those too narrow for a named width stand below each other."""
     width, height = _size(spec, size)
-    if not (isinstance(size, str) and isinstance(spec, specs.Panels)):
+    if not isinstance(spec, specs.Panels):
+        return specs.Panels((spec,)), (width, height)
+    if not isinstance(size, str):
         return spec, (width, height)
     if width / spec.shape[1] < _NARROW:
         spec = replace(spec, columns=max(1, int(width / _NARROW)))
