@@ -223,6 +223,12 @@ def _flip(path):
     path.write_bytes(bytes(content))
 
 
+def _turn(path, word, turned):
+    content = path.read_bytes()
+    assert word in content
+    path.write_bytes(content.replace(word, turned))
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -232,6 +238,10 @@ def _flip(path):
         (lambda path: (path / "zarr.json").unlink(), "no store"),
         (lambda path: (path / "loss/zarr.json").write_text("{"), "damaged"),
         (lambda path: (path / "loss/zarr.json").unlink(), r"missing of `loss` \(zarr.json\)"),
+        (
+            lambda path: _turn(path / "loss/zarr.json", b'"data_type"', b'"datA_type"'),
+            "metadata of `loss` cannot be read",
+        ),
         (lambda path: (path / "loss/c/0/0").unlink(), r"missing of `loss` \(1 chunk\)"),
         (lambda path: _cut(path / "loss/c/0/0"), "damaged .`loss`: "),
         (lambda path: _flip(path / "loss/c/0/0"), "damaged"),
@@ -244,6 +254,7 @@ def _flip(path):
         "no group",
         "torn array",
         "no array",
+        "turned word",
         "no chunk",
         "cut chunk",
         "bit rot",

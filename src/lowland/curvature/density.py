@@ -146,7 +146,7 @@ def spectral_density(
 ) -> SpectralDensity:
     """Return the density of eigenvalues.
 
-    Memory: a set of weights for each of `steps`, twice that while their room grows, and a dozen more.
+    Memory: a set of weights for each of `steps`, room for a quarter more, and a dozen.
 
     Args:
         source: A risk (its Hessian) or an operator.

@@ -130,7 +130,7 @@ def extreme_eigenvalues(
 
     Stops as soon as both residuals are small enough; what is not by then is marked as not converged.
 
-    Memory: a set of weights for each product, twice that while their room grows, and a dozen more.
+    Memory: a set of weights for each product, room for a quarter more, and a dozen.
 
     Args:
         source: A risk (its Hessian) or an operator.

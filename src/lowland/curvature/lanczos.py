@@ -30,6 +30,8 @@ from lowland.curvature.operator import AbstractOperator
 
 _BREAKDOWN: Final = 30.0
 """A new direction below this many rounding units of the spectral scale is rounding noise."""
+_ROOM: Final = 8, 4
+"""Vectors that the basis has room for at first, and the part of those it holds that it grows by when it is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Lanczos:
         self.epsilon = torch.finfo(operator.dtype).eps
         self.randomness = 1.0
         """Share of the start vector's length that is random: 1 for a cold start."""
-        self._basis = torch.empty(8, operator.size, dtype=operator.dtype, device=operator.device)
+        self._blocks: list[Tensor] = []  # of the basis: one storage that grew would be held twice while it is copied
         self._diagonal: list[float] = []
         self._off_diagonal: list[float] = []
         self._largest, self._noise = 0.0, 0.0
@@ -102,14 +104,16 @@ class Lanczos:
         if start is not None:
             vector = self._warm(start, vector, noise)
         vector = self._outside(vector)
-        self._basis[0] = vector / torch.linalg.vector_norm(vector)
+        self._append(vector / torch.linalg.vector_norm(vector))
 
     def _random(self, step: int) -> Tensor:
-        like = torch.empty(self.operator.size, dtype=self.operator.dtype, device=self.operator.device)
-        return normal(like, self.seed, "krylov", self.stream, step)
+        return normal(self._empty(), self.seed, "krylov", self.stream, step)
+
+    def _empty(self, *rows: int) -> Tensor:
+        return torch.empty(*rows, self.operator.size, dtype=self.operator.dtype, device=self.operator.device)
 
     def _outside(self, vector: Tensor) -> Tensor:
-        return vector if self._against is None else _orthogonalized(vector, self._against.T)[0]
+        return vector if self._against is None else _orthogonalized(vector, [self._against.T])[0]
 
     def _warm(self, start: Tensor, random: Tensor, noise: float) -> Tensor:
         columns = start.detach().to(random)
@@ -155,8 +159,8 @@ class Lanczos:
 
     def _step(self) -> None:
         step = self.steps
-        basis = self._basis[: step + 1]
-        image = self._outside(self.operator.apply([basis[step]])[0])
+        basis = self._basis(step + 1)
+        image = self._outside(self.operator.apply([basis[-1][-1]])[0])
         self._largest = max(self._largest, float(torch.linalg.vector_norm(image)))
         image, overlap = _orthogonalized(image, basis)
         length = float(torch.linalg.vector_norm(image))
@@ -178,13 +182,21 @@ class Lanczos:
         self._append(image / length)
 
     def _append(self, vector: Tensor) -> None:
-        step = self.steps
-        if step >= self._basis.shape[0]:
-            room = min(2 * self._basis.shape[0], self.operator.size)
-            grown = torch.empty(max(room, step + 1), self.operator.size, dtype=vector.dtype, device=vector.device)
-            grown[:step] = self._basis[:step]
-            self._basis = grown
-        self._basis[step] = vector
+        """Add the vector that follows those of the steps taken."""
+        room = sum(map(len, self._blocks))
+        if self.steps >= room:
+            first, part = _ROOM
+            self._blocks.append(self._empty(min(max(first, room // part), self.operator.size - room)))
+            room += len(self._blocks[-1])
+        self._blocks[-1][self.steps - room] = vector
+
+    def _basis(self, count: int) -> list[Tensor]:
+        """Return the first vectors of the basis, as rows of its blocks."""
+        rows, left = [], count
+        for block in self._blocks:
+            rows.append(block[:left])
+            left -= len(rows[-1])
+        return [part for part in rows if len(part)]
 
     def ritz(self) -> Ritz:
         """Return the Ritz pairs of the run so far; without a step that is an `InputError`."""
@@ -200,20 +212,20 @@ class Lanczos:
 
     def vectors(self, ritz: Ritz, which: list[int]) -> Tensor:
         """Return the Ritz vectors of numbered pairs of `ritz` at the present length: columns of length one, [n, k]."""
-        chosen = torch.as_tensor(ritz.coefficients[:, which], device="cpu").to(self._basis)
-        return self._basis[: len(ritz.values)].T @ chosen
+        chosen = torch.as_tensor(ritz.coefficients[:, which], device="cpu").to(self._blocks[0])
+        return _combined(self._basis(len(ritz.values)), chosen)
 
     def orthogonality(self) -> float:
         """Return the largest entry of ``|V^T V - 1|``: a value far above the rounding error would mean ghosts."""
-        basis = self._basis[: self.steps]
-        gram = basis @ basis.T
+        basis = self._basis(self.steps)
+        gram = torch.cat([torch.cat([left @ right.T for right in basis], 1) for left in basis])
         return float((gram - torch.eye(self.steps, dtype=gram.dtype, device=gram.device)).abs().max())
 
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on later: tensors and numbers that ``torch.save(..., weights_only)`` can hold."""
         filled = min(self.steps + 1, self.operator.size)
         return {
-            "basis": self._basis[:filled].clone(),
+            "basis": torch.cat(self._basis(filled)),
             "diagonal": list(self._diagonal),
             "off_diagonal": list(self._off_diagonal),
             "largest": self._largest,
@@ -240,15 +252,27 @@ class Lanczos:
         if state["basis"].shape[1] != operator.size:
             raise InputError("state", f"must belong to an operator of size {operator.size}", state["basis"].shape[1])
         run = cls(operator, seed=state["seed"], stream=state["stream"])
-        run._basis = state["basis"].to(run._basis).clone()
+        run._blocks = []
+        for step, vector in enumerate(state["basis"]):
+            run._diagonal = list(state["diagonal"][:step])
+            run._append(vector)
         run._diagonal, run._off_diagonal = list(state["diagonal"]), list(state["off_diagonal"])
         run._largest, run._noise, run.randomness = state["largest"], state["noise"], state["randomness"]
         return run
 
 
-def _orthogonalized(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def _orthogonalized(vector: Tensor, basis: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return a vector without its part in a basis (two classical Gram-Schmidt passes), and what was removed in all."""
-    overlap = basis @ vector
-    vector = vector - basis.T @ overlap
-    again = basis @ vector
-    return vector - basis.T @ again, overlap + again
+    overlap = torch.cat([rows @ vector for rows in basis])
+    vector = vector - _combined(basis, overlap)
+    again = torch.cat([rows @ vector for rows in basis])
+    return vector - _combined(basis, again), overlap + again
+
+
+def _combined(basis: list[Tensor], weights: Tensor) -> Tensor:
+    """Return the sum of the vectors of a basis, each times its weight (or its row of weights)."""
+    shares = torch.split(weights, [len(rows) for rows in basis])
+    total: Tensor = basis[0].T @ shares[0]
+    for rows, share in zip(basis[1:], shares[1:], strict=True):
+        total.addmv_(rows.T, share) if share.ndim == 1 else total.addmm_(rows.T, share)
+    return total

@@ -71,7 +71,7 @@ def top_eigenvalues(
     One Krylov run sees only one vector of a degenerate eigenvalue. With ``check`` a second run, orthogonal to the pairs
     found, looks for further copies and for what was missed, until it finds nothing further out.
 
-    Memory: a set of weights for each product, twice that while their room grows, and a dozen more.
+    Memory: a set of weights for each product, room for a quarter more, and a dozen.
 
     Args:
         source: A risk (its Hessian) or an operator.

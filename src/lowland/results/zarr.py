@@ -78,11 +78,12 @@ def read(path: Path) -> xr.Dataset:
         if names := ", ".join(_missing(path)):  # before anything is allocated by what the metadata say
             raise StoreError(f"{path} is damaged: missing of {names}; it was left as it is")
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=r"Object at .*\.partial is not recognized"
-            )  # half written by a kill
+            # of what a kill left half written, or of what a stranger laid there; damage is an error below
+            warnings.filterwarnings("ignore", message="Object at .* is not recognized")
             # the format is named, since an array of the older one may hold pickles
             dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3)
+        if names := ", ".join(f"`{name}`" for name in _arrays(path) if name not in dataset.variables):
+            raise StoreError(f"{path} is damaged: the metadata of {names} cannot be read; it was left as it is")
         for name, variable in dataset.variables.items():  # all first: what is assigned below copies the others
             said = f"{path} is damaged (`{name}`: "
             with reworded(Exception, lambda why, said=said: StoreError(f"{said}{why}); it was left as it is")):  # type: ignore[misc]
@@ -109,6 +110,13 @@ def _missing(path: Path) -> Iterator[str]:
             found = sum(place.name.isdigit() and place.is_file() for place in chunks.rglob("*")) + chunks.is_file()
             if found < wanted:
                 yield f"`{file.parent.name}` ({wanted - found} chunk{'s' * (wanted - found > 1)})"
+
+
+def _arrays(path: Path) -> Iterator[str]:
+    """Name the arrays whose metadata are there."""
+    for file in sorted(path.glob("*/zarr.json")):
+        if json.loads(file.read_bytes())["node_type"] == "array":
+            yield file.parent.name
 
 
 def attributes(path: Path) -> dict[str, Any]:

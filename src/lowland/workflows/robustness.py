@@ -69,13 +69,11 @@ def robustness(
         lowland.core.errors.InputError: `run` must be the folder of a run (got 'runs/none'); make one with `lowland fit`
     """
     record = measured.record_of(robustness, locals())
-    check_positive(threads=threads)
-    check_engine(engine)
-    if name is not None:
-        check_name(name)
     other = None if other is None else fspath(other)
+    spec = SubjectSpec.of(subject)
+    _check_how(name, engine, threads)
     _check_parts(options.parts or (), other, finetune_data)
-    _check_other(spec := SubjectSpec.of(subject), other, other_weights)
+    _check_other(spec, other, other_weights)
     place = measured.opened(spec, risk.weights)
     if other and spec.run is not None:
         measured.check_other("other", other, other_weights or risk.weights, "other_weights")
@@ -112,6 +110,14 @@ def _named_as_here() -> Generator[None]:
     except InputError as error:
         argument = {"second": "other", "finetune": "finetune_data"}.get(error.argument, error.argument)
         raise InputError(argument, error.rule, error.got, error.advice) from error
+
+
+def _check_how(name: str | None, engine: str, threads: int | None) -> None:
+    """Refuse an impossible name, engine or number of threads."""
+    check_positive(threads=threads)
+    check_engine(engine)
+    if name is not None:
+        check_name(name)
 
 
 def _check_other(spec: SubjectSpec, other: str | None, other_weights: str | None) -> None:
