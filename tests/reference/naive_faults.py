@@ -40,6 +40,7 @@ FAULTS = {
         "evaluation_leaves_training": "forgets momentum at evaluation",
         "evaluation_ends_after_failure": "stays at the average",
         "average_is_resumed": "saves no average",
+        "saved_while_evaluating": "saves what is evaluated",
         "loaded_average_is_a_copy": "adopts what it loads",
     },
     NaiveLandscape: {

@@ -23,7 +23,7 @@ class NaiveSAM(torch.optim.Optimizer):
     def __init__(self, base, model, rho, fault=""):
         super().__init__(base.param_groups, {})
         self.base, self.model, self.rho, self.fault = base, model, rho, fault
-        self.moved, self.between = {}, False
+        self.moved, self.between, self.trained = {}, False, None
         self.param_groups, self.state, self.defaults = base.param_groups, base.state, base.defaults
         if fault == "own groups":
             self.param_groups = [dict(group) for group in base.param_groups]
@@ -51,11 +51,15 @@ class NaiveSAM(torch.optim.Optimizer):
         packed = self.base.state_dict()
         if self.fault == "saves no momentum":
             packed = packed | {"state": {}}
+        if self.trained and self.fault != "saves what is evaluated":
+            packed = packed | {"trained": self.trained}
         return packed if self.fault == "saves no average" else packed | {"average": self.average}
 
     def load_state_dict(self, state_dict):
         self.base.load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self.average = state_dict.get("average", self.average)
+        for p, kept in zip(self.parameters(), state_dict.get("trained", []), strict=False):
+            p.data.copy_(kept)  # the model's own were saved at the average
         if self.fault != "adopts what it loads":
             self.average = [one.clone() for one in self.average]
         self.param_groups, self.state = self.base.param_groups, self.base.state
@@ -155,7 +159,7 @@ class NaiveSAM(torch.optim.Optimizer):
     @torch.no_grad()
     def averaged(self):
         parameters = self.parameters()
-        kept = [p.detach().clone() for p in parameters]
+        kept = self.trained = [p.detach().clone() for p in parameters]
         for p, average in zip(parameters, self.average, strict=True):
             p.copy_(average)
         if self.fault == "forgets momentum at evaluation":
@@ -169,6 +173,7 @@ class NaiveSAM(torch.optim.Optimizer):
         finally:
             for p, before in zip(parameters, kept, strict=True):
                 p.copy_(before)
+            self.trained = None
 
     def guarded(self, closure):
         buffers = [b.clone() for b in self.model.buffers()]

@@ -78,6 +78,26 @@ def average_is_resumed(adapter: OptimizerAdapter) -> None:
             demand(gap == 0, f"resumed after step {steps} on {base}, the average ends {gap:.2g} away")
 
 
+@rule("Trainers save where they validate: the weights that were trained are gone with a checkpoint of the average.")
+def saved_while_evaluating(adapter: OptimizerAdapter) -> None:
+    """A checkpoint saved during evaluation has the trained weights: loaded, and out of evaluation, training goes on."""
+    for base in adapter.bases:
+        whole, saved = Training(adapter, base), []
+        for index in range(8):
+            whole.step(index)
+            with adapter.averaged(whole.model, whole.optimizer):
+                saved.append((packed(whole.model.state_dict()), packed(whole.optimizer.state_dict())))
+        for steps, (weights, state) in enumerate(saved, 1):
+            resumed = Training(adapter, base)
+            resumed.model.load_state_dict(unpacked(weights))
+            resumed.optimizer.load_state_dict(unpacked(state))
+            _evaluated(resumed)  # in, where it is not already, and out: to the weights that are trained
+            resumed.run(steps, 8)
+            # whether the way in and out leaves the last bit is another rule
+            gap = float((flat(resumed.model) - flat(whole.model)).abs().max())
+            demand(gap < 1e-9, f"saved at the evaluation after step {steps} on {base}, training ends {gap:.2g} away")
+
+
 @rule("A checkpoint that is loaded from memory otherwise ties two models together: one trains the other's average.")
 def loaded_average_is_a_copy(adapter: OptimizerAdapter) -> None:
     """Training on from a state that was loaded from memory leaves the evaluation weights it came from alone."""

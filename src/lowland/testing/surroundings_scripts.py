@@ -117,6 +117,16 @@ for _ in range($steps): step(optimizer, closure)
 with averaged(*first): gap = (first[0].weight - before).abs().max()
 assert gap == 0, f"a second model that goes on from the state moves the first one's average by {gap:.2g}"
 """),
+    "saved_while_evaluating": moving("""
+for _ in range($steps): step(optimizer, closure)
+before = model.weight.detach().clone()
+with averaged(model, optimizer): saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+model = torch.nn.Linear($inputs, $outputs); optimizer = make(model, model.parameters(), $base)
+model.load_state_dict(saved[0]), optimizer.load_state_dict(saved[1])
+with averaged(model, optimizer): pass
+gap = (model.weight - before).abs().max()
+assert gap < 1e-5, f"saved during evaluation and loaded, what is trained is {gap:.2g} away from what was"
+"""),
     "average_is_resumed": moving("""
 for _ in range($steps): step(optimizer, closure)
 saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
