@@ -103,7 +103,7 @@ def _controls(record: Record) -> list[str]:
             continue
         losses = [one.number("center") for one in (entry, twin)]
         if losses[0] >= losses[1]:
-            kind = "chaotic too" if chaotic(entry) else f"not chaotic ({entry.number('minima'):.0f} minima)"
+            kind = "chaotic too" if chaotic(entry) else f"not chaotic ({_minima(entry.number('minima'))})"
             found.append(
                 f"**At a loss that is no lower**: after a third of the training, at {show(losses[0])}, "
                 f"ResNet-{net.depth} with shortcuts is {kind}; without them it is, at {show(losses[1])}."
@@ -137,8 +137,12 @@ def _changed(entry: Entry, plain: Entry, how: str) -> str:
     before, after = ((e.number("non_convex"), e.number("minima")) for e in (plain, entry))
     return (
         f"ResNet-{net.depth} {'with' if net.skip else 'without'} shortcuts is not convex at {after[0]:.0%} {how} "
-        f"(before {before[0]:.0%}) and has {after[1]:.0f} minima ({before[1]:.0f}){_again(entry, plain)}"
+        f"(before {before[0]:.0%}) and has {_minima(after[1])} ({before[1]:.0f}){_again(entry, plain)}"
     )
+
+
+def _minima(count: float) -> str:
+    return f"{count:.0f} {'minimum' if count == 1 else 'minima'}"
 
 
 def _again(entry: Entry, plain: Entry) -> str:

@@ -114,8 +114,8 @@ def _made(record: Record) -> str:
         f"- Data: {size.data}; the {size.train_size or '3,000'} training images are trained on and every point of a "
         f"surface is the loss on the same {size.samples} of them.",
         f"- Training: SGD with Nesterov momentum 0.9, weight decay 5e-4 on everything, learning rate "
-        f"{size.learning_rate:g} with {size.warmup:g} epochs of warm-up and one cosine to 0, {size.epochs} epochs of "
-        f"batches of {size.batch_size}, no augmentation (the paper: 300 epochs of batches of 128, three steps, crops "
+        f"{size.learning_rate:g} with warm-up over {size.warmup:g} epoch{'s' * (size.warmup != 1)} and one cosine to 0, "
+        f"{size.epochs} epochs of batches of {size.batch_size}, no augmentation (the paper: 300 epochs of batches of 128, three steps, crops "
         "and flips, CIFAR-10, width 16).",
         f"- Surfaces: last weights, evaluation mode, [-1, 1] on both axes, {size.side} x {size.side} points, filter "
         "normalization, biases and batch norm fixed; running statistics unless it says batch statistics.",
@@ -128,12 +128,23 @@ def _made(record: Record) -> str:
         machines = "; ".join(sorted({entry.content["machine"] for entry in entries}))
         torch = ", ".join(sorted({entry.content["versions"]["torch"] for entry in entries}))
         lines.append(f"- Measured {' to '.join(dict.fromkeys((days[0], days[-1])))}, {machines}, torch {torch}.")
-        lines.append("- What the surveys promise of their pictures:")
-        lines += [f"    - {shown(entry)}: {entry.content['promise']['statement']}" for entry in surveyed]
+        lines += ["- What the surveys promise of their pictures:", *_promises(surveyed)]
     lines.append(
         "- The files `studies/figure/results/*.h5` have the old tool's form: its `plot_2D.py` draws them as they are."
     )
     return "\n".join(lines)
+
+
+def _promises(entries: Sequence[Entry]) -> list[str]:
+    """Write each promise once, with the surfaces that have it; that of most surfaces comes last."""
+    same: dict[str, list[str]] = {}
+    for entry in entries:
+        statement, floor = entry.content["promise"]["statement"], f"{entry.number('center') / 10:.3g}"
+        said = statement.replace(f"values below {floor} count", "values below a tenth of that at the center count")
+        same.setdefault(said, []).append(shown(entry))
+    *few, most = sorted(same.items(), key=lambda pair: len(pair[1])) if same else [("", [])]
+    lines = [f"    - {'; '.join(names)}: {said}" for said, names in few]
+    return [*lines, f"    - {'all others' if few else 'all'}: {most[0]}"] if same else []
 
 
 def budget_table(record: Record) -> str:
