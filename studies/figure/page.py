@@ -114,9 +114,9 @@ def _made(record: Record) -> str:
         f"- Data: {size.data}; the {size.train_size or '3,000'} training images are trained on and every point of a "
         f"surface is the loss on the same {size.samples} of them.",
         f"- Training: SGD with Nesterov momentum 0.9, weight decay 5e-4 on everything, learning rate "
-        f"{size.learning_rate:g} with warm-up over {size.warmup:g} epoch{'s' * (size.warmup != 1)} and one cosine to 0, "
-        f"{size.epochs} epochs of batches of {size.batch_size}, no augmentation (the paper: 300 epochs of batches of 128, three steps, crops "
-        "and flips, CIFAR-10, width 16).",
+        f"{size.learning_rate:g} with warm-up over {size.warmup:g} epoch{'s' * (size.warmup != 1)} and one cosine to "
+        f"0, {size.epochs} epochs of batches of {size.batch_size}, no augmentation (the paper: 300 epochs of batches "
+        "of 128, three steps, crops and flips, CIFAR-10, width 16).",
         f"- Surfaces: last weights, evaluation mode, [-1, 1] on both axes, {size.side} x {size.side} points, filter "
         "normalization, biases and batch norm fixed; running statistics unless it says batch statistics.",
         f"- Refined: fewer points are measured where the surface is smooth, the others interpolated to "
