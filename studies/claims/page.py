@@ -15,7 +15,7 @@ from studies.claims.budget import seconds_left
 from studies.claims.claim import Claim
 from studies.claims.history import Edition, differences, last_edition, words_of
 from studies.claims.rows.undecided import UNDECIDED
-from studies.claims.words import CHANGES, GROUP, HEAD, RULE, TAKE_HOME, Sentence
+from studies.claims.words import CHANGES, GROUP, HEAD, REPLACED, RULE, TAKE_HOME, Sentence
 
 __all__ = ["budget_table", "minutes_left", "pages"]
 
@@ -80,15 +80,19 @@ def _first(outcomes: Sequence[Outcome], edition: Edition) -> str:
 
 
 def _all_rows(outcomes: Sequence[Outcome]) -> str:
-    lines = ["| row | claim | answer | one number: the difference as claimed | cost (s) |", "|---|---|---|---|---|"]
-    claims = {one.claim.name: one.claim for one in outcomes}
-    for one in outcomes:
-        claim = one.claim
-        better = f"; better: {_link(claims[claim.better])}" if claim.better in claims else ""
-        number = "–" if not one.effects or one.effects[0] is None else _interval(one, 0)
-        spent = "–" if one.record is None else f"{sum(float(run['cpu_seconds']) for run in one.record.runs):.0f}"
-        lines.append(f"| {_link(claim)} | {claim.statement} | {_short(one)}{better} | {number} | {spent} |")
+    links = {one.claim.name: _link(one.claim) for one in outcomes}
+    head = ["| row | claim | answer | one number: the difference as claimed | cost (s) |", "|---|---|---|---|---|"]
+    lines = head + [_cells(one) for one in outcomes if one.claim.better not in links]
+    replaced = [f"{_cells(one)} {links[one.claim.better]} |" for one in outcomes if one.claim.better in links]
+    if replaced:
+        lines += ["", REPLACED, f"{head[0]} answered instead by |", f"{head[1]}---|", *replaced]
     return "\n".join(lines)
+
+
+def _cells(one: Outcome) -> str:
+    number = "–" if not one.effects or one.effects[0] is None else _interval(one, 0)
+    spent = "–" if one.record is None else f"{sum(float(run['cpu_seconds']) for run in one.record.runs):.0f}"
+    return f"| {_link(one.claim)} | {one.claim.statement} | {_short(one)} | {number} | {spent} |"
 
 
 def _short(one: Outcome) -> str:

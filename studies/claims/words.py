@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["CHANGES", "GROUP", "HEAD", "RULE", "TAKE_HOME", "Sentence"]
+__all__ = ["CHANGES", "GROUP", "HEAD", "REPLACED", "RULE", "TAKE_HOME", "Sentence"]
 
 HEAD: Final = """# The claims ledger
 
@@ -18,6 +18,10 @@ The numbers per seed are in `studies/claims/results/`; `python -m studies.claims
 them, and `make claims` runs what is missing first. A row is *stale* where files that its module imports have changed
 since it was measured: its numbers are those of the revision that it names. `make claims` measures its first seed again:
 if the numbers are the same to 1e-6 the row stands, and says so; if not, every seed is measured anew.
+"""
+
+REPLACED: Final = """\
+Rows whose instrument could not see their claim, or not as well as a later one, stay as they were measured:
 """
 
 CHANGES: Final = """# What changed since the ledger of {date}
