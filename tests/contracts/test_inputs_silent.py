@@ -89,6 +89,11 @@ def test_a_loss_and_something_to_log(second):
     assert totals.evaluate()["loss"].value == pytest.approx(F.mse_loss(totals.model.head(X), Y).item(), rel=1e-12)
 
 
+def test_a_random_sum_beside_a_steady_mean_is_refused_as_random():
+    with pytest.raises(NotDeterministic):
+        risk_of("tensor", lambda o, t: (plain(o, t) * torch.rand(()), t[0].abs().mean())).evaluate()
+
+
 @pytest.mark.parametrize("counted", [True, False])
 def test_samples_on_the_second_axis(counted):
     steps = [(torch.stack([X[part]] * 6), torch.stack([Y[part]] * 6)) for part in PARTS]

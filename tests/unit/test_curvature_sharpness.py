@@ -193,6 +193,49 @@ def test_the_check_points_of_auto_pgd() -> None:
     assert sorted(_checkpoints(20)) == [5, 9, 12, 14, 16, 18, 19, 20]
 
 
+def largest_on_the_way(x: np.ndarray, w: np.ndarray, rho: float, reviews: list[int]) -> float:
+    """Return the largest mean of sin^2(3 x w) that auto-PGD meets in the l2 ball, in NumPy, as far as the last review."""
+
+    def inside(d: np.ndarray) -> np.ndarray:
+        return d * min(1.0, rho / max(float(np.linalg.norm(d)), 1e-300))
+
+    def value(d: np.ndarray) -> float:
+        return float((np.sin(3 * x @ (w + d)) ** 2).mean())
+
+    def uphill(d: np.ndarray) -> np.ndarray:
+        slope = 3 * np.sin(6 * x @ (w + d)) @ x / len(x)
+        return np.asarray(slope / np.linalg.norm(slope))
+
+    now = last = best = np.zeros_like(w)
+    size, rises = 2 * rho, list[bool]()
+    before = (size, value(best))
+    for step in range(1, reviews[-1] + 1):
+        share = 1.0 if step == 1 else 0.75
+        ahead = inside(now + size * uphill(now))
+        now, last = inside(now + share * (ahead - now) + (1 - share) * (now - last)), now
+        rises.append(value(now) > value(last))
+        best = now if value(now) > value(best) else best
+        if step in reviews:
+            stalled = np.mean(rises) < 0.75 or before == (size, value(best))
+            before, rises = (size, value(best)), []
+            if stalled:
+                size, now, last = size / 2, best, best
+    return value(best)
+
+
+@pytest.mark.parametrize(("steps", "reviews"), [(10, [3, 5, 6, 7, 8, 9, 10]), (20, [5, 9, 12, 14, 16, 18, 19, 20])])
+def test_auto_pgd_reviews_its_step_size_as_a_plain_loop_does(steps: int, reviews: list[int]) -> None:
+    numbers = np.random.default_rng(3)
+    x, w = numbers.normal(size=(6, 4)), numbers.normal(size=4) * 0.3
+    layer = nn.Linear(4, 1, bias=False).double()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(w[None]))
+    risk = EmpiricalRisk(layer, lambda o, t: (torch.sin(3 * o) ** 2).mean(), [(torch.tensor(x), torch.zeros(6, 1))])
+    found = worst_case_sharpness(risk, rho=0.8, steps=steps, eigenvector=False, per_batch=False)
+    exact = largest_on_the_way(x, w, 0.8, reviews)
+    assert found.loss + found.candidates["apgd"] == pytest.approx(exact, rel=1e-6)
+
+
 def test_the_usual_measures_are_those_of_the_study() -> None:
     # Andriushchenko et al. 2023: radii of their figures, plain and normalized alike
     assert [measure.name for measure in MEASURES] == [

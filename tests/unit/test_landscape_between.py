@@ -254,6 +254,27 @@ def test_residual_networks_are_matched_by_tracing(shortcut, groups):
     assert again.similarity_after == pytest.approx(1.0) and again.sweeps == 1
 
 
+class _Flattening(nn.Module):
+    """Images become rows by a method of the tensor."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.first, self.second, self.last = way, nn.Conv2d(1, 4, 3), nn.Linear(64, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        x = x.flatten(1) if self.way == "flatten" else getattr(x, self.way)(-1, 64)
+        return self.last(self.second(x).tanh())
+
+
+@pytest.mark.parametrize("way", ["flatten", "view", "reshape"])
+def test_units_are_followed_through_tensors_that_are_flattened(way):
+    models = [_Flattening(way).double() for _ in range(2)]
+    found = landscape.match_weights(*models, images()[0])
+    assert [len(order) for order in found.permutations] == [4, 8]
+    torch.testing.assert_close(found.model(images()[0][0]), models[1](images()[0][0]))
+
+
 def test_models_that_cannot_be_traced_are_refused():
     class Branch(nn.Module):
         def __init__(self):

@@ -117,6 +117,11 @@ def test_flat_and_broken_ground():
     assert len(everywhere.guessed) == 0
 
 
+def test_losses_as_large_as_numbers_can_be_are_measured_where_what_is_foretold_overflows():
+    found, _ = picture(lambda x, y: 1.79e308 * (0.2 + 0.8 * np.abs(np.sin(40 * x + 17 * y))), grid(21, 21))
+    assert len(found.guessed) == 0
+
+
 def test_noise_as_large_as_bfloat16_may_have_is_not_chased():
     plane = grid(51, 51)
     truth = basin(plane.x[:, None], plane.y[None]).reshape(-1)

@@ -283,6 +283,20 @@ def test_size_is_known_beforehand_and_too_much_is_refused(tmp_path, monkeypatch)
     assert available_bytes(torch.device("cpu"), None) > 0 < available_bytes(torch.device("cpu"), tmp_path / "a" / "b")
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_one_of_several_processes_makes_room_for_what_it_is_planned_to_meet(planned, monkeypatch):
+    monkeypatch.setattr("lowland.losses.memory.rank_and_world", lambda: (0, 2))
+    memory = OutputMemory(look_back=2)
+    memory.configure(10, (lambda epoch: torch.tensor([7, 2]) + epoch) if planned else None)
+    memory.begin(1, recording=True, reading=False)
+    assert memory.locate(torch.tensor([8, 3]), torch.zeros(2, 3)).tolist() == [8, 3]
+    if planned:
+        with pytest.raises(InputError, match="every id that this process meets"):
+            memory.locate(torch.tensor([8, 2]), torch.zeros(2, 3))
+    else:
+        assert memory.locate(torch.tensor([8, 2]), torch.zeros(2, 3)).tolist() == [8, 2]
+
+
 def records(form, values):
     outputs = torch.tensor(values, dtype=torch.float32)[:, None].expand(-1, *form.shape)
     return form.encode(outputs, 0)

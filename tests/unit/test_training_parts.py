@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from lowland import optim
@@ -16,7 +17,7 @@ from lowland.core.errors import CheckpointError, InputError, LowlandError, Store
 from lowland.core.ranks import Ranks
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import critical_sharpness, measurement_interval
-from lowland.data import DataSplits
+from lowland.data import DataSplits, TensorData
 from lowland.optim.rates import decay_of
 from lowland.results import Run
 from lowland.results.files import write_atomically
@@ -295,3 +296,32 @@ def test_measuring_keeps_no_tensor_for_a_backward_pass() -> None:
         critical_sharpness(risk, update, start=0.1)
         Evaluation(SimpleNamespace(device=torch.device("cpu")), model, loss, 4)(data)
     assert saved == []
+
+
+class OneOfTwo(Fabric):
+    world_size = 2  # type: ignore[assignment]
+
+
+def test_a_checkpoint_holds_every_process_s_part_and_another_number_of_them_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = TensorData(torch.eye(4), torch.arange(4), torch.arange(4))
+
+    def run() -> None:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        optimizer = optim.SAM(torch.optim.SGD(model.parameters(), lr=0.1), distributed="local")
+        data = {"train": part, "validation": part, "test": part}
+        fit(model, optimizer, nn.CrossEntropyLoss(), data, epochs=1, folder=tmp_path)
+
+    def gather(into: list[Any], value: Any) -> None:
+        into[:] = [(rank, *value) for rank in range(len(into))]
+
+    with monkeypatch.context() as two:
+        two.setattr("lowland.training.setup.Fabric", OneOfTwo)
+        two.setattr(torch.distributed, "all_gather_object", gather)
+        run()
+    found = CheckpointFolder(tmp_path).load()
+    assert found is not None and [rank for rank, *_ in found[1]["own"]] == [0, 1]
+    with pytest.raises(CheckpointError, match=r"is 2 and here 1, and a local ascent"):
+        run()
