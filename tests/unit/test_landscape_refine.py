@@ -66,6 +66,16 @@ def test_a_split_that_is_rough_is_not_hidden_by_a_smooth_one(rough):
     assert len(refine(plane, Tolerance(), lambda indices: truth[indices]).measured) == plane.size
 
 
+@pytest.mark.parametrize("rough", [0, 1])
+def test_checks_see_what_the_first_points_miss_in_any_split(rough):
+    plane = grid(25, 25)
+    between = (np.indices(plane.shape) % 3 > 0).any(0).reshape(-1)  # what lies on the first level looks flat
+    columns = [np.full(plane.size, 2.0), np.full(plane.size, 2.0)]
+    columns[rough] = columns[rough] + between * np.random.default_rng(0).random(plane.size)
+    found = refine(plane, Tolerance(), lambda indices: np.stack(columns, 1)[indices])
+    assert len(found.measured) == plane.size
+
+
 def test_rough_ground_is_measured_everywhere():
     noise = np.random.default_rng(0).standard_normal((51, 51))
     found, _ = picture(lambda x, y: noise)

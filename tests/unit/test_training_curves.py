@@ -38,7 +38,9 @@ def test_the_curvature_is_that_of_the_quadratic_at_every_step(adam: bool) -> Non
     assert all(0 < row["seconds"] < 60 for row in curve.rows)
     assert [row["lambda_max"] for row in result.rows] == [row["lambda_max"] for row in curve.rows[1:]]
     ratios = [row["stability"] for row in curve.rows]
-    assert math.isnan(ratios[0]) and (all(r > 0 for r in ratios[1:]) if adam else ratios[1:] == pytest.approx([0.04] * 3))
+    assert math.isnan(ratios[0]) and (
+        all(r > 0 for r in ratios[1:]) if adam else ratios[1:] == pytest.approx([0.04] * 3)
+    )
     assert same_bits(list(result.model.parameters()), list(trained([], adam=adam).model.parameters()))
     with pytest.raises(InputError, match="samples"):
         CurvatureCurve(samples=0)

@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from lowland import optim
+from lowland import losses, optim
 from lowland.core.errors import CheckpointError, InputError, LowlandError, StoreError
 from lowland.core.ranks import Ranks
 from lowland.core.risk import EmpiricalRisk
@@ -325,3 +325,13 @@ def test_a_checkpoint_holds_every_process_s_part_and_another_number_of_them_is_r
     assert found is not None and [rank for rank, *_ in found[1]["own"]] == [0, 1]
     with pytest.raises(CheckpointError, match=r"is 2 and here 1, and a local ascent"):
         run()
+
+
+def test_an_epoch_s_row_holds_what_the_loss_tells_and_the_time_that_training_took() -> None:
+    part = TensorData(torch.eye(4), torch.arange(4), torch.arange(4))
+    model = nn.Linear(4, 4)
+    loss = losses.SAF(nn.CrossEntropyLoss(), look_back=1, start=1)
+    data = {"train": part, "validation": part, "test": part}
+    rows = fit(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, data, epochs=3, batch_size=2).rows
+    assert [row["loss_saf_hit_rate"] for row in rows[1:]] == [1.0, 1.0] and "loss_criterion" not in rows[0]
+    assert 0 < rows[0]["seconds"] < rows[1]["seconds"] < rows[2]["seconds"] < 60
