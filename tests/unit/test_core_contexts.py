@@ -55,6 +55,14 @@ def test_buffers_come_back_even_when_rebound():
     assert norm.num_batches_tracked.item() == 0
 
 
+def test_buffers_and_attributes_made_inside_are_gone_afterwards():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with contexts.buffers_restored(model):
+        model[0].register_buffer("seen", torch.ones(2))
+        model[0].count = 1
+    assert dict(model.named_buffers()) == {} and not hasattr(model[0], "seen") and not hasattr(model[0], "count")
+
+
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, lambda n: nn.BatchNorm1d(n, momentum=None)], ids=["momentum", "none"])
 def test_recalibration_is_the_cumulative_average(kind):
     torch.manual_seed(0)

@@ -114,3 +114,15 @@ def test_layer_traces_add_up_and_lie_within_their_errors() -> None:
     assert all(abs(found[name].value - exact[name]) <= 4 * found[name].standard_error for name in exact)
     with pytest.raises(InputError, match="names"):
         layer_traces(MatrixOperator(torch.eye(3)))
+
+
+def test_an_operator_is_opened_once_for_all_probes() -> None:
+    class Counting(MatrixOperator):
+        opened = 0
+
+        def open(self) -> None:
+            self.opened += 1
+
+    operator = Counting(torch.diag(torch.arange(1.0, 9.0)))
+    spectral_density(operator, probes=2, steps=3)
+    assert operator.opened == 1 and operator.products == 6

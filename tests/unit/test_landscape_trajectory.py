@@ -21,7 +21,7 @@ from lowland.landscape import (
     trajectory,
     user_plane,
 )
-from lowland.landscape.paths import consecutive_cosines, step_lengths, walk_shares
+from lowland.landscape.paths import consecutive_cosines, principal_weights, step_lengths, walk_shares
 from lowland.results import SnapshotWriter
 from lowland.viz.paths import null_spread
 
@@ -239,3 +239,10 @@ def test_bad_paths():
         model[0].weight.add_(1)
     with pytest.raises(InputError, match="`plane` must have been made at the weights"):
         project_trajectory(model, path, plane)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_principal_direction_points_where_the_first_row_off_it_goes(seed):
+    rows = np.vstack([np.zeros(5), np.random.default_rng(seed).normal(size=(4, 5))])
+    along = rows @ (rows.T @ principal_weights(rows @ rows.T, 2))
+    assert (along[1] > 0).all()

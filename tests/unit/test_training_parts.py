@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -335,3 +336,43 @@ def test_an_epoch_s_row_holds_what_the_loss_tells_and_the_time_that_training_too
     rows = fit(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, data, epochs=3, batch_size=2).rows
     assert [row["loss_saf_hit_rate"] for row in rows[1:]] == [1.0, 1.0] and "loss_criterion" not in rows[0]
     assert 0 < rows[0]["seconds"] < rows[1]["seconds"] < rows[2]["seconds"] < 60
+
+
+def test_parts_of_a_batch_count_by_their_samples() -> None:
+    part = TensorData(torch.randn(5, 4), torch.arange(5) % 4, torch.arange(5))
+    weights = []
+    for micro_batches in (1, 2):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        data = {"train": part, "validation": part, "test": part}
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        fit(model, optimizer, nn.CrossEntropyLoss(), data, epochs=1, micro_batches=micro_batches)
+        weights.append(model.weight.detach())
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+
+
+def test_only_steps_are_timed_also_between_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        now[0] += 1.0
+        return nn.functional.cross_entropy(output, target)
+
+    monkeypatch.setattr(sys.modules["lowland.training.fit"], "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    part = TensorData(torch.eye(4), torch.arange(4), torch.arange(4))
+    model = nn.Linear(4, 4)
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 1, "folder": tmp_path, "checkpoint_every_steps": 3}
+    data = {"train": part, "validation": part, "test": part}
+    result = fit(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, data, **options)
+    per_step = [row["seconds"] / row["step"] for row in result.rows]
+    assert per_step[0] == per_step[1] >= 1.0
+    with pytest.raises(InputError, match="`augment` must be None for loaders"):
+        loaders = {name: [(torch.eye(4), torch.arange(4))] for name in data}
+        fit(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            loss,
+            loaders,
+            epochs=1,
+            augment=lambda batch, draws: batch,
+        )
