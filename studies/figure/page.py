@@ -9,6 +9,7 @@ from studies.claims.files import write_whole
 from studies.figure.answer import answer
 from studies.figure.draw import CAP, LOWEST, pictures, shown
 from studies.figure.plan import LEARNED, PARTS, Survey, expected_seconds
+from studies.figure.procedure import procedure_line
 from studies.figure.record import Entry, Record, interval
 
 __all__ = ["budget_table", "page", "write_page"]
@@ -33,6 +34,7 @@ def page(record: Record) -> str:
     """Return the page."""
     parts = [_HEAD, "## The answer\n", answer(record), "", "## The pictures\n", _pictures(record)]
     parts += ["## Every surface\n", _KEY, _table(record.entries), "", "## Over seeds\n", _seeds(record), ""]
+    parts += _procedures(record)
     parts += ["## How it was made\n", _made(record), "", "## Cost\n", _cost(record), "", _missing(record)]
     return "\n".join(parts) + "\n"
 
@@ -103,6 +105,24 @@ def _seeds(record: Record) -> str:
                         f"{show_interval(loss, decimals=3)} |"
                     )
     return "\n".join([*lines, "", "Fewer than four seeds are listed one by one."])
+
+
+def _procedures(record: Record) -> list[str]:
+    rows = [(entry, entry.content["procedure"]) for entry in record.entries if "procedure" in entry.content]
+    if not rows:
+        return []
+    lines = [
+        f"| {shown(entry)}, {entry.survey.side} x {entry.survey.side} | {procedure_line(p)} |" for entry, p in rows
+    ]
+    return ["## By the procedure of Li et al.'s tool\n", _PROCEDURE, *lines, ""]
+
+
+_PROCEDURE = """\
+The same points once more as their tool takes them: directions scaled filter by filter, biases and norms left out, one
+point after the other, in lines that use none of ours but the random numbers (`studies/figure/procedure.py`).
+
+| surface | points | measured by us: largest relative difference | interpolated by us |
+|---|---|---|---|"""
 
 
 def _made(record: Record) -> str:

@@ -23,6 +23,7 @@ from lowland.workflows import fit
 from studies.claims.files import write_whole
 from studies.figure.measure import float_error, numbers_of, promise_of
 from studies.figure.plan import LEARNED, Size, Survey
+from studies.figure.procedure import by_procedure
 
 __all__ = ["SCHEMA", "Places", "TimeIsUp", "run_survey", "stored"]
 
@@ -91,6 +92,8 @@ def _surveyed(run: Run, survey: Survey, size: Size, places: Places, watch: Calla
     seconds = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     write_li_hdf5(_small(surface, places, survey), places.store / f"{survey.name}.h5")
     found = {"numbers": numbers_of(surface, size.tolerance), "promise": promise_of(surface), "float_error": error}
+    if survey.part == "fine":
+        found["procedure"] = by_procedure(risk, surface, survey.direction, size.tolerance)
     return found | seconds
 
 

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from studies.figure import __main__ as command
 from studies.figure import work
 from studies.figure.answer import chaotic
 from studies.figure.measure import allowed_error, local_minima, non_convex, numbers_of, outward
 from studies.figure.page import page
 from studies.figure.plan import MNIST, PARTS, Net, Size, Survey, expected_seconds, plan
+from studies.figure.procedure import by_procedure
 from studies.figure.record import Record
 from studies.figure.work import stored
+from torch import nn
 
+from lowland import EmpiricalRisk, landscape
 from lowland.core.schema import new_surface
 from lowland.landscape import Tolerance
 
@@ -140,6 +144,30 @@ def test_a_tiny_figure_is_made_and_what_was_not_run_is_said(made):
     assert {path.name for path in (folder / "images").iterdir()} == {"pairs-0.svg", "pairs-0-solid.svg"}
     for file in (folder / "store").glob("*.h5"):
         assert file.stat().st_size < 100_000
+
+
+def test_the_fine_surfaces_agree_with_the_procedure_of_the_old_tool(made):
+    folder, flags = made
+    assert command.main(["fine", *flags], size=TINY) == 0
+    found = [e.content["procedure"] for e in record_of(folder).entries if e.survey.part == "fine"]
+    assert len(found) == 2
+    for one in found:
+        assert one["points"] == 121 and one["measured"] > 20 and one["largest_difference"] < 1e-5
+    assert "## By the procedure of Li et al.'s tool" in (folder / "page").read_text()
+
+
+def test_the_procedure_sees_another_surface_and_leaves_the_model_alone():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
+    before = [p.detach().clone() for p in model.parameters()]
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), [(torch.randn(30, 1, 4, 4), torch.arange(30) % 3)])
+    surface = landscape.evaluate(risk, landscape.random_plane(model, 1), landscape.grid(5, 5))
+    found = by_procedure(risk, surface, 1, EXACT)
+    assert found["measured"] == found["points"] == 25 and found["largest_difference"] < 1e-5
+    assert by_procedure(risk, surface, 2, EXACT)["largest_difference"] > 1e-3  # other directions
+    turned = surface.copy(deep=True)
+    turned["loss"][:] = surface["loss"].values.T
+    assert by_procedure(risk, turned, 1, EXACT)["largest_difference"] > 1e-3
+    assert all(torch.equal(p, kept) for p, kept in zip(model.parameters(), before, strict=True))
 
 
 def test_what_is_stored_is_not_measured_again(made, monkeypatch):
