@@ -213,8 +213,8 @@ def scale(result: Result) -> str:
         text += (
             f"\n\n`{row['engine']}`: one driver hands out {row['points_per_second']:,.0f} points a second "
             f"({row['points_per_second_16']:,.0f} in chunks of 16), so that 1,000 workers stay busy where a point "
-            f"takes {row['shortest_point_for_1000_workers_s']:.1f} s or more "
-            f"({row['shortest_point_for_1000_workers_16_s']:.2f} s in chunks of 16). "
+            f"takes {row['shortest_point_for_1000_workers_s']:.2g} s or more "
+            f"({row['shortest_point_for_1000_workers_16_s']:.2g} s in chunks of 16). "
             "The bottleneck is the driver's one process."
         )
     return text + made(result, "scale", "1 thread per worker")
