@@ -28,7 +28,8 @@ def answer(record: Record) -> str:
         return "Nothing has been measured yet."
     lines = [
         f"A surface is called *chaotic* where it has {CHAOS} or more local minima besides the lowest that its error "
-        "cannot have made. That was declared before any surface was seen.\n"
+        "cannot have made. That was declared before any surface was seen. Batch norm has running statistics unless it "
+        "says otherwise.\n"
     ]
     lines += [f"- {text}" for text in (*_depths(record), *_threshold(record), *_controls(record), *_conditions(record))]
     return "\n".join(lines)
@@ -114,7 +115,7 @@ def _controls(record: Record) -> list[str]:
 def _conditions(record: Record) -> list[str]:
     plain = {entry.survey.net: entry for entry in record.entries if entry.survey.part == "pairs"}
     found = []
-    inner = [entry for entry in plain.values() if chaotic(entry)]
+    inner = [entry for entry in record.entries if entry.survey.part in ("pairs", "width") and chaotic(entry)]
     if inner:
         kept = sum(entry.number("minima_inner") >= CHAOS for entry in inner)
         found.append(
@@ -137,8 +138,18 @@ def _changed(entry: Entry, plain: Entry, how: str) -> str:
     before, after = ((e.number("non_convex"), e.number("minima")) for e in (plain, entry))
     return (
         f"ResNet-{net.depth} {'with' if net.skip else 'without'} shortcuts is not convex at {after[0]:.0%} {how} "
-        f"(before {before[0]:.0%}) and has {_minima(after[1])} ({before[1]:.0f}){_again(entry, plain)}"
+        f"(before {before[0]:.0%}) and has {_minima(after[1])} ({before[1]:.0f})"
+        f"{_again(entry, plain)}{_verdict(entry, plain)}"
     )
+
+
+def _verdict(entry: Entry, plain: Entry) -> str:
+    """Say where the condition changes the verdict, or takes it away."""
+    if not entry.learned:
+        return f", around a network that has not learned (train loss {show(entry.number('center'))}): no verdict"
+    if chaotic(entry) == chaotic(plain):
+        return ""
+    return ", so that it is chaotic" if chaotic(entry) else ", so that it is **not chaotic**"
 
 
 def _minima(count: float) -> str:

@@ -59,7 +59,7 @@ share of the points from which downhill leads away from the center, beyond the e
 survey promises of an interpolated point, taken at every point; the measured ones are exact to the column *float*
 (largest relative difference to double precision at nine points). Behind the bar stands the inner half of both axes
 alone. A network has *learned* where the loss at the center is at most {LEARNED}: around one that has not there is no
-minimum to look at: it is not surveyed, and gets no verdict.
+minimum to look at. It gets no verdict, and where training has ended it is not surveyed.
 """
 
 

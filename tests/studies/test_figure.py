@@ -8,12 +8,12 @@ import pytest
 import torch
 from studies.figure import __main__ as command
 from studies.figure import work
-from studies.figure.answer import chaotic
+from studies.figure.answer import answer, chaotic
 from studies.figure.measure import allowed_error, local_minima, non_convex, numbers_of, outward
 from studies.figure.page import page
 from studies.figure.plan import MNIST, PARTS, Net, Size, Survey, expected_seconds, plan
 from studies.figure.procedure import by_procedure
-from studies.figure.record import Record
+from studies.figure.record import Entry, Record
 from studies.figure.work import stored
 from torch import nn
 
@@ -203,6 +203,26 @@ def test_a_network_that_has_not_learned_is_not_surveyed_and_gets_no_verdict(made
     assert not entry.surveyed and not chaotic(entry) and [path.suffix for path in tmp_path.iterdir()] == [".json"]
     text = page(Record(TINY, places))
     assert "without shortcuts, width 2, seed 0" in text and "| **no** |" in text and "pairs-0" not in text
+
+
+def test_the_answer_says_what_a_condition_does_to_the_verdict_and_counts_every_width(monkeypatch):
+    def entry(part, minima, inner=0, width=2, center=0.1, **how):
+        numbers = {"center": center, "minima": minima, "minima_inner": inner, "non_convex": 0.5}
+        return Entry(Survey(part, Net(8, False, width, 0), 9, **how), {"numbers": numbers, "training": {}})
+
+    given = [
+        entry("pairs", 14, inner=4),
+        entry("width", 6, width=4),
+        entry("batch norm", 1, batch_norm="batch"),
+        entry("length", 8, center=1.64, weights="third"),
+        entry("directions", 19, direction=1),
+    ]
+    monkeypatch.setattr(Record, "entries", given)
+    said = {line.split("**")[1]: line for line in answer(Record(TINY)).splitlines() if line.startswith("- **")}
+    assert "1 of 2 chaotic surfaces" in said["Range"]
+    assert said["Batch norm"].endswith("1 minimum (14), so that it is **not chaotic**.")
+    assert said["Training length"].endswith("has not learned (train loss 1.64): no verdict.")
+    assert said["Directions"].endswith("19 minima (14).")
 
 
 def test_wrong_input_is_refused_in_a_line(made, capsys):
