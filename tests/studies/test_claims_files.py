@@ -6,6 +6,7 @@ import json
 import random
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from studies.claims.page import pages
 from studies.claims.record import read_record
 from studies.claims.rows.every import claims
 from studies.claims.words import TAKE_HOME
+
+from lowland.study import instrument
 
 FOLDER = Path(studies.claims.__file__).parent
 ROOT = FOLDER.parents[1]
@@ -230,6 +233,14 @@ def test_the_first_table_has_every_row_with_claim_answer_number_and_cost():
     assert text.index("| row | claim |") < text.index("\n## ")
     for row in rows_of(options):
         assert re.search(rf"\| \[{row.name}\]\(claims/[\w-]+\.md#{row.name}\) \| {re.escape(row.statement)} \| ", table)
+
+
+def test_no_answer_hangs_on_the_draws_of_the_planted_effect(monkeypatch):
+    options = Options()
+    stored = [(row, read_record(Path(options.store), row.name)) for row in rows_of(options)]
+    before = [[one.verdict for one in outcome(*pair).answers] for pair in stored]
+    monkeypatch.setattr(instrument, "planted_power", partial(instrument.planted_power, seed=1, tries=2000))
+    assert [[one.verdict for one in outcome(*pair).answers] for pair in stored] == before
 
 
 def test_no_row_is_changed_after_its_result_without_the_page_saying_so():
