@@ -79,6 +79,17 @@ def test_adaptive_sharpness_stays_where_the_eigenvalue_does_not():
     assert eigenvalue.max() > 0.7 and plain.max() > 0.5
 
 
+def test_the_numbers_beside_the_traps_are_those_of_their_pictures():
+    page = (ROOT / "docs" / "figure-right.md").read_text()
+    sgd, sam = traps.matched_loss(1.0).curves  # log10 of the eigenvalue over log10 of the train loss
+    losses = np.linspace(max(sgd.x.min(), sam.x.min()), min(sgd.x.max(), sam.x.max()), 50)
+    apart = [10 ** np.subtract(*(np.interp(loss, c.x[::-1], c.y[::-1]) for c in (sgd, sam))) for loss in losses]
+    assert 10 ** (sgd.y[-1] - sam.y[-1]) == pytest.approx(2, abs=0.5)
+    assert 2.3 < min(apart) < 3.5 and 4.2 < max(apart) < 5.5
+    assert "At their ends these two differ by a factor of 2, at equal loss by 3 to 5." in page
+    assert "in batches of 149, 149 and 2" in page and "about 75 times the weight of any other" in page  # 149 / 2
+
+
 def test_matching_lowers_the_barrier():
     before, after = heights(traps.barrier(1.0))
     assert after.max() - after[0] < 0.5 * (before.max() - before[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,6 +64,22 @@ def test_without_kinks_the_two_numbers_agree_and_with_them_the_finer_grid_shows_
     assert fine.trace.value == coarse.trace.value == filter_weighted_trace(risk).value
     assert fine.kinks.value > 2 * fine.kinks.standard_error and fine.kinks.value > coarse.kinks.value
     assert "kinks of Relu" in fine.trace.hint and "picture_curvature" in repr(fine.trace) and smooth.trace.hint == ""
+
+
+@pytest.mark.parametrize(
+    "activation, loss, trace, wide, fine",
+    [(nn.Tanh(), 0.003, 0.41, 0.44, 0.41), (nn.ReLU(), 0.001, 0.49, 0.70, 1.29)],
+)
+def test_the_numbers_of_the_guide(activation: nn.Module, loss: float, trace: float, wide: float, fine: float) -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "curvature.md").read_text().split())
+    assert f"at a spacing of 0.04 and {fine} at 0.004" in text and f"show {wide:.2f} at" in text
+    assert f"the trace is {trace}" in text and f"loss of {loss}" in text
+    risk = trained(activation)
+    assert risk.evaluate()["loss"].value == pytest.approx(loss, abs=5e-4)
+    for spacing, shown in ((0.04, wide), (0.004, fine)):
+        found = picture_curvature(risk, spacing=spacing, directions=200)
+        assert found.trace.value == pytest.approx(trace, abs=0.01)
+        assert found.value.value == pytest.approx(shown, abs=0.01) and found.value.standard_error < 0.02
 
 
 def test_the_mean_over_lines_of_a_survey_is_the_same_number() -> None:
