@@ -260,7 +260,7 @@ class FitSpec:
         curvature_share: Share of the run's cost spent on a curve of the Hessian's ends, such as 0.03 (fraction); none
             measures none.
         critical_every_steps: Steps between measurements of the critical sharpness along the optimizer's own steps
-            (steps), such as 100, which take half a per cent of the run; none measures none.
+            (steps), such as 100, which add a quarter of a per cent to the passes; none measures none.
         threads: Threads of torch (threads); none leaves torch's own number.
         version: Version of this spec.
     """
