@@ -151,6 +151,9 @@ def test_lines_splits_figures_and_lists(run, tmp_path, capsys):
     assert main(["list", "models", "optimizers", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert {"sam", "sala"} <= set(listed["optimizers"]) and "resnet20" in listed["models"]
+    assert main(["list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert set(listed["engines"]) == set(names.ENGINES) and "`" not in json.dumps(listed)
     assert main(["list", "methods", "recipes", "augmentations", "data", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert "saf" in listed["losses"] and listed["recipes"]["li-resnet56"] == "ResNet-56 on CIFAR-10"

@@ -112,7 +112,8 @@ def test_every_number_of_the_registry_is_in_summary_table_and_report(tmp_path) -
     assert section is not None and "fisher_rao_norm" in NUMBERS
     for name, number in NUMBERS.items():
         assert float(found[name]) == number.measure(risk).value
-        assert number.title in str(section) and number.title in str(shown.table)
+        cell = dict(shown.table)[number.title]
+        assert f"{number.title} ({number.units})" in str(section) and cell.endswith(f" ({number.units})")
         assert shown.result[name] == float(found[name])
 
 

@@ -533,3 +533,34 @@ def test_one_run_has_its_contours_beside_its_surface_and_the_baseline_is_a_metho
     assert "difference to SAM (points)" in page and "difference to SGD" not in page
     with pytest.raises(InputError, match="`baseline` must be one of SGD, SAM"):
         report.build(runs, baseline="Adam")
+
+
+def test_one_method_alone_has_no_ratios_and_no_intervals() -> None:
+    rows = [{"epoch": 1, "step": 6, "passes": 6, "train_loss": 0.5}]
+    alone, other = (
+        Run(name=name, method=name, seed=0, metrics=rows, result={"passes": 6}, curvature={"end": curvature(0.4)})
+        for name in ("SGD", "SAM")
+    )
+    single, both = comparison_table([alone]), comparison_table([alone, other])
+    assert "passes, all counted" in single.header and "passes, all counted (× SGD)" in both.header
+    assert not any("t interval" in note for note in single.notes) and any("t interval" in note for note in both.notes)
+    assert single.rows[0][single.header.index("train loss (epoch's mean)")] == "0.500"  # not that of the curvature
+    assert any("That of the weights themselves" in note for note in single.notes)
+
+
+def test_no_comparison_at_matched_loss_is_announced_that_is_not_there() -> None:
+    ends = [Run(name=name, curvature={"end": curvature(loss)}) for name, loss in (("a", 0.1), ("b", 0.9))]
+    section = curvature_section(ends)
+    assert section is not None
+    texts = [block.text for block in section.blocks if isinstance(block, Paragraph)]
+    assert any("Not comparable at the end" in text for text in texts)
+    assert any("No comparison at matched loss" in text for text in texts) and "below" not in " ".join(texts)
+
+
+def test_further_measures_have_their_units() -> None:
+    found = curvature(0.1, fisher_rao_norm=2.0)
+    found["fisher_rao_norm"].attrs.update(long_name="Fisher-Rao norm", units="loss")
+    section = curvature_section([Run(name="a", curvature={"end": found})])
+    assert section is not None
+    headers = [block.header for block in section.blocks if isinstance(block, Table)]
+    assert "Fisher-Rao norm (loss)" in headers[1]

@@ -90,7 +90,7 @@ def test_each_section_opens_with_its_weights_and_curves_carry_the_epoch() -> Non
     for title in ("Landscapes", "Comparison", "Curvature"):
         assert "Weights: the epoch chosen on validation (4 of 5)" in texts[title], title
         assert "18 % of the train labels" in texts[title], title
-    assert "Weights: the last epoch (5 of 5)" in texts["Trajectories"]
+    assert "Plane through: the last epoch (5 of 5)" in texts["Trajectories"]
     section = training_section([one, trained("SAM", result={"epoch": 1})])
     assert section is not None and "A star marks the epoch whose weights count" in said(section)
     gallery = next(block for block in section.blocks if isinstance(block, Gallery))

@@ -209,6 +209,10 @@ def test_captions_carry_units_recipe_and_counts() -> None:
     caption = build_contour(damaged()).caption  # type: ignore[arg-type]
     for part in ("normalized direction", "batch norm: running", "samples: 200", "seed: 3", "1 of 54 points failed"):
         assert part in caption
+    assert "data:" not in caption and "data: train" in build_contour(plane(split="train")).caption
+    assert "data:" not in build_contour(plane(split="data")).caption  # a data set without parts
+    path = {"planes": [{"kind": "pca", "arguments": {"anchored": False}}]}
+    assert build_contour(plane(recipe=path)).caption.endswith("plane: pca; anchored at: mean of the path")
 
 
 @pytest.mark.parametrize("size", ["neurips-column", "column", "icml-text"])

@@ -61,7 +61,7 @@ def rows_of(found: Sequence[Description]) -> list[list[str]]:
     for entry in found:
         rows += [[entry.name, "", ""]] * (len(found) > 1)
         for heading, options in (("", entry.options), ("as every two-pass method:", entry.shared)):
-            rows += [["", "", heading]] if heading and options else []
+            rows += [["", "", ""], ["", "", heading]] if heading and options else []
             rows += [[o.name, _cut(o.default, default), textwrap.fill(o.meaning, room)] for o in options]
     return [["option", "default", textwrap.fill("meaning, and where the default comes from", room)], *rows]
 

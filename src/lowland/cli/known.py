@@ -19,6 +19,13 @@ _DESCRIBED: Final = (
     *("optimizers", "losses", "models", "data", "augmentations", "reshapers", "probes", "criteria", "torch-optimizers"),
 )
 """Kinds whose names have options; of a name that two have, the first is meant."""
+_ENGINES: Final = {
+    "serial": "This process",
+    "processes:N": "N processes of this machine",
+    "ray": "The Ray cluster that this process belongs to; without one, a cluster on this machine",
+    "ray:N": "The same, with N workers",
+    "ray://HOST:PORT": "A Ray cluster, from outside",
+}
 _KINDS: Final[dict[str, Callable[[], Mapping[str, Any]]]] = {
     "models": lambda: names.MODELS,
     "data": lambda: names.DATASETS,
@@ -30,7 +37,7 @@ _KINDS: Final[dict[str, Callable[[], Mapping[str, Any]]]] = {
     "criteria": lambda: names.CRITERIA,
     "probes": lambda: names.PROBES,
     "metrics": lambda: names.METRICS,
-    "engines": lambda: dict.fromkeys(names.ENGINES, "computes surveys and studies"),
+    "engines": lambda: _ENGINES,
     "recipes": lambda: {name: read_recipe(name).about for name in recipe_names()},
 }
 
@@ -61,7 +68,7 @@ def known(kinds: list[str] | None = None) -> dict[str, dict[str, str] | Descript
         if kind in _KINDS:
             entries = _KINDS[kind]()
             about = entries.about if isinstance(entries, names.Registry) else entries.__getitem__
-            found[kind] = {name: str(about(name)) for name in sorted(entries)}
+            found[kind] = {name: str(about(name)).replace("`", "") for name in sorted(entries)}
         else:
             found[kind] = describe(whose[kind], kind, _KINDS[whose[kind]]()[kind])
     return found

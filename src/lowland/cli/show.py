@@ -23,11 +23,11 @@ def show_fit(run: Run, call: Call) -> Shown:
     test, chosen = result["test"], result["chosen"]
     row = {
         "epoch": f"{result['epoch']}",
-        "train loss": _loss(chosen["train_loss"]),
+        "train loss (epoch's mean)": _loss(chosen["train_loss"]),
         "validation accuracy": _share(chosen.get("validation_accuracy")),
         "test accuracy": _share(test.get("accuracy")),
         "test loss": _loss(test["loss"]),
-        "passes": f"{run.number('passes'):g}",
+        "passes": f"{run.number('passes'):.4g}",
         "seconds": f"{result['seconds']:.1f}",
     }
     lines = [*_diverged(run), f"Run: {call.spec.folder}"]
@@ -172,7 +172,9 @@ def show_curvature(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
     ]
     named = {str(name): array.attrs["long_name"] for name, array in measured.items() if "long_name" in array.attrs}
     why = {name: str(measured[name].attrs.get("missing", "")) for name in named}  # of a number that does not exist here
-    shown += [[title, why[name] or _with_error(values, name)] for name, title in named.items()]
+    units = {name: str(measured[name].attrs.get("units", "")) for name in named}
+    behind = {name: f" ({unit})" if unit not in ("", "1") else "" for name, unit in units.items()}
+    shown += [[title, why[name] or _with_error(values, name) + behind[name]] for name, title in named.items()]
     facts = {name: measured.attrs[name] for name in ("samples", "batch_norm", "products")}
     said = f"{_measured_on(measured)}, {facts['products']} products"
     result = {"path": str(path), **values, f"{part}_loss": loss, f"{part}_accuracy": accuracy, **facts}

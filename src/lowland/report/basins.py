@@ -18,7 +18,8 @@ _MOST = 8
 _NOTES = (
     "Basins are minima of the picture that its errors could not have made; points are joined across diagonals too.",
     "Depth: up to the saddle over which a basin meets a lower one, with the least and the largest that the errors "
-    "allow. Whole plane: what it has at least, wherever the ground leads beyond the edge.",
+    "allow. Whole plane: what it has at least, wherever the ground leads beyond the edge. Further ones: what "
+    "the errors may hide.",
 )
 
 

@@ -115,8 +115,8 @@ def limits_section(runs: Sequence[Run], mixed: Sequence[str]) -> Section:
 
 def _settings_that_differ(what: str, results: Sequence[xr.Dataset]) -> Iterator[str]:
     for key, words in (
-        ("batch_norm", "batch-norm mode"),
-        ("samples", "number of samples"),
+        ("batch_norm", "batch-norm modes"),
+        ("samples", "numbers of samples"),
         ("split", "parts of the data"),
     ):
         values = {str(result.attrs[key]) for result in results if key in result.attrs}

@@ -14,6 +14,15 @@ from lowland.results.run import COUNTED, PASSES, Run
 from lowland.viz.curves import build_cost
 from lowland.viz.spec import ScatterPoint
 
+_INTERVALS = (
+    "Brackets: 95 % t interval of the mean over seeds; the difference is paired by seed. Below four seeds the single "
+    "values are listed instead."
+)
+_EPOCH_MEAN = (
+    "Train loss: mean over the batches of the epoch while they were trained on. That of the weights themselves stands "
+    "with the curvature."
+)
+
 
 def methods_of(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Group runs by method, in the order in which the methods first appear; of one seed the first finished run."""
@@ -34,10 +43,10 @@ def comparison_table(runs: Sequence[Run], *, baseline: str | None = None) -> Tab
         ("seeds", _each(groups, _seeds)),
         ("test accuracy (%)", _each(groups, lambda m: show_interval(_over(m, "test_accuracy"), factor=100))),
         (f"difference to {base} (points)", _differences(groups, base)),
-        ("train loss", _each(groups, lambda m: _mean(m, _train_loss))),
+        *_cost_columns(groups, base),
+        ("train loss (epoch's mean)", _each(groups, lambda m: _mean(m, _train_loss))),
     ]
     columns += _curvature_columns(groups, base)
-    columns += _cost_columns(groups, base)
     present = [(title, cells) for title, cells in columns if set(cells.values()) != {"–"}]
     rows = [{"method": name} | {title: cells[name] for title, cells in present} for name in groups]
     return Table.of(rows, "Methods, at the weights that count", _notes(groups, base, runs))
@@ -148,9 +157,10 @@ def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str,
         seconds, steps = run.number("seconds"), run.last("step") or run.number("steps")
         return 1000 * seconds / steps if seconds is not None and steps else None
 
+    beside = f" (× {base})" if len(groups) > 1 else ""
     return [
-        (f"{COUNTED} (× {base})", ratio(lambda run: run.number("passes"))),
-        (f"ms per step (× {base})", ratio(step_time)),
+        (COUNTED + beside, ratio(lambda run: run.number("passes"))),
+        ("ms per step" + beside, ratio(step_time)),
     ]
 
 
@@ -162,10 +172,7 @@ def _seeds(members: Sequence[Run]) -> str:
 
 
 def _notes(groups: Mapping[str, list[Run]], base: str, runs: Sequence[Run]) -> tuple[str, ...]:
-    notes = [
-        "Brackets: 95 % t interval of the mean over seeds; the difference is paired by seed. Below four seeds the "
-        "single values are listed instead."
-    ]
+    notes = [_INTERVALS] if len(groups) > 1 or any(len(members) > 1 for members in groups.values()) else []
     notes.append(PASSES)
     counted = {run.name for members in groups.values() for run in members}
     again = [run.name for run in runs if run.name not in counted]
@@ -173,11 +180,11 @@ def _notes(groups: Mapping[str, list[Run]], base: str, runs: Sequence[Run]) -> t
         notes.append(f"Left out, as another run of the same method has the same seed: {', '.join(again)}.")
     surveyed = {name: run.name for name, members in groups.items() if (run := _surveyed(members)) is not None}
     if surveyed:
-        notes.append("Curvature of one run each: " + ", ".join(surveyed.values()) + ".")
+        notes += [_EPOCH_MEAN, "Curvature of one run each: " + ", ".join(surveyed.values()) + "."]
     apart = [name for name in surveyed if base in surveyed and not _comparable_to(groups, base, name)]
     if apart:
         notes.append(
             f"† not comparable at the end: the train loss of {', '.join(apart)} differs from {base}'s by more than a "
-            f"factor {LOSS_RATIO} or is not stored; see the comparison at matched loss."
+            f"factor {LOSS_RATIO} or is not stored; the section on curvature compares at matched loss where it can."
         )
     return tuple(notes)

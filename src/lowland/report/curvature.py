@@ -14,6 +14,7 @@ from lowland.report.sections import Block, Paragraph, Section, Table
 from lowland.report.statistics import show
 from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.results.run import Run
+from lowland.viz.spec import Axis
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -151,8 +152,7 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
         blocks.append(
             Paragraph(
                 f"Not comparable at the end: the {data} losses differ by more than a factor "
-                f"{LOSS_RATIO} (or are not stored), and cross-entropy curvature vanishes as a net memorizes. "
-                f"The runs are compared at matched {data} loss below."
+                f"{LOSS_RATIO} (or are not stored), and cross-entropy curvature vanishes as a net memorizes."
             )
         )
     if apart or (len(measured) > 1 and any(_along(run) > 1 for run, _ in measured)):
@@ -204,7 +204,8 @@ def _further(measured: Sequence[tuple[Run, xr.Dataset]]) -> Table | None:
     for _, result in measured:
         for name, values in result.data_vars.items():
             if values.ndim == 0 and name not in _SHOWN and not str(name).endswith(_MINOR):
-                titles.setdefault(str(name), values.attrs.get("long_name", str(name).replace("_", " ")))
+                title = Axis(values.attrs.get("long_name", str(name).replace("_", " ")), values.attrs.get("units", ""))
+                titles.setdefault(str(name), title.text)
     if not titles:
         return None
     rows = tuple((run.name, *(with_error(result, name) for name in titles)) for run, result in measured)

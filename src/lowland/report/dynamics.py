@@ -45,11 +45,12 @@ def training_section(runs: Sequence[Run]) -> Section | None:
             figures.append(Figure(Line(curves, Axis("epoch"), axis, title, star=_STAR), height=320))
     if not figures:
         return None
-    also = "A star marks the epoch whose weights count" if chosen else ""
+    also = ". ".join([_EPOCH_MEANS, *(["A star marks the epoch whose weights count"] if chosen else [])])
     return Section("Training", (*shows(chosen, ("train", "validation"), also), Gallery(tuple(figures))))
 
 
 _STAR = "chosen epoch"
+_EPOCH_MEANS = "Train curves are means over the batches of an epoch while they were trained on"
 
 
 def _curve(name: str, runs: Sequence[Run], column: str) -> Curve | None:
@@ -81,7 +82,7 @@ def trajectories_section(runs: Sequence[Run]) -> Section | None:
         "only as far as it exceeds the null. The boxes say how far the plane is from the path. "
         + (_JOINT if shared else _ALONE if len(walked) > 1 else "")
     )
-    blocks: list[Block] = [*shows([(run, weights_of(path)) for run, path in walked], ("train",))]
+    blocks: list[Block] = [*shows([(run, weights_of(path)) for run, path in walked], ("train",), of="Plane through")]
     for group in shared:
         blocks.append(Gallery(_joint_figures(group)))
     joint = {run.name for group in shared for run, _ in group}

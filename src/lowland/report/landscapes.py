@@ -94,7 +94,7 @@ def _lines(runs: Sequence[Run], metric: str) -> list[Block]:
         for name, line in run.surfaces.items():
             if "y" not in line.dims and not holds_ways(line) and metric in line and _finished(line[metric]):
                 named.setdefault(name, {})[run.name] = line
-    titles = {name: "Loss along a line" if len(named) == 1 else f"Along the line {name!r}" for name in named}
+    titles = {name: "Loss along a line" if [*named] == ["line"] else f"Along the line {name!r}" for name in named}
     figures = [Figure(build_line(lines, metric, title=titles[name]), height=400) for name, lines in named.items()]
     boxes = [trust_box(line, f"{run}: {name}", run=run) for name, lines in named.items() for run, line in lines.items()]
     return [*figures, Gallery(tuple(boxes))] if figures else []

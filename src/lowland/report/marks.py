@@ -120,10 +120,12 @@ def shown_labels(runs: Iterable[Run], parts: Sequence[str]) -> str:
     return ", ".join(said)
 
 
-def shows(pairs: Sequence[tuple[Run, str]], parts: Sequence[str] = (), also: str = "") -> list[Paragraph]:
+def shows(
+    pairs: Sequence[tuple[Run, str]], parts: Sequence[str] = (), also: str = "", *, of: str = "Weights"
+) -> list[Paragraph]:
     """Return the line that opens a section: which weights it shows, and how clean the labels behind it are."""
     weights = shown_weights(pairs)
     labels = shown_labels([run for run, _ in pairs], parts)
-    said = [f"Weights: {weights}" if weights else "", f"Labels: {labels}" if labels else "", also]
+    said = [f"{of}: {weights}" if weights else "", f"Labels: {labels}" if labels else "", also]
     text = ". ".join(part for part in said if part)
     return [Paragraph(f"{text}.", note=True)] if text else []

@@ -41,7 +41,7 @@ _NOTES: Final = (
     "Changes are to the plain weights on the same samples, with paired standard errors; for noise that over directions "
     "is added.",
     "Predicted: g·d + d'Hd/2, one product each; the ratio is what was measured on the samples of the prediction over "
-    "it: 1 while the quadratic picture holds. Like noise: the filter-weighted trace times ρ²/2 at the same length.",
+    "it: 1 while the quadratic picture holds. For noise: the filter-weighted trace times ρ²/2 at the same length.",
 )
 
 
@@ -239,7 +239,7 @@ def _rounding(rows: Mapping[str, list[dict[str, Any]]], title: str) -> Scatter:
             x, y, error = row["first"] + row["second"], row["loss_change"], row["loss_change_se"]
             label = name if len(rows) > 1 else row["name"]  # a look for each run, not for each of eight times runs
             points.append(ScatterPoint(label, x, y, None if math.isnan(error) else (y - 2 * error, y + 2 * error)))
-    axes = Axis("predicted change of the loss"), Axis("measured")
+    axes = Axis("predicted change of the loss"), Axis("measured change of the loss")
     return Scatter(tuple(points), *axes, title, "Bars: two paired standard errors.", diagonal="measured as predicted")
 
 

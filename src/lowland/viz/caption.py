@@ -13,8 +13,8 @@ from lowland.results.recipes import decoded, planes_of
 if TYPE_CHECKING:
     import xarray as xr
 
-_SHOWN = ("seed", "normalization", "anchored")
-_ATTRIBUTES = ("batch_norm", "samples", "precision")
+_SHOWN = ("seed", "normalization")
+_ATTRIBUTES = {"split": "data", "batch_norm": "batch norm", "samples": "samples", "precision": "precision"}
 
 
 def axes_of(result: xr.Dataset) -> tuple[str, ...]:
@@ -33,7 +33,8 @@ def caption_of(result: xr.Dataset, *, note: str = "") -> str:
     if "status" in result:
         parts.extend(_counts(np.asarray(result["status"])))
     attrs = result.attrs
-    parts.extend(f"{name.replace('_', ' ')}: {attrs[name]}" for name in _ATTRIBUTES if _plain(attrs.get(name)))
+    known = ((title, attrs.get(name)) for name, title in _ATTRIBUTES.items())
+    parts.extend(f"{title}: {value}" for title, value in known if _plain(value) and title != value)
     parts.extend(f"{name}: {value}" for name, value in _chosen(planes_of(result)))
     if attrs.get("recipe_fingerprint"):
         parts.append(f"recipe {str(attrs['recipe_fingerprint'])[:12]}")
@@ -58,3 +59,5 @@ def _chosen(planes: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
         yield "plane", plane.get("kind", "given")
         arguments = plane.get("arguments", {})
         yield from ((key, arguments[key]) for key in _SHOWN if _plain(arguments.get(key)))
+        if "anchored" in arguments:
+            yield "anchored at", "end of the path" if arguments["anchored"] else "mean of the path"

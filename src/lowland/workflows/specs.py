@@ -257,8 +257,8 @@ class FitSpec:
         checkpoint_every_steps: Steps between checkpoints within an epoch (steps); none checkpoints epoch ends only.
         snapshots_every_epochs: Epochs between snapshots of the trajectory (epochs); none writes no snapshots.
         snapshot_dtype: Numbers of the snapshots: float32 or float16.
-        curvature_share: Share of the run's cost spent on a curve of the Hessian's ends, such as 0.03 (fraction); none
-            measures none.
+        curvature_share: Share of the run's cost spent on a curve of the Hessian's ends, such as 0.03 (fraction); a run
+            too short to pay for two measurements is refused; none measures none.
         critical_every_steps: Steps between measurements of the critical sharpness along the optimizer's own steps
             (steps), such as 100, which add a quarter of a per cent to the passes; none measures none.
         threads: Threads of torch (threads); none leaves torch's own number.
