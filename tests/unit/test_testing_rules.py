@@ -78,6 +78,18 @@ ALONE = {
 }
 
 
+def test_what_an_adapter_states_may_use_the_modules_that_scripts_import():
+    class Tool(NaiveOptimizer):
+        @property
+        def source(self):
+            text = "@contextlib.contextmanager\ndef averaged(model, optimizer):\n    with optimizer.averaged(): yield"
+            return NaiveOptimizer(self.fault).source | {"averaged": text}
+
+    (broken,) = (rule for rule in rules("optimizer") if rule.name == "average_of_constant_weights")
+    found = reproduce(Tool("the average starts at zero"), broken)
+    assert not found.missing and found.source.startswith("import contextlib, torch")
+
+
 @pytest.mark.parametrize("tool", FAULTS, ids=lambda tool: tool.family)
 def test_scripts_run_in_a_process_of_their_own(tool, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT)]))

@@ -94,7 +94,7 @@ def reproduce(adapter: Adapter, broken: Rule) -> Reproduction:
     lacking = [piece for piece in _called(template, broken.family) if piece not in adapter.source and piece != "step"]
     if lacking:
         return Reproduction(missing=f"the adapter's source defines no `{lacking[0]}`")
-    if error := run("import torch\n" + "\n".join(adapter.source.values())):
+    if error := run("\n".join([f"import {', '.join([*_MODULES, 'torch'])}", *adapter.source.values()])):
         return Reproduction(missing=f"the adapter's source itself ends with {error}")
     script = _Script(adapter, broken.family, template)
     if script.lines > LIMIT:
