@@ -327,6 +327,21 @@ def test_scale_of_the_loss_changes_no_bit_of_the_ascent(method, factor):
     assert same_bits(*moved)
 
 
+@pytest.mark.parametrize("method", [optim.SAM, optim.ASAM])
+def test_a_scale_that_is_no_power_of_two_changes_rounding_alone(method):
+    moved = []
+    for scale in (1.0, 3.0):
+        model = network()
+        optimizer = method(sgd(model), rho=0.3)
+        before = [p.clone() for p in model.parameters()]
+        backward(model, data(1)[0], scale)
+        with optimizer.perturb():
+            moved.append([p - old for p, old in zip(model.parameters(), before, strict=True)])
+            backward(model, data(1)[0], scale)
+    for one, other in zip(*moved, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_bare_bfloat16_weights_are_warned_of_once():
     model = network(torch.bfloat16)
     optimizer = optim.SAM(sgd(model), rho=1e-3)

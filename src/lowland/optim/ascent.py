@@ -2,8 +2,8 @@
 
 Deviations from the papers:
 
-1. The ascent is rho g / ||g|| without an added constant, and 0 where the norm is 0 or not finite, so that the scale of
-   the loss (GradScaler's included) does not change a bit.
+1. The ascent is rho g / ||g|| without an added constant, and 0 where the norm is 0 or not finite, so that a scale of
+   the loss that is a power of two, as GradScaler's is, does not change a bit; any other one rounds otherwise.
 2. The weights come back from a saved copy; subtracting the move would drift and would keep an infinity for ever.
 3. A first pass that overflowed leaves NaN in the step's gradients, so that a scaler skips the step; the papers' code
    would take a plain one.
