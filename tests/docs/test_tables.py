@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,19 @@ def test_a_number_that_was_not_measured_is_noticed():
     assert "| SAM | 2.01 |" in text
     changed = text.replace("| SAM | 2.01 |", "| SAM | 1.01 |")
     assert filled(changed) == text
+
+
+def test_what_another_tool_returned_is_what_the_conformance_run_has_stored():
+    tools = json.loads((ROOT / "benchmarks" / "results" / "conformance.json").read_text())["tools"]
+    said = (ROOT / "docs" / "migrating.md").read_text().replace("\u2212", "-")
+    found = next(tool["outcomes"] for tool in tools if tool["name"] == "PyHessian")
+    numbers = {
+        "ends_of_mixed_signs": (
+            "the largest eigenvalue comes out as {}, it is {}",
+            "it returned {} where the largest is {}",
+        ),
+        "trace_is_near": ("the trace is {}; twenty seeds give up to {}", "of {}, twenty seeds gave up to {}"),
+    }
+    for rule, (stored, words) in numbers.items():
+        values = re.findall(r"-?\d+(?:\.\d+)?", found[rule]["detail"])
+        assert found[rule]["detail"].startswith(stored.format(*values)) and words.format(*values) in said
