@@ -27,7 +27,7 @@ from lowland.curvature import (
 )
 from lowland.curvature.measures import MEASURES
 from lowland.curvature.protocol import metric
-from lowland.curvature.worst_case import _checkpoints
+from lowland.curvature.worst_case import _checkpoints, _eigenvector
 from lowland.results import at_matched_loss
 from lowland.results.matched import _at
 
@@ -299,3 +299,10 @@ def test_runs_are_compared_where_their_losses_were_equal() -> None:
     assert default["losses"][0] == pytest.approx(1.0) and default["losses"][-1] == pytest.approx(0.1)
     with pytest.raises(InputError, match="paths"):
         at_matched_loss({"one": runs["sgd"]}, "lambda_max")
+
+
+def test_an_eigenvector_to_search_along_holds_no_other_in_memory() -> None:
+    risk = quadratic([1.0, -2.0, 0.5], [1.0, 8.0, 2.0])
+    (part,) = _eigenvector(risk, "plain")
+    assert part.abs().flatten().tolist() == pytest.approx([0.0, 1.0, 0.0], abs=1e-6)
+    assert part.untyped_storage().nbytes() == part.nbytes

@@ -445,6 +445,13 @@ def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
     assert evaluate(risk, random_plane(model), grid(3, 3), precision="auto", refined=loose).precision == "bfloat16"
 
 
+def test_on_flat_ground_the_range_of_the_trial_counts_as_one():
+    flat = np.full((4, 1), 2.0)
+    found = autotune._error(flat, flat + 0.02, Tolerance(range=0.01, value=0.5))
+    assert found["of_range"] == pytest.approx(0.02) and found["of_value"] == pytest.approx(0.01)
+    assert found["in_units_of_tolerance"] == pytest.approx(2.0)
+
+
 def test_what_the_trial_measured_is_not_measured_again(monkeypatch):
     monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == "float32" else 0.1)
     calls = []

@@ -701,3 +701,27 @@ def test_gradients_of_the_first_pass_are_gone_in_the_second(method) -> None:
             met += 1
         optimizer.step()
     assert met
+
+
+def test_filters_of_warnings_are_as_before_after_the_modules_were_met():
+    model, before = network(), list(warnings.filters)
+    optimizer, (batch,) = optim.SAM(sgd(model)), data(1)
+
+    def closure():
+        optimizer.zero_grad()
+        return backward(model, batch)
+
+    optimizer.step(closure)
+    assert warnings.filters == before
+
+
+def test_weights_are_back_where_a_second_step_was_left_out():
+    model, optimizer = (m := network()), optim.SAM(sgd(m))
+    (batch,) = data(1)
+    before = [p.detach().clone() for p in model.parameters()]
+    backward(model, batch)
+    optimizer.first_step()
+    assert not same_bits(list(model.parameters()), before)
+    with pytest.raises(InputError, match="must be followed by second_step"):
+        optimizer.first_step()
+    assert same_bits(list(model.parameters()), before)
