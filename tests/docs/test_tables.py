@@ -40,3 +40,10 @@ def test_what_another_tool_returned_is_what_the_conformance_run_has_stored():
     for rule, (stored, words) in numbers.items():
         values = re.findall(r"-?\d+(?:\.\d+)?", found[rule]["detail"])
         assert found[rule]["detail"].startswith(stored.format(*values)) and words.format(*values) in said
+
+
+def test_the_peak_of_a_step_in_the_guide_is_what_was_measured():
+    rows = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text())["rows"]["optim"]
+    sam, alone = (rows[name]["weights"] for name in ("SAM", "SGD, alone"))
+    said = " ".join((ROOT / "docs" / "choosing.md").read_text().split())
+    assert f"{sam:.0f} P with SAM where SGD alone takes {alone:.0f}." in said
