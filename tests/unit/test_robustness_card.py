@@ -21,6 +21,7 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.core.settings import RobustnessOptions
 from lowland.core.units import UnitRule
 from lowland.curvature import worst_case_sharpness
+from lowland.report.robustness import sizes_told
 from lowland.report.sections import Gallery
 from lowland.results import Run
 from lowland.robustness import card, noise, outcomes, rounded
@@ -326,6 +327,9 @@ def test_the_report_compares_cards_at_equal_train_loss_only():
     assert "All cards are at train losses within" in section.blocks[1].text
     gallery = next(block for block in section.blocks if isinstance(block, Gallery))
     assert len(gallery.blocks) == 5 and "INT4 per group of 32, asymmetric" in text
+    meant = "Size: bits (rounding); step length over weight norm (noise, worst); step (second half: on the own data) "
+    assert f"{meant}(forgetting); share of the way (merging)" in text
+    assert sizes_told(runs[0].cards["card"]).endswith("(merging).")  # no inputs were attacked
     runs[0].cards["card"].attrs["train_loss"] = 1e-3
     section = next(part for part in report.build(runs, date="").sections if part.title == "Robustness")
     assert section.blocks[1].text.startswith("Not comparable: the train losses")

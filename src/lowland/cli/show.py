@@ -222,7 +222,7 @@ def _lowest(values: dict[str, float]) -> str:
 
 def show_robustness(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
     """Show every change with what it did, what was predicted, and their ratio."""
-    from lowland.report.robustness import card_table
+    from lowland.report.robustness import card_table, sizes_told
 
     card, path = found
     table = card_table(card)
@@ -235,7 +235,7 @@ def show_robustness(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
         | {name: row[name] for name in table.header[2:] if name not in _WIDE}
         for row in shown
     ]
-    lines = [f"{table.caption}.", f"Card: {path}"]
+    lines = [f"{table.caption}.", sizes_told(card), f"Card: {path}"]
     return Shown(
         {"path": str(path), **facts, "rows": rows}, lines, [list(narrow[0]), *(list(r.values()) for r in narrow)]
     )

@@ -85,7 +85,7 @@ def evaluate(
         progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
-        A surface of schema v1; every metric has ``NAME_se`` (standard error as an estimate of a population) and
+        A surface of schema 2; every metric has ``NAME_se`` (standard error as an estimate of a population) and
         ``NAME_skew`` (skewness: the plain interval is unreliable for n < 25 skew^2), both NaN at interpolated points.
 
     Raises:

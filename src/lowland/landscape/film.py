@@ -138,7 +138,7 @@ def film(
         progress: Show a bar, in a terminal or a notebook. Default False.
 
     Returns:
-        A surface of schema v1 with a frame per entry of ``direction``, whose label is the step; the attribute
+        A surface of schema 2 with a frame per entry of ``direction``, whose label is the step; the attribute
         ``refinement`` has the promise of each. `lowland.viz.film` draws it.
 
     Raises:

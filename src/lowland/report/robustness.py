@@ -31,6 +31,7 @@ _TITLES: Final = {
     "inputs": "Noise and attacks on inputs",
 }
 _SIZES: Final = {
+    "rounding": "bits",
     "noise": "step length over weight norm",
     "worst": "step length over weight norm",
     "forgetting": "step (second half: on the own data)",
@@ -41,7 +42,8 @@ _NOTES: Final = (
     "Changes are to the plain weights on the same samples, with paired standard errors; for noise that over directions "
     "is added.",
     "Predicted: g·d + d'Hd/2, one product each; the ratio is what was measured on the samples of the prediction over "
-    "it: 1 while the quadratic picture holds. For noise: the filter-weighted trace times ρ²/2 at the same length.",
+    "it: 1 while the quadratic picture holds. Like noise: what noise of that length would cost, the filter-weighted "
+    "trace times ρ²/2.",
 )
 
 
@@ -150,7 +152,16 @@ def card_table(card: xr.Dataset) -> Table:
     ]
     loss, accuracy = (card.attrs.get(f"train_{name}", math.nan) for name in ("loss", "accuracy"))
     caption = f"Plain weights: loss {_number(loss)}, accuracy {_number(accuracy)}, filter-weighted trace {_trace(card)}"
-    return Table.of(rows, caption, _NOTES)
+    return Table.of(rows, caption, (sizes_told(card), *_NOTES))
+
+
+def sizes_told(card: xr.Dataset) -> str:
+    """Say what the sizes of a card's changes are, part by part."""
+    parts = dict.fromkeys(row["part"] for row in _rows(card))
+    meant: dict[str, list[str]] = {}
+    for part in parts:
+        meant.setdefault(_SIZES[part], []).append(part)
+    return "Size: " + "; ".join(f"{text} ({', '.join(named)})" for text, named in meant.items()) + "."
 
 
 def _trace(card: xr.Dataset) -> str:
