@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -275,3 +276,92 @@ def test_options_of_a_wrong_kind(name, options):
 def test_a_radius_is_a_finite_number(measure, rho):
     with pytest.raises(InputError, match="`rho`"):
         getattr(ll.curvature, measure)(risk_of("tensor", plain), rho=rho)
+
+
+def contrast(output: Any, target: Any) -> Any:
+    # each sample against the others of its batch
+    return F.cross_entropy(output @ output.T, torch.arange(len(output)), reduction="none")
+
+
+class Contrast(nn.Module):
+    reduction = "mean"
+
+    def forward(self, output: Any, target: Any) -> Any:
+        each = contrast(output, target)
+        return each if self.reduction == "none" else each.mean()
+
+
+@pytest.mark.parametrize("kind", ["loss", "own reduction", "metric", "hits"])
+def test_entries_that_follow_the_rest_of_the_batch(kind):
+    x, y = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    torch.manual_seed(0)
+    model, plain = nn.Linear(4, 3), nn.CrossEntropyLoss()
+    hits = lambda output, batch: (output @ output.T).argmax(1) == torch.arange(len(output))
+    loss, metrics = {
+        "loss": (contrast, {}),
+        "own reduction": (Contrast(), {}),
+        "metric": (plain, {"contrast": lambda output, batch: contrast(output, batch.target)}),
+        "hits": (plain, {"hits": hits}),
+    }[kind]
+    ll.EmpiricalRisk(model, loss, [(x, y)], metrics=metrics).evaluate()  # one batch is what it is measured on
+    with pytest.raises(InputError, match="two parts"):
+        ll.EmpiricalRisk(model, loss, [(x[:6], y[:6]), (x[6:], y[6:])], metrics=metrics).evaluate()
+
+
+def test_totals_of_batches_are_taken_as_they_are():
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    totals = lambda output, target: (contrast(output, target).sum(), len(output))
+    found = ll.EmpiricalRisk(nn.Identity(), totals, [(x[:6], x[:6]), (x[6:], x[6:])]).evaluate()["loss"].value
+    assert found == pytest.approx(float(contrast(x[:6], x).mean() + contrast(x[6:], x).mean()) / 2)
+
+
+def test_a_divergence_of_a_batch_is_that_of_its_samples():
+    x, target = torch.randn(7, 4).log_softmax(1), torch.rand(7, 4)
+    loss = functools.partial(F.kl_div, reduction="batchmean")
+    found = ll.EmpiricalRisk(nn.Identity(), loss, [(x[:2], target[:2]), (x[2:], target[2:])]).evaluate()["loss"].value
+    assert found == pytest.approx(float(loss(x, target)), rel=1e-5)
+
+
+def test_features_of_inference_mode_have_gradients():
+    with torch.inference_mode():
+        x, y = torch.randn(6, 4), torch.arange(6) % 3
+    model = nn.Linear(4, 3)
+    found = ll.EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)]).gradient()
+    (wanted,) = torch.autograd.grad(F.cross_entropy(model(x.clone()), y.clone()), [model.weight])
+    torch.testing.assert_close(found["weight"], wanted)
+
+
+@pytest.mark.parametrize("mode", ["batch", "recalibrated"])
+def test_a_norm_over_one_sample(mode):
+    model, x, y = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), torch.randn(5, 4), torch.arange(5) % 3
+    with pytest.raises(InputError, match="more than one sample"):
+        batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+        ll.EmpiricalRisk(model, nn.CrossEntropyLoss(), batches, batch_norm=mode).evaluate()
+
+
+class Adapted(nn.Module):
+    """A linear layer with an adapter, with the interface of the package peft."""
+
+    def __init__(self, merged: bool) -> None:
+        super().__init__()
+        self.base_layer, self.down, self.merged = nn.Linear(4, 3), nn.Linear(4, 3, bias=False), merged
+
+    def get_delta_weight(self, adapter: str) -> torch.Tensor:
+        return self.down.weight
+
+    def forward(self, x: Any) -> Any:
+        return self.base_layer(x) if self.merged else self.base_layer(x) + self.down(x)
+
+
+@pytest.mark.parametrize("plane", [ll.landscape.random_plane, ll.landscape.lora_plane])
+def test_merged_adapters_move_nothing(plane):
+    plane(nn.Sequential(Adapted(False)), seed=0)
+    with pytest.raises(InputError, match="merged"):
+        plane(nn.Sequential(Adapted(True)), seed=0)
+
+
+def test_a_model_without_modes():
+    x = torch.randn(5, 4)
+    exported = torch.export.export(nn.Linear(4, 3), (x,)).module()
+    with pytest.raises(InputError, match="evaluation mode"):
+        ll.EmpiricalRisk(exported, nn.MSELoss(), [(x, torch.zeros(5, 3))]).evaluate()

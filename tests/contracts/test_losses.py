@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -272,3 +273,11 @@ def equal_states(first: Any, second: Any) -> bool:
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(map(equal_states, first, second))
     return first == second or (first != first and second != second)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("module", [True, False])
+def test_a_criterion_that_is_a_sum_is_refused(name, module):
+    total = functools.partial(nn.functional.cross_entropy, reduction="sum")
+    with pytest.raises(InputError, match="mean over the batch"):
+        LOSSES[name](nn.CrossEntropyLoss(reduction="sum") if module else total)

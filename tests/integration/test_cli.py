@@ -312,6 +312,12 @@ def _mounted(path: Path, *options: str) -> bool:
     )
 
 
+def test_a_name_that_no_disk_takes_is_one_line(tmp_path, capsys):
+    assert main(["fit", str(tmp_path / ("n" * 300)), *SMALL]) == 2
+    told = capsys.readouterr().err
+    assert "name too long" in told and "Traceback" not in told
+
+
 def test_a_full_disk_is_one_line(tmp_path, capsys):
     disk = tmp_path / "disk"
     if not _mounted(disk, "-o", "size=256k"):

@@ -461,3 +461,39 @@ def test_sigkill_at_any_moment_loses_little_and_the_same_command_ends_the_same(t
     assert kills >= 1
     assert_same(whole, run(folder, hooks=[Snapshots(), Hook()], **options))
     assert SnapshotReader(folder / "snapshots").steps == SnapshotReader(tmp_path / "whole" / "snapshots").steps
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_gradients_switched_off_around_it_change_nothing(around: Any) -> None:
+    ends = []
+    for switch in (torch.enable_grad, around):
+        model = plain_network()
+        with switch():
+            base = torch.optim.SGD(model.parameters(), lr=0.1)
+            fit(model, optim.SAM(base), nn.CrossEntropyLoss(), double_splits(), epochs=2, batch_size=16)
+        ends.append(model.state_dict())
+    assert all(torch.equal(one, other) for one, other in zip(ends[0].values(), ends[1].values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "word"),
+    [
+        (lambda output, target: {"loss": nn.functional.cross_entropy(output, target)}, "scalar"),
+        (nn.CrossEntropyLoss(reduction="none"), "scalar"),
+    ],
+)
+def test_a_loss_that_is_no_number(loss: Any, word: str) -> None:
+    model = plain_network()
+    with pytest.raises(InputError, match=word):
+        fit(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, double_splits(), epochs=1)
+
+
+def test_what_cannot_train_is_refused_before_it_starts(tmp_path: Path) -> None:
+    lazy = nn.LazyLinear(2)
+    with torch.inference_mode():
+        made = nn.Linear(5, 2)
+    for model, word in ((lazy, "lazy"), (made, "inference")):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with pytest.raises(InputError, match=word):
+            fit(model, optimizer, nn.CrossEntropyLoss(), splits(), epochs=1, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

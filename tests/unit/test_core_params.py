@@ -13,6 +13,7 @@ from lowland.core.effective import effective_weights
 from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace, global_norm, normalized_scale, unwrap
 from lowland.core.units import UnitRule, clean_name, unit_rules
+from lowland.optim import norm_parameters
 
 
 class Tied(nn.Module):
@@ -290,3 +291,21 @@ def test_scale_does_not_depend_on_the_loss_scale():
     gradient = [torch.randn(100) * 1e-3]
     steps = [normalized_scale(global_norm([g * s for g in gradient]), 0.05) * gradient[0] * s for s in (1.0, 2.0**16)]
     assert torch.equal(*steps)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_layers_have_the_units_of_what_was_scripted():
+    layers = (nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ConvTranspose2d(3, 4, 2, groups=1), nn.GroupNorm(1, 4))
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3))
+    assert unit_rules(torch.jit.script(model)) == unit_rules(model)
+    assert len(norm_parameters(torch.jit.script(model))) == len(norm_parameters(model)) == 4
+
+
+def test_a_subclass_keeps_the_layout_of_its_base():
+    class Conv1D(nn.Module):  # as of transformers: [in, out]
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 5))
+
+    made = type("FSDPConv1D", (Conv1D,), {})()
+    assert unit_rules(made)["weight"] == unit_rules(Conv1D())["weight"] == UnitRule("filter", axis=1)

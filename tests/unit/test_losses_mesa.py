@@ -355,3 +355,48 @@ def test_batches_without_labels_have_a_teacher_too():
     loss.prepare(model=model, epochs=2, steps_per_epoch=2)
     loss(model(batch().input), Batch(batch().input, None)).backward()
     assert loss.epoch_log()["mesa_kl"] > 0
+
+
+def pruned(model):
+    nn.utils.prune.l1_unstructured(model[0], "weight", 0.5)
+
+
+def old_weight_norm(model):
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model[0])
+
+
+@pytest.mark.parametrize("change", [pruned, old_weight_norm])
+def test_a_weight_that_is_made_in_forward_has_a_teacher(change):
+    model, data = network(), batch()
+    change(model)
+    model(data.input)  # the weight has a graph
+    loss = prepared(model, start=0, decay=0.0, warm_up=False)
+    torch.testing.assert_close(loss.teacher(data.input), model.eval()(data.input).detach())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    model.train()
+    loss(model(data.input), data).backward()
+    loss.after_step()  # decay 0: the teacher is the model
+    torch.testing.assert_close(loss.teacher(data.input), model.eval()(data.input).detach())
+
+
+def test_a_model_that_changed_its_tensors_is_refused():
+    model, data = network(), batch()
+    loss = prepared(model, start=0)
+    loss(model(data.input), data).backward()
+    pruned(model)
+    with pytest.raises(InputError, match="tensors it was prepared with"):
+        loss.after_step()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("model", "word"), [(lambda: nn.LazyLinear(3), "lazy"), (lambda: scripted(), "scripted")])
+def test_what_has_no_copy_has_no_teacher(model, word):
+    with pytest.raises(InputError, match=word):
+        prepared(model())
+
+
+def scripted():
+    return torch.jit.script(nn.Linear(3, 4))

@@ -336,3 +336,31 @@ def test_a_parameter_without_a_second_gradient_has_its_bits_back(name):
         optimizer.step()
         assert same_bits(before, list(model.parameters()))
     assert moved
+
+
+@pytest.mark.parametrize("name", ["EMA", "SALA", "MSAM"])
+def test_a_checkpoint_loaded_in_inference_mode_trains_on(name):
+    ends = []
+    for inference in (False, True):
+        model = network()
+        optimizer = getattr(optim, name)(sgd(model))
+        train(model, optimizer, data(3)) if optimizer.ascent_method is None else None
+        state = copy.deepcopy(optimizer.state_dict())
+        with torch.inference_mode(inference):
+            optimizer.load_state_dict(state)
+            optimizer.eval()
+            optimizer.train()
+        for x, y in data(3):
+            optimizer.step(closure_of(model, optimizer, x, y))
+        ends.append(model.state_dict())
+    assert same_bits(list(ends[0].values()), list(ends[1].values()))
+
+
+def closure_of(model, optimizer, x, y):
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model(x), y)
+        loss.backward()
+        return loss
+
+    return closure

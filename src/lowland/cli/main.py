@@ -21,7 +21,7 @@ from lowland.cli.commands import COMMANDS
 from lowland.core.errors import LowlandError, LowlandWarning
 from lowland.core.names import nearest_name
 
-_DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT)
+_DISK = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -201,7 +201,9 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def move(value: Any, device: torch.device | str, *, non_blocking: bool = False) -> Any:
     """Move every tensor in a nested structure to a device."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
+        moved = value.to(device, non_blocking=non_blocking)
+        # features computed under torch.inference_mode() can take no part in a graph, copies of them can
+        return moved.clone() if moved.is_inference() and not torch.is_inference_mode_enabled() else moved
     if isinstance(value, PackedSequence):
         return value.to(device=torch.device(device))  # type: ignore[call-arg]
     if isinstance(value, np.ndarray) and value.dtype != object:

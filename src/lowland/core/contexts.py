@@ -223,7 +223,10 @@ def forked_rng(seed: int | None = None) -> Generator[None, None, None]:
 def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
     """Switch all modules to evaluation mode and restore each module's own flag at the end."""
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError as error:  # what torch.export made
+        raise InputError("model", "must have an evaluation mode", type(model).__name__, "pass the original") from error
     try:
         yield
     finally:

@@ -119,7 +119,7 @@ def check_own_mean(loss: Any, output: Any, target: Any, found: tuple[Tensor, Ten
 def uneven(
     name: str, measure: Callable[[Any, Batch], Any], output: Any, batch: Batch, again: Callable[[Batch], Any]
 ) -> tuple[float, float] | None:
-    """Return a scalar of a batch and the mean of it over two parts, where these are two numbers."""
+    """Return a batch's scalar, or the mean of its entries, and that over two parts, where these are two numbers."""
     n = batch.known_size or 0
     if n < 2:
         return None
@@ -130,7 +130,10 @@ def uneven(
         if not isinstance(output, Tensor) and not _same_rows(output, parts, n):
             return None  # of a model that lets samples of a batch see each other, or draws random numbers
         pairs = [(output, batch), (output, batch), *zip(parts, cuts, strict=True)]
-        found = [_scalars(measure(*pair)) for pair in pairs]
+        measured = [measure(*pair) for pair in pairs]
+        found = [_scalars(value) for value in measured]
+        if not found[0] and output is not None:  # what measures by itself may draw noise for each batch
+            return _entangled([batch_tensors(value) for value in measured], n)
         if not found[0] or not all(map(torch.equal, found[0], found[1])):
             return None
         floats = [t.dtype for t in (*found[0], *batch_tensors(output)) if t.is_floating_point()]
@@ -159,6 +162,19 @@ def _mean(numbers: Sequence[Tensor], counts: Sequence[int], kind: torch.dtype) -
     mean = (counts[0] * one.double() + counts[1] * two.double()) / sum(counts)
     scale = torch.stack([one.double().abs(), two.double().abs()]).max()
     return (float(whole), float(mean)) if _apart(whole, mean, scale, kind) else None
+
+
+def _entangled(measured: Sequence[list[Tensor]], count: int) -> tuple[float, float] | None:
+    """Return the mean of entries of a whole and of its two parts, if a sample's entry follows what it is beside."""
+    for value, second, *parts in zip(*measured, strict=True):
+        if not (value.ndim and value.shape[0] == count and torch.equal(value, second)):
+            continue
+        rounding = torch.finfo(value.dtype).eps if value.is_floating_point() else 0.0
+        joined, tolerance = torch.cat(parts).double(), min(max(1000 * rounding, 1e-9), 0.05)
+        near = (value.double() - joined).abs() <= tolerance * value.double().abs().max() + 1e-12
+        if bool(value.isfinite().all() and not near.all()):
+            return float(value.double().mean()), float(joined.mean())
+    return None
 
 
 def _same_rows(output: Any, parts: Sequence[Any], count: int) -> bool:

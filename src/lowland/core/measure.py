@@ -16,7 +16,7 @@ from lowland.core.contexts import buffers_restored, forked_rng, same_bits
 from lowland.core.errors import InputError, NotDeterministic, require
 from lowland.core.look import check_own_mean, uneven, watched
 from lowland.core.moments import Pair
-from lowland.core.per_sample import Loss, accuracy, has_reduction, measured_pair, per_sample_loss
+from lowland.core.per_sample import Loss, accuracy, has_reduction, measured_pair, of_torch, per_sample_loss
 from lowland.core.seeds import torch_seed
 from lowland.core.types import Evaluate, Metric, fitting, forward
 
@@ -54,8 +54,9 @@ class BatchMeasure:
                     self._look_again(seen)
         if self._uneven and batch.number:
             name, numbers = self._uneven
-            advice = "return per-sample values, (values, weights), or (sum, weight) where it is no mean"
-            raise InputError(name, "must be the mean over samples, and that of two parts differs", numbers, advice)
+            rule = "must be a mean over samples, whatever each is beside in its batch, and that of two parts differs"
+            advice = "return a value of each sample alone, (values, weights), or (sum, weight) where it is no mean"
+            raise InputError(name, rule, numbers, advice)
         if self._mean:
             self._check_axes(batch)
         # metrics have no part in a graph
@@ -149,7 +150,11 @@ class BatchMeasure:
             if any(isinstance(m, _NormBase) and (m.training or m.running_mean is None) for m in self.model.modules()):
                 return {}  # parts of a batch have other statistics
             return {name: partial(self._entry, name) for name in evaluate(self.model, batch)}
-        own = {} if loss is None or has_reduction(loss) else {"loss": lambda o, b: loss(o, b.target)}
+        own: dict[str, Callable[[Any, Batch], Any]] = {}
+        if loss is not None and not has_reduction(loss):
+            own = {"loss": lambda o, b: loss(o, b.target)}
+        elif loss is not None and not of_torch(loss):
+            own = {"loss": lambda o, b: self._of(o, b)["loss"][0]}
         return {**self.metrics, **own}
 
     def _entry(self, name: str, _: Any, batch: Batch) -> Any:

@@ -38,7 +38,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 def copied(model: nn.Module) -> nn.Module:
     """Return a deep copy of the user's own module that runs its own weights, whatever a trainer put on the original."""
     model = unwrap(model)
-    twin, of_model = copy.deepcopy(model), set(model.modules())
+    check_made(model)
+    of_model = set(model.modules())
+    # the weight that pruning and torch's old norms make in forward has a graph, which cannot be copied: made anew there
+    made = [t for m in of_model for t in vars(m).values() if isinstance(t, Tensor) and not t.is_leaf]
+    twin = copy.deepcopy(model, {id(t): t.detach().clone() for t in made})
     for module in twin.modules():
         # trainers (TRL) put forwards on instances; a closure is not copied, and would run the original
         if _reaches(vars(module).get("forward"), of_model):
@@ -61,6 +65,15 @@ def _reaches(function: Any, modules: set[nn.Module]) -> bool:
             with suppress(ValueError):  # an empty cell
                 waiting.append(cell.cell_contents)
     return False
+
+
+def check_made(model: nn.Module) -> None:
+    """Refuse parameters that have no shape yet, or that no graph can hold."""
+    for name, tensor in model.named_parameters():
+        problem = _problem(tensor) if nn.parameter.is_lazy(tensor) or tensor.is_inference() else None
+        if problem:
+            rule = f"must not have {problem[0]} parameters (at {name!r})"
+            raise InputError("model", rule, type(model).__name__, problem[1])
 
 
 def check_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -86,6 +99,14 @@ def check_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
                 rule = f"must not have two parameters in the same memory ({name!r} and {other!r})"
                 advice = "tie them by assigning the parameter itself: a.weight = b.weight"
                 raise InputError("model", rule, type(model).__name__, advice)
+
+
+def _check_unmerged(model: nn.Module) -> None:
+    """Refuse adapters (PEFT) that are merged: forward leaves them out, and to move them would change nothing."""
+    for name, module in model.named_modules():
+        if getattr(module, "merged", False) and callable(getattr(module, "get_delta_weight", None)):
+            advice = "call model.unmerge_adapter() first, or measure model.merge_and_unload()"
+            raise InputError("model", f"must not have merged adapters (at {name!r})", type(model).__name__, advice)
 
 
 def _problem(tensor: Tensor) -> tuple[str, str] | None:
@@ -120,6 +141,7 @@ class ParameterSpace:
         model = unwrap(model)
         named = {clean_name(name): p for name, p in model.named_parameters() if p.requires_grad or not trainable}
         check_parameters(model, named)
+        _check_unmerged(model)
         self.frozen = {clean_name(name): p for name, p in model.named_parameters() if clean_name(name) not in named}
         if modules is not None:
             known = {clean_name(name) for name, _ in model.named_modules()}

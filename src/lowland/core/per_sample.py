@@ -215,6 +215,12 @@ def has_reduction(loss: Loss) -> bool:
     return hasattr(loss, "reduction") if isinstance(loss, nn.Module) else _takes_reduction(loss)
 
 
+def of_torch(loss: Loss) -> bool:
+    """Tell whether a loss is one of torch's own, as it stands."""
+    found = _function(loss)
+    return getattr(type(found) if isinstance(found, nn.Module) else found, "__module__", "").startswith("torch.")
+
+
 @functools.lru_cache(maxsize=64)
 def _takes_reduction(function: Callable[..., Any]) -> bool:
     try:
@@ -226,7 +232,7 @@ def _takes_reduction(function: Callable[..., Any]) -> bool:
 def _denominators(loss: Loss, output: Tensor, target: Any, elements: Tensor) -> Tensor | None:
     if _classifies(loss):
         return _class_weights(loss, output, target, elements)
-    per_sample = isinstance(loss, _PER_SAMPLE_MEAN) or getattr(loss, "reduction", "") == "batchmean"
+    per_sample = isinstance(loss, _PER_SAMPLE_MEAN) or _option(loss, "reduction", "") == "batchmean"
     return None if per_sample else _entries(elements)
 
 

@@ -59,20 +59,30 @@ class FirstBatch(NamedTuple):
 
 def forward(model: nn.Module, batch: Batch) -> Any:
     """Call the model on a batch: a dict becomes keyword arguments, a tuple positional ones, samples stay a list."""
-    value = batch.input
-    if isinstance(value, Mapping):
-        output = model(**_arguments(model, value))
-    elif isinstance(value, PackedSequence):
-        output = model(value)
-    elif isinstance(value, tuple | list) and not _is_one_argument(model, value, batch):
-        output = model(*value)
-    else:
-        output = model(value)
+    try:
+        output = _output(model, batch)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        rule = "must hold more than one sample each where a norm layer takes its statistics over the batch"
+        advice = "choose another batch size, or drop_last=True"
+        raise InputError("batches", rule, batch.known_size, advice) from error
     # What Hugging Face models return, and dicts like it; a distribution has `logits` too, and is the output itself.
     if isinstance(output, Distribution):
         return output
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     return output if logits is None else logits
+
+
+def _output(model: nn.Module, batch: Batch) -> Any:
+    value = batch.input
+    if isinstance(value, Mapping):
+        return model(**_arguments(model, value))
+    if isinstance(value, PackedSequence):
+        return model(value)
+    if isinstance(value, tuple | list) and not _is_one_argument(model, value, batch):
+        return model(*value)
+    return model(value)
 
 
 _FAULTS: Final = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)

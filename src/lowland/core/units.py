@@ -96,21 +96,28 @@ def unit_rules(model: nn.Module) -> dict[str, UnitRule]:
 
 
 def _rule(module: nn.Module, name: str, parameter: Tensor) -> UnitRule:
-    kind = type(module).__name__
-    if "LayerScale" in kind or (_WHOLE.search(name) and not _is_norm(module)):
+    kind = class_of(module)
+    if "LayerScale" in kind.__name__ or (_WHOLE.search(name) and not _is_norm(kind)):
         return UnitRule("tensor")
-    if parameter.ndim <= 1 or _is_norm(module) or _BIAS.search(name):
+    if parameter.ndim <= 1 or _is_norm(kind) or _BIAS.search(name):
         return UnitRule("fixed")
-    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return UnitRule("filter", axis=1, groups=module.groups)
-    if kind == "Conv1D":  # transformers.pytorch_utils.Conv1D keeps [in, out]
+    if issubclass(kind, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        return UnitRule("filter", axis=1, groups=int(getattr(module, "groups", 1)))
+    # transformers.pytorch_utils.Conv1D keeps [in, out]; FSDP2 and parametrizations make a subclass of another name
+    if any(base.__name__ == "Conv1D" for base in kind.__mro__):
         return UnitRule("filter", axis=1)
     rows = (
         nn.Linear | nn.Bilinear | nn.Embedding | nn.EmbeddingBag | nn.MultiheadAttention | nn.RNNBase | nn.RNNCellBase
     )
-    return UnitRule("filter" if isinstance(module, rows | nn.modules.conv._ConvNd) else "tensor")
+    return UnitRule("filter" if issubclass(kind, rows | nn.modules.conv._ConvNd) else "tensor")
 
 
-def _is_norm(module: nn.Module) -> bool:
+def class_of(module: nn.Module) -> type:
+    """Return the class of a module; of a scripted layer of torch, which is of another class, the one it had."""
+    named = getattr(nn, getattr(module, "original_name", ""), None) if isinstance(module, torch.jit.ScriptModule) else 0
+    return named if isinstance(named, type) else type(module)
+
+
+def _is_norm(kind: type) -> bool:
     norms = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
-    return isinstance(module, norms) or type(module).__name__.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d"))
+    return issubclass(kind, norms) or kind.__name__.endswith(("Norm", "Norm1d", "Norm2d", "Norm3d"))

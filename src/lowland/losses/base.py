@@ -55,6 +55,10 @@ class TrainingLoss(ABC):
     def __init__(self, criterion: Criterion | TrainingLoss) -> None:
         if not callable(criterion):
             raise InputError("criterion", "must be a callable (output, target) -> scalar", type(criterion).__name__)
+        options = getattr(criterion, "keywords", {})
+        if "sum" in (getattr(criterion, "reduction", ""), options.get("reduction")):
+            rule = "must return the mean over the batch, by which the method is defined"
+            raise InputError("criterion", rule, 'reduction="sum"', 'use reduction="mean"')
         self.criterion = criterion
         self._epoch = 0
         self._plain: Tensor | None = None

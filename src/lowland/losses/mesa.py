@@ -242,6 +242,8 @@ class Average:
 
     def __init__(self, model: nn.Module) -> None:
         self.student = unwrap(model)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.student.modules()):
+            raise InputError("model", "must not be scripted", "gradients stay on in its copy", "pass the original")
         self.model = copied(self.student).requires_grad_(False).eval()
         self.updates = 0
         self._wide: dict[str, Tensor] = {}  # of what is kept in too few bits to be averaged
@@ -258,6 +260,9 @@ class Average:
         """Move the average towards the model: ``v = decay v + (1 - decay) w``; counters are copied."""
         self.to_student()
         mine, theirs = _tensors(self.model), _tensors(self.student)
+        if mine.keys() != theirs.keys():
+            advice = "call loss.prepare(model=...) again after pruning and other changes of the model"
+            raise InputError("model", "must have the tensors it was prepared with", sorted(theirs)[:3], advice)
         averaged: list[Tensor] = []
         for name, tensor in mine.items():
             if not tensor.is_floating_point():

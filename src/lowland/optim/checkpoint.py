@@ -95,15 +95,16 @@ def load(held: Holder, saved: Mapping[str, Any], method: str) -> None:
     parts, numbers, tensors = _parted(saved, held, method)
     _check(held, parts, tensors)
     evaluating = held.evaluating
-    held.switch(evaluating=False)
-    for base, part in zip(held.bases, parts, strict=True):
-        kept = [dict(group) for group in base.param_groups]
-        base.load_state_dict(part)
-        for group, old in zip(base.param_groups, kept, strict=True):
-            group.update({**old, **group})  # a bare checkpoint lacks options of ours
-    held.scratch.forget()
-    _restore(held, numbers, tensors)
-    held.switch(evaluating=evaluating)
+    with torch.inference_mode(False):  # what is made here takes part in training
+        held.switch(evaluating=False)
+        for base, part in zip(held.bases, parts, strict=True):
+            kept = [dict(group) for group in base.param_groups]
+            base.load_state_dict(part)
+            for group, old in zip(base.param_groups, kept, strict=True):
+                group.update({**old, **group})  # a bare checkpoint lacks options of ours
+        held.scratch.forget()
+        _restore(held, numbers, tensors)
+        held.switch(evaluating=evaluating)
 
 
 def _check(held: Holder, parts: list[dict[str, Any]], tensors: dict[str, dict[int, Tensor]]) -> None:

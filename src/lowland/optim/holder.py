@@ -113,7 +113,8 @@ class Holder:
         owned = self.tensors[name]
         for parameter, tensor in owned.items():
             if tensor.device != parameter.device or tensor.dtype != parameter.dtype:  # the model was moved
-                owned[parameter] = tensor.to(parameter.device, parameter.dtype)
+                with torch.inference_mode(False):
+                    owned[parameter] = tensor.to(parameter.device, parameter.dtype)
         return list(owned), list(owned.values())
 
     def below(self, part: Part) -> tuple[list[Tensor], list[Tensor]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from lowland.core.units import class_of
+
 
 def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the scales and shifts of a model's normalization layers, for ``only=`` of any method with an ascent.
@@ -26,5 +28,5 @@ def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
         >>> len(SAM(sgd, rho=0.5, only=norm_parameters(model)).options.only)
         2
     """
-    layers = (module for module in model.modules() if "norm" in type(module).__name__.lower())
+    layers = (module for module in model.modules() if "norm" in class_of(module).__name__.lower())
     return list(dict.fromkeys(p for layer in layers for p in layer.parameters(recurse=False)))

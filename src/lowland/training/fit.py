@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.contexts import forked_rng
-from lowland.core.errors import CheckpointError
+from lowland.core.errors import CheckpointError, InputError
 from lowland.core.pace import OnEvent, shown
 from lowland.core.provenance import provenance
 from lowland.core.seeds import torch_seed
@@ -151,7 +151,8 @@ def fit(
     place = None if folder is None else open_run_folder(Path(folder))
     lock = nullcontext() if place is None or not fabric.is_global_zero else only_writer(place / "checkpoints")
     first = fabric.is_global_zero
-    with shown(progress and first, "training", on_event) as told, lock, forked_rng(noise):
+    graphs = (torch.inference_mode(False), torch.enable_grad())  # a notebook may have switched gradients off
+    with graphs[0], graphs[1], shown(progress and first, "training", on_event) as told, lock, forked_rng(noise):
         run = FitState(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
         _seed(run)
         setup.prepare_loss(run, batches, fabric.device)
@@ -236,6 +237,9 @@ def _pass(loop: _Loop, batch: Batch, size: int) -> Terms:
     output = forward(loop.model, batch)
     loss = loop.run.loss
     value: Tensor = loss(output, batch if isinstance(loss, TrainingLoss) else batch.target)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError("loss", "must return the mean over the batch as a scalar tensor", got, 'use reduction="mean"')
     loop.fabric.backward(value if batch.size == size else value * (batch.size / size))
     plain = loss.plain_value if isinstance(loss, TrainingLoss) else value
     return terms_of(output, value if plain is None else plain, batch, loop.evaluation.loss)

@@ -13,6 +13,7 @@ from torch import nn
 
 from lowland.core.batches import take
 from lowland.core.errors import InputError, require
+from lowland.core.params import check_made
 from lowland.core.provenance import fingerprint
 from lowland.core.types import Batch
 from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches, TensorData
@@ -188,6 +189,7 @@ def check_arguments(
     require(select in ("best", "last"), "select", 'must be "best" or "last"', select)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError("optimizer", "must be an instance of torch.optim.Optimizer", type(optimizer).__name__)
+    check_made(model)
     own = {id(parameter) for parameter in model.parameters()}
     if not all(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
         raise InputError("optimizer", "must be built from the parameters of this model")
