@@ -51,6 +51,16 @@ def test_points_land_at_their_own_coordinates_on_a_non_square_grid(name, tmp_pat
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_what_a_point_hands_on_is_its_own(name, tmp_path):
+    with results.writer(WRITERS[name](tmp_path), template()) as writer:
+        writer.put(0, {"loss": 1.0}, carry={"v": np.arange(3)})
+        found = writer.carried(0)
+        found["w"] = found.pop("v")  # a caller goes on with it as it likes
+        assert writer.carried(0)["v"].tolist() == [0, 1, 2] and set(writer.carried(0)) == {"v"}
+        assert writer.carried(1) == {}
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_nan_and_infinity_are_kept_and_failures_carry_their_text(name, tmp_path):
     with results.writer(WRITERS[name](tmp_path), template()) as writer:
         writer.put(0, {"loss": np.nan, "accuracy": -np.inf})
