@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Final
 
 from lowland.report import show
@@ -60,31 +61,31 @@ def _told(entries: Sequence[Entry], words: str) -> str:
 
 
 def _threshold(record: Record) -> list[str]:
-    base = record.size.widths[0]
     found = []
     for skip, words in ((False, "Without"), (True, "With")):
-        known = {depth: record.over_seeds(depth, skip, base) for depth in record.size.depths}
-        learned = {depth: [entry for entry in own if entry.learned] for depth, own in known.items()}
-        seen = [depth for depth, own in learned.items() if own and sum(map(chaotic, own)) > len(own) / 2]
-        if seen:
-            found.append(f"{words} shortcuts chaos appears at width {base} from {min(seen)} layers on.")
-        elif any(learned.values()):
-            last = max(depth for depth, own in learned.items() if own)
-            found.append(
-                f"{words} shortcuts it was not seen at width {base} up to {last} layers, the deepest that learned."
-            )
-    return [*found, *_losses(record, base)]
+        for width in record.size.widths:
+            known = {depth: record.over_seeds(depth, skip, width) for depth in record.size.depths}
+            learned = {depth: [entry for entry in own if entry.learned] for depth, own in known.items()}
+            seen = [depth for depth, own in learned.items() if own and sum(map(chaotic, own)) > len(own) / 2]
+            if seen:
+                found.append(f"{words} shortcuts chaos appears at width {width} from {min(seen)} layers on.")
+            elif any(learned.values()):
+                last = max(depth for depth, own in learned.items() if own)
+                found.append(
+                    f"{words} shortcuts it was not seen at width {width} up to {last} layers, the deepest that learned."
+                )
+    return [*found, *_losses(record)]
 
 
-def _losses(record: Record, width: int) -> list[str]:
+def _losses(record: Record) -> list[str]:
     """Say where the two sides of a comparison are not equally well trained."""
     found = []
-    for depth in record.size.depths:
+    for width, depth in product(record.size.widths, record.size.depths):
         sides = [[e.number("center") for e in record.over_seeds(depth, s, width) if e.learned] for s in (True, False)]
         if all(sides):
             means = [sum(side) / len(side) for side in sides]
             if not comparable(means):
-                found.append(f"{show(means[0])} with and {show(means[1])} without at {depth} layers")
+                found.append(f"{show(means[0])} with and {show(means[1])} without at {depth} layers of width {width}")
     if not found:
         return []
     return [
@@ -125,6 +126,7 @@ def _conditions(record: Record) -> list[str]:
         "batch norm": ("Batch norm", "with the statistics of the batch at every point"),
         "length": ("Training length", "after a third of the training"),
         "directions": ("Directions", "on another pair of directions"),
+        "fine": ("More points", f"on {record.size.fine} x {record.size.fine} points"),
     }
     for part, (name, how) in words.items():
         own = [entry for entry in record.entries if entry.survey.part == part and entry.survey.net in plain]

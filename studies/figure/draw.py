@@ -73,4 +73,5 @@ def shown(entry: Entry) -> str:
     more = {"batch": ", batch statistics"}.get(survey.batch_norm, "")
     more += ", a third of the training" if survey.weights == "third" else ""
     more += f", directions {survey.direction}" if survey.direction else ""
+    more += f", {survey.side} x {survey.side} points" if survey.part == "fine" else ""
     return f"{title_of(survey)}, width {survey.net.width}, seed {survey.net.seed}{more}"

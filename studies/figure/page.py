@@ -111,9 +111,7 @@ def _procedures(record: Record) -> list[str]:
     rows = [(entry, entry.content["procedure"]) for entry in record.entries if "procedure" in entry.content]
     if not rows:
         return []
-    lines = [
-        f"| {shown(entry)}, {entry.survey.side} x {entry.survey.side} | {procedure_line(p)} |" for entry, p in rows
-    ]
+    lines = [f"| {shown(entry)} | {procedure_line(p)} |" for entry, p in rows]
     return ["## By the procedure of Li et al.'s tool\n", _PROCEDURE, *lines, ""]
 
 
