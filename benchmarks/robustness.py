@@ -226,11 +226,14 @@ def of_text(samples: int, length: int, width: int, blocks: int) -> tuple[Empiric
     return risk, {"forgetting": {"finetune": away}}, f"transformer, {count}, lines of {length} bytes"
 
 
-def card_times(subject: tuple[EmpiricalRisk, dict[str, Any], str], options: RobustnessOptions) -> dict[str, Any]:
-    """Seconds of every part, with everything that a card of that part alone needs."""
+def card_times(
+    subject: tuple[EmpiricalRisk, dict[str, Any], str], options: RobustnessOptions, *, whole: bool
+) -> dict[str, Any]:
+    """Seconds of every part, with everything that a card of that part alone needs, and of all; or of all alone."""
     risk, needs, network = subject
     rows, parts = {}, list(options.parts or ())
-    for name, some in {**{part: [part] for part in parts}, "whole card": parts}.items():
+    alone = {} if whole else {part: [part] for part in parts}
+    for name, some in {**alone, "whole card": parts}.items():
         given = {key: value for part in some for key, value in needs.get(part, {}).items()}
         _, (seconds, busy) = timed(card, risk, replace(options, parts=some), **given)
         rows[name] = {"seconds": seconds, "busy": busy}
@@ -275,6 +278,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=8, help="of the transformer")
     parser.add_argument("--target", type=float, default=1.5, help="train loss (nats a byte) of the four ways on text")
     parser.add_argument("--curvature_samples", type=int, default=256, help="of predictions and the worst direction")
+    parser.add_argument("--whole", action="store_true", help="time no part of the card alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads if options.part == "card" else 1)
     load = os.getloadavg()[0]
@@ -296,8 +300,9 @@ def main() -> None:
         text = options.network == "transformer"
         parts = [part for part in options.parts.split(",") if part != "inputs" or not text]
         subject = of_text(options.samples, *sizes) if text else of_images(options.samples, options.tested)
-        times = card_times(subject, RobustnessOptions(parts=parts, curvature_samples=options.curvature_samples))
-        keep({**times, "samples": options.samples, "tested": options.tested})
+        count = options.curvature_samples
+        times = card_times(subject, RobustnessOptions(parts=parts, curvature_samples=count), whole=options.whole)
+        keep({**times, "samples": options.samples, "tested": options.tested, "curvature_samples": count})
     else:
         keep(profile_times(200, 10))
 

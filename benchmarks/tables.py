@@ -336,14 +336,14 @@ def robustness_ways(result: Result) -> str:
 
 def robustness_card(result: Result) -> str:
     rows = [[name, f"{row['seconds']:.0f}", f"{row['busy']:.0f}"] for name, row in result["rows"].items()]
-    text = table(
-        [f"{result.get('network', 'ResNet-20, 32 x 32')}, part by itself", "seconds", "processor seconds"], rows
-    )
+    alone = ", each part by itself" if len(rows) > 1 else ""
+    text = table([f"{result['network']}{alone}", "seconds", "processor seconds"], rows)
     inputs = f"; attacks and noise on {result['tested']} test images" if "inputs" in result["rows"] else ""
-    text += f"\n\n{result['samples']:,} samples{inputs}; "
-    text += f"load {result['load']:.1f} at the start."
+    text += f"\n\n{result['samples']:,} samples, {result['curvature_samples']} of them for what curvature predicts"
+    text += f"{inputs}; load {result['load']:.1f} at the start."
     threads = f"{result['threads']} threads"
-    return text + made(result, "robustness", threads).replace("robustness.py", "robustness.py --part card")
+    flags = "--part card" + " --network transformer" * result["network"].startswith("transformer")
+    return text + made(result, "robustness", threads).replace("robustness.py", f"robustness.py {flags}")
 
 
 def robustness_profile(result: Result) -> str:
