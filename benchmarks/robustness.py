@@ -5,6 +5,7 @@
     python benchmarks/robustness.py --part card       # seconds of every part of a ResNet-20's card
     python benchmarks/robustness.py --part card --network transformer --samples 256  # one of 10 M weights, on text
     python benchmarks/robustness.py --part profile    # 200 directions x 10 radii beside a surface of as many points
+    python benchmarks/robustness.py --part curve --epochs 30  # a curve between two networks beside training one of them
 
 Each writes benchmarks/results/robustness_PART.json (robustness_card_transformer.json), with the load of the machine at
 its start. Processor time stands beside the time that passed: other work changes the one far less than the other.
@@ -262,9 +263,31 @@ def profile_times(directions: int, radii: int) -> dict[str, Any]:
     return {"rows": rows, "directions": directions, "radii": radii}
 
 
+def curve_times(epochs: int, turns: int = 3) -> dict[str, Any]:
+    """Processor seconds of a curve beside the training of an end over as many epochs, and of measuring it."""
+    data, rows = ll.data.load("digits"), []
+    x, y = data.train.input, data.train.target
+    for turn in range(turns):
+        batches = lambda epoch: zip(x.split(64), y.split(64), strict=True)  # ruff: ignore[lambda-assignment]
+        ends = [ll.models.create("resnet8", channels=1, seed=2 * turn + k) for k in (0, 1)]
+        trained = []
+        for end in ends:
+            base = torch.optim.SGD(end.parameters(), lr=0.03, momentum=0.9)
+            trained.append(
+                timed(ll.training.fit, end, base, nn.CrossEntropyLoss(), data, epochs=epochs, batch_size=64)[1][1]
+            )
+        found, (_, bent) = timed(ll.landscape.curve, *ends, nn.CrossEntropyLoss(), batches, epochs=epochs)
+        risk = EmpiricalRisk(ends[0], nn.CrossEntropyLoss(), list(batches(0)), batch_norm="recalibrated")
+        where = ll.landscape.grid(21, extent=(0, 1))
+        _, (_, measured) = timed(ll.landscape.evaluate, risk, found.line(ends[0]), where)
+        rows.append({"end": sum(trained) / 2, "curve": bent, "measured": measured})
+        print(rows[-1], flush=True)
+    return {"rows": rows, "epochs": epochs, "samples": len(x), "points": 21}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("ways", "card", "profile"), required=True)
+    parser.add_argument("--part", choices=("ways", "card", "profile", "curve"), required=True)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--folder", type=Path, help="where runs are kept, to go on; default: nowhere")
@@ -303,6 +326,8 @@ def main() -> None:
         count = options.curvature_samples
         times = card_times(subject, RobustnessOptions(parts=parts, curvature_samples=count), whole=options.whole)
         keep({**times, "samples": options.samples, "tested": options.tested, "curvature_samples": count})
+    elif options.part == "curve":
+        keep(curve_times(options.epochs))
     else:
         keep(profile_times(200, 10))
 

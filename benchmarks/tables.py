@@ -356,6 +356,16 @@ def robustness_profile(result: Result) -> str:
     return text + made(result, "robustness").replace("robustness.py", "robustness.py --part profile")
 
 
+def robustness_curve(result: Result) -> str:
+    rows = []
+    for name, parts in (("the curve", ["curve"]), (f"and {result['points']} points measured", ["curve", "measured"])):
+        ratios = sorted(sum(row[part] for part in parts) / row["end"] for row in result["rows"])
+        rows.append([name, f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}"])
+    header = [f"ResNet-8, {result['samples']:,} digits, {result['epochs']} epochs", "x an end", "of pairs"]
+    text = table(header, rows) + f"\n\nProcessor time, {len(result['rows'])} pairs of networks."
+    return text + made(result, "robustness").replace("robustness.py", "robustness.py --part curve --epochs 30")
+
+
 def memory(result: Result) -> str:
     rows = [[group, f"`{name}`", f"{row['weights']:.1f}", f"{row['activations']:.1f}"]
             for group, calls in result["rows"].items() for name, row in calls.items()]  # fmt: skip
@@ -388,7 +398,8 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "pipeline": pipeline, "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
     "robustness_ways_transformer": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
-    "robustness_profile": robustness_profile, "memory": memory, "mutation": mutation,
+    "robustness_profile": robustness_profile, "robustness_curve": robustness_curve,
+    "memory": memory, "mutation": mutation,
 }  # fmt: skip
 
 
