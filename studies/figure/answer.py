@@ -32,7 +32,8 @@ def answer(record: Record) -> str:
         "cannot have made. That was declared before any surface was seen. Batch norm has running statistics unless it "
         "says otherwise.\n"
     ]
-    lines += [f"- {text}" for text in (*_depths(record), *_threshold(record), *_controls(record), *_conditions(record))]
+    parts = (_threshold, _depths, _losses, _controls, _conditions)
+    lines += [f"- {text}" for part in parts for text in part(record)]
     return "\n".join(lines)
 
 
@@ -74,7 +75,7 @@ def _threshold(record: Record) -> list[str]:
                 found.append(
                     f"{words} shortcuts it was not seen at width {width} up to {last} layers, the deepest that learned."
                 )
-    return [*found, *_losses(record)]
+    return found
 
 
 def _losses(record: Record) -> list[str]:
