@@ -78,8 +78,9 @@ TAKE_HOME: Final[Mapping[str, tuple[Sentence, ...]]] = {
         ),
         Sentence(
             "Against SGD that trains twice as long it did worse, the whole interval below 0; but so few seeds would "
-            "mostly have missed the smallest gain, so that the rule gives no answer.",
-            {"sam-equal-compute": "not measurable here"},
+            "mostly have missed the smallest gain, so that the rule gives no answer. In the last tenth or quarter of "
+            "training alone it gained nothing.",
+            {"sam-equal-compute": "not measurable here", "sam-late-end": "refuted"},
         ),
     ),
     "LLR": (
@@ -136,7 +137,11 @@ TAKE_HOME: Final[Mapping[str, tuple[Sentence, ...]]] = {
             "is added, and when they are trained on something else.",
             {"sam-rounding": "reproduced", "sam-noise": "reproduced", "sam-forgetting": "reproduced"},
         ),
-        Sentence("They did not end sharper, with strong weight decay either.", {"sam-sharper": "refuted"}),
+        Sentence(
+            "They did not end sharper, with strong weight decay either; SAM over a late phase with its own anneal, "
+            "and F-SAM with label noise, gained nothing.",
+            {"sam-sharper": "refuted", "late-sam-anneal": "refuted", "friendly-sam-noise": "refuted"},
+        ),
     ),
     "Li et al.": (
         Sentence(
