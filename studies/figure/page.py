@@ -160,9 +160,9 @@ def _promises(entries: Sequence[Entry]) -> list[str]:
         statement, floor = entry.content["promise"]["statement"], f"{entry.number('center') / 10:.3g}"
         said = statement.replace(f"values below {floor} count", "values below a tenth of that at the center count")
         same.setdefault(said, []).append(shown(entry))
-    *few, most = sorted(same.items(), key=lambda pair: len(pair[1])) if same else [("", [])]
-    lines = [f"    - {'; '.join(names)}: {said}" for said, names in few]
-    return [*lines, f"    - {'all others' if few else 'all'}: {most[0]}"] if same else []
+    ordered = sorted(same.items(), key=lambda pair: len(pair[1]))
+    names = [*("; ".join(own) for _, own in ordered[:-1]), "all others" if ordered[1:] else "all"]
+    return [f"    - {who}: {said}" for who, (said, _) in zip(names, ordered, strict=False)]
 
 
 def budget_table(record: Record) -> str:

@@ -27,7 +27,8 @@ def by_procedure(risk: EmpiricalRisk, surface: xr.Dataset, seed: int, tolerance:
     """Return how far the surface is from the procedure, at points that were measured and at those in between."""
     step = max(1, (surface.sizes["x"] - 1) // (_SIDE - 1))
     part = surface.isel(x=slice(None, None, step), y=slice(None, None, step))
-    batches = [(x, y) for batch in risk.batches() for x, y in _cut(batch.input, batch.target)]
+    cut = [(torch.split(batch.input, _BATCH), torch.split(batch.target, _BATCH)) for batch in risk.batches()]
+    batches = [pair for both in cut for pair in zip(*both, strict=True)]
     true = _losses(risk.model, batches, seed, part["x"].values, part["y"].values)
     values, center = surface["loss"].values, float(surface["loss"].sel(x=0.0, y=0.0))
     allowed = allowed_error(values, center, tolerance)[::step, ::step]
@@ -41,10 +42,6 @@ def by_procedure(risk: EmpiricalRisk, surface: xr.Dataset, seed: int, tolerance:
         "worst": float(ratios.max(initial=0.0)),
         "losses": true.tolist(),
     }
-
-
-def _cut(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.split(x, _BATCH), torch.split(y, _BATCH), strict=True))
 
 
 @torch.no_grad()
