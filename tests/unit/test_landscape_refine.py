@@ -14,7 +14,7 @@ from torch import nn
 from lowland import landscape, results
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape import Tolerance, autotune, evaluate, grid, random_line, random_plane
+from lowland.landscape import Tolerance, autotune, evaluate, grid, progress, random_line, random_plane
 from lowland.landscape.refine import _Known, _spread, interpolated, refine, too_far
 from lowland.landscape.splines import left_out
 from lowland.landscape.surface_task import ComputeSettings, Request, SurfaceTask
@@ -277,7 +277,7 @@ def make_risk(model, **options):
     return EmpiricalRisk(model, nn.CrossEntropyLoss(), data, **options)
 
 
-def test_a_refined_survey_says_what_was_measured_and_is_right(tmp_path):
+def test_a_refined_survey_says_what_was_measured_and_is_right(tmp_path, monkeypatch):
     model = network()
     plane = random_plane(model)
     full = evaluate(make_risk(model), plane, grid(41, 41))
@@ -302,6 +302,7 @@ def test_a_refined_survey_says_what_was_measured_and_is_right(tmp_path):
     done = [e.done for e in events]
     assert done == sorted(done)
     xr.testing.assert_identical(results.open(tmp_path / "s.zarr"), found)
+    monkeypatch.setattr(progress, "refine", None)  # what lies between would get the last bits of another processor
     again = evaluate(make_risk(model), plane, grid(41, 41), refined=Tolerance(), store=tmp_path / "s.zarr")
     xr.testing.assert_identical(again, found)
 

@@ -88,6 +88,9 @@ class SurveyRun:
 
     def refine(self, tolerance: Tolerance) -> None:
         """Measure as many points of each plane as the tolerance asks for, and interpolate the others."""
+        kept = (STATUS_MEASURED, STATUS_INTERPOLATED)
+        if "refinement" in self._keeper.dataset.attrs and np.isin(self._keeper.status, kept).all():
+            return  # done: to interpolate once more would write the last bits of another processor
         self._refining, reports = True, dict[int, dict[str, Any]]()
         pictures: dict[int, NDArray[np.float64]] = {}
         series = all(plane.along is not None for plane in self._survey.planes)

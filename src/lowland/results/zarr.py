@@ -13,7 +13,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, Final, cast
@@ -75,14 +75,15 @@ def read(path: Path) -> xr.Dataset:
         raise StoreError(f"{path} {what}")
     # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
     with reworded(Exception, lambda why: StoreError(f"{path} is damaged ({why}); it was left as it is")):
-        if names := ", ".join(_missing(path)):  # before anything is allocated by what the metadata say
+        arrays, missing = _found(path)
+        if names := ", ".join(missing):  # before anything is allocated by what the metadata say
             raise StoreError(f"{path} is damaged: missing of {names}; it was left as it is")
         with warnings.catch_warnings():
             # of what a kill left half written, or of what a stranger laid there; damage is an error below
             warnings.filterwarnings("ignore", message="Object at .* is not recognized")
             # the format is named, since an array of the older one may hold pickles
             dataset: xr.Dataset = xr.open_zarr(path, consolidated=False, chunks=None, zarr_format=3)
-        if names := ", ".join(f"`{name}`" for name in _arrays(path) if name not in dataset.variables):
+        if names := ", ".join(f"`{name}`" for name in arrays if name not in dataset.variables):
             raise StoreError(f"{path} is damaged: the metadata of {names} cannot be read; it was left as it is")
         for name, variable in dataset.variables.items():  # all first: what is assigned below copies the others
             said = f"{path} is damaged (`{name}`: "
@@ -95,28 +96,25 @@ def read(path: Path) -> xr.Dataset:
     return dataset[sorted(map(str, dataset.data_vars))]  # they come in the order of the folder's listing
 
 
-def _missing(path: Path) -> Iterator[str]:
-    """Name the arrays of which files are missing, and how many chunks; what a kill left half written is none."""
+def _found(path: Path) -> tuple[list[str], list[str]]:
+    """Name the arrays with metadata, and those of which files are missing; what a kill left half written is none."""
+    arrays, missing = [], []
     for file in sorted(place / "zarr.json" for place in path.iterdir() if place.is_dir()):
+        name, chunks = file.parent.name, file.parent / "c"  # a file where the array is a number
         if not file.exists():
-            if (file.parent / "c").exists():  # an array, and no group that a kill left before its first file
-                yield f"`{file.parent.name}` (zarr.json)"
+            if chunks.exists():  # an array, and no group that a kill left before its first file
+                missing.append(f"`{name}` (zarr.json)")
             continue
         array = json.loads(file.read_bytes())
-        if array["node_type"] == "array":
-            sizes = zip(array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
-            wanted = math.prod(-(-size // max(step, 1)) for size, step in sizes)
-            chunks = file.parent / "c"  # a file where the array is a number
-            found = sum(place.name.isdigit() and place.is_file() for place in chunks.rglob("*")) + chunks.is_file()
-            if found < wanted:
-                yield f"`{file.parent.name}` ({wanted - found} chunk{'s' * (wanted - found > 1)})"
-
-
-def _arrays(path: Path) -> Iterator[str]:
-    """Name the arrays whose metadata are there."""
-    for file in sorted(path.glob("*/zarr.json")):
-        if json.loads(file.read_bytes())["node_type"] == "array":
-            yield file.parent.name
+        if array["node_type"] != "array":
+            continue
+        arrays.append(name)
+        sizes = zip(array["shape"], array["chunk_grid"]["configuration"]["chunk_shape"], strict=True)
+        wanted = math.prod(-(-size // max(step, 1)) for size, step in sizes)
+        found = sum(place.name.isdigit() and place.is_file() for place in chunks.rglob("*")) + chunks.is_file()
+        if found < wanted:
+            missing.append(f"`{name}` ({wanted - found} chunk{'s' * (wanted - found > 1)})")
+    return arrays, missing
 
 
 def attributes(path: Path) -> dict[str, Any]:
