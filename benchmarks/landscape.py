@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lowland import landscape
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape.layout import laid_out, rebatched
+from lowland.landscape.layout import rebatched
 from lowland.landscape.refine import Tolerance, refine, too_far
 from lowland.models import resnet
 
@@ -91,7 +91,7 @@ def reference_seconds(case: Case, plane: landscape.Plane, workers: int, points: 
 
 def bare_seconds(risk: EmpiricalRisk, kernel: dict[str, Any], repeats: int) -> float:
     """Median seconds of the forward passes alone, with the kernel that the trial found."""
-    with torch.no_grad(), risk.prepared(), laid_out(risk.model, kernel["memory_format"]):
+    with torch.no_grad(), risk.prepared(), landscape.surface_task.ComputeSettings(**kernel).applied(risk.model):
         batches = list(rebatched(risk.batches(), kernel["batch_size"], kernel["memory_format"]))
         times = []
         for _ in range(repeats + 1):

@@ -1,4 +1,4 @@
-"""How points are computed, found by a short trial: batch size, memory layout, precision.
+"""How points are computed, found by a short trial: batch size, memory layout, folded norms, precision.
 
 The driver decides once, before the first point; the decision is stored, and every worker and every resume obeys it.
 """
@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any, Final, Literal, TypeAlias
 
@@ -17,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lowland.core.contexts import forked_rng
+from lowland.core.contexts import forked_rng, weights_restored
 from lowland.core.moments import Tally
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
+from lowland.landscape.folding import foldable, folded
 from lowland.landscape.grid import Grid, levels
-from lowland.landscape.layout import laid_out, rebatched
+from lowland.landscape.layout import rebatched
 from lowland.landscape.refine import Tolerance, too_far
 from lowland.landscape.surface_task import ComputeSettings, Point, Request, Row, SurfaceTask, computing
 
@@ -45,7 +47,7 @@ def autotune(
     """Choose how the points of a survey are computed."""
     precision = request.precision
     wanted: tuple[Any, ...] = ("float32", "bfloat16") if precision == "auto" else (precision,)
-    candidates = [kernel for kind in wanted for kernel in _candidates(survey, request.batch_size, kind, workers)]
+    candidates = [kernel for kind in wanted for kernel in _candidates(survey, grid, request.batch_size, kind, workers)]
     times = _race(survey.first, candidates) if len(candidates) > 1 else {candidates[0]: 0.0}
     best: dict[str, tuple[float, ComputeSettings]] = {}
     for kind in wanted:
@@ -64,7 +66,9 @@ def autotune(
     return exact[1], {**report, "precision": "float32: bfloat16 is not exact enough here"}, {}
 
 
-def _candidates(survey: SurfaceTask, batch_size: BatchSize, precision: Any, workers: int) -> list[ComputeSettings]:
+def _candidates(
+    survey: SurfaceTask, grid: Grid, batch_size: BatchSize, precision: Any, workers: int
+) -> list[ComputeSettings]:
     given = replace(survey.kernel, precision=precision)
     if batch_size != "auto":
         return [replace(given, batch_size=batch_size)]
@@ -80,8 +84,32 @@ def _candidates(survey: SurfaceTask, batch_size: BatchSize, precision: Any, work
         sizes.add(count)
     if survey.first.batch_norm == "batch":  # the partition into batches is part of what is measured
         sizes = {None}
-    ordered = sorted(sizes, key=lambda size: size or 0)
-    return [replace(given, batch_size=size, memory_format=layout) for layout, size in product(layouts, ordered)]
+    ordered, folds = (
+        sorted(sizes, key=lambda size: size or 0),
+        (False, True) if images and _folds(survey, grid) else (False,),
+    )
+    return [
+        replace(given, batch_size=size, memory_format=layout, folded=fold)
+        for fold, layout, size in product(folds, layouts, ordered)
+    ]
+
+
+@torch.no_grad()
+def _folds(survey: SurfaceTask, grid: Grid) -> bool:
+    """Tell whether norms can be folded into convolutions: where nothing else looks at either, and values agree."""
+    risk, plane = survey.first, survey.planes[0]
+    if risk.batch_norm != "running" or survey.probes:  # probes differentiate what they find, layer by layer
+        return False
+    with risk.prepared(), weights_restored(space := plane.space(risk.model)) as base:
+        if not foldable(risk.model):
+            return False
+        plane.mover(risk.model, space, base)(grid.coordinates(0))  # norms at their first weights may change nothing
+        batch = next(iter(risk.batches()))
+        plain = risk.measure(batch)
+        with folded(risk.model):
+            found = risk.measure(batch)
+    alike = partial(torch.allclose, rtol=1e-4, atol=0.0, equal_nan=True)
+    return all(alike(found[name][0].double().sum(), value.double().sum()) for name, (value, _) in plain.items())
 
 
 def _numbers(risk: EmpiricalRisk) -> int:
@@ -92,7 +120,7 @@ def _numbers(risk: EmpiricalRisk) -> int:
 
 def _race(risk: EmpiricalRisk, candidates: Sequence[ComputeSettings]) -> dict[ComputeSettings, float]:
     """Return seconds per sample of candidates: first of layouts, at one batch size."""
-    # Then of sizes in the best layout.
+    # Then of sizes in the best layout, and of the norms by themselves.
     # Candidates are timed turn by turn, so that other load on the machine hits all alike.
     times: dict[ComputeSettings, float] = {}
 
@@ -101,7 +129,7 @@ def _race(risk: EmpiricalRisk, candidates: Sequence[ComputeSettings]) -> dict[Co
             times[kernel] = min(times.get(kernel, math.inf), _seconds(risk, kernel))
 
     usual = min(candidates, key=lambda kernel: abs((kernel.batch_size or 0) - _SAMPLES)).batch_size
-    first = [kernel for kernel in candidates if kernel.batch_size == usual]
+    first = [kernel for kernel in candidates if (kernel.batch_size, kernel.folded) == (usual, candidates[-1].folded)]
     for _ in range(3):  # the first also does what is done once
         measure(first)
     ranked = sorted(first, key=times.__getitem__)
@@ -109,6 +137,7 @@ def _race(risk: EmpiricalRisk, candidates: Sequence[ComputeSettings]) -> dict[Co
     if ranked[0].precision == "float32":
         best.pop("bfloat16", None)  # it would have to be clearly faster
     rivals = [replace(kernel, batch_size=other.batch_size) for kernel in best.values() for other in candidates]
+    rivals += [replace(kernel, folded=False) for kernel in best.values()]
     rivals = list(dict.fromkeys(kernel for kernel in rivals if kernel in candidates))
     measure(kernel for kernel in rivals if kernel not in first)
     for precision in best:
@@ -121,7 +150,7 @@ def _race(risk: EmpiricalRisk, candidates: Sequence[ComputeSettings]) -> dict[Co
 @torch.no_grad()
 def _seconds(risk: EmpiricalRisk, kernel: ComputeSettings) -> float:
     """Return what a sample takes with a kernel, in one look."""
-    with risk.prepared(), laid_out(risk.model, kernel.memory_format):
+    with risk.prepared(), kernel.applied(risk.model):
         batches: list[Batch] = []
         for batch in rebatched(risk.batches(), kernel.batch_size, kernel.memory_format):
             batches.append(batch)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lowland.core.batches import batch_bytes
 from lowland.core.contexts import weights_restored
@@ -21,6 +21,7 @@ from lowland.core.loaders import RESIDENT_BYTES
 from lowland.core.moments import Estimate, Tally, estimates
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
+from lowland.landscape.folding import folded
 from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
@@ -36,6 +37,13 @@ class ComputeSettings:
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"  # Layout of convolution weights and images
     # Type in which forward passes run; weights are moved and sums kept in their own types.
     precision: Literal["float32", "bfloat16"] = "float32"
+    folded: bool = False  # Convolutions compute the batch norms that follow them
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Generator[None]:
+        """Let a model that is in the measured state compute so while inside."""
+        with laid_out(model, self.memory_format), folded(model) if self.folded else nullcontext():
+            yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +120,7 @@ class SurfaceTask:
         model = self.first.model
         with ExitStack() as stack:
             stack.enter_context(self.first.prepared())
-            stack.enter_context(laid_out(model, self.kernel.memory_format))
+            stack.enter_context(self.kernel.applied(model))
             space = self.planes[0].space(model)
             for plane in self.planes:
                 plane.check_origin(space)

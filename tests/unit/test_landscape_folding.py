@@ -1,0 +1,167 @@
+"""Batch norm as part of the convolution before it: the same values, everything put back, and nothing but plain pairs."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lowland import landscape, models
+from lowland.core.risk import EmpiricalRisk
+from lowland.landscape import autotune, evaluate, grid, random_plane
+from lowland.landscape.folding import foldable, folded
+from lowland.landscape.surface_task import ComputeSettings, Request, SurfaceTask
+
+MODULE = sys.modules["lowland.landscape.evaluate"]  # the name in the package is the function
+
+
+def used(model, *shape):
+    """A model whose statistics and affine parameters are not those of the beginning."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for value in (module.weight, module.bias, module.running_mean):
+                if value is not None:
+                    nn.init.normal_(value)
+            if module.running_var is not None:
+                nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model.eval().to(torch.float64), torch.randn(3, *shape, dtype=torch.float64)
+
+
+def pair(**options):
+    return nn.Sequential(nn.Conv2d(2, 4, 3, **options), nn.BatchNorm2d(4), nn.Flatten())
+
+
+CASES = {
+    "resnet8": (lambda: models.create("resnet8", width=4, channels=1, seed=0), (1, 8, 8), 7),
+    "vgg": (lambda: models.create("vgg9", narrow=8, size=8, channels=3, seed=0), (3, 8, 8), 7),
+    "plain": (pair, (2, 6, 6), 1),
+    "no bias, strided, grouped": (lambda: pair(bias=False, stride=2, groups=2, padding="valid"), (2, 6, 6), 1),
+    "1d": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)), (2, 6), 1),
+    "3d": (lambda: nn.Sequential(nn.Conv3d(2, 4, 3), nn.BatchNorm3d(4, affine=False)), (2, 4, 4, 4), 1),
+    "norm before": (lambda: nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 4, 3)), (2, 6, 6), 0),
+    "own statistics": (lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), (2, 6, 6), 0),
+    "other padding": (lambda: pair(padding=1, padding_mode="circular"), (2, 6, 6), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_plain_network(name):
+    make, shape, count = CASES[name]
+    model, x = used(make(), *shape)
+    assert len(foldable(model)) == count
+    parameters = list(model.parameters())
+    plain = model(x)
+    wanted = torch.autograd.grad(plain.square().sum(), parameters, allow_unused=True)
+    with folded(model):
+        found = model(x)
+        gradients = torch.autograd.grad(found.square().sum(), parameters, allow_unused=True)
+    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-12)
+    for one, other in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+    assert torch.equal(model(x), plain) and not any("forward" in vars(module) for module in model.modules())
+
+
+class Twice(nn.Module):
+    """A convolution whose output goes two ways, is used twice, or is normed twice."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.conv, self.norm = how, nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        y = self.conv(x)
+        if self.how == "skip":
+            return self.norm(y) + y
+        if self.how == "applied twice":
+            return self.norm(self.conv(y))
+        if self.how == "normed twice":
+            return self.norm(self.norm(y))
+        if self.how == "noted":
+            self.last = y
+            return self.norm(y)
+        return self.norm(y) if y.sum() > 0 else y  # branches
+
+
+@pytest.mark.parametrize("how", ["skip", "applied twice", "normed twice", "branch"])
+def test_a_convolution_that_somebody_else_needs_is_left(how):
+    model, _ = used(Twice(how), 2, 4, 4)
+    assert foldable(model) == []
+
+
+def test_hooks_parametrizations_subclasses_own_forwards_and_training_are_left():
+    def watched():
+        model = pair()
+        model[0].register_forward_hook(lambda *a: None)
+        return model
+
+    def spectral():
+        model = pair()
+        nn.utils.parametrizations.weight_norm(model[0])
+        return model
+
+    def replaced():
+        model = pair()
+        model[1].forward = lambda x: 2 * x
+        return model
+
+    class Own(nn.Conv2d):
+        pass
+
+    for model in (watched(), spectral(), replaced(), nn.Sequential(Own(2, 4, 3), nn.BatchNorm2d(4))):
+        assert foldable(model.eval()) == []
+    assert foldable(pair().train()) == [] and len(foldable(pair().eval())) == 1
+
+
+def test_what_forward_notes_on_the_model_is_put_back():
+    model, x = used(Twice("noted"), 2, 4, 4)
+    model(x)
+    last = model.last
+    assert len(foldable(model)) == 1 and model.last is last
+
+
+def test_an_exception_inside_puts_everything_back():
+    model, x = used(pair(), 2, 6, 6)
+    plain = model(x)
+    with pytest.raises(KeyboardInterrupt), folded(model):
+        raise KeyboardInterrupt
+    assert torch.equal(model(x), plain)
+
+
+def survey(batch_norm="running", **options):
+    model = used(models.create("resnet8", width=4, channels=1, seed=0))[0].float()
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(96, 1, 8, 8, generator=generator), torch.randint(10, (96,), generator=generator)
+    return EmpiricalRisk(model, nn.CrossEntropyLoss(), [(x, y)], batch_norm=batch_norm, **options)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_a_folded_survey_measures_what_a_plain_one_does(layout, monkeypatch):
+    chosen = ComputeSettings(batch_size=40, memory_format=layout, folded=True)
+    plain = evaluate(survey(), random_plane(survey().model), grid(3, 3))
+    risk = survey()
+    before = [p.detach().clone() for p in risk.model.parameters()]
+    monkeypatch.setattr(MODULE, "autotune", lambda *a, **k: (chosen, {}, {}))
+    found = evaluate(risk, random_plane(risk.model), grid(3, 3))
+    np.testing.assert_allclose(found.loss, plain.loss, rtol=2e-6)
+    assert json.loads(found.attrs["kernel"])["folded"]
+    assert all(torch.equal(a, b) for a, b in zip(before, risk.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("how", ["auto", "none", "batch", "recalibrated", "probe", "loss"])
+def test_the_trial_folds_where_bits_are_free_and_nothing_else_looks(how, monkeypatch):
+    tried = set()
+    monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: tried.add(kernel.folded) or 2.0 - kernel.folded)
+    risk = survey(how if how in ("batch", "recalibrated") else "running")
+    if how == "loss":  # it takes what the norm gives from the side
+        norm = risk.model.bn1
+        risk = EmpiricalRisk(
+            risk.model, evaluate=lambda m, b: {"loss": (m.conv1(b.input) - norm.running_mean.mean()).flatten(1).mean(1)},
+            batches=list(risk.batches()),
+        )  # fmt: skip
+    plane, probes = random_plane(risk.model), (landscape.GradientNorm(),) if how == "probe" else ()
+    task = SurfaceTask({"": risk}, (plane,), probes)
+    kernel, _, _ = autotune.autotune(task, grid(3, 3), Request(batch_size=None if how == "none" else "auto"))
+    assert kernel.folded == (how == "auto") and (True in tried) == (how == "auto")
