@@ -171,6 +171,38 @@ def test_what_reads_and_draws_imports_no_torch_and_nothing_optional(room):
         assert not loaded & {"numpy", "xarray", "zarr", "matplotlib", "plotly", "scipy", "rich", "jsonargparse", "yaml"}
 
 
+def test_a_survey_imports_neither_a_compiler_nor_fabric_and_fabric_no_torchmetrics():
+    """Each takes as long as torch, in every process."""
+    code = """
+import sys, torch, lowland as ll
+import lowland.workflows.sources
+model = torch.nn.Linear(4, 3)
+risk = ll.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), [(torch.eye(4), torch.arange(4) % 3)])
+ll.landscape.evaluate(risk, ll.landscape.random_plane(model), ll.landscape.grid(2, 2, extent=1.0))
+print(*sys.modules)
+made = []
+def mixing(output, target):  # is compiled when it is first called, and seen through all the same
+    made or made.append(torch.compile(lambda output, target: (output - target) ** 2, backend="eager"))
+    return made[0](output, target)
+risk = ll.EmpiricalRisk(torch.nn.Linear(4, 1), mixing, [(torch.eye(4), torch.ones(4))])
+try:
+    risk.check_deterministic()
+except ll.core.errors.InputError as error:
+    assert "samples all with all" in str(error), error
+else:
+    raise SystemExit("a loss that mixes samples was taken")
+data = dict.fromkeys(("train", "validation", "test"), [(torch.eye(4), torch.arange(4) % 3)])
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+ll.training.fit(model, optimizer, torch.nn.CrossEntropyLoss(), data, epochs=1)
+print(*sys.modules)
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    surveyed, trained = (set(line.split()) for line in done.stdout.splitlines()[-2:])
+    assert not surveyed & {"torch._dynamo", "sympy", "lightning_fabric", "torchmetrics", "scipy.stats", "transformers"}
+    assert "lightning_fabric" in trained and not trained & {"torchmetrics", "scipy.stats", "transformers"}
+
+
 def test_doctor_names_what_is_missing_and_how_to_get_it(tmp_path):
     code = (
         BLOCK.format(names=OPTIONAL | {"torch"})

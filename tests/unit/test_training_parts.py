@@ -319,7 +319,7 @@ def test_a_checkpoint_holds_every_process_s_part_and_another_number_of_them_is_r
         into[:] = [(rank, *value) for rank in range(len(into))]
 
     with monkeypatch.context() as two:
-        two.setattr("lowland.training.setup.Fabric", OneOfTwo)
+        two.setattr("lowland.training.setup._fabric", lambda: OneOfTwo)
         two.setattr(torch.distributed, "all_gather_object", gather)
         run()
     found = CheckpointFolder(tmp_path).load()

@@ -11,8 +11,9 @@ Data or outputs that are written to; a scalar that is no mean over samples; a lo
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final
 
@@ -79,6 +80,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return [entry for entry in getattr(value, "__dict__", {}).values() if isinstance(entry, Tensor)]
 
 
+def compiler_loaded() -> bool:
+    """Tell whether anything can be compiled: the first call of ``torch.compile`` imports the compiler."""
+    return "torch._dynamo" in sys.modules
+
+
 @contextmanager
 def watched(model: nn.Module, batch: Batch) -> Generator[_Watch, None, None]:
     """Watch everything that is done inside with the tensors of a batch and with what the model returns."""
@@ -88,8 +94,10 @@ def watched(model: nn.Module, batch: Batch) -> Generator[_Watch, None, None]:
     kept = [tensor.detach().clone() for tensor in data]
     scripted = isinstance(model, torch.jit.ScriptModule)
     handle = None if scripted else model.register_forward_hook(lambda *call: watch.mark(call[-1]))
+    # to ask for it imports the compiler, which takes as long as torch itself, in every process of a survey
+    eager = torch.compiler.set_stance("force_eager") if compiler_loaded() else nullcontext()
     try:
-        with torch.compiler.set_stance("force_eager"), watch:
+        with eager, watch:
             yield watch
     finally:
         if handle is not None:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lowland.core.batches import Batch, batch_tensors, take
 from lowland.core.contexts import buffers_restored, forked_rng, same_bits
 from lowland.core.errors import InputError, NotDeterministic, require
-from lowland.core.look import check_own_mean, uneven, watched
+from lowland.core.look import check_own_mean, compiler_loaded, uneven, watched
 from lowland.core.moments import Pair
 from lowland.core.per_sample import Loss, accuracy, has_reduction, measured_pair, of_torch, per_sample_loss
 from lowland.core.seeds import torch_seed
@@ -115,6 +115,12 @@ class BatchMeasure:
             raise InputError("loss", rule, [tuple(self._axes), tuple(sides[0][:2])], advice)
 
     def _look(self, batch: Batch) -> _Pairs:
+        loaded = compiler_loaded()
+        found = self._look_once(batch)
+        # a model or a loss that compiles something when it is first called was not seen through
+        return found if compiler_loaded() == loaded else self._look_once(batch)
+
+    def _look_once(self, batch: Batch) -> _Pairs:
         output: Any = None
         found: Pair | None = None
         before: list[Tensor] = []

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from lowland.core.batches import take
@@ -28,12 +29,32 @@ from lowland.training.schedule import ScheduleLike
 def make_fabric(accelerator: str, devices: int, precision: str) -> Any:
     """Start Fabric."""
     try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, precision=precision)
+        fabric = _fabric()(accelerator=accelerator, devices=devices, precision=precision)
     except (ValueError, RuntimeError, TypeError) as error:
         rule = f"must be what Lightning Fabric knows and this machine has ({str(error).splitlines()[0]})"
         raise InputError("accelerator, devices, precision", rule, (accelerator, devices, precision)) from error
     fabric.launch()
     return fabric
+
+
+def _fabric() -> Any:
+    # imported by what trains: a survey of a stored run starts without it
+    imports: Any = import_module("lightning_utilities.core.imports")
+    compare = imports.compare_version
+
+    def by_name(package: str, operation: Any, version: str, use_base_version: bool = False) -> bool:
+        if package == "torchmetrics" and operation is operator.ge:
+            return bool(imports.RequirementCache(f"{package}>={version}"))
+        return bool(compare(package, operation, version, use_base_version))
+
+    # Fabric asks which torchmetrics is installed by importing it, and that imports matplotlib, transformers and SciPy's
+    # statistics: it takes longer than torch
+    imports.compare_version = by_name
+    try:
+        from lightning_fabric import Fabric
+    finally:
+        imports.compare_version = compare
+    return Fabric
 
 
 def prepare_loss(run: FitState, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
