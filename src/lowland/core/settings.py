@@ -65,9 +65,6 @@ class SummaryOptions:
             of `lowland.curvature.sharpness_table` over ``measure``.
         seed: Seed of start vector, probes and directions.
 
-    Raises:
-        InputError: If a number breaks its rule.
-
     Example:
         >>> SummaryOptions(rho=-1.0)
         Traceback (most recent call last):
@@ -160,9 +157,6 @@ class RobustnessOptions:
         attack_samples: Fixed random subset of the test images that is attacked (samples); none attacks all, which takes
             500 passes over them.
         seed: Seed of subset, directions and order.
-
-    Raises:
-        InputError: If a number breaks its rule.
 
     Example:
         >>> RobustnessOptions(bits=[1])

@@ -40,9 +40,6 @@ def average_case_sharpness(
     Returns:
         The sharpness; the mean may be negative, ``raw`` keeps it and ``value`` is at least 0.
 
-    Raises:
-        InputError: If an argument is out of range.
-
     Example:
         >>> layer = torch.nn.Linear(1, 1, bias=False)
         >>> risk = EmpiricalRisk(layer, torch.nn.MSELoss(), [(torch.ones(2, 1), torch.zeros(2, 1))])

@@ -91,9 +91,6 @@ def critical_sharpness(
             Default 1/16, the paper's.
         check: Whether the risk is first seen to be deterministic (once, by three forward passes on its first batch).
 
-    Returns:
-        The value with its error, the step, and what was tried.
-
     Raises:
         InputError: If an argument is out of range, or the update is 0, not finite, or of another shape.
 

@@ -160,12 +160,6 @@ def spectral_density(
         seed: Seed of the start vectors.
         progress: Show a bar, in a terminal or a notebook. Default False.
 
-    Returns:
-        The density with its band, and the quadrature behind it.
-
-    Raises:
-        InputError: If an argument is out of range.
-
     Example:
         >>> import torch
         >>> from lowland.curvature.operator import MatrixOperator

@@ -58,9 +58,6 @@ def diagonal(
     Returns:
         The estimate; use ``operator.split`` for tensors by name.
 
-    Raises:
-        InputError: If there are fewer than 2 probes.
-
     Example:
         >>> from lowland.curvature.operator import MatrixOperator
         >>> diagonal(MatrixOperator(torch.diag(torch.tensor([1.0, 2.0]))), probes=2).values.tolist()

@@ -152,12 +152,6 @@ def extreme_eigenvalues(
         seed: Seed of the random vectors.
         progress: Show a bar, in a terminal or a notebook. Default False.
 
-    Returns:
-        Values, residuals, flags, bound, number of products and the vectors.
-
-    Raises:
-        InputError: If an argument is out of range.
-
     Example:
         >>> import torch
         >>> from lowland.curvature.operator import MatrixOperator

@@ -92,9 +92,6 @@ def gauss_newton_trace(
         modules: Names of submodules whose parameters count; None takes all.
         seed: Seed of labels and signs.
 
-    Returns:
-        Value and standard error over draws.
-
     Raises:
         InputError: If the loss is another one, or the model returns no single tensor.
 

@@ -31,9 +31,6 @@ class ForeignOperator(AbstractOperator):
             which needs less memory. Default False.
         on_product: See `AbstractOperator`.
 
-    Raises:
-        InputError: If it is not a square operator, or the shapes do not add up to its size.
-
     Example:
         >>> (ForeignOperator(torch.eye(2)) @ torch.ones(2)).tolist()
         [1.0, 1.0]
@@ -74,19 +71,13 @@ def from_curvlinops(
     columns: bool = False,
     on_product: Callable[[int], None] | None = None,
 ) -> ForeignOperator:
-    """Turn a curvlinops operator into one for our estimators.
+    """Return a curvlinops operator as one for our estimators.
 
     Args:
         operator: A square linear operator of curvlinops, such as ``GGNLinearOperator`` or ``KFACLinearOperator``.
         model: The model whose parameters the operator was made from, to give vectors their names; None gives no names.
         columns: See `ForeignOperator`.
         on_product: See `AbstractOperator`.
-
-    Returns:
-        The operator.
-
-    Raises:
-        InputError: If it is no square operator, or ``model`` does not hold its parameters.
     """
     return ForeignOperator(
         operator, shapes=None if model is None else _shapes(operator, model), columns=columns, on_product=on_product

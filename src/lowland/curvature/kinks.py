@@ -67,9 +67,6 @@ def picture_curvature(
     Returns:
         Both curvatures and their paired difference, each with its standard error.
 
-    Raises:
-        InputError: If the spacing is not positive, or as in `filter_weighted_trace`.
-
     Example:
         >>> import torch
         >>> layer = torch.nn.Linear(1, 1, bias=False).double()

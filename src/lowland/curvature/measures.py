@@ -89,9 +89,6 @@ def sharpness_table(
     Returns:
         A curvature Dataset with the dim ``measure``: ``sharpness``, ``sharpness_se``, ``rho``, ``winner``; and the
         scalars ``train_loss, train_accuracy, weight_norm``.
-
-    Raises:
-        InputError: If a measure is unknown.
     """
     chosen = protocol_risk(risk, samples=samples, batch_size=batch_size, seed=seed)
     rows = [_measure(chosen, measure, steps, draws, seed) for measure in measures]

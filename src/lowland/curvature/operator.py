@@ -156,9 +156,6 @@ class MatrixOperator(AbstractOperator):
         matrix: Shape [n, n], symmetric.
         on_product: See `AbstractOperator`.
 
-    Raises:
-        InputError: If the matrix is not square.
-
     Example:
         >>> (MatrixOperator(torch.diag(torch.tensor([1.0, 2.0]))) @ torch.ones(2)).tolist()
         [1.0, 2.0]
@@ -181,9 +178,6 @@ class ScaledOperator(AbstractOperator):
     Args:
         operator: A.
         scale: Diagonal of D, shape [n], or tensors by name.
-
-    Raises:
-        InputError: If the scale has another shape.
 
     Example:
         >>> scaled = ScaledOperator(MatrixOperator(torch.eye(2)), torch.tensor([1.0, 3.0]))

@@ -156,7 +156,7 @@ def curvature_by_part(
     Args:
         risk: What is measured; use training data.
         by: How parameters are put together, see `parts`. Default ``"block"``.
-        probes: Products for the traces of all parts. Default 16.
+        probes: Products for the traces of all parts, at least 2. Default 16.
         max_products: Most products for both ends of each part; 0 leaves them out. Default 60.
         rho: Noise on one part at a time, as a share of the norm of each filter (Li et al. 2018); biases and norm layers
             stay. Default 0.1.
@@ -169,9 +169,6 @@ def curvature_by_part(
         A Dataset over ``part``: ``part_parameters``, ``part_trace`` and, unless left out, ``part_lambda_max``,
         ``part_lambda_min`` (``_se``: norms of their residuals) and ``part_rise`` of the loss under noise; ``_se`` are
         standard errors over probes and draws. A rise is NaN where nothing moves.
-
-    Raises:
-        InputError: If an argument is out of range.
 
     Example:
         >>> layer = nn.Linear(2, 1, bias=False)

@@ -59,16 +59,13 @@ class Convexity:
     Args:
         tolerance: Residual of the upper end relative to the spectral scale. Default 1e-3.
         lower_tolerance: See `extreme_eigenvalues`. Default 0.05.
-        max_products: Most products of one run; what has not converged by then is marked. Default 80.
+        max_products: Most products of one run, at least 6; what has not converged by then is marked. Default 80.
         noise: Random part of a warm start. Default 0.1.
         cold_generations: Points that are at most this many steps from the first one in the grid's order of parents
             start cold. Default 1.
         check_share: Share of the other points that is measured cold as well. Default 0.05.
         modules: Only parameters of these submodules; None (default) takes all trainable ones.
         seed: Seed of the random vectors, the same at all points.
-
-    Raises:
-        InputError: If an argument is out of range.
 
     Example:
         >>> Convexity(max_products=40).describe()["max_products"]

@@ -52,9 +52,6 @@ def protocol_risk(
 
     Returns:
         A new risk of the same model and mode.
-
-    Raises:
-        InputError: If a size is not positive.
     """
     check_positive(samples=samples, batch_size=batch_size)
     if not risk.ranks.alone:

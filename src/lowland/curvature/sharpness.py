@@ -62,12 +62,6 @@ def sam_sharpness(
         adaptive: Measure the radius in units of c = ``|w|`` (ASAM, Kwon et al. 2021): ``e = rho c^2 g / ||c g||``.
         per_batch: m-sharpness: ascend on each batch of the risk by itself and average over samples.
 
-    Returns:
-        The sharpness; for ``per_batch`` with its standard error over batches.
-
-    Raises:
-        InputError: If `rho` is negative.
-
     Example:
         >>> layer = torch.nn.Linear(1, 1, bias=False)
         >>> _ = torch.nn.init.ones_(layer.weight)

@@ -84,9 +84,6 @@ def stability(
         start: Warm start: approximate eigenvectors of D H D, shape [n] or [n, k].
         ends: Both ends of H itself where they are known; they save the run where every weight has the same step size.
 
-    Returns:
-        The ratio and what it was made of.
-
     Raises:
         InputError: If the optimizer keeps another kind of state, groups differ in momentum, or a parameter of the risk
             is not among the optimizer's.

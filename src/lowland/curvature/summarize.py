@@ -52,9 +52,6 @@ def summarize(
         filter_trace_se, filter_trace_spread, picture_curvature, kinks, sam_sharpness, train_loss, train_accuracy,
         weight_norm``, and those of `lowland.curvature.NUMBERS`; ``_se`` is a standard error.
 
-    Raises:
-        InputError: If a name is no option, or a number breaks its rule.
-
     Example:
         >>> import torch
         >>> data = [(torch.eye(4), torch.arange(4))]

@@ -83,12 +83,6 @@ def top_eigenvalues(
         seed: Seed of the start vectors.
         progress: Show a bar, in a terminal or a notebook. Default False.
 
-    Returns:
-        Values from the outermost inwards, with residuals and vectors.
-
-    Raises:
-        InputError: If `k` exceeds the dimension or an argument is out of range.
-
     Example:
         >>> from lowland.curvature.operator import MatrixOperator
         >>> spectrum = torch.tensor([3.0, 3.0, 1.0, 0.5, 0.0], dtype=torch.float64)

@@ -119,12 +119,6 @@ def trace(
         seed: Seed of the probes.
         progress: Show a bar, in a terminal or a notebook. Default False.
 
-    Returns:
-        Value, standard error and cost.
-
-    Raises:
-        InputError: If an argument is out of range.
-
     Example:
         >>> from lowland.curvature.operator import MatrixOperator
         >>> trace(MatrixOperator(torch.diag(torch.arange(5.0, dtype=torch.float64)))).value
@@ -190,16 +184,10 @@ def filter_weighted_trace(
 
     Args:
         source: A risk, or an operator made from one.
-        directions: Number of random directions, one product each. Default 48.
+        directions: Number of random directions, at least 2; one product each. Default 48.
         chunk: Vectors multiplied at once. Default 8.
         seed: Seed of the directions.
         progress: Show a bar, in a terminal or a notebook. Default False.
-
-    Returns:
-        Value, standard error and spread.
-
-    Raises:
-        InputError: If the operator does not belong to a risk, or there are fewer than 2 directions.
 
     Example:
         >>> from lowland.core.risk import EmpiricalRisk

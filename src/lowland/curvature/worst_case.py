@@ -100,12 +100,6 @@ def worst_case_sharpness(
         eigenvector: Also try the top eigenvector of c H c of all data, both ways. Default True; about 20 products. Or
             that vector by parameter name, where it is known.
 
-    Returns:
-        The largest rise and who found it.
-
-    Raises:
-        InputError: If an argument is out of range.
-
     Example:
         >>> layer = torch.nn.Linear(1, 1, bias=False)
         >>> _ = torch.nn.init.ones_(layer.weight)

@@ -40,11 +40,8 @@ class Processes(Engine):
     last traceback.
 
     Args:
-        workers: Number of processes.
+        workers: Number of processes, at least 1.
         threads: Threads of each; None gives each its share of the cores, and no more than this process itself uses.
-
-    Raises:
-        InputError: If a number is below 1.
 
     Example:
         >>> Processes(2).name

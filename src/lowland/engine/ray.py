@@ -63,9 +63,6 @@ class Ray(Engine):
         workers: Number of workers; None takes what the cluster has, also while it grows.
         threads: Threads, and Ray's CPUs, of each; None gives one.
 
-    Raises:
-        InputError: If a number is below 1 or the address is none.
-
     Example:
         >>> Ray(workers=2).name
         'ray:2'

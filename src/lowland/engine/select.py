@@ -22,12 +22,6 @@ def select(engine: str | Engine) -> Engine:
         engine: ``"serial"``, ``"processes:N"`` with a number of workers, ``"ray"`` (all of a cluster), ``"ray:N"``,
             ``"ray://HOST:PORT"``, or an engine.
 
-    Returns:
-        The engine.
-
-    Raises:
-        InputError: If nothing has that name.
-
     Example:
         >>> select("serial").name, select("processes:2").workers
         ('serial', 2)

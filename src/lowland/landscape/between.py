@@ -65,7 +65,7 @@ def plane_through(
     move_statistics: bool = True,
     modules: Sequence[str] | None = None,
 ) -> Plane:
-    """Make the plane through three models.
+    """Return the plane through three models.
 
     The first axis is u = theta_2 - theta_1. With ``orthogonal`` the second is the part of theta_3 - theta_1 orthogonal
     to u, scaled to the length of u, so that angles and distances on the picture are true (as in Garipov et al. 2018,
@@ -78,9 +78,6 @@ def plane_through(
         orthogonal: Whether the axes are made orthogonal and equally long. Default True.
         move_statistics: As for `line_between`.
         modules: As for `line_between`.
-
-    Returns:
-        The plane.
 
     Raises:
         InputError: If the architectures differ or the three models lie on a line.
@@ -121,9 +118,6 @@ def eigenvector_plane(risk: EmpiricalRisk, *, axes: int = 2, seed: int = 0, max_
 
     Returns:
         The plane; coordinates are Euclidean distances.
-
-    Raises:
-        InputError: If ``axes`` is neither 1 nor 2.
     """
     require(axes in (1, 2), "axes", "must be 1 or 2", axes)
     top = curvature.top_eigenvalues(risk, axes, max_products=max_products, seed=seed)

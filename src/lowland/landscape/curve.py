@@ -65,7 +65,7 @@ def curve(
     seed: int = 0,
     on_step: Callable[[int], None] | None = None,
 ) -> Curve:
-    """Train a curve of low loss from one network to another, or through several.
+    """Return a trained curve of low loss from one network to another, or through several.
 
     ``min E_{t ~ U(0, 1)} [L(phi(t)) + weight_decay / 2 ||phi(t)||^2]`` over the points between the ends, one t per
     batch (Garipov et al. 2018, Section 3.1, and its code). The model is restored bit for bit.
@@ -85,9 +85,6 @@ def curve(
         weight_decay: Of the weights on the curve. Default 5e-4, the paper's for VGG.
         seed: Seed of the places t, and of dropout.
         on_step: Called with the number of steps done.
-
-    Returns:
-        The curve.
 
     Raises:
         InputError: If the networks are of other shapes or the same, an argument is out of range, there are no batches,

@@ -54,15 +54,12 @@ class Grid:
 
 
 def grid(nx: int, ny: int | None = None, *, extent: Extent = 1.0) -> Grid:
-    """Make equally spaced coordinates; ends are exact, and so is 0 in the middle of an odd symmetric axis.
+    """Return equally spaced coordinates; ends are exact, and so is 0 in the middle of an odd symmetric axis.
 
     Args:
         nx: Points along the first axis.
         ny: Points along the second axis; None makes a line.
         extent: Ranges in units of the axes. Default 1.0, [-1, 1] (Li et al. 2018, 51 x 51 points).
-
-    Returns:
-        The grid.
 
     Raises:
         InputError: If an axis has no points, an extent is 0 or not finite, or ends are in the wrong order.

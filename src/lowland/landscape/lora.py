@@ -43,7 +43,7 @@ def lora_plane(
     stored: bool = True,
     axes: int = 2,
 ) -> Plane:
-    """Make a random plane around the adapted weights of a model.
+    """Return a random plane around the adapted weights of a model.
 
     The frozen weights W0 carry the move: W0 + x d_1 + y d_2 together with the unchanged B A is W + x d_1 + y d_2.
 
@@ -56,9 +56,6 @@ def lora_plane(
         normalization: As for `lowland.landscape.random_plane`; by the effective weights.
         stored: As for `lowland.landscape.random_plane`.
         axes: 2, or 1 for a line.
-
-    Returns:
-        The plane.
 
     Raises:
         InputError: If there are no adapted layers or a name is unknown.

@@ -71,11 +71,7 @@ class Plane:
         return ParameterSpace(model, trainable=self.trainable, modules=self.modules)
 
     def check_origin(self, space: ParameterSpace) -> None:
-        """Refuse parameters whose names or values differ from those that the plane was made at.
-
-        Raises:
-            InputError: If they do.
-        """
+        """Refuse parameters whose names or values differ from those that the plane was made at."""
         if set(space.names) != set(self.rules):
             raise InputError("plane", "must have been made for a model of this architecture", sorted(self.rules)[:3])
         if fingerprint(space.named(space.tensors)) != self.origin:
@@ -169,7 +165,7 @@ def random_plane(
     stored: bool = True,
     axes: int = 2,
 ) -> Plane:
-    """Make a plane of two random Gaussian directions through the weights (Li et al. 2018, Section 4).
+    """Return a plane of two random Gaussian directions through the weights (Li et al. 2018, Section 4).
 
     The numbers depend on the seed, the axis and the parameter names alone. The directions are not made orthogonal: in
     so many dimensions they nearly are, and the cosine that is left is measured and stored.
@@ -183,12 +179,6 @@ def random_plane(
         stored: Keep the directions in memory (default), or draw them again for every point: two copies of the
             parameters less, but slower.
         axes: 2, or 1 for a line.
-
-    Returns:
-        The plane.
-
-    Raises:
-        InputError: If an argument is out of range or nothing can move.
 
     Example:
         >>> random_plane(nn.Linear(3, 2), seed=1).rules["weight"]
@@ -234,7 +224,7 @@ def user_plane(
     units: str | None = None,
     markers: Mapping[str, tuple[float, ...]] | None = None,
 ) -> Plane:
-    """Make a line or plane of given directions.
+    """Return a line or plane of given directions.
 
     Args:
         model: The model, at the weights that shall lie at the origin.
@@ -245,9 +235,6 @@ def user_plane(
         recipe: How they were made, as plain JSON values.
         units: What a coordinate of 1 means. Default: length of the direction given.
         markers: Points worth marking by label.
-
-    Returns:
-        The line or plane.
 
     Raises:
         InputError: If shapes or names do not match, or a direction has norm 0 or is not finite.

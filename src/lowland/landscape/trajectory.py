@@ -339,16 +339,13 @@ def _loss(risk: EmpiricalRisk) -> float:
 
 
 def grid_around(trajectory: xr.Dataset, nx: int, ny: int, *, margin: float = 0.2) -> Grid:
-    """Make a grid that shows a whole path and its origin.
+    """Return a grid that shows a whole path and its origin.
 
     Args:
         trajectory: A projected path, see `project_trajectory`.
         nx: Points along the first axis.
         ny: Points along the second axis.
         margin: Room beyond the path on each side, as a fraction of its range. Default 0.2.
-
-    Returns:
-        The grid.
 
     Example:
         >>> path = new_trajectory([[-1.0, 0.0], [0.0, 2.0]], steps=[0, 1], variables={})

@@ -132,9 +132,6 @@ class ScaledDecay:
         optimizer: Any torch optimizer with ``weight_decay`` in its groups.
         loss: The LLR (or `Replayed`) that is trained with.
 
-    Raises:
-        InputError: If no group has a weight decay.
-
     Example:
         >>> weight = torch.ones(1, requires_grad=True)
         >>> base = torch.optim.SGD([weight], lr=0.1, weight_decay=0.5)

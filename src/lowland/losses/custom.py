@@ -74,16 +74,10 @@ class Custom(Reshaper):
 
 
 def linear_quadratic(a: float) -> Custom:
-    """Make the reshaper ``f(u) = u + a u^2``, ``f'(u) = 1 + 2 a u``: steeper the higher the loss.
+    """Return the reshaper ``f(u) = u + a u^2``, ``f'(u) = 1 + 2 a u``: steeper the higher the loss.
 
     Args:
         a: Strength, at least 0.
-
-    Returns:
-        The reshaper.
-
-    Raises:
-        InputError: If a is negative.
 
     Example:
         >>> linear_quadratic(0.5).slope(torch.tensor(2.0)).item()
@@ -94,15 +88,12 @@ def linear_quadratic(a: float) -> Custom:
 
 
 def linear_exponential(a: float, beta: float, *, ceiling: float = 10.0) -> Custom:
-    """Make the reshaper ``f(u) = (1 - beta a) u + beta (exp(a u) - 1)``, ``f'(u) = 1 - beta a + beta a exp(a u)``.
+    """Return the reshaper ``f(u) = (1 - beta a) u + beta (exp(a u) - 1)``, ``f'(u) = 1 - beta a + beta a exp(a u)``.
 
     Args:
         a: Rate, at least 0.
         beta: Strength, at least 0.
         ceiling: Normalized loss from which on f is its own tangent. Default 10: ten times the initial loss (ours).
-
-    Returns:
-        The reshaper.
 
     Raises:
         InputError: If a number is negative, or the exponential overflows below the ceiling.

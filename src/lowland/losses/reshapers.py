@@ -67,12 +67,9 @@ class Sech(Reshaper):
     Without a base the slope is a/2 at u = b, and 1.4 % at u = 1 for the defaults: a warm-up is built in.
 
     Args:
-        a: Twice the largest slope. Default 2.5 (``CIFAR/configs.json``).
-        b: Normalized loss at which the slope is largest. Default 0.15 (``CIFAR/configs.json``).
-        base: Slope p that is added everywhere. Default 0; the code's sweeps use 0.5.
-
-    Raises:
-        InputError: If a or base is negative or b is not positive.
+        a: Twice the largest slope, at least 0. Default 2.5 (``CIFAR/configs.json``).
+        b: Normalized loss at which the slope is largest, above 0. Default 0.15 (``CIFAR/configs.json``).
+        base: Slope p that is added everywhere, at least 0. Default 0; the code's sweeps use 0.5.
 
     Example:
         >>> round(Sech().slope(torch.tensor(0.15)).item(), 6)
@@ -102,12 +99,9 @@ class ShiftedBump(Reshaper):
     setting ``AddBase``; the run settings without it discard the bump and train like the baseline.)
 
     Args:
-        a: Twice the largest extra slope. Default 5 (``ImageNet/run.sh``, ConvNeXt).
-        b: Distance of the peak from the shift, in normalized loss. Default 0.15 (same line).
-        shift: Normalized loss where the bump begins. Default 0.42 (same line).
-
-    Raises:
-        InputError: If a or shift is negative or b is not positive.
+        a: Twice the largest extra slope, at least 0. Default 5 (``ImageNet/run.sh``, ConvNeXt).
+        b: Distance of the peak from the shift, in normalized loss, above 0. Default 0.15 (same line).
+        shift: Normalized loss where the bump begins, at least 0. Default 0.42 (same line).
 
     Example:
         >>> round(ShiftedBump().slope(torch.tensor(0.57)).item(), 6)
@@ -139,11 +133,8 @@ class Arctangent(Reshaper):
     b u = 0.765. (``CIFAR/utils/engine.py``)
 
     Args:
-        a: Strength. Default 1, as in the code's unnormalized form; its search covers 0 to 10.
-        b: Inverse width. Default 1, as in the code's unnormalized form; its search covers 0 to 8.
-
-    Raises:
-        InputError: If a or b is negative.
+        a: Strength, at least 0. Default 1, as in the code's unnormalized form; its search covers 0 to 10.
+        b: Inverse width, at least 0. Default 1, as in the code's unnormalized form; its search covers 0 to 8.
 
     Example:
         >>> Arctangent().slope(torch.tensor(0.0)).item()
@@ -173,11 +164,8 @@ class LogExponential(Reshaper):
     Args:
         a: Where between plain (0) and a pole at loss 0 (1); 0 <= a < 1. Default 0.9, from the range 0.1 ... 0.99 of the
             code's figure 2.
-        b: Slope at high losses. Default 1.
-        c: How fast the slope falls. Default 1 (``dls_coe2``).
-
-    Raises:
-        InputError: If a number is outside its range.
+        b: Slope at high losses, above 0. Default 1.
+        c: How fast the slope falls, above 0. Default 1 (``dls_coe2``).
 
     Example:
         >>> round(LogExponential(a=0.5).slope(torch.tensor(0.0)).item(), 6)
@@ -207,12 +195,9 @@ class LinearWindow(Reshaper):
     ``f'(u) = a`` for low <= u <= high, else 1, and f its integral from 0. (``CIFAR/utils/engine.py``)
 
     Args:
-        a: Slope in the window. Default 10 (figure 2 of the code's ``run.sh``).
-        low: Lower end of the window, normalized loss. Default 0.2 (same).
-        high: Upper end. Default 0.3 (same).
-
-    Raises:
-        InputError: If a or low is negative, or high is not above low.
+        a: Slope in the window, at least 0. Default 10 (figure 2 of the code's ``run.sh``).
+        low: Lower end of the window, normalized loss, at least 0. Default 0.2 (same).
+        high: Upper end, above low. Default 0.3 (same).
 
     Example:
         >>> LinearWindow().slope(torch.tensor([0.1, 0.25, 0.5])).tolist()
@@ -248,11 +233,8 @@ class Cyclic(Reshaper):
 
     Args:
         reshaper: One that has a width b: `Sech` or `ShiftedBump`.
-        rise: By how much b grows within a cycle, in normalized loss.
-        period: Epochs of a cycle.
-
-    Raises:
-        InputError: If the reshaper has no width, rise is negative or period is not a positive integer.
+        rise: By how much b grows within a cycle, in normalized loss, at least 0.
+        period: Epochs of a cycle, a whole number of at least 1.
 
     Example:
         >>> cyclic = Cyclic(Sech(b=0.15), rise=0.3, period=3)

@@ -82,9 +82,6 @@ class AscentOptions:
         allow_plain: Let ``step()`` without the wanted second pass be a plain step. Default False: it raises.
         only: The parameters that are moved, such as ``norm_parameters(model)``; None: all. The others' gradients in the
             first pass do not count for the norm; all take part in the step.
-
-    Raises:
-        InputError: If an option is not one of its values.
     """
 
     ascent: str = "step"

@@ -44,9 +44,6 @@ def to_frame(result: Any) -> pd.DataFrame:
     Returns:
         The frame; ``frame.attrs["units"]`` holds the units of its columns.
 
-    Raises:
-        InputError: If it is something else.
-
     Example:
         >>> from lowland.core.schema import new_surface
         >>> frame = to_frame(new_surface([0.0, 1.0]))

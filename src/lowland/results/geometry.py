@@ -34,9 +34,6 @@ def numbers(surface: xr.Dataset, *, metric: str = "loss", delta: float = 0.1) ->
         is ``curvature_spacing``, and ``curvature_wider`` the same over twice the distance: with kinks (ReLU, max
         pooling) it depends on it. With several directions also ``curvature_mean`` and ``curvature_se`` over directions
         (and axes), which for smooth networks alone estimate the filter-weighted trace.
-
-    Raises:
-        InputError: If the metric is unknown or ``delta`` is not positive.
     """
     check(surface, "surface")
     _known(surface, metric)

@@ -140,9 +140,6 @@ def merge_tree(
         direction: Name or position along ``direction``; None (default) for the first.
         neighbors: Points that are connected: 4, or 8 with diagonals (default).
 
-    Returns:
-        The merge tree.
-
     Raises:
         InputError: If the metric is unknown, no point is finished, or the arguments do not fit.
 

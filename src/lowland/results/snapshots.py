@@ -38,7 +38,6 @@ class SnapshotWriter:
             was rounded away is kept with every snapshot). NumPy has no bfloat16: hand such weights over as float32.
 
     Raises:
-        InputError: If the type is another one.
         StoreError: If the folder cannot be written, holds snapshots of another type, or is damaged.
 
     Example:

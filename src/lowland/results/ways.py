@@ -102,9 +102,6 @@ def ways(surface: xr.Dataset, *, metric: str = "loss") -> xr.Dataset:
         Over ``direction`` and ``split`` (where the surface has them): ``barrier`` (highest rise above the straight line
         between the values of the two ends of a piece), ``highest`` and ``where`` it is, ``mean`` over the arc length
         (Garipov et al. 2018, Section 5.1, integrated by trapezoids), and ``length`` over that of the straight way.
-
-    Raises:
-        InputError: If the metric is unknown.
     """
     require(metric in surface and metric not in ("status", "error"), "metric", "must be one of the surface's", metric)
     outer = [str(dim) for dim in surface[metric].dims if dim != "x"]

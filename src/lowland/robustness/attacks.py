@@ -64,7 +64,6 @@ def adversarial(
         Rows for "clean" (size 0), and for each attack and radius.
 
     Raises:
-        InputError: If the data are not resident images in [0, 1] with class labels, or an argument is out of range.
         MissingExtra: If foolbox is not installed.
     """
     radii = _checked(epsilons, step, iterations, restarts)

@@ -36,9 +36,6 @@ def noise(
 
     Returns:
         One row per deviation.
-
-    Raises:
-        InputError: If an argument is out of range.
     """
     if not deviations or any(not (math.isfinite(d) and d >= 0) for d in deviations):
         raise InputError("deviations", "must hold finite numbers, at least 0", list(deviations))

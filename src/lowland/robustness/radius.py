@@ -88,7 +88,6 @@ def median_perturbation(
         The median, in units of inputs in [0, 1].
 
     Raises:
-        InputError: If an argument is out of range.
         MissingExtra: If foolbox is not installed.
     """
     _check(largest, resolution, iterations)

@@ -34,9 +34,6 @@ def rounded(
     Returns:
         A new tensor of the weight's type; a channel of zeros stays.
 
-    Raises:
-        InputError: If an argument is out of range.
-
     Example:
         >>> rounded(torch.tensor([[-7.0, 0.4, 3.6]]), bits=4).tolist()
         [[-7.0, 0.0, 4.0]]
