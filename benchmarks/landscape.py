@@ -108,7 +108,9 @@ def survey_seconds(risk: EmpiricalRisk, plane: landscape.Plane, points: int) -> 
     surface = landscape.evaluate(
         risk, plane, landscape.grid(points, 2), batch_size="auto", on_event=lambda event: stamps.append(event.elapsed)
     )
-    return statistics.median(np.diff(stamps[1:-1])), json.loads(surface.attrs["kernel"])
+    kernel = json.loads(surface.attrs["kernel"])
+    step = kernel["chunk"]  # points that come together are announced together
+    return statistics.median(np.diff(stamps[1:-1:step])) / step, kernel
 
 
 def two_processes_seconds(risk: EmpiricalRisk, plane: landscape.Plane, side: int) -> float:
@@ -239,7 +241,7 @@ def turn(case: Case, risk: EmpiricalRisk, plane: landscape.Plane, options: argpa
     """Everything timed once, side by side."""
     reference = reference_seconds(case, plane, 2, options.points)
     plain = reference_seconds(case, plane, 0, options.points)
-    ours, kernel = survey_seconds(risk, plane, options.points)
+    ours, kernel = survey_seconds(risk, plane, max(options.points, int(1 / plain)))
     two = two_processes_seconds(risk, plane, options.side if reference < 0.1 else options.points)
     bare = bare_seconds(risk, kernel, options.points)
     found = {kind: picture_seconds(risk, plane, options, *how) for kind, how in KINDS.items()}
@@ -412,7 +414,8 @@ def main() -> None:
             rows[name] = {**measure(name, case, options), **provenance(), "threads": torch.get_num_threads()}
             show(rows[name])
             keep()  # before the comparison, which takes longer than all timings
-        rows[name]["start"] = start(case, landscape.random_plane(case[0]), options.points)
+        points = max(options.points, int(0.1 / rows[name]["point_s"]))
+        rows[name]["start"] = start(case, landscape.random_plane(case[0]), points)
         keep()
         if options.checks:
             rows[name] |= exactness(case, options, name, rows[name]["pictures"])

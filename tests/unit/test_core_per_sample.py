@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from fractions import Fraction
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from lowland.core.errors import InputError
-from lowland.core.moments import Estimate, Tally
+from lowland.core.moments import Estimate, Tally, estimates
 from lowland.core.per_sample import accuracy, per_sample_loss
 from lowland.core.risk import EmpiricalRisk
 
@@ -241,6 +242,30 @@ def test_quantities_of_other_sizes_kinds_and_totals_are_tallied_side_by_side(mon
     assert (found["b"].value, found["b"].samples) == (pytest.approx(6 / 9), 6)
     assert found["c"].value == pytest.approx(6 / 9)
     assert (found["c"].samples, math.isnan(found["c"].standard_error)) == (0, True)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("block", [1 << 14, 7])
+def test_what_is_tallied_beside_it_changes_no_bit_of_an_estimate(block, threads, monkeypatch):
+    monkeypatch.setattr("lowland.core.moments._BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    before = torch.get_num_threads()
+
+    def tally(number):
+        found = Tally()
+        for size in (30, 3) if block == 7 else (3000, 17):
+            values = torch.rand(3, size, generator=generator)
+            weights = torch.ones(size) if number % 3 else (values[2] > 0.3).float()  # some are weighted, some are not
+            found.add({"a": (values[0], weights), "b": (values[1], None), "total": (values[2].sum(), 2.0)})
+        return found
+
+    try:
+        torch.set_num_threads(threads)
+        tallies = [tally(number) for number in range(40)]
+        alone = [estimates([copy.deepcopy(one)])[0] for one in tallies]
+        assert estimates(tallies) == alone
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("size", [1e-130, 1e-160, 1e110, 1e150, 1e170])

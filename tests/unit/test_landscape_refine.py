@@ -485,6 +485,26 @@ def test_small_images_may_be_one_batch_where_one_process_has_the_caches(workers,
     assert (60 in seen) == whole
 
 
+@pytest.mark.parametrize(
+    ("seconds", "chunk", "probes", "size", "together"),
+    [
+        (1e-6, 1, (), "auto", 16),
+        (2e-5, 1, (), "auto", 5),  # 96 samples take 1.9 ms
+        (1e-3, 1, (), "auto", 1),
+        (1e-6, 4, (), "auto", 4),  # asked for
+        (1e-6, 1, (landscape.GradientNorm(),), "auto", 1),
+        (1e-6, 1, (), None, 1),
+    ],
+)
+def test_points_that_take_no_time_go_out_together(seconds, chunk, probes, size, together, monkeypatch):
+    monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: seconds)
+    model = network()
+    data = [(torch.randn(32, 5), torch.randint(3, (32,))) for _ in range(3)]
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), data)
+    task = SurfaceTask({"": risk}, (random_plane(model),), probes, ComputeSettings(chunk=chunk))
+    assert autotune.autotune(task, grid(3, 3), Request(batch_size=size))[0].chunk == together
+
+
 def test_fixed_batches_are_never_regrouped():
     model = convolutional()
     risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images(), batch_norm="batch")

@@ -48,38 +48,42 @@ class Tally:
             self._pending.setdefault(name, []).append((values.detach(), weights))
             self._sizes[name] = self._sizes.get(name, 0) + values.numel()
         if any(size >= 2 * _BLOCK for size in self._sizes.values()):
-            self._reduce(whole=False)
+            _reduce([self], whole=False)
 
     def moments(self) -> dict[str, Tensor]:
         """Return name -> rows ``n, sum v, sum w`` and the sums of ``uu, uw, ww, uuu, uuw, uww, www``, float64."""
         # Where totals alone are known, n is 0 and all beyond the first order is NaN.
-        self._reduce(whole=True)
+        _reduce([self], whole=True)
         return {name: _joined(rows) for name, rows in self._rows.items()}
 
-    def _reduce(self, *, whole: bool) -> None:
-        """Sum the blocks that are full, or everything; quantities of equally many samples in common operations."""
-        groups: dict[tuple[int, torch.device], list[str]] = {}
-        for name, pairs in self._pending.items():
-            groups.setdefault((self._sizes[name], pairs[0][0].device), []).append(name)
-        for (size, device), names in groups.items():
-            kind = wide_type(device)
-            v = torch.stack([_joined([values for values, _ in self._pending[name]]) for name in names]).to(kind)
-            w = None
-            if any(weights is not None for name in names for _, weights in self._pending[name]):
-                parts = [[_row(weights, values) for values, weights in self._pending[name]] for name in names]
-                w = torch.stack([_joined(part) for part in parts])
-                w = None if _all_ones(w) else w.to(kind)
-            stop = size if whole else size // _BLOCK * _BLOCK
-            for start in range(0, max(stop, whole), _BLOCK):  # nothing at all is a block too
-                end = min(start + _BLOCK, stop)
-                found = _residual_sums(v[:, start:end], None if w is None else w[:, start:end])
-                for name, row in zip(names, found.unsqueeze(1).unbind(), strict=True):
-                    self._rows[name].append(row)
-            for place, name in enumerate(names):
-                del self._pending[name]
-                if size > stop:
-                    self._pending[name] = [(v[place, stop:], None if w is None else w[place, stop:])]
-                self._sizes[name] = size - stop
+
+def _reduce(tallies: Sequence[Tally], *, whole: bool) -> None:
+    """Sum the blocks that are full, or everything; what has equally many samples in common operations."""
+    groups: dict[tuple[int, torch.device, bool], list[tuple[Tally, str]]] = {}
+    for tally in tallies:
+        own: dict[tuple[int, torch.device], list[str]] = {}
+        for name, pairs in tally._pending.items():
+            own.setdefault((tally._sizes[name], pairs[0][0].device), []).append(name)
+        for (size, device), names in own.items():  # those of a tally together: other tallies change no bit
+            weighted = not _all_ones([weights for name in names for _, weights in tally._pending[name]])
+            groups.setdefault((size, device, weighted), []).extend((tally, name) for name in names)
+    for (size, device, weighted), places in groups.items():
+        kind, every = wide_type(device), [tally._pending[name] for tally, name in places]
+        v = torch.stack([_joined([values for values, _ in pairs]) for pairs in every]).to(kind)
+        w = None
+        if weighted:
+            w = torch.stack([_joined([_row(weights, values) for values, weights in pairs]) for pairs in every]).to(kind)
+        stop = size if whole else size // _BLOCK * _BLOCK
+        for start in range(0, max(stop, whole), _BLOCK):  # nothing at all is a block too
+            end = min(start + _BLOCK, stop)
+            found = _residual_sums(v[:, start:end], None if w is None else w[:, start:end])
+            for (tally, name), row in zip(places, found.unsqueeze(1).unbind(), strict=True):
+                tally._rows[name].append(row)
+        for number, (tally, name) in enumerate(places):
+            del tally._pending[name]
+            tally._sizes[name] = size - stop
+            if size > stop:
+                tally._pending[name] = [(v[number, stop:], None if w is None else w[number, stop:])]
 
 
 def wide_type(device: torch.device) -> torch.dtype:
@@ -94,9 +98,15 @@ def _totals(value: Tensor, weights: Tensor | float | None) -> Tensor:
     return result
 
 
-def _all_ones(w: Tensor) -> bool:
+def _all_ones(weights: Sequence[Tensor | float | None]) -> bool:
     """Tell whether nothing is weighted, where asking costs less than the operations that it saves."""
-    return w.device.type == "cpu" and w.numel() > 0 and all(bound == 1 for bound in torch.aminmax(w))
+    different = {id(one): one for one in weights if one is not None}.values()
+    return all(_ones(one) if isinstance(one, Tensor) else one == 1.0 for one in different)
+
+
+def _ones(weights: Tensor) -> bool:
+    known = weights.device.type == "cpu" and weights.numel() > 0
+    return known and all(bound == 1 for bound in torch.aminmax(weights.detach()))
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -172,6 +182,7 @@ class Estimate(ShowsFacts):
 
 def estimates(tallies: Sequence[Tally], ranks: Ranks | None = None) -> list[dict[str, Estimate]]:
     """Return the estimates of each tally by name, joined over ranks, with a single transfer from the device."""
+    _reduce(tallies, whole=True)  # in common operations
     moments = [tally.moments() for tally in tallies]
     rows = iter(_joined([part for found in moments for part in found.values()]).tolist())
     mine = [{name: list(islice(rows, len(part))) for name, part in found.items()} for found in moments]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -37,6 +37,8 @@ _SAMPLES: Final = 256
 _SMALL: Final = 1024
 """Numbers per sample up to which the whole data may be one batch of a convolution on a processor, where one process has
 its caches for itself; everywhere else convolutions want batches that fit them."""
+_TOGETHER: Final = (16, 0.01)
+"""Most points handed out together, and the seconds that they may take: where handing out takes a share of a point."""
 _GAIN: Final = 1.1
 """bfloat16 must be this much faster to be worth its error and the nine points in full precision that it takes."""
 
@@ -51,7 +53,8 @@ def autotune(
     times = _race(survey.first, candidates) if len(candidates) > 1 else {candidates[0]: 0.0}
     best: dict[str, tuple[float, ComputeSettings]] = {}
     for kind in wanted:
-        best[kind] = min(((t, k) for k, t in times.items() if k.precision == kind), key=lambda pair: pair[0])
+        seconds, kernel = min(((t, k) for k, t in times.items() if k.precision == kind), key=lambda pair: pair[0])
+        best[kind] = seconds, _together(survey, kernel, seconds) if request.batch_size == "auto" else kernel
     report: dict[str, Any] = {f"seconds_per_sample_{kind}": seconds for kind, (seconds, _) in best.items() if seconds}
     if precision != "auto":
         return best[precision][1], report, {}
@@ -92,6 +95,19 @@ def _candidates(
         replace(given, batch_size=size, memory_format=layout, folded=fold)
         for fold, layout, size in product(folds, layouts, ordered)
     ]
+
+
+def _together(survey: SurfaceTask, kernel: ComputeSettings, seconds: float) -> ComputeSettings:
+    """Return a kernel with as many points together as take little time, where none are asked for."""
+    point, (most, limit) = 0.0, _TOGETHER
+    if kernel.chunk != 1 or survey.probes or not seconds:
+        return kernel
+    with forked_rng():  # a loader draws a seed each time it is read
+        for batch in chain.from_iterable(risk.batches() for risk in survey.risks.values()):
+            point += seconds * batch.size
+            if point > limit / 2:
+                return kernel
+    return replace(kernel, chunk=min(most, int(limit / point)))
 
 
 @torch.no_grad()

@@ -74,7 +74,8 @@ def evaluate(
             where it is faster and stays within half of ``refined`` (or of the default tolerance).
         batch_size: Samples per forward pass. None (default) keeps the risk's batches; ``"auto"`` tries sizes, memory
             layouts and batch norms folded into convolutions, which change the last bits (1e-6 relative).
-        chunk: Points handed out together; with data that stream from a loader, one pass serves a chunk. Default 1.
+        chunk: Points handed out together; with data that stream from a loader, one pass serves a chunk. Default 1, or
+            as many as take a hundredth of a second, at most 16, with ``batch_size="auto"``.
         paired: Also store ``loss_difference_se``, the standard error of the difference to the loss at the origin: much
             smaller than that of the loss, since most of the error is common. Names of metrics, such as
             ``("loss", "accuracy")``, store it for each of these. Default True; costs one pass.
