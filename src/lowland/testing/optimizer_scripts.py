@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
+
+from lowland.testing.scripts import joined
 
 __all__: list[str] = []
 
@@ -16,25 +19,21 @@ _SEEN = """
 seen, weights = [], lambda: torch.cat([p.detach().flatten() for p in model.parameters()])
 def closure():
     optimizer.zero_grad(); seen.append(weights())
-    loss = $scale(model(x) - y).square().mean(); loss.backward(); return loss
+    loss = (model(x) - y).square().mean(); loss.backward(); return loss
 """
-_PASSES = _SEEN.replace("$scale", "")
 
 
-def script(model: str, optimizer: str, closure: str, body: str) -> str:
-    """Join the parts of a script, with an optimizer on a base if one is named."""
-    made = f"optimizer = make(model, model.parameters(), {optimizer})\n" if optimizer else ""
-    return "\n".join(part.strip("\n") for part in (model, made, closure, body) if part.strip()) + "\n"
+def bare(body: str, closure: str = "", model: str = MODEL, optimizer: str = "") -> str:
+    """Return a script that makes its own optimizers; its closure notes places where they are read."""
+    closure = closure or (_SEEN if "seen" in body else CLOSURE)
+    return joined(model, optimizer and f"optimizer = make(model, model.parameters(), {optimizer})", closure, body)
 
 
-def still(body: str, closure: str = CLOSURE, model: str = MODEL) -> str:
-    """Return a script in which the base does nothing."""
-    return script(model, "torch.optim.SGD, lr=0.0", closure, body)
+still = partial(bare, optimizer="torch.optim.SGD, lr=0.0")
+"""Return a script in which the base does nothing."""
 
-
-def moving(body: str, closure: str = CLOSURE, model: str = MODEL) -> str:
-    """Return a script in which the base trains."""
-    return script(model, "$base", closure, body)
+moving = partial(bare, optimizer="$base")
+"""Return a script in which the base trains."""
 
 
 def _copied(how: str) -> str:
@@ -48,42 +47,25 @@ assert torch.equal(*ends), f"a copy ends {{(ends[0] - ends[1]).abs().max():.1e}}
 
 
 SCRIPTS: Final[dict[str, str]] = {
-    "one_norm_over_groups": script(
-        MODEL,
-        "",
-        _PASSES,
-        """
+    "one_norm_over_groups": bare("""
 optimizer = make(model, [{"params": [p]} for p in model.parameters()], torch.optim.SGD, lr=0.1)
 step(optimizer, closure)
 length = (seen[1] - seen[0]).norm()
 assert abs(length - $rho) < 1e-4 * $rho, f"with a group for each tensor the move has length {length:.4f}, not $rho"
-""",
-    ),
-    "scale_of_loss_cancels": moving(
-        """
+"""),
+    "scale_of_loss_cancels": moving("""
 step(optimizer, closure)
 length = (seen[1] - seen[0]).norm()
 assert abs(length - $rho) < 1e-2 * $rho, f"with the loss times 2^-20 the move has length {length:.2g}, not $rho"
-""",
-        _SEEN.replace("$scale", "2**-20 * "),
-    ),
-    "weight_decay_stays_outside": script(
-        MODEL,
-        "",
-        _PASSES,
-        """
+""").replace("loss = (", "loss = 2**-20 * ("),
+    "weight_decay_stays_outside": bare("""
 for decay in (0.0, 0.5):
     optimizer = make(model, model.parameters(), torch.optim.SGD, lr=0.0, weight_decay=decay)
     step(optimizer, closure)
 gap = (seen[1] - seen[-1]).norm()
 assert gap < 1e-6, f"with decay 0.5 the second pass is {gap:.2g} away from where it is without"
-""",
-    ),
-    "step_is_the_formula": script(
-        MODEL.replace("$outputs)", "$outputs, bias=False)", 1),
-        "torch.optim.SGD, lr=0.1",
-        CLOSURE,
-        """
+"""),
+    "step_is_the_formula": moving("""
 before, w = model.weight.detach().clone(), model.weight
 closure()
 with torch.no_grad(): w.add_($rho * w.grad / w.grad.norm())
@@ -92,8 +74,9 @@ with torch.no_grad(): wanted = before - 0.1 * w.grad; w.copy_(before)
 step(optimizer, closure)
 gap = (w - wanted).abs().max()
 assert gap < 1e-6, f"after one step the weights are {gap:.2g} away from algorithm 1 of Foret et al. 2021"
-""",
-    ),
+""")
+    .replace("$base", "torch.optim.SGD, lr=0.1")
+    .replace("$outputs)", "$outputs, bias=False)", 1),
     "weights_come_back": still("""
 model, x, y = model.to($dtype), x.to($dtype), y.to($dtype)
 optimizer = make(model, model.parameters(), torch.optim.SGD, lr=0.0)
@@ -130,16 +113,13 @@ def empty(): loss = closure(); model.zero_grad(); return loss
 step(optimizer, empty)
 assert torch.equal(model.weight, before), "weights changed without any gradient"
 """),
-    "zero_gradient": moving(
-        """
+    "zero_gradient": moving("""
 before = model.weight.detach().clone()
 def zero(): loss = closure(); model.zero_grad(set_to_none=False); return loss
 step(optimizer, zero)
 assert all(place.isfinite().all() for place in seen), "the second pass is run at NaN"
 assert torch.equal(model.weight, before), "zero gradients changed the weights"
-""",
-        _PASSES,
-    ),
+"""),
     "infinity_in_first_pass": still("""
 before, calls = model.weight.detach().clone(), []
 def spoiled():
@@ -167,29 +147,23 @@ except Exception: silent = False
 assert not silent, "step() without a second pass goes on silently"
 assert torch.equal(model.weight, before), "the error comes after the weights were changed"
 """),
-    "closure_comes_first": moving(
-        """
+    "closure_comes_first": moving("""
 for _ in range($steps):
     before, _ = weights(), seen.clear()
     optimizer.step(closure)
     gap = (seen[0] - before).norm()
     assert gap == 0, f"the first call of the closure finds weights that are {gap:.2g} away"
-""",
-        _PASSES,
-    ),
+"""),
     "loss_is_returned": moving("""
 for _ in range($steps):
     wanted, found = float((model(x) - y).square().mean()), step(optimizer, closure)
     assert found is not None, "a step returns None"
     assert abs(float(found) - wanted) < 1e-6, f"returns {float(found):.6g}, the loss is {wanted:.6g}"
 """),
-    "passes_as_defined": moving(
-        """
+    "passes_as_defined": moving("""
 for _ in range($steps): step(optimizer, closure)
 assert len(seen) == $passes, f"{len(seen)} passes in $steps steps; the method needs $passes"
-""",
-        _PASSES,
-    ),
+"""),
     "batch_norm_counts_once": moving(
         """
 twin = copy.deepcopy(model)
@@ -268,12 +242,9 @@ scaled_step(optimizer, scaler, loss)
 gap = (model.weight - plain).abs().max()
 assert gap < 1e-5, f"after one step the weights with GradScaler are {gap:.2g} away from those without"
 """),
-    "grad_scaler_skips_overflow": moving(
-        """
+    "grad_scaler_skips_overflow": moving("""
 before, scaler = model.weight.detach().clone(), torch.amp.GradScaler("cpu")
 scaled_step(optimizer, scaler, lambda: float("inf") * (model(x) - y).square().mean())
 assert torch.equal(model.weight, before), f"an overflowing step leaves {model.weight[0, 0]:.3g} in the weights"
-""",
-        "",
-    ),
+""").replace(CLOSURE[1:], ""),
 }

@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
-from lowland.testing.optimizer_scripts import CLOSURE, MODEL, moving, script, still
+from lowland.testing.optimizer_scripts import MODEL, bare, moving, still
+from lowland.testing.scripts import joined
 
 __all__: list[str] = []
 
+_on_model = partial(joined, MODEL)
+
 _SURROUNDINGS: Final = {
-    "groups_take_generators": script(
-        MODEL,
-        "",
-        CLOSURE,
-        """
+    "groups_take_generators": bare("""
 optimizer = make(model, [{"params": (p for p in model.parameters())}], $base)
 before = model.weight.detach().clone()
 for _ in range($steps): step(optimizer, closure)
 assert not torch.equal(model.weight, before), "parameters that come from a generator are not trained"
-""",
-    ),
-    "step_ignores_surroundings": script(
-        MODEL,
-        "",
-        """
+"""),
+    "step_ignores_surroundings": _on_model("""
 def closure():
     optimizer.zero_grad()
     with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         loss = (model(x) - y).square().mean(); loss.backward(); return loss
-""",
-        """
 both, start = [], copy.deepcopy(model)
 for around in (torch.enable_grad(), $around):
     model = copy.deepcopy(start); optimizer = make(model, model.parameters(), torch.optim.SGD, lr=0.1)
     with around: step(optimizer, closure)
     both.append(model.weight.detach())
 assert torch.equal(*both), f"under $around a step ends {(both[0] - both[1]).abs().max():.1e} away"
-""",
-    ),
+"""),
     "step_leaves_surroundings": moving("""
 read = lambda: (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(),
                 torch.are_deterministic_algorithms_enabled(), torch.is_anomaly_enabled())
@@ -48,34 +41,23 @@ for _ in range(2):
     except ZeroDivisionError: pass
     assert read() == before, "a step changes grad mode, the default dtype, threads or a flag"
 """),
-    "gradients_may_keep_their_storage": script(
-        MODEL,
-        "",
-        """
+    "gradients_may_keep_their_storage": _on_model("""
 def closure():
     optimizer.zero_grad(set_to_none=clear); loss = (model(x) - y).square().mean(); loss.backward(); return loss
-""",
-        """
 ends, start = [], copy.deepcopy(model)
 for clear in (True, False):
     model = copy.deepcopy(start); optimizer = make(model, model.parameters(), torch.optim.SGD, lr=0.1)
     for _ in range($steps): step(optimizer, closure)
     ends.append(model.weight.detach())
 assert torch.allclose(*ends), f"with gradients cleared in place it ends {(ends[0] - ends[1]).abs().max():.1e} away"
-""",
-    ),
-    "optimizers_are_independent": script(
-        MODEL,
-        "",
-        CLOSURE,
-        """
+"""),
+    "optimizers_are_independent": bare("""
 models = [copy.deepcopy(model) for _ in range(3)]
 each = [(one, make(one, one.parameters(), $base)) for one in models]
 for model, optimizer in each[:1] * $steps + each[1:] * $steps: step(optimizer, closure)
 alone, beside = models[0].weight, models[1].weight
 assert torch.equal(alone, beside), f"beside another one it ends {(alone - beside).abs().max():.1e} away"
-""",
-    ),
+"""),
 }
 _AVERAGES: Final = {
     "average_of_constant_weights": still("""
@@ -84,11 +66,7 @@ for _ in range($steps):
     with averaged(model, optimizer): gap = (model.weight - before).abs().max()
     assert gap < 1e-6, f"the average of weights that never changed is {gap:.2g} away from them"
 """).replace("for _ in", "before = model.weight.detach().clone()\nfor _ in", 1),
-    "evaluation_leaves_training": script(
-        MODEL,
-        "",
-        CLOSURE,
-        """
+    "evaluation_leaves_training": bare("""
 ends, start = [], copy.deepcopy(model)
 for evaluating in (False, True):
     model = copy.deepcopy(start); optimizer = make(model, model.parameters(), $base)
@@ -97,8 +75,7 @@ for evaluating in (False, True):
         with averaged(model, optimizer) if evaluating else torch.enable_grad(): pass
     ends.append(model.weight.detach())
 assert torch.equal(*ends), f"evaluated between steps, it ends {(ends[0] - ends[1]).abs().max():.1e} away"
-""",
-    ),
+"""),
     "evaluation_ends_after_failure": moving("""
 for _ in range($steps): step(optimizer, closure)
 before = model.weight.detach().clone()
