@@ -47,7 +47,8 @@ def describe(kind: str, name: str, build: Callable[..., Any]) -> Description:
         if parameter.name not in _ASIDE and parameter.kind is not parameter.POSITIONAL_ONLY
     ]
     example = next((f"{o.name} {o.default}" for o in options if o.default not in ("", "none")), "")
-    typed = _TYPED.get(kind, "").format(name=name, option=example).removesuffix(_NO_EXAMPLE.get(kind, "\0"))
+    typed = _TYPED.get(kind, "").format(name=name, option=example)
+    typed = re.sub(r" --\w+\.options\.$", "", typed)  # nothing has a default to show
     return Description(name, text.split("\n")[0], _source(text), options, _shared(thing), typed)
 
 
@@ -131,12 +132,3 @@ _TYPED: Final[Mapping[str, str]] = {
     "probes": "--probes {name}",
 }
 """Kind -> the flags by which a name of it is asked for."""
-
-_NO_EXAMPLE: Final = {
-    "optimizers": " --optimizer.options.",
-    "torch-optimizers": " --optimizer.options.",
-    "losses": " --loss.options.",
-    "models": " --model.options.",
-    "data": " --data.options.",
-}
-"""Kind -> what is left of its flags where nothing has a default to show."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import numpy as np
 import torch
+
+from lowland.core.contexts import forked_rng
 
 _AS_TORCH_STARTS: Final[dict[str, Callable[[], Any]]] = {
     "grad mode": torch.is_grad_enabled,
@@ -25,7 +27,7 @@ _AS_TORCH_STARTS: Final[dict[str, Callable[[], Any]]] = {
     "the precision of products": torch.get_float32_matmul_precision,
 }
 
-_RANDOM: Final[dict[str, Callable[[], Any]]] = {
+RANDOM: Final[dict[str, Callable[[], Any]]] = {
     "Python's random state": random.getstate,
     "NumPy's random state": lambda: np.random.get_state()[1].tolist(),  # type: ignore[index]
     "torch's random state": lambda: torch.get_rng_state().tolist(),
@@ -34,7 +36,7 @@ _RANDOM: Final[dict[str, Callable[[], Any]]] = {
 
 def read(*, randomness: bool = True) -> dict[str, Any]:
     """Return all of it, by name."""
-    return {name: of() for name, of in (_AS_TORCH_STARTS | (_RANDOM if randomness else {})).items()}
+    return {name: of() for name, of in (_AS_TORCH_STARTS | (RANDOM if randomness else {})).items()}
 
 
 def changed(before: dict[str, Any]) -> str:
@@ -69,27 +71,21 @@ SURROUNDINGS: Final[dict[str, Callable[[], AbstractContextManager[Any]]]] = {
 @contextmanager
 def guarded() -> Generator[None, None, None]:
     """Put back, at the end, whatever a tool under test left changed."""
-    python, state = random.getstate(), np.random.get_state()
     before = read(randomness=False)
-    cudnn = before["cuDNN's flags"]
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+    device = before["the default device"]
+    with forked_rng():
         try:
             yield
         finally:
-            random.setstate(python)
-            np.random.set_state(state)
             torch.set_grad_enabled(before["grad mode"])
             torch.set_autocast_enabled("cpu", before["autocast"])
             torch.set_autocast_dtype("cpu", before["autocast's dtype"])
             torch.set_autocast_cache_enabled(before["autocast's cache"])
             torch.set_default_dtype(before["the default dtype"])
-            if changed({"the default device": before["the default device"]}):
-                torch.set_default_device(
-                    None if before["the default device"] == "cpu" else before["the default device"]
-                )
+            if changed({"the default device": device}):
+                torch.set_default_device(None if device == "cpu" else device)
             torch.use_deterministic_algorithms(before["the deterministic flag"])
             torch.set_anomaly_enabled(before["anomaly detection"])
             torch.set_num_threads(before["the number of threads"])
             torch.set_float32_matmul_precision(before["the precision of products"])
-            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = cudnn
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before["cuDNN's flags"]

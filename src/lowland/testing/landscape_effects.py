@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 import numpy as np
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowland.testing import ambient
 from lowland.testing.adapters import LandscapeAdapter
 from lowland.testing.networks import flat, split, unchanged
-from lowland.testing.places import plain_loss
+from lowland.testing.places import failing_in_the_middle, plain_loss
 from lowland.testing.rulebook import NotOffered, demand, rule
 
 __all__: list[str] = []
@@ -108,17 +108,9 @@ def model_is_as_before(adapter: LandscapeAdapter) -> None:
 @rule("A model left at some point of the plane is trained on from there.")
 def model_is_as_before_after_failure(adapter: LandscapeAdapter) -> None:
     """After a loss that raised in the middle the model has the same bits too."""
-
-    def failing(output: Tensor, target: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == 9:
-            raise ArithmeticError("in the middle")
-        return F.mse_loss(output, target)
-
     for model, x, y in _used(adapter):
-        calls = list[int]()
         with unchanged(model, "after an exception"), suppress(ArithmeticError):
-            adapter.plane(model, failing, [(x, y)])
+            adapter.plane(model, failing_in_the_middle(), [(x, y)])
 
 
 @rule("They are the results of two trainings.")
@@ -134,12 +126,9 @@ def random_state_stays(adapter: LandscapeAdapter) -> None:
     """A survey leaves the random states of Python, NumPy and torch as they were."""
     net, x, y = adapter.network()
     adapter.plane(net, nn.MSELoss(), [(x, y)])  # what is drawn once, on import or first use, is no matter
-    states: list[Callable[[], object]] = [random.getstate, _numpy_state, lambda: torch.get_rng_state().tolist()]
-    before = [state() for state in states]
+    before = {name: of() for name, of in ambient.RANDOM.items()}
     adapter.plane(net, nn.MSELoss(), [(x, y)], seed=1)
-    changed = [
-        name for name, a, b in zip(("Python", "NumPy", "torch"), before, [s() for s in states], strict=True) if a != b
-    ]
+    changed = [name.partition("'")[0] for name, of in ambient.RANDOM.items() if of() != before[name]]
     demand(not changed, f"the random state of {' and '.join(changed)} is changed")
 
 
@@ -162,7 +151,3 @@ def resumed_survey_is_the_same(adapter: LandscapeAdapter) -> None:
         raise NotOffered("the run was not interrupted")
     worst = float(np.abs(whole - resumed).max())
     demand(worst == 0, f"values differ by up to {worst:.2g}")
-
-
-def _numpy_state() -> object:
-    return np.random.get_state()[1].tolist()  # type: ignore[index]

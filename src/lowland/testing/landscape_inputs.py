@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lowland.testing import ambient
 from lowland.testing.adapters import LandscapeAdapter, Loss, Surface
-from lowland.testing.places import plain_loss
+from lowland.testing.places import failing_in_the_middle, plain_loss
 from lowland.testing.rulebook import NotOffered, demand, rule
 
 __all__: list[str] = []
@@ -59,23 +59,14 @@ def survey_ignores_surroundings(adapter: LandscapeAdapter) -> None:
 def survey_leaves_surroundings(adapter: LandscapeAdapter) -> None:
     """After a survey, and after one that failed, grad mode, autocast, defaults and flags are as before."""
     net, x, y = adapter.network()
-    calls: list[int] = []
-
-    def failing(output: Tensor, target: Tensor) -> Tensor:
-        calls.append(1)
-        if len(calls) == 9:
-            raise ArithmeticError("in the middle")
-        return F.mse_loss(output, target)
-
     for name, around in ({"gradients": torch.enable_grad} | ambient.SURROUNDINGS).items():
-        for loss in (nn.MSELoss(), failing):
-            calls.clear()
+        for loss, when in ((nn.MSELoss(), ""), (failing_in_the_middle(), " as it fails")):
             with around():
                 before = ambient.read(randomness=False)
                 with suppress(ArithmeticError):
                     adapter.plane(net, loss, [(x, y)])
                 changed = ambient.changed(before)
-            demand(not changed, f"a survey under {name} changes {changed}{' as it fails' if calls else ''}")
+            demand(not changed, f"a survey under {name} changes {changed}{when}")
 
 
 @rule("They are those of the training, often views of the whole data set.")

@@ -41,20 +41,13 @@ def accumulated_step(optimizer, losses):
 
 
 class OwnOptimizer(OptimizerAdapter):
-    """Drives one of Lowland's optimizers.
-
-    Args:
-        name: In tests and tables.
-        build: ``(base, model) -> optimizer``.
-        passes: Passes in that many steps; default two each.
-        claims: `OptimizerAdapter`'s attributes where they are not the defaults.
-    """
+    """Drives one of Lowland's optimizers."""
 
     def __init__(
         self, name: str, build: Build, passes: Callable[[int], int] = lambda steps: 2 * steps, **claims: Any
     ) -> None:
         self.name, self._build, self._passes = name, build, passes  # type: ignore[misc]
-        for claim, value in claims.items():
+        for claim, value in claims.items():  # attributes of `OptimizerAdapter` where they are not the defaults
             setattr(self, claim, value)
 
     def make(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from lowland.testing.adapters import LandscapeAdapter, Surface
+from lowland.testing.adapters import LandscapeAdapter, Loss, Surface
 from lowland.testing.networks import flat
 from lowland.testing.rulebook import demand
 
@@ -50,6 +51,18 @@ class Lattice:
     origin: Tensor  # Weights at the stated coordinates (0, 0), shape [P]
     error: float  # Largest distance of a place from the plane's regular grid, in steps of the grid
     center: Tensor  # The model's weights, shape [P]
+
+
+def failing_in_the_middle() -> Loss:
+    """Return the mean squared error as a function that raises in its ninth call."""
+    calls = itertools.count(1)
+
+    def failing(output: Tensor, target: Tensor) -> Tensor:
+        if next(calls) == 9:
+            raise ArithmeticError("in the middle")
+        return F.mse_loss(output, target)
+
+    return failing
 
 
 def plain_loss(model: nn.Module, x: Tensor, y: Tensor) -> float:

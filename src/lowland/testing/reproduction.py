@@ -198,14 +198,7 @@ def _sound(family: Family) -> Adapter:
 
 
 def run(source: str) -> str:
-    """Run a script in a namespace of its own.
-
-    Args:
-        source: The script.
-
-    Returns:
-        The first line of the error it ends with; empty if there is none.
-    """
+    """Run a script in a namespace of its own, and return the first line of the error it ends with; empty for none."""
     with ambient.guarded(), warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -229,14 +222,7 @@ for path in sys.argv[1:]:
 
 
 def run_alone(*sources: str) -> list[str]:
-    """Run scripts in a process of their own each, in an empty folder; not offered by Windows.
-
-    Args:
-        sources: The scripts.
-
-    Returns:
-        The first line of the error that each ends with; empty if there is none.
-    """
+    """Run scripts in a process of their own each, in an empty folder, and return as `run` does; not on Windows."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.py" for number in range(len(sources))]
         for path, source in zip(paths, sources, strict=True):

@@ -104,17 +104,8 @@ class Outcome:
 
 
 def rule(reason: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """Register a function as a rule of its module's family; the first line of its docstring is the statement.
-
-    Args:
-        reason: What goes wrong for a user where the rule is broken.
-
-    Returns:
-        A decorator that returns the function unchanged.
-
-    Raises:
-        InputError: If the name is taken by another rule.
-    """
+    """Register a function as a rule of its module's family, with what goes wrong for a user where it is broken."""
+    # the first line of the function's docstring is the statement
 
     def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
         name, home = function.__name__, function.__module__.rpartition(".")[2]

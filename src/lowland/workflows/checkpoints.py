@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from lowland.core.errors import DAMAGED, InputError, reworded
+from lowland.core.errors import DAMAGED, InputError, require, reworded
 from lowland.core.names import SPEC
 
 _ENDINGS: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".t7")
@@ -23,35 +23,20 @@ _BUFFERS: Final = ("running_mean", "running_var", "num_batches_tracked", "positi
 
 @dataclass(frozen=True)
 class CheckpointFacts:
-    """What a checkpoint is.
+    """What a checkpoint is."""
 
-    Args:
-        path: The file or folder.
-        kind: Such as ``"Hugging Face folder"`` or ``"Lightning checkpoint"``.
-        tensors: How many it holds.
-        parameters: Numbers in them, without those of buffers.
-        types: Type of numbers -> how many parameters have it.
-        step: Steps of the optimizer at which it was written, or the number in its name; None where nothing says so.
-        about: Further words by name, such as the architecture.
-    """
-
-    path: str
-    kind: str
-    tensors: int
-    parameters: int
-    types: dict[str, int]
-    step: int | None = None
-    about: dict[str, str] = field(default_factory=dict)
+    path: str  # The file or folder
+    kind: str  # Such as "Hugging Face folder" or "Lightning checkpoint"
+    tensors: int  # How many it holds
+    parameters: int  # Numbers in them, without those of buffers
+    types: dict[str, int]  # Type of numbers -> how many parameters have it
+    step: int | None = None  # Of the optimizer as it was written, or the number in its name; None: nothing says so
+    about: dict[str, str] = field(default_factory=dict)  # Further words by name, such as the architecture
 
 
 def series_of(path: Path) -> list[Path]:
-    """Return the checkpoint at a path, or those of a folder with several, by the numbers in their names.
-
-    Raises:
-        InputError: If there is none, or several whose order nothing tells.
-    """
-    if not path.exists():
-        raise InputError("path", "must exist", str(path))
+    """Return the checkpoint at a path, or those of a folder with several, by the numbers in their names."""
+    require(path.exists(), "path", "must exist", str(path))
     folders = [entry for entry in _entries(path) if entry.is_dir() and _is_whole(entry) and _numbers(entry.name)]
     if path.is_file() or (path / SPEC).is_file() or (_is_whole(path) and not folders):
         return [path]

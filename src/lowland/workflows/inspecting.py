@@ -24,21 +24,13 @@ _PARTS: Final = ("path", "surface", "curvature", "robustness")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found at a path, and what was measured of it.
+    """What was found at a path, and what was measured of it."""
 
-    Args:
-        facts: The checkpoint, or the last one of a series.
-        steps: Name -> step of every checkpoint of the series, oldest first.
-        results: What was measured -> where it is stored.
-        page: The report; None where nothing was measured.
-        advice: What to type next.
-    """
-
-    facts: CheckpointFacts
-    steps: dict[str, int | None]
-    results: dict[str, Path] = field(default_factory=dict)
-    page: Path | None = None
-    advice: str = ""
+    facts: CheckpointFacts  # The checkpoint, or the last one of a series
+    steps: dict[str, int | None]  # Name -> step of every checkpoint of the series, oldest first
+    results: dict[str, Path] = field(default_factory=dict)  # What was measured -> where it is stored
+    page: Path | None = None  # The report; None where nothing was measured
+    advice: str = ""  # What to type next
 
 
 def inspect(
