@@ -63,7 +63,7 @@ def rows_of(found: Sequence[Description]) -> list[list[str]]:
         rows += [[entry.name, "", ""]] * (len(found) > 1)
         for heading, options in (("", entry.options), ("as every two-pass method:", entry.shared)):
             rows += [["", "", ""], ["", "", heading]] if heading and options else []
-            rows += [[o.name, _cut(o.default, default), textwrap.fill(o.meaning, room)] for o in options]
+            rows += [[o.name, textwrap.fill(o.default, default), textwrap.fill(o.meaning, room)] for o in options]
     return [["option", "default", textwrap.fill("meaning, and where the default comes from", room)], *rows]
 
 
@@ -114,10 +114,6 @@ def _default(parameter: inspect.Parameter) -> str:
         return "none"
     plain = isinstance(value, str | bool | int | float | tuple | list)
     return str(value).lower() if isinstance(value, bool) else str(value) if plain else type(value).__name__
-
-
-def _cut(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width)) if text else ""
 
 
 _TYPED: Final[Mapping[str, str]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,10 +139,12 @@ def show_trajectory(found: tuple[xr.Dataset, Path], call: Call) -> Shown:
 
 def show_film(found: tuple[xr.Dataset, Path, Path], call: Call) -> Shown:
     """Show what the frames cost and how exact they are."""
+    from lowland.results.recipes import decoded
+
     film, path, target = found
     frames, points = film.sizes["direction"], film.sizes["x"] * film.sizes["y"]
     measured = int((film["status"] == 1).sum())
-    reports = json.loads(film.attrs.get("refinement", "[]"))
+    reports = decoded(film.attrs.get("refinement"))
     known = {key: max((r[key] for r in reports if key in r), default=None) for key in ("worst_check", "share_bound")}
     result = {"path": str(path), "film": str(target), "frames": frames, "points": points, "measured": measured, **known}
     row = [str(frames), str(measured), f"{measured / points:.1f}", _number(known["worst_check"])]

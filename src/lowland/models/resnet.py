@@ -29,8 +29,6 @@ from lowland.models.blocks import (
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions with batch norm, and a shortcut unless it is left out."""
 
-    expansion = 1
-
     def __init__(self, inputs: int, outputs: int, stride: int, *, skip: bool, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)

@@ -11,7 +11,7 @@ import numpy as np
 from lowland.report.marks import not_begun, shows, told, weights_of
 from lowland.report.measures import further_blocks
 from lowland.report.sections import Block, Paragraph, Section, Table
-from lowland.report.statistics import show
+from lowland.report.statistics import show, show_known
 from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.results.run import Run
 from lowland.viz.spec import Axis
@@ -160,11 +160,6 @@ def curvature_section(runs: Sequence[Run]) -> Section | None:
     return Section("Curvature", (*blocks, *further_blocks(runs)))
 
 
-def _known(value: float | None) -> str:
-    # NaN is stored where a quantity does not exist, as accuracy in a regression
-    return "–" if value is None or math.isnan(value) else show(value)
-
-
 def _edge(run: Run, result: xr.Dataset) -> str:
     # where lambda_max lies against the edge of stability, 1 being the edge; others than SGD step in another metric
     rate, momentum, top = run.number("learning_rate"), run.number("momentum"), scalar(result, "lambda_max")
@@ -182,7 +177,7 @@ def _row(run: Run, result: xr.Dataset, data: str, *, end: bool = True) -> dict[s
     return {
         "run": run.name,
         f"{data} loss".strip(): show(scalar(result, "train_loss")) + ("" if data else f" ({part_of(result)})"),
-        f"{data} accuracy".strip(): _known(scalar(result, "train_accuracy")),
+        f"{data} accuracy".strip(): show_known(scalar(result, "train_accuracy")),  # none in a regression
         "weight norm": show(scalar(result, "weight_norm")),
         "λ max": highest_eigenvalue(result),
         "λ max / edge": _edge(run, result) if end else "–",  # the step size is that of the chosen epoch

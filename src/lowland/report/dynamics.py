@@ -182,12 +182,9 @@ def _null_table(walked: Sequence[tuple[Run, xr.Dataset]]) -> Table:
         anchored = path.attrs.get("anchored")
         row = {"run": run.name, "snapshots": str(path.sizes["snapshot"])}
         row["share on two axes"] = "–" if share is None else f"{share:.1%}"
-        row["random-walk null"] = "not stored" if null is None else f"{null:.1%}{_spread(path)}"
+        spread = f" ± {null_spread(path):.1%}" if null_spread(path) else ""
+        row["random-walk null"] = "not stored" if null is None else f"{null:.1%}{spread}"
         row["above the null"] = above
         row["anchored at"] = "–" if anchored is None else "end of the path" if anchored else "mean of the path"
         rows.append(row)
     return Table.of(rows, "How much of each path (squared distance) its plane shows")
-
-
-def _spread(path: xr.Dataset) -> str:
-    return f" ± {spread:.1%}" if (spread := null_spread(path)) else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from lowland.report.curvature import part_of
 from lowland.report.marks import shows, weights_of
 from lowland.report.sections import Block, Box, Details, Figure, Gallery, Paragraph, Section, Table
 from lowland.report.statistics import show
+from lowland.results.recipes import decoded
 from lowland.results.run import Run
 from lowland.viz.films import build_film, is_film
 
@@ -51,7 +51,7 @@ def _box(film: xr.Dataset, title: str, run: str) -> Box:
         ("frames", str(film.sizes["direction"]), f"of {film.sizes['x']} × {film.sizes['y']} points"),
         ("points measured", str(measured), f"as many as {measured / points:.1f} full surfaces"),
     ]
-    checked = [report for report in _reports(film) if "checked" in report]
+    checked = [report for report in decoded(film.attrs.get("refinement")) if "checked" in report]
     if checked:
         count = sum(report["checked"] for report in checked)
         beyond = sum(report["failures"] for report in checked)
@@ -69,7 +69,6 @@ def _box(film: xr.Dataset, title: str, run: str) -> Box:
 
 
 def _table(film: xr.Dataset) -> Table | None:
-    reports = _reports(film)
     rows = [
         {
             "step": str(step),
@@ -79,11 +78,6 @@ def _table(film: xr.Dataset) -> Table | None:
             "worst check (tolerances)": show(report["worst_check"]) if "worst_check" in report else "–",
             "at most wrong": f"{100 * report['share_bound']:.1f} %" if "share_bound" in report else "none",
         }
-        for step, report in zip(film["direction"].values, reports, strict=False)
+        for step, report in zip(film["direction"].values, decoded(film.attrs.get("refinement")), strict=False)
     ]
     return Table.of(rows, "Points and promise of each frame") if rows else None
-
-
-def _reports(film: xr.Dataset) -> list[dict[str, float]]:
-    found = json.loads(film.attrs.get("refinement", "[]"))
-    return found if isinstance(found, list) else [found]

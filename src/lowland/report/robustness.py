@@ -13,7 +13,7 @@ import numpy as np
 from lowland.report.curvature import part_of
 from lowland.report.marks import shows, weights_of
 from lowland.report.sections import Block, Details, Figure, Gallery, Paragraph, Section, Table
-from lowland.report.statistics import show
+from lowland.report.statistics import show, show_known
 from lowland.results.matched import LOSS_RATIO, common_loss, comparable, nearest, within
 from lowland.results.recipes import loss_of
 from lowland.results.run import Run
@@ -141,17 +141,17 @@ def card_table(card: xr.Dataset) -> Table:
             "part": row["part"],
             "change": row["name"],
             "size": f"{row['size']:.4g}",
-            "loss": _number(row["loss"]),
+            "loss": show_known(row["loss"], 4),
             "change of the loss": _change(row),
             "change of accuracy (points)": _signed(100 * row["accuracy_change"], 100 * row["accuracy_change_se"]),
-            "predicted": _number(row["first"] + row["second"]),
-            "measured / predicted": _number(ratio_of(row), 3),
-            "like noise": _number(row["trace"]),
+            "predicted": show_known(row["first"] + row["second"], 4),
+            "measured / predicted": show_known(ratio_of(row)),
+            "like noise": show_known(row["trace"], 4),
         }
         for row in _rows(card)
     ]
-    loss, accuracy = (card.attrs.get(f"train_{name}", math.nan) for name in ("loss", "accuracy"))
-    caption = f"Plain weights: loss {_number(loss)}, accuracy {_number(accuracy)}, filter-weighted trace {_trace(card)}"
+    loss, accuracy = (show_known(card.attrs.get(f"train_{name}"), 4) for name in ("loss", "accuracy"))
+    caption = f"Plain weights: loss {loss}, accuracy {accuracy}, filter-weighted trace {_trace(card)}"
     return Table.of(rows, caption, (sizes_told(card), *_NOTES))
 
 
@@ -173,10 +173,6 @@ def _change(row: Mapping[str, Any]) -> str:
     return _signed(row["loss_change"], math.hypot(row["loss_change_se"], drawn))
 
 
-def _number(value: float, digits: int = 4) -> str:
-    return "–" if math.isnan(value) else show(value, digits)
-
-
 def _signed(value: float, error: float) -> str:
     if math.isnan(value):
         return "–"
@@ -194,7 +190,7 @@ def comparison_table(cards: Mapping[str, xr.Dataset], *, short: bool = False) ->
         for key in keys
     ]
     head = {"change": f"{_settings(cards.values())['data']} loss"} | {
-        name: _number(card.attrs["train_loss"]) for name, card in cards.items()
+        name: show_known(card.attrs["train_loss"], 4) for name, card in cards.items()
     }
     trace = {"change": "filter-weighted trace"}
     trace |= {name: _trace(card) for name, card in cards.items()}

@@ -53,6 +53,11 @@ def show(value: float | None, digits: int = 3) -> str:
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def show_known(value: float | None, digits: int = 3) -> str:
+    """Write a number; one that does not exist here, None or NaN, is a dash."""
+    return "–" if value is None or math.isnan(value) else show(value, digits)
+
+
 def show_interval(interval: Interval | None, *, factor: float = 1.0, sign: bool = False, decimals: int = 2) -> str:
     """Write an interval; fewer than four values are listed one by one."""
     if interval is None:

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from lowland.report.sections import Block, Details, Figure, Listing, Paragraph, Section, Table
-from lowland.report.statistics import Interval, show, show_interval
+from lowland.report.statistics import Interval, show, show_interval, show_known
 from lowland.results.run import COUNTED, PASSES
 from lowland.viz.curves import front_line, pareto_front
 from lowland.viz.spec import Axis, Curve, Line, Scatter, ScatterPoint
@@ -131,10 +131,10 @@ def _cells(page: StudyPage, row: StudyRow, base: StudyRow) -> dict[str, str]:
         difference: "baseline" if row.method == page.baseline else shown(row.difference, sign=True),
         "instrument": "; ".join(row.instrument) or "–",
         "answer": _answer(row),
-        "p (Holm)": "–" if math.isnan(row.adjusted) else show(row.adjusted, 2),
+        "p (Holm)": show_known(row.adjusted, 2),
         f"{COUNTED} (× {page.baseline})": times,
         "epochs": str(row.epochs),
-        "seconds": "–" if math.isnan(row.seconds) else show(row.seconds),
+        "seconds": show_known(row.seconds),
     }
 
 
@@ -225,7 +225,7 @@ def _sharpness(page: StudyPage) -> Section | None:
             "measure": row.measure.replace("_", " "),
             "strata": row.strata,
             "Kendall's tau": _tau(row),
-            "with train loss held": "–" if math.isnan(row.partial) else show(row.partial, 2),
+            "with train loss held": show_known(row.partial, 2),
             "pairs": str(row.pairs),
             "worst sign error": row.worst or "–",
         }
@@ -250,6 +250,4 @@ def _sharpness(page: StudyPage) -> Section | None:
 
 
 def _tau(row: SharpnessRow) -> str:
-    if math.isnan(row.tau):
-        return "–"
-    return show(row.tau, 2) + ("" if math.isnan(row.low) else f" [{show(row.low, 2)}, {show(row.high, 2)}]")
+    return show_known(row.tau, 2) + ("" if math.isnan(row.low) else f" [{show(row.low, 2)}, {show(row.high, 2)}]")

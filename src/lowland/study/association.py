@@ -11,6 +11,7 @@ SciPy's Kendall tau knows neither strata nor a third variable held, and its boot
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def _pairs(stratum: Sequence[Hashable]) -> tuple[NDArray[np.int64], NDArray[np.i
     members: dict[Hashable, list[int]] = {}
     for index, label in enumerate(stratum):
         members.setdefault(label, []).append(index)
-    pairs = [(i, j) for found in members.values() for place, i in enumerate(found) for j in found[place + 1 :]]
+    pairs = [pair for found in members.values() for pair in itertools.combinations(found, 2)]
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 

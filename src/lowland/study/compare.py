@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -87,8 +88,11 @@ def _rows(study: Study, budget: str, variant: str, found: Sequence[Job]) -> list
             effects[method] = paired_effect(row.values, base.values, higher=spec.direction == "higher")
     family = len(effects)
     checks = {name: _checks(study, rows[name], base, effect, family, found) for name, effect in effects.items()}
-    given_all = judged([*effects.values()], [*checks.values()], lambda working: _answers(spec, working))
-    answers = dict(zip(effects, given_all, strict=True))
+    smallest = spec.smallest_effect
+    judge = partial(answer, smallest=smallest)
+    if spec.rule == "noninferior":
+        judge = partial(all_noninferior, margin=smallest)
+    answers = dict(zip(effects, judged([*effects.values()], [*checks.values()], judge), strict=True))
     for method, row in rows.items():
         if method == base.method:
             continue
@@ -130,12 +134,6 @@ def _checks(
         margin=spec.rule == "noninferior",
     )
     return [*shown, planted]
-
-
-def _answers(spec: StudySpec, effects: Sequence[Effect]) -> list[Answer]:
-    if spec.rule == "noninferior":
-        return all_noninferior(effects, spec.smallest_effect)
-    return answer(effects, smallest=spec.smallest_effect)
 
 
 def _row(study: Study, budget: str, variant: str, method: str, found: Sequence[Job]) -> StudyRow:

@@ -162,12 +162,8 @@ def read_reach(path: str | Path, step: float | None = None) -> float:
         A share; NaN where the run shows neither, as with an average of weights.
     """
     result, rows = _finished(path)
-    return _reach(result["chosen"]["step"] if step is None else step, rows)
-
-
-def _reach(step: float, rows: Rows) -> float:
-    acted = _acted(rows)
-    before = [one for one, row in zip(acted, rows, strict=True) if row["step"] <= step]
+    last, acted = result["chosen"]["step"] if step is None else step, _acted(rows)
+    before = [one for one, row in zip(acted, rows, strict=True) if row["step"] <= last]
     return fmean(before) if any(acted) and before else math.nan
 
 

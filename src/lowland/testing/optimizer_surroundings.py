@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -77,17 +78,6 @@ def step_leaves_surroundings(adapter: OptimizerAdapter) -> None:
             demand(not changed, f"a step under {name} changes {changed}{' as it fails' if after else ''}")
 
 
-@contextmanager
-def _clearing_in_place(optimizer: torch.optim.Optimizer) -> Generator[None, None, None]:
-    """Let closures clear gradients as ``zero_grad(set_to_none=False)`` does."""
-    own = optimizer.zero_grad
-    optimizer.zero_grad = partial(own, set_to_none=False)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del optimizer.zero_grad
-
-
 @rule(
     "Gradients that keep their storage, as DDP's do, are overwritten by the second pass; a method that needs both "
     "then has the second twice."
@@ -97,7 +87,8 @@ def gradients_may_keep_their_storage(adapter: OptimizerAdapter) -> None:
     plain, kept = Training(adapter), Training(adapter)
     for index in range(4):
         plain.step(index)
-        with _clearing_in_place(kept.optimizer):
+        in_place = partial(kept.optimizer.zero_grad, set_to_none=False)
+        with patch.object(kept.optimizer, "zero_grad", in_place):
             kept.step(index)
     gap = float((flat(plain.model) - flat(kept.model)).abs().max())
     demand(gap < 1e-12, f"with gradients cleared in place four steps end {gap:.2g} away")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lowland.core.contexts import evaluation_mode
+
 
 class Planted(nn.Module):
     """A model of one weight vector at 0 whose mean squared error against -1/2 has a Hessian of given eigenvalues."""
@@ -49,13 +51,7 @@ def dense_hessian(model: nn.Module, loss: Any, x: Any, y: Tensor) -> Tensor:
         return value
 
     here = torch.cat([p.detach().reshape(-1) for p in named.values()])
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # fused attention and oneDNN's recurrent kernels have no second derivatives
-        with sdpa_kernel([SDPBackend.MATH]), torch.backends.mkldnn.flags(enabled=False):
-            found: Tensor = torch.autograd.functional.hessian(total, here)  # type: ignore[no-untyped-call]
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    # fused attention and oneDNN's recurrent kernels have no second derivatives
+    with evaluation_mode(model), sdpa_kernel([SDPBackend.MATH]), torch.backends.mkldnn.flags(enabled=False):
+        found: Tensor = torch.autograd.functional.hessian(total, here)  # type: ignore[no-untyped-call]
     return found

@@ -12,8 +12,8 @@ from lowland.core.schema import check
 from lowland.results.choosing import Choice
 from lowland.results.recipes import planes_of
 from lowland.viz.caption import caption_of
-from lowland.viz.spec import Axis, Film, Path, Scale
-from lowland.viz.surfaces import build_contour, shared_scale
+from lowland.viz.spec import Film, Path, Scale
+from lowland.viz.surfaces import View, build_contour, shared_scale
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,22 +44,16 @@ def build_film(
     frames = {k: frame for k, frame in frames.items() if (frame["status"] != 0).all()}
     scale = scale or shared_scale(frames.values(), metric, split=split)
     text = caption_of(surface, note=_promise(surface)) if caption is None else caption
-    contours, kind = [], str(planes[0].get("kind"))
+    along = "principal direction" if planes[0].get("kind") == "pca" else "direction"
+    view: View = {"scale": scale, "split": split, "caption": ""}
+    contours = []
     for k, frame in frames.items():
         path = Path("path", x[: k + 1], y[: k + 1], steps[: k + 1])
-        contour = build_contour(
-            frame, metric, scale=scale, split=split, paths=(path,), points=False, caption="", title=_at(title, steps[k])
-        )
-        contours.append(replace(contour, x_axis=_axis(contour.x_axis, kind, 1), y_axis=_axis(contour.y_axis, kind, 2)))
+        view["title"] = f"{title}, step {steps[k]}".removeprefix(", ")
+        contour = build_contour(frame, metric, paths=(path,), points=False, **view)
+        first, second = (replace(axis, label=f"{along} {n}") for n, axis in ((1, contour.x_axis), (2, contour.y_axis)))
+        contours.append(replace(contour, x_axis=first, y_axis=second))
     return Film(tuple(contours), tuple(int(steps[k]) for k in frames), title, text)
-
-
-def _at(title: str, step: int) -> str:
-    return f"{title}, step {step}" if title else f"step {step}"
-
-
-def _axis(axis: Axis, kind: str, number: int) -> Axis:
-    return replace(axis, label=f"{'principal ' if kind == 'pca' else ''}direction {number}")
 
 
 def _promise(surface: xr.Dataset) -> str:

@@ -66,14 +66,8 @@ def _contours(spec: specs.Film | specs.Animation) -> Iterator[specs.Contour]:
         yield from spec.frames
         return
     for step in spec.frames:
-        paths = tuple(_until(path, step) for path in spec.contour.paths)
+        paths = tuple(path.until(step) for path in spec.contour.paths)
         yield replace(spec.contour, paths=paths, caption="", title=f"{spec.title} step {step}".strip())
-
-
-def _until(path: specs.Path, step: int) -> specs.Path:
-    count = max(1, int(np.searchsorted(path.steps, step, side="right")))
-    distance = None if path.distance is None else path.distance[:count]
-    return replace(path, x=path.x[:count], y=path.y[:count], steps=path.steps[:count], distance=distance)
 
 
 def _gif(movie: Movie, path: FilePath) -> None:

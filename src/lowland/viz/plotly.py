@@ -131,7 +131,7 @@ def _draw_animation(figure: Drawn, spec: specs.Animation) -> None:
         figure["data"].append({"type": "scatter", **place, "marker": head, **trail})
     moving = list(range(start, len(figure["data"])))
     figure["frames"] = [
-        {"name": str(step), "traces": moving, "data": [_grown(path, step) for path in contour.paths]}
+        {"name": str(step), "traces": moving, "data": [_grown(path.until(step)) for path in contour.paths]}
         for step in spec.frames
     ]
     _add_controls(figure, spec.frames)
@@ -160,15 +160,12 @@ def _is_path(trace: dict[str, Any]) -> bool:
 def _changed(trace: dict[str, Any], frame: specs.Contour) -> dict[str, Any]:
     if trace["type"] == "contour":
         return {"type": "contour", "z": np.ascontiguousarray(frame.scale.transform(frame.field.shown).T, np.float32)}
-    path = frame.paths[0]
-    grown = {"type": "scatter", "x": _single(path.x), "y": _single(path.y)}
-    return grown if trace["mode"] == "lines" else grown | {"marker": {"size": _head(path.x.size)}}
+    grown = _grown(frame.paths[0])
+    return grown if trace["mode"] != "lines" else {name: grown[name] for name in ("type", "x", "y")}
 
 
-def _grown(path: specs.Path, step: int) -> dict[str, Any]:
-    count = max(1, int(np.searchsorted(path.steps, step, side="right")))
-    x, y = _single(path.x[:count]), _single(path.y[:count])
-    return {"type": "scatter", "x": x, "y": y, "marker": {"size": _head(count)}}
+def _grown(path: specs.Path) -> dict[str, Any]:
+    return {"type": "scatter", "x": _single(path.x), "y": _single(path.y), "marker": {"size": _head(path.x.size)}}
 
 
 def _single(values: FloatArray) -> Any:

@@ -28,13 +28,10 @@ def color_stops(color_map: str) -> list[tuple[float, str]]:
 def _color_axis(scale: Scale) -> dict[str, Any]:
     low, high = scale.ends
     title = {"text": escape(scale.label), "side": "right"}
-    bar = {"title": title, "thickness": 12, "len": 0.9, "outlinewidth": 0, **_ticks(scale)}
-    return {"cmin": low, "cmax": high, "colorscale": color_stops(scale.color_map), "colorbar": bar}
-
-
-def _ticks(scale: Scale) -> dict[str, Any]:
     places, texts = scale.labels
-    return {"tickvals": places, "ticktext": texts}
+    ticks = {"tickvals": places, "ticktext": texts}
+    bar = {"title": title, "thickness": 12, "len": 0.9, "outlinewidth": 0, **ticks}
+    return {"cmin": low, "cmax": high, "colorscale": color_stops(scale.color_map), "colorbar": bar}
 
 
 def _grid(values: FloatArray) -> Any:

@@ -79,6 +79,12 @@ class Path:
     counted: str = "step"  # What steps count
     stars: tuple[int, ...] = (-1,)  # Which points are marked: the end of training, or the networks that a curve joins
 
+    def until(self, step: int) -> Path:
+        """Return the path up to a step, its first point at least."""
+        count = max(1, int(np.searchsorted(self.steps, step, side="right")))
+        distance = None if self.distance is None else self.distance[:count]
+        return replace(self, x=self.x[:count], y=self.y[:count], steps=self.steps[:count], distance=distance)
+
 
 @dataclass(frozen=True, slots=True)
 class OfField:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -112,10 +113,7 @@ def _facts(
     types: dict[str, int] = {}
     for name, (shape, dtype) in tensors.items():
         if not name.endswith(_BUFFERS):
-            count = 1
-            for size in shape:
-                count *= size
-            types[dtype] = types.get(dtype, 0) + count
+            types[dtype] = types.get(dtype, 0) + math.prod(shape)
     kept = {name: text for name, text in (about or {}).items() if text}
     return CheckpointFacts(
         str(path), kind, len(tensors), sum(types.values()), types, step_of(path) if step is None else step, kept

@@ -128,15 +128,10 @@ def surface_path(place: Run, survey: SurveyOptions, base: str, plane: Plane, mod
         first: dict[str, Any] = next(iter(recipe.get("planes", ())), {})
         return (recipe.get("model"), first.get("arguments", {}).get("other")) == ours
 
-    return _own_place(place, place.surface_path, base, survey.risk.weights, same, Path(other).stem)
+    return _free_place(place, place.surface_path, base, survey.risk.weights, same, Path(other).stem)
 
 
-def curvature_path(place: Run, name: str | None, weights: str, command: Callable[..., Any], record: str) -> Path:
-    """Return where a result of curvature is stored; without a name, that of these weights, or a free place."""
-    return _place_of_record(place, place.curvature_path, "hessian", name, weights, command, record)
-
-
-def _place_of_record(
+def own_place(
     place: Run,
     path_of: Callable[[str], Path],
     base: str,
@@ -145,6 +140,7 @@ def _place_of_record(
     command: Callable[..., Any],
     record: str,
 ) -> Path:
+    """Return where a result of a command is stored; without a name, that of these weights, or a free place."""
     if name is not None:
         return path_of(name)
 
@@ -158,19 +154,14 @@ def _place_of_record(
         old, new = ([*(values.get(part) for part in _WHOSE), values["risk"]["weights"]] for values in whose)
         return old == new
 
-    return _own_place(place, path_of, base, weights, same)
-
-
-def card_path(place: Run, name: str | None, weights: str, command: Callable[..., Any], record: str) -> Path:
-    """Return where a robustness card is stored, by the rules of `curvature_path`."""
-    return _place_of_record(place, place.card_path, "card", name, weights, command, record)
+    return _free_place(place, path_of, base, weights, same)
 
 
 _WHOSE: Final = ("model", "model_options", "checkpoint", "prefix")
 """Which options say whose weights, beside the run and its weights' name."""
 
 
-def _own_place(
+def _free_place(
     place: Run, path_of: Callable[[str], Path], base: str, weights: str, same: Callable[[Path], bool], label: str = ""
 ) -> Path:
     """Return the first place that holds results of these weights, or nothing; the plain name is the best weights'."""

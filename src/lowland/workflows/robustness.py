@@ -71,13 +71,16 @@ def robustness(
     record = measured.record_of(robustness, locals())
     other = None if other is None else fspath(other)
     spec = SubjectSpec.of(subject)
-    _check_how(name, engine, threads)
+    check_positive(threads=threads)
+    check_engine(engine)
+    if name is not None:
+        check_name(name)
     _check_parts(options.parts or (), other, finetune_data)
     _check_other(spec, other, other_weights)
     place = measured.opened(spec, risk.weights)
     if other and spec.run is not None:
         measured.check_other("other", other, other_weights or risk.weights, "other_weights")
-    path = measured.card_path(place, name, risk.weights, robustness, record)
+    path = measured.own_place(place, place.card_path, "card", name, risk.weights, robustness, record)
     from lowland.robustness.card import card, finished
 
     found = measured.stored_result(path, robustness, record)
@@ -110,14 +113,6 @@ def _named_as_here() -> Generator[None]:
     except InputError as error:
         argument = {"second": "other", "finetune": "finetune_data"}.get(error.argument, error.argument)
         raise InputError(argument, error.rule, error.got, error.advice) from error
-
-
-def _check_how(name: str | None, engine: str, threads: int | None) -> None:
-    """Refuse an impossible name, engine or number of threads."""
-    check_positive(threads=threads)
-    check_engine(engine)
-    if name is not None:
-        check_name(name)
 
 
 def _check_other(spec: SubjectSpec, other: str | None, other_weights: str | None) -> None:

@@ -348,7 +348,7 @@ def curvature(
     if name is not None:
         check_name(name)
     place = measured.opened(subject, risk.weights)
-    path = measured.curvature_path(place, name, risk.weights, curvature, record)
+    path = measured.own_place(place, place.curvature_path, "hessian", name, risk.weights, curvature, record)
     found = measured.stored_result(path, curvature, record)
     if found is not None:
         return measured.labeled(found, place, risk), path
