@@ -166,7 +166,7 @@ def _race(risk: EmpiricalRisk, candidates: Sequence[ComputeSettings]) -> dict[Co
 @torch.no_grad()
 def _seconds(risk: EmpiricalRisk, kernel: ComputeSettings) -> float:
     """Return what a sample takes with a kernel, in one look."""
-    with risk.prepared(), kernel.applied(risk.model):
+    with risk.prepared(), kernel.applied(risk.model) as renew:
         batches: list[Batch] = []
         for batch in rebatched(risk.batches(), kernel.batch_size, kernel.memory_format):
             batches.append(batch)
@@ -174,6 +174,7 @@ def _seconds(risk: EmpiricalRisk, kernel: ComputeSettings) -> float:
                 break
         _wait(risk.device)
         start, tally = time.perf_counter(), Tally()
+        renew()
         for batch in batches:
             with computing(risk.device, kernel.precision):
                 tally.add(risk.measure(batch))

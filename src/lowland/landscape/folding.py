@@ -28,14 +28,23 @@ _NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextmanager
-def folded(model: nn.Module) -> Generator[None]:
-    """Let convolutions compute the norms that follow them while inside, for a model in evaluation mode."""
+def folded(model: nn.Module) -> Generator[Callable[[], None]]:
+    """Let convolutions compute the norms that follow them while inside, for a model in evaluation mode.
+
+    Yields:
+        What renews their weights, to be called after each move of the model's.
+    """
     found = foldable(model)
-    try:
+
+    def renew() -> None:
         for convolution, norm in found:
-            convolution.forward = partial(_convolved, convolution, norm)
+            convolution.forward = partial(_CONVOLUTIONS[type(convolution)], **_joint(convolution, norm))
+
+    try:
+        renew()
+        for _, norm in found:
             norm.forward = _unchanged
-        yield
+        yield renew
     finally:
         for module in (part for pair in found for part in pair):
             vars(module).pop("forward", None)
@@ -82,14 +91,15 @@ def _watched(module: nn.Module) -> bool:
     return "forward" in own or any(own[name] for name in _HOOKS) or parametrize.is_parametrized(module)
 
 
-def _convolved(convolution: Any, norm: Any, value: Tensor) -> Tensor:
+def _joint(convolution: Any, norm: Any) -> dict[str, Any]:
+    """Return the arguments of a convolution that computes both."""
     scale = torch.rsqrt(norm.running_var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight
     shift = -norm.running_mean if convolution.bias is None else convolution.bias - norm.running_mean
     shift = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
     weight = convolution.weight * scale.reshape(-1, *(1,) * (convolution.weight.ndim - 1))
-    compute, how = _CONVOLUTIONS[type(convolution)], (convolution.stride, convolution.padding, convolution.dilation)
-    return compute(value, weight, shift, *how, convolution.groups)
+    kept = {name: getattr(convolution, name) for name in ("stride", "padding", "dilation", "groups")}
+    return {"weight": weight, "bias": shift, **kept}
 
 
 def _unchanged(value: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ from lowland.landscape.probes import Probe
 from lowland.landscape.refine import Tolerance
 
 
+def _nothing() -> None:
+    """Follow a move where nothing was computed from the weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class ComputeSettings:
     """How points are computed: decided once by the driver, stored, and obeyed by every worker and every resume."""
@@ -40,10 +44,10 @@ class ComputeSettings:
     folded: bool = False  # Convolutions compute the batch norms that follow them
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Generator[None]:
-        """Let a model that is in the measured state compute so while inside."""
-        with laid_out(model, self.memory_format), folded(model) if self.folded else nullcontext():
-            yield
+    def applied(self, model: nn.Module) -> Generator[Callable[[], None]]:
+        """Let a model that is in the measured state compute so while inside; yield what follows each of its moves."""
+        with laid_out(model, self.memory_format), folded(model) if self.folded else nullcontext(_nothing) as renew:
+            yield renew
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +83,12 @@ class Row:
 
 @dataclass(slots=True)
 class _Place:
-    """What a worker holds: the saved base, what moves the weights, the data, the center's values."""
+    """What a worker holds: the saved base, what moves the weights and what follows, the data, the center's values."""
 
     task: SurfaceTask
     base: list[Tensor]
     movers: list[Callable[[Sequence[float]], None]]
+    renew: Callable[[], None]
     data: dict[str, list[Batch] | None]
     center: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
 
@@ -120,7 +125,7 @@ class SurfaceTask:
         model = self.first.model
         with ExitStack() as stack:
             stack.enter_context(self.first.prepared())
-            stack.enter_context(self.kernel.applied(model))
+            renew = stack.enter_context(self.kernel.applied(model))
             space = self.planes[0].space(model)
             for plane in self.planes:
                 plane.check_origin(space)
@@ -129,6 +134,7 @@ class SurfaceTask:
                 task=self,
                 base=base,
                 movers=[plane.mover(model, space, base) for plane in self.planes],
+                renew=renew,
                 data={name: self._batches(risk) for name, risk in self.risks.items()},
             )
             if self.paired:
@@ -156,6 +162,7 @@ class SurfaceTask:
     def _set(self, place: _Place, point: Point) -> None:
         """Write the weights (and buffers) of a point, and recalibrate if the risk asks for it."""
         place.movers[point.group](point.coordinates)
+        place.renew()
         self.first.recalibrate()
 
     def _pass(self, place: _Place, split: str, points: list[Point], tallies: list[Tally]) -> None:
