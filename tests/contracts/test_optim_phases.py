@@ -558,3 +558,15 @@ def test_what_is_printed_names_all_parts():
     base = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     assert repr(optim.EMA(optim.SAM(base=base))).startswith("EMA(SAM(SGD)): ")
     assert "SGD lr=0.1, 1 tensors" in repr(optim.SAM(base))
+
+
+def test_the_average_of_gradients_takes_each_step_s_own_and_not_a_share_of_it():
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = optim.FSAM(torch.optim.SGD([weight], lr=0.0, momentum=0.9), rho=0.1, decay=0.5)
+    for gradient in (torch.tensor([4.0, 0.0]), torch.tensor([0.0, 8.0]), torch.tensor([0.0, 8.0])):
+        optimizer.zero_grad()
+        weight.grad = gradient.clone()
+        with optimizer.perturb():
+            weight.grad = gradient.clone()
+        optimizer.step()
+    assert optimizer.state[weight]["lowland.gradient"].tolist() == [1.0, 6.0]

@@ -120,7 +120,7 @@ def test_a_spec_asks_for_the_curve_and_the_report_draws_it(tmp_path: Path) -> No
         snapshots_every_epochs=None,
         threads=1,
     )
-    with pytest.raises(InputError, match="two measurements"):
+    with pytest.raises(InputError, match="`curvature_share` .*two measurements"):
         fit_run(replace(spec, epochs=2))
     assert not (tmp_path / "run").exists()
     fit_run(spec)

@@ -8,6 +8,7 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -260,6 +261,8 @@ def test_a_risk_is_printed_in_one_line_without_reading_its_loader():
     loader = DataLoader(TensorDataset(*data(20)), 8)
     told = [repr(EmpiricalRisk(Net(), nn.CrossEntropyLoss(), batches)) for batches in ([data(3), data(2)], loader)]
     assert told == [f"EmpiricalRisk(Net, CrossEntropyLoss, {n} samples, batch norm running)" for n in (5, 20)]
+    with_none = EmpiricalRisk(Net(), nn.CrossEntropyLoss(), [data(0), data(3), data(0), data(2)])
+    assert repr(with_none) == told[0], "batches of no samples hold none"
     stream = EmpiricalRisk(Net(), nn.functional.cross_entropy, DataLoader(Unread(), None), batch_norm="batch")
     assert repr(stream) == "EmpiricalRisk(Net, cross_entropy, data of unknown size, batch norm batch)"
 
@@ -287,3 +290,21 @@ def test_a_list_beside_samples_holds_samples_only_if_all_are():
     parts = [torch.zeros(2, 3), torch.zeros(2, 3)]
     assert is_sample_list(parts, 2, beside=[{"box": 1}, {"box": 2}]) is True
     assert is_sample_list(parts, 2, beside=[{"box": 1}, torch.zeros(2)]) is None
+
+
+def test_a_group_of_one_process_measures_as_a_process_alone_and_of_two_whose_buffers_differ_is_refused(monkeypatch):
+    made = {"model": nn.Sequential(nn.BatchNorm1d(3), Net()), "loss": nn.CrossEntropyLoss(), "batches": [data()]}
+    alone = EmpiricalRisk(**made).evaluate()["loss"].value
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert EmpiricalRisk(**made, process_group=dist.group.WORLD).evaluate()["loss"].value == alone
+        risk, told = EmpiricalRisk(**made, process_group=dist.group.WORLD), []
+        monkeypatch.setattr(risk.ranks, "gather", lambda value: told.append(value) or [value])
+        for _ in range(2):  # as two ranks would
+            risk.check_deterministic()
+            made["model"][0].running_mean.add_(1)
+        monkeypatch.setattr(risk.ranks, "gather", lambda value: [s for s in told if isinstance(s, str)])
+        with pytest.raises(InputError, match="same parameters and buffers on all ranks"):
+            risk.check_deterministic()
+    finally:
+        dist.destroy_process_group()

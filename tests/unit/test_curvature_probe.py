@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 from lowland import landscape
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
+from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED
 from lowland.curvature import Convexity, Hessian, MatrixOperator, convexity_summary, extreme_eigenvalues
 from lowland.curvature.probe import _outer
 from lowland.landscape.probes import Probe
@@ -130,3 +132,16 @@ def test_a_surface_without_a_map_has_no_summary() -> None:
     surface = landscape.evaluate(risk, landscape.random_line(risk.model, seed=0), landscape.grid(3, extent=0.1))
     with pytest.raises(InputError, match="convexity"):
         convexity_summary(surface)
+
+
+def test_a_summary_counts_every_answer_check_and_disagreement_of_the_points_that_were_measured() -> None:
+    columns = {
+        "negative_curvature": [1.0, 0.0, 0.0, np.nan, 1.0],
+        "cold_check": [1.0, 1.0, 1.0, 0.0, 1.0],
+        "cold_disagreement": [1.0, 1.0, 0.0, 0.0, 1.0],
+        "products": [8.0, 12.0, 10.0, 10.0, 1000.0],
+        "status": [STATUS_MEASURED] * 4 + [STATUS_FAILED],
+    }
+    found = convexity_summary(xr.Dataset({name: ("x", values) for name, values in columns.items()}))
+    assert (found["cold_checks"], found["cold_disagreements"], found["products_per_point"]) == (3, 2, 10.0)
+    assert found["not_finite"] == 1 and "2 found and redone by cold checks at 3 points" in str(found["statement"])

@@ -1,5 +1,7 @@
 """Training paths: components against a dense SVD, coordinates for skew axes, the random-walk null, true losses."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -234,11 +236,13 @@ def test_bad_paths():
     for make in (pca_plane, film_of):
         with pytest.raises(InputError, match=r"finite weights.*NaN or infinite ones at step 50.*diverged"):
             make(model, broken)
-    plane = random_plane(model)
+    plane, other = random_plane(model), copy.deepcopy(model)
     with torch.no_grad():
-        model[0].weight.add_(1)
+        other[0].weight.add_(1)
     with pytest.raises(InputError, match="`plane` must have been made at the weights"):
-        project_trajectory(model, path, plane)
+        project_trajectory(other, path, plane)
+    with pytest.raises(InputError, match="`plane` must have been made at the weights"):  # losses are around the plane
+        project_trajectory(model, path, plane, risk=EmpiricalRisk(other, nn.CrossEntropyLoss(), batches()))
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -101,3 +101,14 @@ def test_weights_that_ask_for_gradients_are_moved_in_place():
     with torch.no_grad():  # as the whole step is
         scale_all(weights, torch.tensor(3.0))
     assert [w.tolist() for w in weights] == [[3, 3], [3, 3]] and all(w.is_leaf and w.requires_grad for w in weights)
+
+
+def test_a_first_step_at_rate_zero_is_a_step_where_any_gradient_is_not_zero():
+    """A warm-up may begin at 0, and layers that are not reached have gradients of 0."""
+    reached, dead = nn.Linear(2, 2), nn.Linear(2, 2)
+    optimizer = optim.EMA(torch.optim.SGD([*reached.parameters(), *dead.parameters()], lr=0.0), decay=0.5)
+    for layer, value in ((reached, 1.0), (dead, 0.0)):
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, value)
+    optimizer.step()
+    assert optimizer.steps == 1

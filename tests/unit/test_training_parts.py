@@ -23,9 +23,10 @@ from lowland.optim.rates import decay_of
 from lowland.results import Run
 from lowland.results.files import write_atomically
 from lowland.results.folders import open_run_folder
-from lowland.training import CheckpointFolder, CurvatureCurve, FitState, Schedule, fit, read_weights
+from lowland.training import CheckpointFolder, CurvatureCurve, Schedule, fit, read_weights
 from lowland.training.checkpoint import decode_safetensors, random_state, restore_random_state, to_safetensors
 from lowland.training.evaluation import Evaluation, totals
+from lowland.training.hooks import FitState
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result
 from lowland.training.setup import history_of
 
@@ -376,3 +377,20 @@ def test_only_steps_are_timed_also_between_checkpoints(tmp_path: Path, monkeypat
             epochs=1,
             augment=lambda batch, draws: batch,
         )
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan])
+def test_a_limit_on_gradients_that_would_stop_or_turn_them_is_refused(clip: float) -> None:
+    part, model = [(torch.eye(4), torch.arange(4))], nn.Linear(4, 4)
+    data = {"train": part, "validation": part, "test": part}
+    with pytest.raises(InputError, match="`clip` must be positive or None"):
+        fit(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), data, epochs=1, clip=clip)
+
+
+def test_steps_are_as_long_as_a_limit_below_one_lets_them_be() -> None:
+    part, model = [(torch.eye(4), torch.arange(4))], nn.Linear(4, 4)
+    before = [p.detach().clone() for p in model.parameters()]
+    data = {"train": part, "validation": part, "test": part}
+    fit(model, torch.optim.SGD(model.parameters(), lr=1.0), nn.CrossEntropyLoss(), data, epochs=1, clip=0.125)
+    moves = [(p.detach() - b).reshape(-1) for p, b in zip(model.parameters(), before, strict=True)]
+    assert float(torch.cat(moves).norm()) == pytest.approx(0.125, rel=1e-4)

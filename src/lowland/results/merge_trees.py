@@ -213,7 +213,8 @@ def _sampling(
     said = [f"Sampling: {times:.3g} standard errors of {of}, {100 * level:g} % for all points together."]
     if f"{metric}_skew" in one:
         skewed = int((count < 25 * np.asarray(one[f"{metric}_skew"].transpose(*dims).values)[measured] ** 2).sum())
-        said += [f"At {skewed} points the {metric} is so skewed that the interval covers less."] if skewed else []
+        if skewed:
+            said += [f"At {skewed} points the {metric} is so skewed that these errors hold less often than that."]
     return times * _spread(found, measured, known), tuple(said)
 
 

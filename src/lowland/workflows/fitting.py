@@ -73,7 +73,10 @@ def fit(spec: FitSpec, *, on_event: OnEvent | None = None, progress: bool = Fals
     if spec.curvature_share is not None:
         curve = training.CurvatureCurve(share=spec.curvature_share)
         count: int = len(getattr(splits.train, "dataset", splits.train))
-        curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
+        try:
+            curve.interval(optimizer, count, math.ceil(count / spec.batch_size), spec.epochs)  # or say why not
+        except InputError as error:
+            raise InputError("curvature_share", error.rule, error.got, error.advice) from None
         hooks.append(curve)
     if spec.critical_every_steps is not None:
         hooks.append(training.CriticalCurve(every_steps=spec.critical_every_steps))
