@@ -11,7 +11,7 @@ from torch import nn
 from lowland import optim
 from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError
-from lowland.optim import ascent
+from lowland.optim import ascent, ranks
 from lowland.optim.holder import Holder
 from lowland.optim.moves import copy_all, lost_share, matched, scale_all
 from lowland.optim.ranks import check_ranks_agree
@@ -38,6 +38,14 @@ def test_ranks_that_stand_apart_are_told_in_what(monkeypatch):
         compare(first, (torch.full((3,), 2.0), first[1]))
     with pytest.raises(InputError, match="rank 1 differs from rank 0 in its settings"):
         compare(first, (first[0], {"lr": 0.2, "name": "SAM"}))
+
+
+def test_gradients_that_ranks_cannot_average_are_refused_before_anything_is_sent(monkeypatch):
+    monkeypatch.setattr(ranks, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *call, **options: pytest.fail("sent"))
+    sparse = torch.sparse_coo_tensor([[0, 2]], [1.0, 2.0], (3,), check_invariants=True)
+    with pytest.raises(InputError, match="dense gradients, for ranks to average them.*sparse=False"):
+        ranks.average_over_ranks([torch.ones(3), sparse])
 
 
 @pytest.mark.parametrize(("swallowed", "share"), [((), 0.0), ((0,), 0.64), ((0, 1), 1.0)])

@@ -25,6 +25,8 @@ def test_snapshots_come_back_bit_for_bit_in_order(tmp_path):
     reader = SnapshotReader(tmp_path / "s")
     assert reader.steps == (0, 5, 10) and len(reader) == 3
     assert reader.info(10) == {"epoch": 2} and reader.rounding(10) == 0.0
+    reader.info(10).clear()
+    assert reader.info(10) == {"epoch": 2}, "what is handed out is the caller's own"
     for step, found in reader:
         for name, expected in arrays(step).items():
             assert found[name].tobytes() == expected.tobytes() and found[name].shape == expected.shape

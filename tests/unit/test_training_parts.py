@@ -31,12 +31,13 @@ from lowland.training.metrics import better, chosen_row, write_metrics, write_re
 from lowland.training.setup import history_of
 
 
-def test_cosine_with_warm_up_rises_linearly_then_falls_to_the_floor() -> None:
+def test_cosine_with_warm_up_rises_linearly_then_falls_to_the_floor_which_is_nothing_by_default() -> None:
     schedule, step = Schedule("cosine", warmup=2, floor=0.1), 0.25
     values = [schedule(i * step, step, 10) for i in range(40)]
     assert values[:8] == pytest.approx([(i + 1) / 8 for i in range(8)])
     assert schedule(6, step, 10) == pytest.approx(0.1 + 0.9 / 2)
     assert schedule(10, step, 10) == pytest.approx(0.1)
+    assert [Schedule("cosine")(epoch, step, 4) for epoch in (0, 2, 4)] == pytest.approx([1.0, 0.5, 0.0])
     assert all(a >= b for a, b in zip(values[8:], values[9:], strict=False))
     assert Schedule("constant", warmup=0.5)(0.0, 1.0, 4) == 1.0  # a step longer than the warm-up
 
