@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from rich.console import Console
@@ -30,9 +29,7 @@ class Display(Protocol):
     """Something that shows events while its block is open."""
 
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *error: object) -> None: ...
     def progress(self, label: str) -> OnEvent:
         """Return a receiver of events that shows them under a label."""
 
@@ -61,9 +58,7 @@ class Bars:
             self.drawn.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.drawn is not None:
             self.drawn.stop()
             self.drawn = None
@@ -104,9 +99,7 @@ class CellBars:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._rows:
             self._draw(self._html())
 

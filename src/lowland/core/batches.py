@@ -132,11 +132,10 @@ def as_batch(raw: RawBatch, adapt: Callable[[Any], Any] | None = None) -> Batch:
         return Batch(*raw)
     if callable(getattr(raw, "to", None)):
         return Batch(raw, getattr(raw, "y", None))
+    rule = "must yield a tensor, (input, target), (input, target, index), a mapping, a Batch or an object with `to`"
+    got = type(raw).__name__ + (f" of {len(raw)}" if isinstance(raw, tuple | list) else "")
     raise InputError(
-        "batches",
-        "must yield a tensor, (input, target), (input, target, index), a mapping, a Batch or an object with `to`",
-        type(raw).__name__ if not isinstance(raw, tuple | list) else f"{type(raw).__name__} of {len(raw)}",
-        "give adapt=, a function from what the loader yields to Batch(input, target)",
+        "batches", rule, got, "give adapt=, a function from what the loader yields to Batch(input, target)"
     )
 
 
@@ -303,9 +302,8 @@ def _join(values: list[Any], samples: bool | None = False) -> Any:
         return type(first)(*entries) if _is_named(first) else type(first)(entries)
     if isinstance(first, (*_SETTING, Tensor)) and all(_same_setting(first, value) for value in values):
         return first
-    raise InputError(
-        "batch_size", "must be None where batches cannot be joined", type(first).__name__, "keep the batches"
-    )
+    rule = "must be None where batches cannot be joined"
+    raise InputError("batch_size", rule, type(first).__name__, "keep the batches")
 
 
 def _same_setting(first: Any, value: Any) -> bool:
@@ -353,9 +351,8 @@ def batch_tensors(value: Any) -> list[Tensor]:
     try:
         return [_as_bytes(pickle.dumps(value))]
     except Exception as error:  # whatever an object's own reduction raises
-        raise InputError(
-            "batches", "must hold data that can be told apart", type(value).__name__, "give adapt= for this kind"
-        ) from error
+        rule, advice = "must hold data that can be told apart", "give adapt= for this kind"
+        raise InputError("batches", rule, type(value).__name__, advice) from error
 
 
 def _dense(value: Tensor) -> list[Tensor]:

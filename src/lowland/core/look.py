@@ -54,12 +54,9 @@ class _Watch(TorchFunctionMode):
         if not found:
             return func(*args, **(kwargs or {}))
         if len({value.ndim for value in found}) > 1 and _BROADCASTING.fullmatch(name):
-            raise InputError(
-                "loss",
-                f"must not combine samples all with all, as `{name.strip('_')}` of these shapes does",
-                [tuple(value.shape) for value in found],
-                "squeeze one of the two, or write a[:, None] and b[None] where pairs are meant",
-            )
+            rule = f"must not combine samples all with all, as `{name.strip('_')}` of these shapes does"
+            advice = "squeeze one of the two, or write a[:, None] and b[None] where pairs are meant"
+            raise InputError("loss", rule, [tuple(value.shape) for value in found], advice)
         result = func(*args, **(kwargs or {}))
         if (
             not _MOVING.fullmatch(name)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.errors import InputError, require
+from lowland.core.provenance import fingerprint
 from lowland.core.units import UnitRule, clean_name, unit_rules
 
 _SHOWN: Final = 12
 """Lines of a table in a message."""
+
+_UNQUANTIZED: Final = "measure the model before it is quantized"
 
 _INNER: Final = {
     "OptimizedModule": "_orig_mod",
@@ -70,20 +73,15 @@ def _reaches(function: Any, modules: set[nn.Module]) -> bool:
 def check_made(model: nn.Module) -> None:
     """Refuse parameters that have no shape yet, or that no graph can hold."""
     for name, tensor in model.named_parameters():
-        problem = _problem(tensor) if nn.parameter.is_lazy(tensor) or tensor.is_inference() else None
-        if problem:
-            rule = f"must not have {problem[0]} parameters (at {name!r})"
-            raise InputError("model", rule, type(model).__name__, problem[1])
+        if nn.parameter.is_lazy(tensor) or tensor.is_inference():
+            _check_kind(model, name, tensor)
 
 
 def check_parameters(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Refuse parameters that cannot be moved in place, each by its name."""
     spans: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
     for name, tensor in tensors.items():
-        problem = _problem(tensor)
-        if problem:
-            rule = f"must not have {problem[0]} parameters (at {name!r})"
-            raise InputError("model", rule, type(model).__name__, problem[1])
+        _check_kind(model, name, tensor)
         storage = getattr(tensor, "untyped_storage", None)
         if storage is None or type(tensor) is not nn.Parameter or tensor.layout != torch.strided:
             continue
@@ -109,6 +107,13 @@ def _check_unmerged(model: nn.Module) -> None:
             raise InputError("model", f"must not have merged adapters (at {name!r})", type(model).__name__, advice)
 
 
+def _check_kind(model: nn.Module, name: str, tensor: Tensor) -> None:
+    problem = _problem(tensor)
+    if problem:
+        rule = f"must not have {problem[0]} parameters (at {name!r})"
+        raise InputError("model", rule, type(model).__name__, problem[1])
+
+
 def _problem(tensor: Tensor) -> tuple[str, str] | None:
     if nn.parameter.is_lazy(tensor):
         return "lazy", "run the model on one batch first, so that they get their shapes"
@@ -121,7 +126,7 @@ def _problem(tensor: Tensor) -> tuple[str, str] | None:
     if tensor.layout != torch.strided:
         return "sparse", "make them dense"
     if tensor.is_quantized or not tensor.is_floating_point():
-        return "quantized", "measure the model before it is quantized"
+        return "quantized", _UNQUANTIZED
     if any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)):
         return "expanded", "make them of their own memory: nn.Parameter(p.clone())"
     return None
@@ -149,14 +154,9 @@ class ParameterSpace:
                 require(module in known, "modules", "must name submodules of the model", module)
             named = {n: p for n, p in named.items() if any(m == "" or n.startswith(m + ".") for m in modules)}
         if not named:
-            raise InputError(
-                "model",
-                "must have trainable parameters",
-                type(model).__name__,
-                "measure the model before it is quantized"
-                if any("quantized" in type(module).__module__ for module in model.modules())
-                else "unfreeze some, or pass trainable=False",
-            )
+            quantized = any("quantized" in type(module).__module__ for module in model.modules())
+            advice = _UNQUANTIZED if quantized else "unfreeze some, or pass trainable=False"
+            raise InputError("model", "must have trainable parameters", type(model).__name__, advice)
         found = unit_rules(model)
         unknown = set(rules or {}) - set(found)
         require(not unknown, "rules", "must name parameters of the model", sorted(unknown))
@@ -200,8 +200,7 @@ class ParameterSpace:
 
     def flatten(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> Tensor:
         """Join one tensor per parameter into a vector."""
-        ordered = self.order(values)
-        return torch.cat([value.reshape(-1) for value in ordered])
+        return torch.cat([value.reshape(-1) for value in self.order(values)])
 
     def order(self, values: Mapping[str, Tensor] | Sequence[Tensor]) -> list[Tensor]:
         """Check tensors against the parameters and return them in order."""
@@ -212,9 +211,8 @@ class ParameterSpace:
         require(len(values) == len(self.tensors), "values", f"must hold {len(self.tensors)} tensors", len(values))
         for name, parameter, value in zip(self.names, self.tensors, values, strict=True):
             if value.shape != parameter.shape:
-                raise InputError(
-                    "values", f"must have the shape {tuple(parameter.shape)} at {name!r}", tuple(value.shape)
-                )
+                rule = f"must have the shape {tuple(parameter.shape)} at {name!r}"
+                raise InputError("values", rule, tuple(value.shape))
         return list(values)
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:
@@ -230,6 +228,11 @@ class ParameterSpace:
     def norm(self) -> float:
         """Return the Euclidean norm of all parameters."""
         return float(global_norm([p.detach().double() for p in self.tensors]))
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Return the fingerprint of everything a model holds."""
+    return fingerprint({**dict(model.named_parameters()), **dict(model.named_buffers())})
 
 
 def differing_shapes(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> str:

@@ -20,23 +20,15 @@ ValueT = TypeVar("ValueT")
 
 
 class Ranks:
-    """The ranks of a process group; without one, this process alone.
-
-    Args:
-        group: A process group of torch.distributed, or None.
-
-    Raises:
-        InputError: If it is none, or torch.distributed has not begun.
-    """
+    """The ranks of a process group of torch.distributed; without one, this process alone."""
 
     def __init__(self, group: Any | None = None) -> None:
         if group is not None:
             begun = dist.is_available() and dist.is_initialized()
             if not begun or not isinstance(group, dist.ProcessGroup):
                 advice = "torch.distributed.group.WORLD after torch.distributed.init_process_group(...)"
-                raise InputError(
-                    "process_group", "must be a process group that has begun", type(group).__name__, advice
-                )
+                rule = "must be a process group that has begun"
+                raise InputError("process_group", rule, type(group).__name__, advice)
         self.group = group
         self.count = 1 if group is None else dist.get_world_size(group)
         self.number = 0 if group is None else dist.get_rank(group)

@@ -24,9 +24,8 @@ from lowland.core.facts import ShowsFacts
 from lowland.core.loaders import ResidentBatches, fixed_batches
 from lowland.core.measure import BatchMeasure, check_callables, written
 from lowland.core.moments import Estimate, Tally, estimates
-from lowland.core.params import ParameterSpace, check_parameters, unwrap
+from lowland.core.params import ParameterSpace, check_parameters, model_fingerprint, unwrap
 from lowland.core.per_sample import Loss, loss_settings
-from lowland.core.provenance import fingerprint
 from lowland.core.ranks import Ranks
 from lowland.core.types import Evaluate, FirstBatch, Metric
 
@@ -191,15 +190,13 @@ class EmpiricalRisk(ShowsFacts):
     def loss_terms(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the totals of numerators (with graph) and denominators of one of `batches`; only inside `prepared`."""
         measured = self._measure(batch, loss_alone=True)
-        if "loss" not in measured:
-            raise InputError("evaluate", 'must give "loss" for gradients and curvature', sorted(measured))
+        require("loss" in measured, "evaluate", 'must give "loss" for gradients and curvature', sorted(measured))
         values, weights = measured["loss"]
         wide = torch.promote_types(values.dtype, torch.float32)  # sums of half types overflow
         many, weights = values.ndim > 0, 1.0 if weights is None else weights
         if isinstance(weights, Tensor):
-            total = (
-                weights.detach().expand(values.shape).sum() if weights.ndim < values.ndim else weights.detach().sum()
-            )
+            counted = weights.detach()
+            total = (counted.expand(values.shape) if counted.ndim < values.ndim else counted).sum()
         else:
             each = float(weights) * (values.numel() if many else 1)
             total = torch.as_tensor(each, dtype=wide, device=values.device)
@@ -279,14 +276,11 @@ class EmpiricalRisk(ShowsFacts):
             return None
         with self.ranks.together():
             seen = self._checked_twice()
-            state = "" if self.ranks.alone else self._state()
+            state = "" if self.ranks.alone else model_fingerprint(self.model)
         if len(set(self.ranks.gather(state))) > 1:
             advice = "load the same state on each; buffers of batch norm count too"
             raise InputError("model", "must have the same parameters and buffers on all ranks", "others", advice)
         return seen
-
-    def _state(self) -> str:
-        return fingerprint({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())})
 
     def _checked_twice(self) -> FirstBatch:
         first, again = self._data.first_twice()
@@ -304,9 +298,8 @@ class EmpiricalRisk(ShowsFacts):
             seconds = time.perf_counter() - begin  # with warm caches
             if before and not contexts.same_bits(before, list(self.model.parameters())):
                 advice = "keep the change out of forward (torch.nn.Embedding's own max_norm is understood)"
-                raise InputError(
-                    "model", "must not write to its parameters in forward", written(self.model, before), advice
-                )
+                rule = "must not write to its parameters in forward"
+                raise InputError("model", rule, written(self.model, before), advice)
             for name in results[0]:
                 pair = [[part for part in found[name] if isinstance(part, Tensor)] for found in results]
                 if not contexts.same_bits(*pair):

@@ -87,9 +87,8 @@ def check(dataset: xr.Dataset, kind: str | None = None) -> str:
     """Check that a Dataset follows one of our schemas and return its kind."""
     name, version = _stamp(dataset)
     if version < KINDS[name]:
-        raise StoreError(
-            f"the result has the older schema {dataset.attrs['schema']!r}; open it by lowland.results.open"
-        )
+        stamp = dataset.attrs["schema"]
+        raise StoreError(f"the result has the older schema {stamp!r}; open it by lowland.results.open")
     if kind is not None and name != kind:
         raise StoreError(f"expected a {kind}, but this result is a {name}")
     if name == "surface" and ("status" not in dataset or "x" not in dataset.dims):
@@ -127,9 +126,8 @@ def _stamp(dataset: xr.Dataset) -> tuple[str, int]:
     if not stamp.startswith("lowland.") or name not in KINDS or not (version.isascii() and version.isdigit()):
         raise StoreError(f"not a result of Lowland: attribute `schema` is {stamp[:200]!r}")
     if len(version) > 6 or int(version) > KINDS[name]:
-        raise StoreError(
-            f"the result has schema {stamp[:200]!r}, newer than {identifier(name)!r}; update Lowland to read it"
-        )
+        newer = f"{stamp[:200]!r}, newer than {identifier(name)!r}"
+        raise StoreError(f"the result has schema {newer}; update Lowland to read it")
     return name, int(version)
 
 

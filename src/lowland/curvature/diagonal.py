@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lowland.core.errors import InputError, require
 from lowland.core.facts import ShowsFacts
+from lowland.core.moments import wide_type
 from lowland.curvature.counted import counted
 from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.operator import AbstractOperator
@@ -77,22 +78,9 @@ def diagonal(
 def layer_traces(
     source: Source, *, probes: int = 32, chunk: int = 8, seed: int = 0, progress: bool = False
 ) -> dict[str, ProbeEstimate]:
-    """Return the trace of every tensor's diagonal block; they add up to the trace.
+    """Return the trace of every tensor's diagonal block by name; they add up to the trace. Arguments as in `diagonal`.
 
-    Memory: up to 3 sets of weights for each of `chunk` vectors, and a dozen more.
-
-    Args:
-        source: A risk (its Hessian) or an operator with parameter names.
-        probes: Number of probes, one product each; at least 2. Default 32.
-        chunk: Vectors multiplied at once. Default 8.
-        seed: Seed of the probes.
-        progress: Show a bar, in a terminal or a notebook. Default False.
-
-    Returns:
-        Parameter name -> estimate.
-
-    Raises:
-        InputError: If the operator has no names or there are fewer than 2 probes.
+    An operator without parameter names is refused.
     """
     operator = as_operator(source)
     if operator.shapes is None:
@@ -108,7 +96,7 @@ def layer_traces(
 def _products(operator: AbstractOperator, probes: int, chunk: int, seed: int) -> Iterator[Tensor]:
     """Yield ``z * (A z)`` in float64 for each probe z."""
     require(probes >= 2, "probes", "must be at least 2", probes)
-    wide = torch.float32 if operator.device.type == "mps" else torch.float64
+    wide = wide_type(operator.device)
     vectors = (signs(operator, seed, index) for index in range(probes))
     for vector, image in images(operator, vectors, chunk):
         yield vector.to(wide) * image.to(wide)

@@ -37,16 +37,12 @@ _SMALL: Final = 0.01
 
 def as_operator(source: Source) -> AbstractOperator:
     """Return an operator as it is, and the Hessian of a risk."""
+    advice = "wrap a curvlinops operator by lowland.curvature.from_curvlinops, a matrix by MatrixOperator"
     if isinstance(source, AbstractOperator):
         return source
     if isinstance(source, EmpiricalRisk):
         return Hessian(source)
-    raise InputError(
-        "source",
-        "must be an EmpiricalRisk or an operator",
-        type(source).__name__,
-        "wrap a curvlinops operator by lowland.curvature.from_curvlinops, a matrix by MatrixOperator",
-    )
+    raise InputError("source", "must be an EmpiricalRisk or an operator", type(source).__name__, advice)
 
 
 @dataclass(repr=False, frozen=True, slots=True)

@@ -237,18 +237,7 @@ class Lanczos:
 
     @classmethod
     def resume(cls, operator: AbstractOperator, state: dict[str, Any]) -> Lanczos:
-        """Go on with a stored run: the same bits as if it had never stopped.
-
-        Args:
-            operator: The same operator.
-            state: From `state`.
-
-        Returns:
-            The run.
-
-        Raises:
-            InputError: If the state belongs to an operator of another size.
-        """
+        """Return a stored run, to go on with the same operator: the same bits as if it had never stopped."""
         if state["basis"].shape[1] != operator.size:
             raise InputError("state", f"must belong to an operator of size {operator.size}", state["basis"].shape[1])
         run = cls(operator, seed=state["seed"], stream=state["stream"])

@@ -89,8 +89,7 @@ def _given(by: Mapping[str, Sequence[str]], chosen: Sequence[str]) -> dict[str, 
             known = any(n == member or n.startswith(f"{member}.") for n in chosen)
             require(known, "by", "must name parameters or modules that are trained", member)
         for name in found[part]:
-            if taken.setdefault(name, part) != part:
-                raise InputError("by", f"must put {name!r} in one part", [taken[name], part])
+            require(taken.setdefault(name, part) == part, "by", f"must put {name!r} in one part", [taken[name], part])
     require(found and all(found.values()), "by", "must hold parts with parameters", by)
     return found
 
@@ -243,21 +242,7 @@ def _noise(here: PerturbedRisk, members: set[str], rho: float, draws: int, seed:
 
 
 class Block(AbstractOperator):
-    """The diagonal block of an operator that belongs to some of its tensors.
-
-    Args:
-        operator: An operator with names.
-        names: Which tensors, in any order.
-
-    Raises:
-        InputError: If the operator has no names, or not these.
-
-    Example:
-        >>> layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1, bias=False))
-        >>> risk = EmpiricalRisk(layers, nn.MSELoss(), [(torch.eye(2), torch.ones(2, 1))])
-        >>> Block(Hessian(risk), ["1.weight"]).shape
-        (2, 2)
-    """
+    """The diagonal block of an operator with names that belongs to some of its tensors, named in any order."""
 
     def __init__(self, operator: AbstractOperator, names: Sequence[str]) -> None:
         shapes = operator.shapes

@@ -31,9 +31,8 @@ class PerturbedRisk:
     def groups(self, *, per_batch: bool) -> list[list[Batch] | None]:
         """Return what is measured by itself: each batch, or all of them as None."""
         if per_batch and not self.risk.ranks.alone:
-            raise InputError(
-                "per_batch", "must be False where ranks share the data: they have other batches", per_batch
-            )
+            rule = "must be False where ranks share the data: they have other batches"
+            raise InputError("per_batch", rule, per_batch)
         return [[batch] for batch in self.risk.batches()] if per_batch else [None]
 
     @torch.no_grad()

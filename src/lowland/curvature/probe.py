@@ -128,17 +128,10 @@ class Convexity:
         }
 
     def _run(self, operator: Hessian, start: Tensor | None) -> SpectrumEnds:
-        return extreme_eigenvalues(
-            operator,
-            tolerance=self.tolerance,
-            lower_tolerance=self.lower_tolerance,
-            max_products=self.max_products,
-            min_products=6 if start is None else 4,
-            start=start,
-            noise=self.noise,
-            pairs=_CARRIED,
-            seed=self.seed,
-        )
+        names = ("tolerance", "lower_tolerance", "max_products", "noise", "seed")
+        given: dict[str, Any] = {name: getattr(self, name) for name in names}
+        least = 6 if start is None else 4
+        return extreme_eigenvalues(operator, start=start, min_products=least, pairs=_CARRIED, **given)
 
     def _chosen(self, operator: Hessian) -> bool:
         """Return whether this point is checked cold: drawn by the bits of its weights, the same on every engine."""

@@ -54,8 +54,7 @@ def protocol_risk(
         A new risk of the same model and mode.
     """
     check_positive(samples=samples, batch_size=batch_size)
-    if not risk.ranks.alone:
-        raise InputError("risk", "must not be shared by ranks where a fixed subset of its samples is taken")
+    require(risk.ranks.alone, "risk", "must not be shared by ranks where a fixed subset of its samples is taken")
     with forked_rng():  # a loader draws a seed each time it is read
         parts = list(risk.batches())
     total = sum(part.size for part in parts)

@@ -20,7 +20,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lowland.core.contexts import differentiable_kernels
-from lowland.core.errors import InputError, LowlandWarning
+from lowland.core.errors import InputError, LowlandWarning, require
+from lowland.core.moments import wide_type
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import rademacher
@@ -74,8 +75,7 @@ class AbstractRiskOperator(AbstractOperator):
         check: bool = True,
         on_product: Callable[[int], None] | None = None,
     ) -> None:
-        if not isinstance(risk, EmpiricalRisk):
-            raise InputError("risk", "must be an EmpiricalRisk", type(risk).__name__)
+        require(isinstance(risk, EmpiricalRisk), "risk", "must be an EmpiricalRisk", type(risk).__name__)
         if check:
             risk.check_deterministic()
         self.risk, self.modules, self.trainable, self.memory = risk, modules, trainable, memory
@@ -153,8 +153,7 @@ class AbstractRiskOperator(AbstractOperator):
     def _multiply(self, vectors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         parts = [self._cut(vector) for vector in vectors]
         sums = [torch.zeros(self.size, dtype=self.dtype, device=self.device) for _ in vectors]
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
-        weight = torch.zeros((), dtype=wide, device=self.device)
+        weight = torch.zeros((), dtype=wide_type(self.device), device=self.device)
         for graph, kept in self._all_graphs():
             weight = weight + graph.weight
             for number, (total, part) in enumerate(zip(sums, parts, strict=True), 1):
@@ -181,17 +180,15 @@ class AbstractRiskOperator(AbstractOperator):
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return 0.0, 0.0
             flips = rademacher(output.detach(), 0, "probe", "rounding", batch.number or 0)
-            slopes = torch.autograd.grad(output, self._active(), flips, allow_unused=True)
+            active = [p for p in self._space.tensors if p.requires_grad]
+            slopes = torch.autograd.grad(output, active, flips, allow_unused=True)
             total += sum(float(slope.double().square().sum()) for slope in slopes if slope is not None)
             weight += float(self.risk.loss_terms(batch)[1])
         return total, weight
 
-    def _active(self) -> list[Tensor]:
-        return [p for p in self._space.tensors if p.requires_grad]
-
     def _cut(self, vector: Tensor) -> list[Tensor]:
-        pieces = torch.split(vector, list(self._space.sizes))
-        return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self._space.tensors, strict=True)]
+        pieces = self._space.unflatten(vector)
+        return [piece.to(p.dtype) for piece, p in zip(pieces, self._space.tensors, strict=True)]
 
     def _all_graphs(self) -> Iterator[tuple[BatchGraph, bool]]:
         """Yield the graph of every piece of data, and whether it is kept."""
@@ -238,8 +235,7 @@ class AbstractRiskOperator(AbstractOperator):
 
     def check_reached(self) -> None:
         """Refuse a loss that no parameter reaches; it may reach none of some chosen modules."""
-        if self.modules is None:
-            raise InputError("risk", "must depend on the parameters by differentiable operations")
+        require(self.modules is not None, "risk", "must depend on the parameters by differentiable operations")
 
     def _shrink(self, reason: str) -> None:
         """After running out of memory: keep nothing, and from the second time on halve the batches."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lowland.core.errors import InputError, check_positive
+from lowland.core.errors import InputError, check_positive, require
 from lowland.core.facts import ShowsFacts
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues
@@ -45,8 +45,7 @@ class Stability(ShowsFacts):
     Args:
         ratio: ``lambda / limit``; 1 is the edge, above it the largest direction oscillates and grows.
         preconditioned: Largest eigenvalue of D H D (for SGD: eta times the largest eigenvalue of H).
-        limit: ``2 (1 + beta)``, ``2 (1 + beta) / (1 + 2 beta)`` for Nesterov's momentum, ``2 / (1 - beta)`` for
-            Schedule-Free late in training.
+        limit: ``2 (1 + beta)`` and its kin, see `lowland.curvature.stability` and `lowland.curvature.step_sizes`.
         ends: The run on D H D with residuals.
         method: What the optimizer was taken for.
     """
@@ -98,8 +97,7 @@ def stability(
     groups = [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
     settings = {id(p): step_size_of(group, optimizer.state.get(p, {}), p) for group, p in groups}
     limits = {limit for limit, _, _ in settings.values()}
-    if len(limits) != 1:
-        raise InputError("optimizer", "must have the same momentum in all groups", sorted(limits))
+    require(len(limits) == 1, "optimizer", "must have the same momentum in all groups", sorted(limits))
     limit, method = limits.pop(), next(iter(settings.values()))[2]
     with operator:
         missing = [name for name, parameter, _ in operator.space if id(parameter) not in settings]

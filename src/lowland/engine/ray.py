@@ -268,9 +268,8 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection(_host_and_port(address), timeout=_REACHABLE).close()
     except OSError as error:
-        raise EngineError(
-            f"no Ray cluster can be reached at {address} ({error}); start one, or take engine='processes:N'"
-        ) from error
+        advice = "start one, or take engine='processes:N'"
+        raise EngineError(f"no Ray cluster can be reached at {address} ({error}); {advice}") from error
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -114,9 +114,8 @@ class Curve:
         The model must be at the first end. Axes are orthogonal and equally long, as in `plane_through`.
         """
         ends = self.shape.ends()
-        require(
-            len(ends) > 2 or self.shape.bends, "bends", "must be at least 1 for a plane through two ends and a bend", 0
-        )
+        rule = "must be at least 1 for a plane through two ends and a bend"
+        require(len(ends) > 2 or self.shape.bends, "bends", rule, 0)
         second, third = (ends[1], ends[2]) if len(ends) > 2 else (ends[1], (ends[1] + 1) // 2)
         with at_origin(model) as space:
             self._check_start(space)

@@ -1,9 +1,7 @@
 """Films: the landscape along training, a frame per snapshot, on one plane and one scale.
 
-A frame is the plane moved so that it holds a snapshot's weights: (x, y) shows the loss at
-``snapshot + (x - x_t) d1 + (y - y_t) d2``, where (x_t, y_t) is the snapshot's projection. So every frame has the same
-axes and directions, its value at (x_t, y_t) is the true loss of the snapshot, and the last one is the plane itself
-where the path ends in it. What differs from frame to frame is where training went beside the plane.
+A frame is the plane moved so that it holds a snapshot's weights. So every frame has the same axes and directions, and
+the last one is the plane itself where the path ends in it; what differs is where training went beside the plane.
 
 Frames resemble each other. They are refined from both ends inward, each between two that came before, and start from
 those (see `lowland.landscape.refine`); each has checks and a promise of its own.
@@ -22,7 +20,7 @@ import xarray as xr
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lowland.core.errors import InputError, check_positive
+from lowland.core.errors import InputError, check_positive, require
 from lowland.core.pace import OnEvent
 from lowland.core.params import ParameterSpace
 from lowland.core.provenance import fingerprint
@@ -156,12 +154,10 @@ def film(
     first = risk if isinstance(risk, EmpiricalRisk) else next(iter(risk.values()))
     check_positive(frames=frames)
     plane = pca_plane(first.model, snapshots) if plane is None else plane
-    if plane.dimensions != 2:
-        raise InputError("plane", "must have two axes", plane.dimensions)
+    require(plane.dimensions == 2, "plane", "must have two axes", plane.dimensions)
     path = project_trajectory(first.model, snapshots, plane, walks=1)
     chosen = np.unique(np.linspace(0, path.sizes["snapshot"] - 1, frames).round().astype(int))
-    if len(chosen) < 2:
-        raise InputError("frames", "must be at least 2", frames)
+    require(len(chosen) >= 2, "frames", "must be at least 2", frames)
     return evaluate(
         risk,
         _frames(first, snapshots, plane, path.isel(snapshot=chosen)),

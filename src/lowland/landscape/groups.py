@@ -143,7 +143,7 @@ def _flow(node: fx.Node, flows: dict[fx.Node, _Flow], modules: dict[str, nn.Modu
             return source
         if isinstance(module, nn.Flatten):
             return _flattened(node, source)
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and not _grouped(module):
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and getattr(module, "groups", 1) == 1:
             return _layer(str(node.target), module, source, groups)
         if isinstance(module, nn.modules.batchnorm._NormBase):
             return _norm(str(node.target), module, source, groups)
@@ -194,10 +194,6 @@ def _flattened(node: fx.Node, source: _Flow) -> _Flow:
     if len(before) < 2 or len(after) != 2 or after[0] != before[0]:
         return _Flow(0) if source.group == 0 else source
     return _Flow(source.group, source.repeat * (after[1] // before[1]))
-
-
-def _grouped(module: nn.Module) -> bool:
-    return getattr(module, "groups", 1) != 1
 
 
 def _keeps_channels(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lowland.core.errors import InputError, require
+from lowland.core.errors import require
 from lowland.core.params import ParameterSpace, unwrap
 from lowland.core.provenance import fingerprint
 from lowland.core.units import clean_name
@@ -66,8 +66,7 @@ def lora_plane(
     modules = sorted({name.rpartition(".")[0] for name in weights})
     space = ParameterSpace(model, trainable=False, modules=modules)
     unknown = set(weights) - set(space.names)
-    if unknown:
-        raise InputError("effective", "must name parameters of the model", sorted(unknown))
+    require(not unknown, "effective", "must name parameters of the model", sorted(unknown))
     own = space.named(space.tensors)
     norms = {name: value.to(own[name]) for name, value in weights.items()}
     recipe = made(

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 import xarray as xr
-from torch import nn
 
 from lowland.core.errors import InputError, require
-from lowland.core.provenance import fingerprint, provenance
+from lowland.core.params import model_fingerprint
+from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_surface
 from lowland.landscape.grid import Grid
@@ -38,8 +38,7 @@ def check_survey(
     """Refuse arguments that do not fit together."""
     first = next(iter(risks.values()))
     for name, risk in risks.items():
-        if risk.model is not first.model:
-            raise InputError("risk", "must measure one model on every split", name)
+        require(risk.model is first.model, "risk", "must measure one model on every split", name)
         if risk.batch_norm != first.batch_norm:
             raise InputError("risk", "must use one batch-norm mode on every split", risk.batch_norm)
     require(planes, "plane", "must hold at least one plane", planes)
@@ -71,9 +70,8 @@ def check_ranks(survey: SurfaceTask, request: Request, engine: str, store: Any) 
     for name, value in (("batch_size", request.batch_size), ("precision", request.precision)):
         require(value != "auto", name, "must be given where ranks share the data: each would choose by itself", value)
     warm = any(probe.warm_start for probe in survey.probes)
-    require(
-        store is None or not warm, "store", "must be None for probes that start warm where ranks share the data", store
-    )
+    rule = "must be None for probes that start warm where ranks share the data"
+    require(store is None or not warm, "store", rule, store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +101,6 @@ def preflight(survey: SurfaceTask) -> Preflight:
         counts.append(sum(risk.ranks.gather(sum(batch.size for batch in risk.batches()))))
         seconds += seen.seconds * counts[-1] / (seen.samples or 1)
     return Preflight(list(names), [name for name, known in names.items() if known], seconds, counts[0])
-
-
-def model_fingerprint(model: nn.Module) -> str:
-    """Return the fingerprint of everything a model holds."""
-    return fingerprint({**dict(model.named_parameters()), **dict(model.named_buffers())})
 
 
 def make_recipe(survey: SurfaceTask, grid: Grid, request: Request) -> dict[str, Any]:

@@ -35,12 +35,7 @@ _DEGREE: Final = {"cubic": 1, "quintic": 2}
 
 
 class Carried:
-    """Pictures that resemble the one that is made: its neighbors in a film.
-
-    Args:
-        pictures: Their values at all points, shape [points, splits] each.
-        weights: How much each resembles it, such as 1 over its distance in frames.
-    """
+    """Pictures that resemble the one that is made: its neighbors in a film, each weighing more the nearer it is."""
 
     def __init__(self, places: Values, pictures: Sequence[Values] = (), weights: Sequence[float] = ()) -> None:
         self._places, self._pictures, self._weights = places, pictures, weights

@@ -139,8 +139,8 @@ class _Path:
             require(name in arrays, "snapshots", "must hold every parameter that moves", name)
             value = arrays[name]
             array = value.detach().cpu().double().numpy() if isinstance(value, Tensor) else np.asarray(value)
-            if array.shape != tuple(parameter.shape):
-                raise InputError("snapshots", f"must fit the model at {name!r}", array.shape)
+            fits = array.shape == tuple(parameter.shape)
+            require(fits, "snapshots", f"must fit the model at {name!r}", array.shape)
             parts.append(array.astype(np.float64).reshape(-1))
         return np.concatenate(parts)
 

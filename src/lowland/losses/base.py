@@ -199,10 +199,8 @@ class TrainingLoss(ABC):
         if not isinstance(state, Mapping) or {"kind", "epoch", "totals", "own", "inner"} - set(state):
             raise CheckpointError("the state is not that of a training loss; nothing was loaded")
         if state["kind"] != type(self).__name__ or (state["inner"] is None) != (self.inner is None):
-            raise CheckpointError(
-                f"the state belongs to the loss {state['kind']}, not to {type(self).__name__} as built here; "
-                "nothing was loaded"
-            )
+            said = f"the state belongs to the loss {state['kind']}, not to {type(self).__name__} as built here"
+            raise CheckpointError(f"{said}; nothing was loaded")
         if self.inner is not None:
             self.inner._check_state(state["inner"])
         self._check_own(state["own"])
@@ -221,13 +219,12 @@ class TrainingLoss(ABC):
         value = self.criterion(output, batch.target)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(
-                "criterion", "must return the mean over the batch as a scalar", got, 'use reduction="mean"'
-            )
+            rule = "must return the mean over the batch as a scalar"
+            raise InputError("criterion", rule, got, 'use reduction="mean"')
         value = value.reshape(())
         if _learning(output) and current_pass() == "clean":
             self._plain = value.detach()
-            self._totals.add("criterion", self._plain, _rows(output))
+            self._totals.add("criterion", self._plain, rows_of(output))
         return value
 
     @abstractmethod
@@ -318,5 +315,6 @@ def _learning(output: Any) -> bool:
     return torch.is_grad_enabled() and isinstance(output, Tensor) and output.requires_grad
 
 
-def _rows(output: Tensor) -> int:
+def rows_of(output: Tensor) -> int:
+    """Return how many samples an output is of."""
     return output.shape[0] if output.ndim else 1

@@ -43,9 +43,8 @@ class Custom(Reshaper):
         automatic = self._automatic(_PROBED)
         slopes = self.slope(_PROBED)
         if not (torch.isfinite(self.value(_PROBED)).all() and torch.isfinite(slopes).all()):
-            raise InputError(
-                "function", "must be finite, with its slope, for normalized losses in [0, 1e4]", self.function
-            )
+            rule = "must be finite, with its slope, for normalized losses in [0, 1e4]"
+            raise InputError("function", rule, self.function)
         if (slopes < 0).any():
             worst = float(_PROBED[slopes.argmin()])
             rule = f"must never fall, but its slope at u={worst:.3g} is {float(slopes.min()):.3g}"

@@ -20,12 +20,9 @@ def are_labels_binary(criterion: Any, output: Tensor, class_axis: int) -> bool:
         return True
     alone = output.ndim <= class_axis or output.shape[class_axis] == 1
     if alone and isinstance(criterion, _OF_ONE_NUMBER):
-        raise InputError(
-            "output",
-            "must be logits of classes: the divergence compares what they say of the classes",
-            f"one number per sample, and {type(criterion).__name__}",
-            "use the plain criterion for a regression",
-        )
+        rule = "must be logits of classes: the divergence compares what they say of the classes"
+        got = f"one number per sample, and {type(criterion).__name__}"
+        raise InputError("output", rule, got, "use the plain criterion for a regression")
     return alone
 
 

@@ -27,7 +27,7 @@ from lowland.core.contexts import current_pass
 from lowland.core.errors import InputError, LowlandWarning, require
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.types import Batch
-from lowland.losses.base import Criterion, Totals, TrainingLoss
+from lowland.losses.base import Criterion, Totals, TrainingLoss, rows_of
 from lowland.losses.divergence import outside_autocast
 from lowland.losses.multipliers import Multipliers
 from lowland.losses.reshapers import Reshaper, Sech, wide
@@ -74,10 +74,9 @@ class LLR(TrainingLoss):
         distributed: Literal["local", "global"] = "local",
     ) -> None:
         super().__init__(criterion)
+        advice = "wrap a function in lowland.losses.Custom"
         if reshaper is not None and not isinstance(reshaper, Reshaper):
-            raise InputError(
-                "reshaper", "must be a Reshaper", type(reshaper).__name__, "wrap a function in lowland.losses.Custom"
-            )
+            raise InputError("reshaper", "must be a Reshaper", type(reshaper).__name__, advice)
         require(distributed in ("local", "global"), "distributed", 'must be "local" or "global"', distributed)
         if isinstance(initial_loss, str) and initial_loss != "first_epoch":
             raise InputError("initial_loss", 'must be a number, "first_epoch" or None', initial_loss)
@@ -149,17 +148,16 @@ class LLR(TrainingLoss):
         loss = self._inner(output, batch)
         clean = current_pass() == "clean"
         if clean and self._initial is None:
-            self._first.add("loss", loss, output.shape[0] if output.ndim else 1)
+            self._first.add("loss", loss, rows_of(output))
         with outside_autocast(loss.device):
-            met = self._met(loss) if reshapes else loss
-            value = self._reshaped(met) if reshapes else loss
+            met = value = loss
+            if reshapes:
+                assert self._initial is not None
+                met = self._met(loss)
+                value = self.reshaper.at(self._epoch).value(met / self._initial) * self._initial
             if clean:
                 self._record(met, value)
         return value
-
-    def _reshaped(self, met: Tensor) -> Tensor:
-        assert self._initial is not None
-        return self.reshaper.at(self._epoch).value(met / self._initial) * self._initial
 
     def _met(self, loss: Tensor) -> Tensor:
         """Return the loss whose height decides, in at least float32, with the gradient of this process's own."""

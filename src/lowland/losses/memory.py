@@ -123,9 +123,8 @@ class OutputMemory:
         if index is None:
             raise InputError("batch", "must carry sample ids", None, "wrap the data set in lowland.data.Indexed")
         if index.dtype != torch.int64 or index.shape != output.shape[:1]:
-            raise InputError(
-                "batch.index", f"must be int64 of shape [{output.shape[0]}]", (index.dtype, tuple(index.shape)), _JOINED
-            )
+            rule, got = f"must be int64 of shape [{output.shape[0]}]", (index.dtype, tuple(index.shape))
+            raise InputError("batch.index", rule, got, _JOINED)
         shape = tuple(output.shape[1:])
         if self._format is not None and shape != self._format.shape:
             rule = f"must keep its shape {list(self._format.shape)} per sample through the whole run"
@@ -297,9 +296,7 @@ class OutputMemory:
         if size <= 0.9 * free:
             return
         where = "file system" if self.path is not None else "device" if device.type != "cpu" else "host memory"
-        raise InputError(
-            "precision, placement",
-            f"must leave room: the output memory needs {size / 1e9:.2f} GB, the {where} has {free / 1e9:.2f} GB free",
-            (self.precision, self.placement),
-            'choose precision="int8", placement="host" or "file", a smaller look-back, or MESA, which keeps no outputs',
-        )
+        need = f"the output memory needs {size / 1e9:.2f} GB, the {where} has {free / 1e9:.2f} GB free"
+        advice = 'precision="int8", placement="host" or "file", a smaller look-back, or MESA, which keeps no outputs'
+        got = (self.precision, self.placement)
+        raise InputError("precision, placement", f"must leave room: {need}", got, f"choose {advice}")

@@ -289,9 +289,8 @@ class Average:
         theirs = {name: tuple(tensor.shape) for name, tensor in state["tensors"].items()}
         if own != theirs:
             wrong = sorted(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
-            raise CheckpointError(
-                f"the teacher of the checkpoint is another model (at {wrong[:3]}); nothing was loaded"
-            )
+            said = f"the teacher of the checkpoint is another model (at {wrong[:3]})"
+            raise CheckpointError(f"{said}; nothing was loaded")
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

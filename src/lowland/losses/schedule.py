@@ -16,9 +16,8 @@ def as_epochs(name: str, value: int | float, epochs: int | None) -> int:
     if not isinstance(value, float) or not 0 < value < 1 or not math.isfinite(value):
         raise InputError(name, "must be an integer number of epochs or a fraction of the run in (0, 1)", value)
     if epochs is None:
-        raise InputError(
-            name, "is a fraction of the run, whose length is unknown", value, "call loss.prepare(epochs=...) first"
-        )
+        rule = "is a fraction of the run, whose length is unknown"
+        raise InputError(name, rule, value, "call loss.prepare(epochs=...) first")
     return max(1, round(value * epochs))
 
 

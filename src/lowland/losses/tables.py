@@ -96,9 +96,8 @@ class FileTable(Table):
         self.key = key
         header = self._header()
         if header is None or header["key"] != key or header["layout"] != self.layout:
-            raise CheckpointError(
-                f"the file {path} is not the output memory that the checkpoint belongs to; nothing was loaded"
-            )
+            said = f"the file {path} is not the output memory that the checkpoint belongs to"
+            raise CheckpointError(f"{said}; nothing was loaded")
         self._file = path.open("r+b", buffering=0)
 
     @property
@@ -161,9 +160,8 @@ class FileTable(Table):
 
     def _refuse_foreign(self) -> None:
         if self.path.is_dir() or (self.path.exists() and self.path.stat().st_size and self._header() is None):
-            raise InputError(
-                "path", "must be free, or hold an earlier output memory", str(self.path), "give another file name"
-            )
+            rule = "must be free, or hold an earlier output memory"
+            raise InputError("path", rule, str(self.path), "give another file name")
 
 
 def available_bytes(device: torch.device, path: Path | None) -> int:

@@ -113,9 +113,8 @@ def _check(held: Holder, parts: list[dict[str, Any]], tensors: dict[str, dict[in
         for position, (group, saved) in enumerate(zip(base.param_groups, part["param_groups"], strict=True)):
             kind, ours, theirs = type(base).__name__, len(group["params"]), len(saved["params"])
             if ours != theirs:
-                raise CheckpointError(
-                    f"group {position} of {kind} has {ours} parameters, the checkpoint's has {theirs}"
-                )
+                said = f"group {position} of {kind} has {ours} parameters, the checkpoint's has {theirs}"
+                raise CheckpointError(said)
             for parameter, key in zip(group["params"], saved["params"], strict=True):
                 _check_entry(parameter, part["state"].get(key, {}), key)
     parameters = list(held.parameters())

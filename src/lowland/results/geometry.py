@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lowland.core.errors import InputError, require
 from lowland.core.schema import STATUS_FAILED, STATUS_OPEN, check
+from lowland.results.choosing import check_metric
 
 Values: TypeAlias = NDArray[np.float64]
 
@@ -36,7 +37,7 @@ def numbers(surface: xr.Dataset, *, metric: str = "loss", delta: float = 0.1) ->
         (and axes), which for smooth networks alone estimate the filter-weighted trace.
     """
     check(surface, "surface")
-    _known(surface, metric)
+    check_metric(surface, metric)
     require(math.isfinite(delta) and delta > 0, "delta", "must be positive", delta)
     axes = [name for name in ("x", "y") if name in surface.dims]
     outer = [str(dim) for dim in surface[metric].dims if dim not in axes]
@@ -245,7 +246,7 @@ def bands(
         (1.1984, False)
     """
     check(surface, "surface")
-    _known(surface, metric)
+    check_metric(surface, metric)
     require(f"{metric}_se" in surface, "metric", "must be one with standard errors", metric)
     require(0 < level < 1, "level", "must lie between 0 and 1", level)
     count = int(surface.attrs.get("samples", 0))
@@ -272,10 +273,6 @@ def finite_factor(surface: xr.Dataset, estimand: str, size: int | None) -> float
         return math.sqrt(1 - count / size)
     require(estimand == "population", "estimand", 'must be "population" or "data set"', estimand)
     return 1.0
-
-
-def _known(surface: xr.Dataset, metric: str) -> None:
-    require(metric in surface and metric not in ("status", "error"), "metric", "must be one of the surface's", metric)
 
 
 def _each(surface: xr.Dataset, outer: list[str]) -> Iterator[xr.Dataset]:

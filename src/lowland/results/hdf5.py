@@ -61,9 +61,8 @@ def _surface(
     """Return what was read as a surface, in our order."""
     shape = (len(x),) if y is None else (len(x), len(y))
     if any(values.size != np.prod(shape) for values in found.values()):
-        raise StoreError(
-            f"{path} is damaged: its values do not fit {len(x)} x {1 if y is None else len(y)} coordinates"
-        )
+        grid = f"{len(x)} x {1 if y is None else len(y)}"
+        raise StoreError(f"{path} is damaged: its values do not fit {grid} coordinates")
     metrics = [name for name in _METRICS if all((split, name) in found for split in splits)]
     attrs = {"source": path, "recipe_fingerprint": "", "recipe": {}}
     surface = new_surface(x, y, metrics=metrics, splits=splits if len(splits) > 1 else (), attrs=attrs)

@@ -146,9 +146,8 @@ class _Marker:
                 time.sleep(_BEAT / 10)
                 now = self._read()
                 if now and now != before:
-                    raise StoreError(
-                        f"{self._url} is being written by another run; wait for it, or choose another store"
-                    )
+                    advice = "wait for it, or choose another store"
+                    raise StoreError(f"{self._url} is being written by another run; {advice}")
             if self._read() == before:  # nobody else was faster
                 with contextlib.suppress(FileNotFoundError):
                     self._files.rm_file(self._path)

@@ -43,21 +43,8 @@ COUNTED: Final = "passes, all counted"
 
 
 def passes_by_epoch(rows: Sequence[Mapping[str, Any]], *, evaluation: bool = True) -> list[float]:
-    """Return the passes up to each epoch: forward and backward over a batch; a forward pass alone counts a third.
-
-    Forward passes alone are a teacher's, and those of evaluation and of recalibration between epochs.
-
-    Args:
-        rows: Metrics, one row per epoch.
-        evaluation: Whether evaluation and recalibration count. Default True; False is what the steps themselves cost.
-
-    Returns:
-        One number per row.
-
-    Example:
-        >>> passes_by_epoch([{"step": 3, "passes": 3}, {"step": 6, "passes": 6, "loss_mesa_kl": 0.1}])
-        [3.0, 7.0]
-    """
+    """Return the passes up to each epoch by its metrics; without evaluation, what the steps themselves cost."""
+    # a forward pass alone is a teacher's, or one of evaluation and of recalibration between epochs
     before, teacher, found = 0.0, 0.0, []
     for row in rows:
         teacher += row["step"] - before if "loss_mesa_kl" in row else 0.0

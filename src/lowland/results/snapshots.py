@@ -55,9 +55,8 @@ class SnapshotWriter:
         if (self.folder / _INDEX).exists():
             index = _read_index(self.folder)
             if index["dtype"] != dtype and index["snapshots"]:
-                raise StoreError(
-                    f"{self.folder} holds {index['dtype']} snapshots; go on with that type or choose another folder"
-                )
+                advice = "go on with that type or choose another folder"
+                raise StoreError(f"{self.folder} holds {index['dtype']} snapshots; {advice}")
             self._entries = {int(step): entry for step, entry in index["snapshots"].items()}
         make_folder(self.folder)
 
@@ -84,9 +83,8 @@ class SnapshotWriter:
             stored = array.astype(self.dtype, order="C")
         if bool((np.isinf(stored) & np.isfinite(array)).any()):
             largest = float(np.abs(array[np.isfinite(array)]).max())
-            raise InputError(
-                "dtype", f"must hold the values of {name!r} (largest {largest:.3g})", self.dtype, 'use "float32"'
-            )
+            rule = f"must hold the values of {name!r} (largest {largest:.3g})"
+            raise InputError("dtype", rule, self.dtype, 'use "float32"')
         return stored
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from lowland.core.errors import require
+from lowland.results.choosing import check_metric
 from lowland.results.geometry import barrier
 from lowland.results.recipes import planes_of
 
@@ -103,7 +103,7 @@ def ways(surface: xr.Dataset, *, metric: str = "loss") -> xr.Dataset:
         between the values of the two ends of a piece), ``highest`` and ``where`` it is, ``mean`` over the arc length
         (Garipov et al. 2018, Section 5.1, integrated by trapezoids), and ``length`` over that of the straight way.
     """
-    require(metric in surface and metric not in ("status", "error"), "metric", "must be one of the surface's", metric)
+    check_metric(surface, metric)
     outer = [str(dim) for dim in surface[metric].dims if dim != "x"]
     shape = tuple(surface.sizes[dim] for dim in outer)
     x = np.asarray(surface["x"].values, dtype=np.float64)
@@ -126,7 +126,8 @@ def _row(x: Values, values: Values, plane: Mapping[str, Any]) -> dict[str, float
     rises = [barrier(np.round((x - a) * shape.pieces, 12), values) for a in between[:-1]]
     known, top = np.isfinite(values), int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))
     lengths = np.array([_length(shape, gram, a, b) for a, b in pairwise(x)])
-    whole, straight = lengths.sum(), _length(CurveShape("polychain", 0, shape.pieces), _between_ends(shape, gram), 0, 1)
+    ends = [place - 1 for place in shape.ends()[1:]]
+    whole, straight = lengths.sum(), _length(CurveShape("polychain", 0, shape.pieces), gram[np.ix_(ends, ends)], 0, 1)
     mean = float(((values[1:] + values[:-1]) / 2 * lengths).sum() / whole) if whole > 0 and known.all() else math.nan
     return {
         "barrier": float(np.max(rises)) if not np.isnan(rises).any() else math.nan,
@@ -142,8 +143,3 @@ def _length(shape: CurveShape, gram: Values, start: float, stop: float, steps: i
     places = start + (stop - start) * (np.arange(steps) + 0.5) / steps
     slopes = np.array([shape.speeds(float(t))[1:] for t in places])
     return float(np.sqrt(np.clip(np.einsum("ti,ij,tj->t", slopes, gram, slopes), 0, None)).mean() * (stop - start))
-
-
-def _between_ends(shape: CurveShape, gram: Values) -> Values:
-    ends = [place - 1 for place in shape.ends()[1:]]
-    return np.asarray(gram[np.ix_(ends, ends)])

@@ -22,6 +22,7 @@ from lowland.core.contexts import same_bits
 from lowland.core.errors import InputError, MissingExtra, StoreError, require
 from lowland.core.moments import Estimate
 from lowland.core.pace import Clock, OnEvent, shown
+from lowland.core.params import model_fingerprint
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import new_robustness
@@ -31,7 +32,6 @@ from lowland.curvature.protocol import protocol_risk
 from lowland.data import DataSplits
 from lowland.engine import Engine
 from lowland.landscape.checkpoints import Weights, as_model
-from lowland.landscape.plan import model_fingerprint
 from lowland.results import open as open_store
 from lowland.results import save
 from lowland.robustness import weights

@@ -98,7 +98,10 @@ class PairedRisk:
         with torch.no_grad():
             self._move(self.base)
             measured = {k: [dict(risk.measure(batch)) for batch in risk.batches()] for k, risk in risks.items()}
-        self._center = {k: [_values(batch) for batch in batches] for k, batches in measured.items()}
+        self._center = {
+            k: [{name: values.detach() for name, (values, _) in batch.items()} for batch in batches]
+            for k, batches in measured.items()
+        }
         self.plain = {k: _estimates(batches) for k, batches in measured.items()}
 
     def _move(self, weights: Sequence[Tensor]) -> None:
@@ -162,10 +165,6 @@ def _estimates(measured: Iterable[Mapping[str, tuple[Tensor, Any]]]) -> dict[str
     for batch in measured:
         tally.add(batch)
     return estimates([tally])[0]
-
-
-def _values(measured: Mapping[str, tuple[Tensor, Any]]) -> dict[str, Tensor]:
-    return {name: values.detach() for name, (values, _) in measured.items()}
 
 
 def _numbers(found: Mapping[str, Estimate], name: str) -> dict[str, Any]:

@@ -69,26 +69,10 @@ def median_perturbation(
     batch_size: int = 256,
     seed: int = 0,
 ) -> float:
-    """Find the median over samples of the smallest L-infinity perturbation that changes the answer.
+    """Return the median over samples of the smallest L-infinity perturbation that changes the answer, in [0, 1].
 
-    Each sample's radius is found by halving, with PGD at each trial; samples answered wrongly count as 0, samples that
-    survive `largest` as `largest`.
-
-    Args:
-        model: Takes normalized inputs, returns logits; it is restored bit for bit.
-        data: Resident splits of images in [0, 1] before normalization.
-        largest: Largest radius tried.
-        resolution: Halvings; the radius of a sample is right to ``largest / 2**resolution``.
-        iterations: Steps of PGD, each a quarter of the radius.
-        samples: Attack a fixed random subset of that many test samples; None attacks all.
-        batch_size: Samples attacked together; the median does not depend on it.
-        seed: Chooses the subset.
-
-    Returns:
-        The median, in units of inputs in [0, 1].
-
-    Raises:
-        MissingExtra: If foolbox is not installed.
+    Each sample's radius is found by halving, with PGD at each trial, and is right to ``largest / 2**resolution``;
+    samples answered wrongly count as 0, samples that survive `largest` as `largest`. Arguments as in `telling_epsilon`.
     """
     _check(largest, resolution, iterations)
     with attacked(model, data, samples, batch_size, seed) as (target, batches, _):

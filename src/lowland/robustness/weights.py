@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from lowland.core.batches import joined, take
 from lowland.core.contexts import has_running_statistics
 from lowland.core.errors import InputError, require
-from lowland.core.pace import OnEvent
 from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.core.seeds import generator
@@ -69,9 +68,8 @@ def rounded_names(model: nn.Module) -> list[str]:
     """Return the tensors that rounding and noise change, or refuse a model that has none."""
     advice = "measure the model before it is quantized; biases and norm parameters are left alone"
     packed = {type(module).__name__ for module in model.modules() if type(module).__module__.startswith(_QUANTIZED)}
-    require(
-        not packed, "model", "must not have quantized layers, whose weights are no parameters", sorted(packed), advice
-    )
+    rule = "must not have quantized layers, whose weights are no parameters"
+    require(not packed, "model", rule, sorted(packed), advice)
     names = [name for name, _, rule in ParameterSpace(model) if rule.kind != "fixed"]
     require(names, "model", "must have floating-point weight matrices to be rounded", type(model).__name__, advice)
     return names
@@ -84,13 +82,12 @@ def profile(
     *,
     engine: str | Engine = "serial",
     store: Path | None = None,
-    on_event: OnEvent | None = None,
 ) -> list[Outcome]:
     """Measure random directions at all radii: normalized by filter, and of one deviation for all weights."""
     rows = []
     for kind, name in (("filter", "per filter"), ("none", "absolute")):
         place = None if store is None else store.with_name(f"{store.stem}-noise-{name.replace(' ', '-')}.zarr")
-        rows += _noise(risks, options, trace, kind, name, engine, place, on_event)  # type: ignore[arg-type]
+        rows += _noise(risks, options, trace, kind, name, engine, place)  # type: ignore[arg-type]
     return rows
 
 
@@ -102,7 +99,6 @@ def _noise(
     name: str,
     engine: str | Engine,
     store: Path | None,
-    on_event: OnEvent | None,
 ) -> list[Outcome]:
     model, seeds = risks[ALL].model, range(options.seed, options.seed + options.directions)
     kept = ParameterSpace(model).numel * options.directions * 4 <= _KEPT
@@ -115,7 +111,7 @@ def _noise(
         plain = paired.plain
         noise = [paired.like_noise(paired.norm * radius) for radius in options.radii]
     places = units * np.array(options.radii)
-    found = _surveyed(risks, lines, places, engine, store, on_event)
+    found = _surveyed(risks, lines, places, engine, store)
     lengths = float(np.mean([line.norms[0] for line in lines])) * places
     rows = []
     for k, (place, length) in enumerate(zip(places, lengths, strict=True)):
@@ -123,24 +119,16 @@ def _noise(
         row = Outcome(part="noise", name=name, size=options.radii[k], distance=float(length), trace=noise[k])
         row = replace(row, **_summed(found, plain[ALL], k), **_spread(loss - plain[ALL]["loss"].value, options.seed))
         subset = _of(found, "loss", SUBSET)[:, k].mean() - plain.get(SUBSET, plain[ALL])["loss"].value
-        predicted: dict[str, Any] = {
-            "first": float(slopes[:, 0].mean() * place),
-            "second": float(slopes[:, 1].mean() * place**2),
-        }
-        rows.append(replace(row, compared=float(subset), **predicted))
+        first, second = float(slopes[:, 0].mean() * place), float(slopes[:, 1].mean() * place**2)
+        rows.append(replace(row, compared=float(subset), first=first, second=second))
     return rows
 
 
 def _surveyed(
-    risks: Risks,
-    lines: Sequence[Plane],
-    places: NDArray[np.float64],
-    engine: str | Engine,
-    store: Path | None,
-    on_event: OnEvent | None,
+    risks: Risks, lines: Sequence[Plane], places: NDArray[np.float64], engine: str | Engine, store: Path | None
 ) -> xr.Dataset:
     named = risks if len(risks) > 1 else risks[ALL]
-    return evaluate(named, lines, Grid(places), engine=engine, store=store, paired=_METRICS, on_event=on_event)
+    return evaluate(named, lines, Grid(places), engine=engine, store=store, paired=_METRICS)
 
 
 def _of(found: xr.Dataset, name: str, split: str) -> NDArray[np.float64]:
@@ -262,7 +250,7 @@ def merging(risks: Risks, second: Weights, options: RobustnessOptions, trace: fl
     places = np.union1d(options.shares, [1.0])
     for (name, line), (first, second_order), like in zip(lines.items(), slopes, noise, strict=True):
         on = {k: _renewed(risk) for k, risk in risks.items()} if name.endswith("renewed") else risks
-        found = _surveyed(on, [line], places, "serial", None, None)
+        found = _surveyed(on, [line], places, "serial", None)
         for share, trace_part in zip(options.shares, like, strict=True):
             place = int(np.searchsorted(places, share))
             ends = (1 - share) * plain[ALL]["loss"].value + share * float(_of(found, "loss", ALL)[0, -1])

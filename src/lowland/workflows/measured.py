@@ -119,7 +119,7 @@ def surface_path(place: Run, survey: SurveyOptions, base: str, plane: Plane, mod
     if survey.name is not None:
         return place.surface_path(survey.name)
     from lowland import results
-    from lowland.landscape.plan import model_fingerprint
+    from lowland.core.params import model_fingerprint
 
     ours = model_fingerprint(model), plane.recipe["arguments"].get("other")
 
