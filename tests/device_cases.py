@@ -152,7 +152,7 @@ def matched(device: torch.device) -> list[float]:
 
 def density(device: torch.device) -> list[float]:
     """The mean of the squares under the spectral density."""
-    return numbers(curvature.spectral_density(risk_of(device)).mean(lambda x: x**2))
+    return numbers(curvature.spectral_density(risk_of(device), probes=2, steps=10).mean(lambda x: x**2))
 
 
 MEASURED: Final[Mapping[str, Callable[[torch.device], list[float]]]] = {
@@ -166,7 +166,9 @@ MEASURED: Final[Mapping[str, Callable[[torch.device], list[float]]]] = {
     "ends": lambda d: numbers(curvature.extreme_eigenvalues(risk_of(d)).lambda_max),
     "top": lambda d: numbers(list(curvature.top_eigenvalues(risk_of(d), 2).values)),
     "trace": lambda d: numbers(curvature.average_case_sharpness(risk_of(d)).value),
-    "filter-weighted trace": lambda d: numbers(curvature.filter_weighted_trace(risk_of(d)).value),
+    "filter-weighted trace": lambda d: numbers(
+        curvature.filter_weighted_trace(risk_of(d), directions=8, chunk=4).value
+    ),
     "density": density,
     "worst case": lambda d: numbers(curvature.worst_case_sharpness(risk_of(d)).value),
     "surface": surface,

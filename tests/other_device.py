@@ -2,7 +2,7 @@
 refuse what an accelerator refuses or does slowly.
 
 To be imported before the first backward pass of a process (torch's autograd counts the devices there), hence in a
-process of its own: `python -m tests.other_device ROOM` prints the numbers of a room's cases on both devices.
+process of its own: `python -m tests.other_device` prints the numbers of every room's cases on both devices.
 
 An operation that mixes tensors of two devices is an error, and so is, inside `no_reads`, one that waits for a number.
 Everything else gives the processor's bits, so that results can be compared with equality.
@@ -182,11 +182,29 @@ def _both(case: Callable[[torch.device, Any], list[float]], quiet: Any) -> dict[
             return {"error": traceback.format_exc(limit=-8)}
 
 
+def _refusals() -> list[str]:
+    """Return which errors what an accelerator refuses or waits for gives here, beside what it does."""
+    with other_device() as device:
+        there = torch.ones(3).to(device)
+        assert there.device == device and (there * 2.0).sum().item() == 6.0
+        found = []
+        for call in (lambda: there + torch.ones(3), lambda: float(there.sum())):
+            try:
+                with no_reads():
+                    call()
+            except RuntimeError as error:
+                found.append(type(error).__name__)
+        return found
+
+
 if __name__ == "__main__":
     from tests import device_cases
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     # torch has no autocast for devices written in Python
-    rooms = {name: case for name, case in device_cases.ROOMS[sys.argv[1]].items() if "bfloat16" not in name}
-    sys.stdout.write(json.dumps({name: _both(case, no_reads) for name, case in rooms.items()}))
+    rooms = {
+        room: {name: _both(case, no_reads) for name, case in cases.items() if "bfloat16" not in name}
+        for room, cases in device_cases.ROOMS.items()
+    }
+    sys.stdout.write(json.dumps({"refused": _refusals(), "rooms": rooms}))
