@@ -15,6 +15,12 @@ import torch
 
 torch.set_num_threads(1)
 
+# Where there is no accelerator, each `torch.manual_seed` would write down the stack of its call three times, for the day
+# that one appears: half a millisecond under pytest, tens of thousands of times.
+if not torch.accelerator.is_available():
+    for kind in (torch.cuda, torch.xpu, torch.mtia):
+        kind.manual_seed_all = lambda seed: None  # type: ignore[attr-defined]
+
 # A store is hundreds of small files that are synchronized one by one: 5 ms each on a disk, nothing in memory. A small
 # /dev/shm (containers have 64 MB of it) is left alone.
 MEMORY = "/dev/shm"
