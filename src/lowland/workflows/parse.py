@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Final, TypeVar
 
 import yaml
@@ -160,14 +161,22 @@ def call(
 ) -> Call:
     """Turn flags and YAML into the call of a command."""
     # flags are further ones, which the command does not see: False for a switch, words for a choice, its default first
+    parser = _parser(command, program, positional, example, tuple((flags or {}).items()), get_ident())
+    words = list(tidy_words(command, named(arguments, positional), flags or {}, program, positional))
+    return _made(command, parser, lambda: parser.parse_args(words), flags or {})
+
+
+@functools.lru_cache(maxsize=64)
+def _parser(command: Command, program: str, positional: str, example: str, flags: Any, thread: int) -> ArgumentParser:
+    # made from signatures and docstrings, which takes twice as long as to parse; one for each thread, since a parser
+    # keeps state while it parses
     parser = parser_of(command, program, positional=positional, example=example)
-    for flag, choice in (flags or {}).items():
+    for flag, choice in flags:
         kind: dict[str, Any] = {"action": "store_true"}
         if isinstance(choice, tuple):
             kind = {"choices": choice, "default": choice[0]}
         parser.add_argument(f"--{flag}", help=_FLAGS[flag], **kind)
-    words = list(tidy_words(command, named(arguments, positional), flags or {}, program, positional))
-    return _made(command, parser, lambda: parser.parse_args(words), flags or {})
+    return parser
 
 
 _FLAGS: Final = {
@@ -278,6 +287,6 @@ def from_text(command: Command, text: str) -> Call:
 @functools.lru_cache(maxsize=256)
 def _read(command: Command, text: str) -> Call:
     # parsing takes a tenth of a second, and a study reads the specs of its runs again and again
-    parser = parser_of(command, "lowland")
+    parser = _parser(command, "lowland", "", "", (), get_ident())
     tidy = yaml.safe_dump(tidy_values(command, text), sort_keys=False)
     return _made(command, parser, lambda: parser.parse_string(tidy), {})
