@@ -14,16 +14,7 @@ class VisionTransformer(nn.Module):
     """Patches, a class token, learned positions, pre-norm blocks; build it by `vit`."""
 
     def __init__(
-        self,
-        *,
-        size: int,
-        patch: int,
-        width: int,
-        depth: int,
-        heads: int,
-        dropout: float,
-        classes: int,
-        channels: int,
+        self, *, size: int, patch: int, width: int, depth: int, heads: int, dropout: float, classes: int, channels: int
     ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(channels, width, patch, patch)

@@ -158,10 +158,7 @@ def _cost_columns(groups: Mapping[str, list[Run]], base: str) -> list[tuple[str,
         return 1000 * seconds / steps if seconds is not None and steps else None
 
     beside = f" (× {base})" if len(groups) > 1 else ""
-    return [
-        (COUNTED + beside, ratio(lambda run: run.number("passes"))),
-        ("ms per step" + beside, ratio(step_time)),
-    ]
+    return [(COUNTED + beside, ratio(lambda run: run.number("passes"))), ("ms per step" + beside, ratio(step_time))]
 
 
 def _seeds(members: Sequence[Run]) -> str:

@@ -118,9 +118,7 @@ def partial_tau(between: float, first: float, second: float) -> float:
 
 
 def sign_errors(
-    measure: Sequence[float],
-    outcome: Sequence[float],
-    settings: Sequence[Mapping[str, Hashable]],
+    measure: Sequence[float], outcome: Sequence[float], settings: Sequence[Mapping[str, Hashable]]
 ) -> dict[str, float]:
     """Return, for each factor, how often the measure ranks two runs wrongly that differ in that factor alone."""
     # The mean over pairs of (1 - sgn(measure) sgn(outcome)) / 2: 0 always right, 1/2 a coin, 1 always wrong

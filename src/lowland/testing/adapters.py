@@ -54,11 +54,7 @@ class OptimizerAdapter(Adapter):
 
     @abstractmethod
     def make(
-        self,
-        model: nn.Module,
-        groups: list[dict[str, Any]],
-        base: type[torch.optim.Optimizer],
-        options: dict[str, Any],
+        self, model: nn.Module, groups: list[dict[str, Any]], base: type[torch.optim.Optimizer], options: dict[str, Any]
     ) -> torch.optim.Optimizer:
         """Build the optimizer around a base of a class with options, such as ``lr``, over parameters in groups."""
 

@@ -181,8 +181,7 @@ assert beyond <= 5, f"{beyond} of 20 traces are more than two standard errors aw
         'assert (weights > 1e-5).sum() == 3, f"nodes that carry weight: {nodes[weights > 1e-5].tolist()[:8]}"',
     ),
     "density_of_nothing": _density(
-        "[0.0] * 12",
-        'assert nodes.isfinite().all() and weights.isfinite().all(), f"nodes are {nodes.tolist()[:8]}"',
+        "[0.0] * 12", 'assert nodes.isfinite().all() and weights.isfinite().all(), f"nodes are {nodes.tolist()[:8]}"'
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,33 +24,25 @@ def _two_passes(adapter: OptimizerAdapter) -> None:
         raise NotOffered("a method of one pass")
 
 
-def _ascent(adapter: OptimizerAdapter) -> None:
+def _moves_by_rho(adapter: OptimizerAdapter, tolerance: float, when: str, **options: Any) -> None:
     if adapter.moves != "rho":
         raise NotOffered("the method does not move by rho along the gradient")
+    length, rho = float(Training(adapter, **options).moved().norm()), adapter.rho
+    demand(abs(length - rho) < tolerance * rho, f"{when} the move has length {length:.4g}, rho is {rho:.4g}")
 
 
 @rule("With a norm per group the usual split into decayed and undecayed weights makes the move sqrt(2) too long.")
 def one_norm_over_groups(adapter: OptimizerAdapter) -> None:
     """The move has length rho over all parameter groups together, however they are cut."""
-    _ascent(adapter)
     for groups in (1, 2, 4):
-        length = float(Training(adapter, groups=groups).moved().norm())
-        demand(
-            abs(length - adapter.rho) < 1e-6 * adapter.rho,
-            f"with {groups} group(s) the move has length {length:.4g}, rho is {adapter.rho:.4g}",
-        )
+        _moves_by_rho(adapter, 1e-6, f"with {groups} group(s)", groups=groups)
 
 
 @rule("A move that grows with the loss is another radius for every problem, and 65536 times rho under GradScaler.")
 def scale_of_loss_cancels(adapter: OptimizerAdapter) -> None:
     """The length of the move does not depend on the scale of the loss."""
-    _ascent(adapter)
     for exponent in (-20, 20):
-        length = float(Training(adapter, scale=2.0**exponent).moved().norm())
-        demand(
-            abs(length - adapter.rho) < 1e-3 * adapter.rho,
-            f"with the loss times 2^{exponent} the move has length {length:.4g}, rho is {adapter.rho:.4g}",
-        )
+        _moves_by_rho(adapter, 1e-3, f"with the loss times 2^{exponent}", scale=2.0**exponent)
 
 
 @rule("Decay belongs to the update; inside the ascent it makes the method depend on the size of the weights.")

@@ -226,11 +226,7 @@ def _cell(place: int, count: int, apart: float) -> list[float]:
     return [start, start + width]
 
 
-_WHOLE: dict[type, Any] = {
-    specs.Animation: _draw_animation,
-    specs.Film: _draw_film,
-    specs.Panels: _draw_panels,
-}
+_WHOLE: dict[type, Any] = {specs.Animation: _draw_animation, specs.Film: _draw_film, specs.Panels: _draw_panels}
 
 
 def _axis(axis: specs.Axis) -> dict[str, Any]:

@@ -17,14 +17,7 @@ from lowland.viz.export import build_figure
 from lowland.viz.films import build_film
 from lowland.viz.paths import build_animation, build_path
 from lowland.viz.spec import Contour, Scale, ScatterPoint
-from lowland.viz.surfaces import (
-    View,
-    build_contour,
-    build_convexity_map,
-    build_heat_map,
-    build_surface,
-    by_name,
-)
+from lowland.viz.surfaces import View, build_contour, build_convexity_map, build_heat_map, build_surface, by_name
 
 if TYPE_CHECKING:
     import xarray as xr
