@@ -31,6 +31,7 @@ from lowland.training.setup import check_lengths
 from lowland.workflows import FitSpec, SurveyOptions, curvature, surface, to_yaml
 from lowland.workflows.build import build_data, build_loss, build_model, build_optimizer, build_schedule
 from lowland.workflows.changes import check_changes, run_spec, variants
+from lowland.workflows.checks import called_as
 from lowland.workflows.parse import from_yaml
 from lowland.workflows.study import Changes, StudySpec
 
@@ -103,12 +104,9 @@ def check_study(spec: StudySpec) -> list[str]:
         splits = build_data(run_spec(spec, variant, spec.reference(), {}).data)
         for method in spec.methods:
             found = run_spec(spec, variant, method, {})
-            try:
+            where = f"methods.{method}" + (f" on {variant}" if variant else "")
+            with called_as({"endpoint": "endpoint"}, f"{where}: "):
                 share = _rehearse(found, splits, spec.endpoint)
-            except InputError as error:
-                where = f"methods.{method}" + (f" on {variant}" if variant else "")
-                named = "endpoint" if error.argument == "endpoint" else f"{where}: {error.argument}"
-                raise InputError(named, error.rule, error.got, error.advice) from error
             notes += _reach_of(spec, " on ".join(filter(None, (method, variant))), share)
         notes += _resolution_of(spec, variant, splits)
     if spec.search.trials and spec.search.sampler == "grid":

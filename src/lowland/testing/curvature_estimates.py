@@ -10,8 +10,6 @@ from lowland.testing.adapters import CurvatureAdapter
 from lowland.testing.planted import Planted, planted_data
 from lowland.testing.rulebook import NotOffered, demand, rule
 
-__all__: list[str] = []
-
 _Floats = NDArray[np.float64]
 
 

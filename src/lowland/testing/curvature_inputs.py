@@ -14,8 +14,6 @@ from lowland.testing.curvature_products import compare, data_of, vector_of
 from lowland.testing.networks import flat, mlp
 from lowland.testing.rulebook import NotOffered, demand, rule
 
-__all__: list[str] = []
-
 
 @rule("Small eigenvalues, and differences of products, drown in float32.")
 def product_keeps_precision(adapter: CurvatureAdapter) -> None:

@@ -15,8 +15,6 @@ from lowland.testing.networks import Attention, Recurrent, Tied, mlp, seeded, sp
 from lowland.testing.planted import dense_hessian
 from lowland.testing.rulebook import demand, rule
 
-__all__: list[str] = []
-
 
 def data_of(samples: int = 11, *shape: int) -> tuple[Tensor, Tensor]:
     """Return inputs and targets of three classes, in float64."""

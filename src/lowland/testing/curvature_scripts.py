@@ -11,8 +11,6 @@ from typing import Final
 
 from lowland.testing.scripts import joined
 
-__all__: list[str] = []
-
 _LINEAR = """
 model, x, y = torch.nn.Linear($inputs, 1, bias=False), torch.randn($samples, $inputs), torch.randn($samples, 1)
 model, x, y = model.double().eval(), x.double(), y.double()

@@ -17,8 +17,6 @@ from lowland.testing.networks import flat, split, unchanged
 from lowland.testing.places import failing_in_the_middle, plain_loss
 from lowland.testing.rulebook import NotOffered, demand, rule
 
-__all__: list[str] = []
-
 
 class _Cliff(nn.Module):
     """A network that returns a given number where the sum of its weights has grown."""

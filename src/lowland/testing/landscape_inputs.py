@@ -16,8 +16,6 @@ from lowland.testing.adapters import LandscapeAdapter, Loss, Surface
 from lowland.testing.places import failing_in_the_middle, plain_loss
 from lowland.testing.rulebook import NotOffered, demand, rule
 
-__all__: list[str] = []
-
 
 @rule("Losses near a minimum differ in their last digits, which float32 does not have.")
 def precision_is_kept(adapter: LandscapeAdapter) -> None:

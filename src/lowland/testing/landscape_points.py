@@ -14,8 +14,6 @@ from lowland.testing.networks import Tied, flat, seeded, small
 from lowland.testing.places import Lattice, plain_loss, surveyed
 from lowland.testing.rulebook import demand, rule
 
-__all__: list[str] = []
-
 
 @rule("Rows that are shifted against each other draw valleys that are not there.")
 def points_on_a_grid(adapter: LandscapeAdapter) -> None:

@@ -11,8 +11,6 @@ from typing import Final
 
 from lowland.testing.scripts import joined
 
-__all__: list[str] = []
-
 _MODEL = """
 model, x, y = torch.nn.Linear($inputs, $outputs).eval(), torch.randn($samples, $inputs), torch.randn($samples, $outputs)
 loss, data = torch.nn.functional.mse_loss, [(x, y)]

@@ -14,8 +14,6 @@ from lowland.testing.optimizer_state import packed, unpacked
 from lowland.testing.problems import Training
 from lowland.testing.rulebook import demand, rule
 
-__all__: list[str] = []
-
 
 def _evaluated(training: Training) -> torch.Tensor:
     with training.adapter.averaged(training.model, training.optimizer):

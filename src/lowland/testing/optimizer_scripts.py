@@ -7,8 +7,6 @@ from typing import Final
 
 from lowland.testing.scripts import joined
 
-__all__: list[str] = []
-
 MODEL = """
 model, x, y = torch.nn.Linear($inputs, $outputs), torch.randn($samples, $inputs), torch.randn($samples, $outputs)
 """

@@ -21,8 +21,6 @@ from lowland.testing.networks import bits, flat, mlp
 from lowland.testing.problems import Training
 from lowland.testing.rulebook import demand, rule
 
-__all__: list[str] = []
-
 
 @rule("Schedulers, trainers and profilers refuse anything else, or count two steps.")
 def is_an_optimizer(adapter: OptimizerAdapter) -> None:

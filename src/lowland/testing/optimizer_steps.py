@@ -16,8 +16,6 @@ from lowland.testing.networks import bits, flat, mlp, normed
 from lowland.testing.problems import BASES, Training, groups_of
 from lowland.testing.rulebook import NotOffered, demand, rule
 
-__all__: list[str] = []
-
 
 def _two_passes(adapter: OptimizerAdapter) -> None:
     if adapter.moves == "never":

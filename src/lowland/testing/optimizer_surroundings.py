@@ -17,8 +17,6 @@ from lowland.testing.networks import bits, flat, mlp
 from lowland.testing.problems import BASES, Training
 from lowland.testing.rulebook import demand, rule
 
-__all__: list[str] = []
-
 
 @rule("Torch's own optimizers take ``model.parameters()`` in a group; a wrapper that looks first leaves it empty.")
 def groups_take_generators(adapter: OptimizerAdapter) -> None:

@@ -8,8 +8,6 @@ from typing import Final
 from lowland.testing.optimizer_scripts import MODEL, bare, moving, still
 from lowland.testing.scripts import joined
 
-__all__: list[str] = []
-
 _on_model = partial(joined, MODEL)
 
 _SURROUNDINGS: Final = {

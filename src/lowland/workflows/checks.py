@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,17 @@ from lowland.core.names import SPEC
 
 if TYPE_CHECKING:
     from lowland.results import Run
+
+
+@contextmanager
+def called_as(names: Mapping[str, str], prefix: str = "") -> Generator[None]:
+    """Name what is refused as it was given here; an argument without a name of its own has the prefix."""
+    try:
+        yield
+    except InputError as error:
+        name = names.get(error.argument, prefix + error.argument)
+        raise InputError(name, error.rule, error.got, error.advice) from error
+
 
 VERSION: Final = 1
 """Version of all specs."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from lowland.core.errors import InputError, StoreError, require
 from lowland.core.names import check_modules
 from lowland.core.settings import RiskSpec
-from lowland.workflows.checks import VERSION, check_only_weights, check_run, check_weights
+from lowland.workflows.checks import VERSION, called_as, check_only_weights, check_run, check_weights
 from lowland.workflows.options import HOOKS
 from lowland.workflows.parse import from_text, to_yaml, values_of
 from lowland.workflows.specs import SubjectSpec, SurveyOptions
@@ -70,11 +70,8 @@ def opened(subject: SubjectSpec | str | PathLike[str], weights: str, argument: s
 
 def check_other(argument: str, other: str, weights: str, named_weights: str = "risk.weights") -> None:
     """Check that another run is there and has the weights; what is wrong is blamed on the option that names it."""
-    try:
+    with called_as({"run": argument}):
         opened(other, weights, named_weights)
-    except InputError as error:
-        named = argument if error.argument == "run" else error.argument
-        raise InputError(named, error.rule, error.got, error.advice) from error
 
 
 def risks_of(place: Run, risk: RiskSpec, splits: Sequence[str]) -> dict[str, EmpiricalRisk]:

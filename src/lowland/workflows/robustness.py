@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from lowland.core.errors import InputError, check_positive, require
 from lowland.core.names import DATASETS, check_engine, check_known, check_modules
 from lowland.core.settings import RiskSpec, RobustnessOptions
 from lowland.workflows import measured
-from lowland.workflows.checks import check_name
+from lowland.workflows.checks import called_as, check_name
 from lowland.workflows.specs import SubjectSpec
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def robustness(
     found = measured.stored_result(path, robustness, record)
     if found is not None and finished(found):
         return found, path
-    with measured.threads_of_torch(threads), _named_as_here():
+    with measured.threads_of_torch(threads), called_as({"second": "other", "finetune": "finetune_data"}):
         own = dict(place.risks([risk.split], risk))[risk.split]
         second = None if other is None else place.source.other(other, other_weights or risk.weights)
         step = {"step": int(risk.weights)} if risk.weights.isdigit() else {}
@@ -103,16 +102,6 @@ def robustness(
             progress=progress,
         )
     return made, path
-
-
-@contextmanager
-def _named_as_here() -> Generator[None]:
-    """Name what is refused as it was given here."""
-    try:
-        yield
-    except InputError as error:
-        argument = {"second": "other", "finetune": "finetune_data"}.get(error.argument, error.argument)
-        raise InputError(argument, error.rule, error.got, error.advice) from error
 
 
 def _check_other(spec: SubjectSpec, other: str | None, other_weights: str | None) -> None:
