@@ -203,10 +203,7 @@ class EmpiricalRisk(ShowsFacts):
         return values.sum(dtype=wide), total
 
     def evaluate(self) -> dict[str, Estimate]:
-        """Measure every quantity on all data at the present weights.
-
-        Returns:
-            Name -> estimate with standard error.
+        """Return every quantity on all data at the present weights by name, with its standard error.
 
         Example:
             >>> risk = EmpiricalRisk(nn.Linear(2, 1), nn.MSELoss(), [(torch.zeros(3, 2), torch.zeros(3, 1))])

@@ -42,14 +42,11 @@ NUMBERS: Final[dict[str, Number]] = {}
 
 
 def number(title: str, *, units: str) -> Callable[[F], F]:
-    """Let a summary hold what a function measures, under the function's name.
+    """Return a decorator that lets a summary hold what a function measures, under its name; it stays as it is.
 
     Args:
         title: What tables call it.
         units: Unit that tables and stores show behind it; "" for a ratio.
-
-    Returns:
-        The decorator; the function stays as it is.
 
     Example:
         >>> from lowland.curvature import NUMBERS

@@ -111,17 +111,7 @@ class AbstractOperator(ABC):
         return results
 
     def join(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Join tensors by name into a vector.
-
-        Args:
-            values: Name -> tensor of the parameter's shape.
-
-        Returns:
-            Shape [n], of the operator's type and device.
-
-        Raises:
-            InputError: If the operator has no names, or names or shapes differ.
-        """
+        """Join tensors by name, of the parameters' shapes, into a vector of the operator's type on its device."""
         shapes = self._named()
         if set(values) != set(shapes):
             raise InputError("vector", "must have the operator's names", sorted(set(values) ^ set(shapes)))

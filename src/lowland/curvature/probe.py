@@ -97,15 +97,7 @@ class Convexity:
         return {"probe": "convexity", **dataclasses.asdict(self), "modules": modules}
 
     def __call__(self, risk: EmpiricalRisk, parent: Mapping[str, Any] | None, /) -> Mapping[str, Any]:
-        """Measure at the present weights, inside ``risk.prepared()``.
-
-        Args:
-            risk: The loss over its data, with the model at the point that is measured.
-            parent: What this returned at the parent point, or None.
-
-        Returns:
-            The numbers, and for the point's children ``vectors`` and ``generation``.
-        """
+        """Return the numbers, and ``vectors`` and ``generation`` for children; see `lowland.landscape.Probe`."""
         generation = 0 if parent is None else int(parent["generation"]) + 1
         warm = parent is not None and generation > self.cold_generations
         operator = Hessian(risk, modules=self.modules, check=False)

@@ -49,9 +49,6 @@ def protocol_risk(
         samples: Size of the subset; fewer if there are fewer; None takes all. Default 1024.
         batch_size: Samples per batch; None keeps one batch. Default 128.
         seed: Seed of the subset.
-
-    Returns:
-        A new risk of the same model and mode.
     """
     check_positive(samples=samples, batch_size=batch_size)
     require(risk.ranks.alone, "risk", "must not be shared by ranks where a fixed subset of its samples is taken")

@@ -161,9 +161,6 @@ def measurement_interval(
         first: Products of the first measurement. Default 30.
         share: Largest share of the run's cost. Default 0.03.
 
-    Returns:
-        Steps, at least 1.
-
     Raises:
         InputError: If an argument is not positive, or the run is too short to pay for two measurements.
 

@@ -71,17 +71,11 @@ class ProbeEstimate(ShowsFacts):
         return self.standard_error * math.sqrt(self.probes)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Return a confidence interval by t quantiles, since probes are few.
+        """Return both ends of a confidence interval of a nominal coverage, by t quantiles, since probes are few.
 
         On planted spectra of 200 eigenvalues (flat, two-valued, with one and with ten outliers) 95 % intervals of
         Hutch++ covered 0.90 to 0.98. Plain probes of one eigenvalue far from all others are as skewed as a squared
         normal number: 12 of them covered 0.84, which `skewed` mostly tells.
-
-        Args:
-            level: Nominal coverage. Default 0.95.
-
-        Returns:
-            Lower and upper end.
         """
         half = float(stdtrit(self.probes - 1, 0.5 + level / 2)) * self.standard_error if self.probes > 1 else math.nan
         return self.value - half, self.value + half

@@ -24,7 +24,7 @@ Tensors = dict[str, Tensor]
 def line_between(
     model: nn.Module, other: Weights, *, move_statistics: bool = True, modules: Sequence[str] | None = None
 ) -> Plane:
-    """Make the line theta(x) = (1 - x) theta + x theta' through two models (Li et al. 2018, Section 3).
+    """Return the line theta(x) = (1 - x) theta + x theta' through two models (Li et al. 2018, Section 3).
 
     Every parameter moves, biases and norm parameters too. Between independent runs such a line crosses barriers that
     come from the order of the hidden units alone: see `lowland.landscape.match_weights`.
@@ -36,9 +36,6 @@ def line_between(
         move_statistics: Also interpolate running statistics (default); False keeps those of ``model``, or leaves it to
             a risk with ``batch_norm="recalibrated"`` or ``"batch"``.
         modules: Move only parameters of these submodules; None (default) moves all trainable ones.
-
-    Returns:
-        The line; its coordinate is the fraction of the way.
 
     Raises:
         InputError: If the architectures differ or the models are equal.
@@ -106,18 +103,15 @@ def plane_through(
 
 
 def eigenvector_plane(risk: EmpiricalRisk, *, axes: int = 2, seed: int = 0, max_products: int = 200) -> Plane:
-    """Make a plane of the eigenvectors of the largest eigenvalues of the risk's Hessian at the present weights.
+    """Return a plane of the eigenvectors of the largest eigenvalues of the risk's Hessian at the present weights.
 
-    Eigenvectors are kept as they are: normalized by filters they would be eigenvectors no more.
+    Eigenvectors are kept as they are (normalized by filters they would be none), and coordinates Euclidean distances.
 
     Args:
         risk: What the Hessian is of, with the model at the weights that shall lie at the origin.
         axes: 2 (default), or 1 for a line along the sharpest direction.
         seed: Seed of the Krylov run.
         max_products: Most Hessian products.
-
-    Returns:
-        The plane; coordinates are Euclidean distances.
     """
     require(axes in (1, 2), "axes", "must be 1 or 2", axes)
     top = curvature.top_eigenvalues(risk, axes, max_products=max_products, seed=seed)

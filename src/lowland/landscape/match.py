@@ -51,7 +51,7 @@ class Matching:
 def match_weights(
     model: nn.Module, other: Weights, example: RawBatch, *, seed: int = 0, max_sweeps: int = 100
 ) -> Matching:
-    """Reorder the hidden units of a model so that its weights resemble another's as far as possible.
+    """Return a model with its hidden units in the order in which its weights resemble another's as far as possible.
 
     Args:
         model: The model to be matched.
@@ -60,9 +60,6 @@ def match_weights(
         example: A batch the models can run on; used to trace them, and to check that the function stays the same.
         seed: Seed of the order in which groups are visited.
         max_sweeps: Most sweeps over all groups. Default 100; a handful are needed.
-
-    Returns:
-        The reordered copy and what was done.
 
     Raises:
         InputError: If the architectures differ, the model cannot be traced, or no group of units can be permuted.

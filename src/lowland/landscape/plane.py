@@ -259,16 +259,13 @@ def user_plane(
 
 
 def hdf5_plane(model: nn.Module, path: str | Path, *, directions: Literal["weights", "states"] = "weights") -> Plane:
-    """Make the plane of a direction file of the tool of Li et al. 2018.
+    """Return the line or plane of a direction file of the tool of Li et al. 2018, as it is in the file.
 
     Args:
         model: The model, at the weights that shall lie at the origin.
         path: The file.
         directions: Whether the file holds one array per parameter (``"weights"``, default) or one per entry of the
             state dict (``"states"``, of which the parameters are used).
-
-    Returns:
-        The line or plane, its directions as they are in the file.
 
     Raises:
         InputError: If the arrays do not fit the model.

@@ -148,7 +148,9 @@ class _Path:
 def pca_plane(
     model: nn.Module, snapshots: Snapshots, *, anchored: bool = True, modules: Sequence[str] | None = None
 ) -> Plane:
-    """Make the plane of the first two principal directions of a training path (Li et al. 2018, Section 7).
+    """Return the plane of the first two principal directions of a training path (Li et al. 2018, Section 7).
+
+    Its axes have length 1, so that coordinates are Euclidean distances.
 
     Memory: 3 sets of weights, whatever the number of snapshots.
 
@@ -159,9 +161,6 @@ def pca_plane(
         anchored: Principal directions of the differences to the model's weights (default, as in the paper), or of the
             differences to the path's mean.
         modules: Move only parameters of these submodules; None (default) moves all trainable ones.
-
-    Returns:
-        The plane; its axes have length 1, so that coordinates are Euclidean distances.
 
     Raises:
         InputError: If there are fewer than two snapshots, they do not fit the model, or the path spans no plane.

@@ -34,7 +34,7 @@ _JOINED: Final = "give one output per id; a collator that joins rows (padding-fr
 def memory_bytes(
     samples: int, outputs: int, *, precision: Precision = "float32", look_back: int = 3, pairs: bool = False
 ) -> int:
-    """Return the size of an output memory of all processes together.
+    """Return the bytes of an output memory of all processes together.
 
     Args:
         samples: All that have an id, in every process together.
@@ -42,9 +42,6 @@ def memory_bytes(
         precision: How they are kept. Default ``"float32"``.
         look_back: Epochs between an output and its use; one slot more is kept. Default 3.
         pairs: Whether partners of mixed samples are kept. Default False.
-
-    Returns:
-        Bytes.
 
     Example:
         >>> round(memory_bytes(1_281_167, 1000, precision="int8") / 1e9, 2)

@@ -17,9 +17,6 @@ def norm_parameters(model: nn.Module) -> list[nn.Parameter]:
         model: The model. A layer is one of normalization if the name of its class says so (``BatchNorm2d``,
             ``LayerNorm``, ``LlamaRMSNorm``); its own parameters count, those of layers inside it do not.
 
-    Returns:
-        The parameters in the order of the modules.
-
     Example:
         >>> import torch
         >>> from lowland.optim import SAM

@@ -23,7 +23,7 @@ def noise(
     batch_size: int = 256,
     seed: int = 0,
 ) -> list[Robustness]:
-    """Measure accuracy on test inputs with Gaussian noise; all deviations and models share the same random numbers.
+    """Return accuracy on test inputs with Gaussian noise by deviation; all of them and all models share random numbers.
 
     Args:
         model: Takes normalized inputs, returns logits; it is restored bit for bit.
@@ -33,9 +33,6 @@ def noise(
         samples: Use a fixed random subset of that many test samples; None uses all.
         batch_size: Samples evaluated together; the numbers do not depend on it.
         seed: Chooses the subset and draws the noise.
-
-    Returns:
-        One row per deviation.
     """
     if not deviations or any(not (math.isfinite(d) and d >= 0) for d in deviations):
         raise InputError("deviations", "must hold finite numbers, at least 0", list(deviations))

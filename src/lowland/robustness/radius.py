@@ -24,7 +24,7 @@ def telling_epsilon(
     batch_size: int = 256,
     seed: int = 0,
 ) -> float:
-    """Find the radius at which a baseline keeps about half of its accuracy, where methods can be told apart.
+    """Return the radius, inputs in [0, 1], at which a baseline keeps half of its accuracy: it tells methods apart.
 
     At radii where nearly all or nearly no samples survive, every comparison is a tie; 30 to 70 % is best.
 
@@ -38,9 +38,6 @@ def telling_epsilon(
         samples: Attack a fixed random subset of that many test samples; None attacks all.
         batch_size: Samples attacked together; the radius does not depend on it.
         seed: Chooses the subset.
-
-    Returns:
-        The radius, in units of inputs in [0, 1].
 
     Raises:
         InputError: If the model's clean accuracy is not above `keep`, or an argument is out of range.
