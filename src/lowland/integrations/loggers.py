@@ -130,9 +130,8 @@ def _taker(logger: Any) -> Callable[[dict[str, Any], int], Any] | None:
 
 def _keep(logger: Any) -> None:
     """Have buffered numbers written: Fabric's CSVLogger keeps up to a hundred rows until it is told."""
-    of_lightning = hasattr(logger, "experiment") and hasattr(
-        logger, "log_hyperparams"
-    )  # `wandb.save` is something else
+    of_lightning = hasattr(logger, "experiment") and hasattr(logger, "log_hyperparams")
+    # `wandb.save` is something else
     keep = getattr(logger, "save" if of_lightning else "flush", None)
     if callable(keep):
         keep()

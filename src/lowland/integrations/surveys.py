@@ -6,7 +6,7 @@ import math
 
 from lowland import curvature, landscape
 from lowland.core.contexts import BatchNormMode
-from lowland.core.errors import InputError, require
+from lowland.core.errors import require
 from lowland.core.params import ParameterSpace
 from lowland.training import FitState, Hook
 from lowland.training.risks import check_survey, training_risk
@@ -121,8 +121,7 @@ class SurfaceAtEnd(Hook):
 
     def on_fit_start(self, run: FitState) -> None:
         """Check that there is a folder to write to, before anything is trained."""
-        if run.folder is None:
-            raise InputError("folder", "must be given for a surface at the end", None)
+        require(run.folder is not None, "folder", "must be given for a surface at the end", None)
 
     def on_fit_end(self, run: FitState) -> None:
         """Write the surface."""

@@ -18,7 +18,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from lowland.core.errors import InputError, require
+from lowland.core.errors import require
 from lowland.report.keys import captions_of, key_of, key_of_row
 from lowland.report.sections import Report
 from lowland.results.files import write_atomically
@@ -38,8 +38,7 @@ def write(report: Report, path: str | Path) -> Path:
     """Write a report to one self-contained .html file in a folder that exists, in whole or not at all."""
     target = Path(path)
     require(target.suffix.lower() in (".html", ".htm"), "path", "must end in .html", str(path))
-    if not target.parent.is_dir():
-        raise InputError("path", "must lie in a folder that exists", str(target.parent))
+    require(target.parent.is_dir(), "path", "must lie in a folder that exists", str(target.parent))
     write_atomically(target, render(report).encode("utf-8"))
     return target
 

@@ -255,9 +255,8 @@ def _curves(rows: Mapping[str, list[dict[str, Any]]], part: str, title: str) -> 
     kinds = {run: list(dict.fromkeys(_curve_of(row) for row in found)) for run, found in rows.items()}
     shown = "worst" if any("worst" in named for named in kinds.values()) else next(iter(kinds.values()))[0]
     for run, found in rows.items():
-        for kind in (
-            kinds[run] if len(rows) == 1 else [shown]
-        ):  # of several runs one kind: eight looks tell curves apart
+        # of several runs one kind: eight looks tell curves apart
+        for kind in kinds[run] if len(rows) == 1 else [shown]:
             if some := [row for row in found if _curve_of(row) == kind]:
                 curves += _with_prediction(kind if len(rows) == 1 else run, some, part)
     metric = "accuracy" if part == "inputs" else "change of the loss"

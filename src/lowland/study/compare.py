@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from lowland import report, results
-from lowland.core.errors import InputError, require
+from lowland.core.errors import require
 from lowland.report.build import footer
 from lowland.report.curvature import scalar
 from lowland.report.landscapes import landscapes_section
@@ -222,8 +222,7 @@ def _measured(study: Study) -> list[_Measured]:
         known = {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
         loss = known.pop("train_loss", math.nan)
         found.append(_Measured(job, read_endpoint(job.spec.folder, "test_loss") - loss, loss, known))
-    if len(modes) > 1:
-        raise InputError("survey.risk", "must have one batch-norm mode and sample size for all runs", sorted(modes))
+    require(len(modes) <= 1, "survey.risk", "must have one batch-norm mode and sample size for all runs", sorted(modes))
     return [one for one in found if math.isfinite(one.gap)]
 
 

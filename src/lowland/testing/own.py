@@ -16,10 +16,9 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import Hessian, extreme_eigenvalues, spectral_density, trace
 from lowland.landscape import evaluate, grid, line_between, random_plane
 from lowland.optim import ASAM, FSAM, GSAM, MSAM, SALA, SAM, WSAM, LateSAM, LookSAM, Wrapper
-from lowland.testing.adapters import CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
+from lowland.testing.adapters import Batches, CurvatureAdapter, LandscapeAdapter, OptimizerAdapter, Surface
 from lowland.testing.rulebook import Adapter
 
-Batches = Sequence[tuple[Tensor, Tensor]]
 Build = Callable[[torch.optim.Optimizer, nn.Module], Wrapper]
 
 _BY_HAND: Final = {

@@ -85,8 +85,7 @@ def build_spectrum(results: xr.Dataset | Mapping[str, xr.Dataset], *, title: str
     for name, result in named.items():
         require("density" in result, "results", "must hold a spectral density", name)
     scales = {str(result.attrs.get("scale", "linear")) for result in named.values()}
-    if len(scales) > 1:
-        raise InputError("results", "must hold densities on one scale", sorted(scales))
+    require(len(scales) <= 1, "results", "must hold densities on one scale", sorted(scales))
     spectra = {}
     for name, result in named.items():
         parts = ["eigenvalue_grid", "density"]
@@ -179,8 +178,7 @@ def build_slope(result: xr.Dataset, *, title: str = "") -> Line:
     # Both share one axis: the histogram is scaled so that its highest bin reaches the highest slope.
     check_dataset(result)
     missing = {"slope", "passes", "mean_multiplier", "left", "right"} - set(map(str, result.variables))
-    if missing:
-        raise InputError("result", "must come from lowland.losses.slope_over_losses", sorted(missing))
+    require(not missing, "result", "must come from lowland.losses.slope_over_losses", sorted(missing))
     losses, slope = result["loss"].values.astype(float), result["slope"].values.astype(float)
     passes = result["passes"].values.astype(float)
     scale = float(np.nanmax(np.append(slope, 1.0))) / max(float(passes.max()), 1.0)

@@ -48,8 +48,7 @@ def export(
         InputError: If the folder is missing, or as in `build_figure`.
     """
     backend_for(path)  # an unknown suffix is refused before anything is drawn
-    if not Path(path).parent.is_dir():
-        raise InputError("path", "must lie in a folder that exists", str(Path(path).parent))
+    require(Path(path).parent.is_dir(), "path", "must lie in a folder that exists", str(Path(path).parent))
     chosen = options or FigureOptions()
     return save(build_figure(results, kind, trajectories=trajectories, options=chosen), path, size=chosen.size)
 
@@ -134,8 +133,7 @@ def _paths(
     results: Mapping[str, xr.Dataset], kind: str, trajectories: Mapping[str, xr.Dataset], chosen: FigureOptions
 ) -> Figure:
     require(trajectories, "trajectories", f"must name at least one trajectory for the kind {kind}")
-    if len(results) > 1:
-        raise InputError("results", f"must be one surface at most for the kind {kind}", list(results))
+    require(len(results) <= 1, "results", f"must be one surface at most for the kind {kind}", list(results))
     surface = next(iter(results.values()), None)
     scale = _scale(results, chosen) if surface is not None else None
     figure = build_path(trajectories, surface, chosen.metric, scale=scale, title=chosen.title, caption=chosen.caption)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowland.core.errors import InputError
+from lowland.core.errors import require
 from lowland.core.schema import check
 from lowland.results.choosing import Choice
 from lowland.results.recipes import planes_of
@@ -35,8 +35,7 @@ def build_film(
 ) -> Film:
     """Make the spec of a film; frames that are not finished are left out."""
     check(surface, "surface")
-    if not is_film(surface):
-        raise InputError("result", "must be a film", advice="measure one by `lowland film` or landscape.film")
+    require(is_film(surface), "result", "must be a film", advice="measure one by `lowland film` or landscape.film")
     planes = planes_of(surface)
     steps = np.array([plane["step"] for plane in planes])
     x, y = np.array([plane["place"] for plane in planes], dtype=np.float64).T

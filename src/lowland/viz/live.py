@@ -118,7 +118,8 @@ def _image(drawing: Any, about: str, words: str) -> str:
 
 def as_text(found: xr.Dataset, metric: str) -> str:
     """Return a surface or line, as far as it is measured, as colored characters."""
-    values = np.asarray(first_of(found[metric]), dtype=np.float64)
+    first = {name: 0 for name in found[metric].dims if name not in ("x", "y")}  # split and direction
+    values = np.asarray(found[metric].isel(first), dtype=np.float64)
     heights = _heights(values[:: -(-len(values) // _COLUMNS)])
     if heights.ndim == 1:
         whole = np.where(np.isfinite(heights), 1 + np.round(np.nan_to_num(heights) * (len(_BARS) - 2)), 0).astype(int)
@@ -128,11 +129,6 @@ def as_text(found: xr.Dataset, metric: str) -> str:
     pairs = zip(rows[::2], rows[1::2], strict=True)
     lines = ["".join(map(_cell, *pair)) + "\x1b[0m" for pair in pairs]
     return "\n".join([*lines, said(found, metric)])
-
-
-def first_of(variable: xr.DataArray) -> xr.DataArray:
-    """Return the first split and direction of a variable."""
-    return variable.isel({name: 0 for name in variable.dims if name not in ("x", "y")})
 
 
 def said(found: xr.Dataset, metric: str) -> str:

@@ -81,7 +81,9 @@ def draw(spec: specs.Figure, *, size: str | tuple[float, float] | None = None) -
         figure = MatplotlibFigure(figsize=inches, dpi=200.0, layout="compressed")
         FigureCanvasAgg(figure)
         _draw_panels(figure, panels)
-        _write_caption(figure, spec.caption)
+        if spec.caption:
+            text = "\n".join(_caption_lines(spec.caption, figure.get_figwidth()))
+            figure.supxlabel(text, fontsize=style.FONT_SIZE - 2, color="#555555", x=0.01, ha="left")
         if isinstance(spec, specs.Panels) and spec.title:
             figure.suptitle(spec.title, fontsize=style.FONT_SIZE + 2)
     return figure
@@ -181,12 +183,6 @@ def _color_bar(figure: MatplotlibFigure, mappable: ScalarMappable, axes: list[Ax
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_locator(FixedLocator(spec.scale.ticks))
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: style.format_number(value)))
-
-
-def _write_caption(figure: MatplotlibFigure, caption: str) -> None:
-    if caption:
-        text = "\n".join(_caption_lines(caption, figure.get_figwidth()))
-        figure.supxlabel(text, fontsize=style.FONT_SIZE - 2, color="#555555", x=0.01, ha="left")
 
 
 def _caption_lines(caption: str, width: float) -> list[str]:

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lowland.core.errors import InputError, check_positive, optional_import, require
+from lowland.core.errors import check_positive, optional_import, require
 from lowland.core.names import check_engine
 from lowland.core.pace import OnEvent
 from lowland.core.settings import RiskSpec
@@ -105,7 +105,6 @@ def _check_output(output: str | None) -> None:
         return
     target = Path(output)
     require(target.suffix.lower() in _ENDINGS, "output", f"must end in one of {', '.join(_ENDINGS)}", output)
-    if not target.parent.is_dir():
-        raise InputError("output", "must lie in a folder that exists", str(target.parent))
+    require(target.parent.is_dir(), "output", "must lie in a folder that exists", str(target.parent))
     if target.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         optional_import("imageio_ffmpeg", extra="film", needed_for="a film as .mp4")
