@@ -16,40 +16,9 @@ from lowland.data.resident import Augment, TensorBatches, TensorData
 from lowland.data.splits import DataSplits, stratified_split, symmetric_noise, with_label_noise, with_subsample
 from lowland.data.text import text, topics
 
-__all__ = [
-    "DATASETS",
-    "load",
-    "DataSplits",
-    "TensorData",
-    "TensorBatches",
-    "Indexed",
-    "LoaderBatches",
-    "stable_id",
-    "digits",
-    "mnist",
-    "mnist1d",
-    "cifar10",
-    "cifar100",
-    "svhn",
-    "folders",
-    "text",
-    "topics",
-    "huggingface",
-    "ImageFolder",
-    "Augment",
-    "Draws",
-    "Compose",
-    "RandomCrop",
-    "Flip",
-    "Cutout",
-    "Mixup",
-    "CutMix",
-    "Kornia",
-    "standard",
-    "AUGMENTATIONS",
-    "augmentation",
-    "symmetric_noise",
-    "stratified_split",
-    "with_label_noise",
-    "with_subsample",
-]
+__all__ = ["DATASETS", "load", "DataSplits", "TensorData", "TensorBatches", "Indexed", "LoaderBatches", "stable_id"]
+__all__ += ["digits", "mnist", "mnist1d", "cifar10", "cifar100", "svhn", "folders"]
+__all__ += ["text", "topics", "huggingface", "ImageFolder"]
+__all__ += ["Augment", "Draws", "Compose", "RandomCrop", "Flip", "Cutout", "Mixup", "CutMix", "Kornia", "standard"]
+__all__ += ["AUGMENTATIONS", "augmentation"]
+__all__ += ["symmetric_noise", "stratified_split", "with_label_noise", "with_subsample"]

@@ -21,16 +21,8 @@ _OPTIONAL = {
     "AcceleratePasses": "accelerate",
 }
 
-__all__ = [
-    "LightningCallback",
-    "LightningMixin",
-    "TrainerMixin",
-    "AcceleratePasses",
-    "SharpnessLog",
-    "SurfaceAtEnd",
-    "LogTo",
-    "line_figure",
-]
+__all__ = ["LightningCallback", "LightningMixin", "TrainerMixin", "AcceleratePasses"]
+__all__ += ["SharpnessLog", "SurfaceAtEnd", "LogTo", "line_figure"]
 
 
 def __getattr__(name: str) -> Any:

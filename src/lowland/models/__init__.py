@@ -14,34 +14,9 @@ from lowland.models.vit import VisionTransformer, vit
 from lowland.models.weights import load_weights, read_weights, tool_model
 from lowland.models.wide_resnet import WideResNet, wide_resnet
 
-__all__ = [
-    "MODELS",
-    "create",
-    "load_weights",
-    "read_weights",
-    "tool_model",
-    "resnet",
-    "imagenet_resnet",
-    "wide_resnet",
-    "vgg",
-    "densenet",
-    "densenet_bc100",
-    "densenet121",
-    "pyramidnet",
-    "resnet1d",
-    "vit",
-    "transformer",
-    "text_transformer",
-    "huggingface",
-    "CifarResNet",
-    "ImageNetResNet",
-    "WideResNet",
-    "VGG",
-    "DenseNet",
-    "PyramidNet",
-    "SignalResNet",
-    "VisionTransformer",
-    "LanguageModel",
-    "TextClassifier",
-    "HuggingFaceModel",
-]
+__all__ = ["MODELS", "create", "load_weights", "read_weights", "tool_model"]
+__all__ += ["resnet", "imagenet_resnet", "wide_resnet", "vgg"]
+__all__ += ["densenet", "densenet_bc100", "densenet121", "pyramidnet", "resnet1d"]
+__all__ += ["vit", "transformer", "text_transformer", "huggingface"]
+__all__ += ["CifarResNet", "ImageNetResNet", "WideResNet", "VGG", "DenseNet", "PyramidNet", "SignalResNet"]
+__all__ += ["VisionTransformer", "LanguageModel", "TextClassifier", "HuggingFaceModel"]

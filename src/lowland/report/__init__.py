@@ -11,21 +11,5 @@ from lowland.report.sections import Box, Details, Figure, Gallery, Listing, Para
 from lowland.report.site import write_site
 from lowland.report.statistics import show, show_interval, t_interval
 
-__all__ = [
-    "Box",
-    "Details",
-    "Figure",
-    "Gallery",
-    "Listing",
-    "Paragraph",
-    "Report",
-    "Section",
-    "Table",
-    "build",
-    "render",
-    "show",
-    "show_interval",
-    "t_interval",
-    "write",
-    "write_site",
-]
+__all__ = ["Box", "Details", "Figure", "Gallery", "Listing", "Paragraph", "Report", "Section", "Table"]
+__all__ += ["build", "render", "show", "show_interval", "t_interval", "write", "write_site"]

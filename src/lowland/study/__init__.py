@@ -16,40 +16,9 @@ from lowland.study.search import Trial, best_trial, grid_settings, withhold_test
 from lowland.study.statistics import Answer, Effect, answer, equivalent, guarded, noninferior, paired_effect, retention
 from lowland.workflows.changes import apply_changes
 
-__all__ = [
-    "DemoResult",
-    "demo",
-    "Study",
-    "run_study",
-    "compare_methods",
-    "write_report",
-    "Recommendation",
-    "recommend",
-    "apply_changes",
-    "Trial",
-    "grid_settings",
-    "best_trial",
-    "withhold_test",
-    "Cost",
-    "cost_of",
-    "equal_cost_epochs",
-    "read_endpoint",
-    "read_reach",
-    "Effect",
-    "paired_effect",
-    "Answer",
-    "answer",
-    "noninferior",
-    "equivalent",
-    "retention",
-    "guarded",
-    "Instrument",
-    "Check",
-    "planted_power",
-    "power",
-    "largest_spread",
-    "measurable",
-    "judged",
-    "Association",
-    "association",
-]
+__all__ = ["DemoResult", "demo", "Study", "run_study", "compare_methods", "write_report"]
+__all__ += ["Recommendation", "recommend", "apply_changes", "Trial", "grid_settings", "best_trial", "withhold_test"]
+__all__ += ["Cost", "cost_of", "equal_cost_epochs", "read_endpoint", "read_reach"]
+__all__ += ["Effect", "paired_effect", "Answer", "answer", "noninferior", "equivalent", "retention", "guarded"]
+__all__ += ["Instrument", "Check", "planted_power", "power", "largest_spread", "measurable", "judged"]
+__all__ += ["Association", "association"]

@@ -18,29 +18,14 @@ if TYPE_CHECKING:
     from lowland.testing.results import document, examine
     from lowland.testing.rulebook import Adapter, Breach, NotOffered, Outcome, Rule, check, demand, rules
 
-__all__ = [
-    # what an adapter says
-    "Adapter",
-    "OptimizerAdapter",
-    "LandscapeAdapter",
-    "CurvatureAdapter",
-    "Surface",
-    "NotOffered",
-    # what is asked of it
-    "rules",
-    "Rule",
-    "check",
-    "Outcome",
-    "Breach",
-    "demand",
-    # what is found
-    "reproduce",
-    "Reproduction",
-    "examine",
-    "document",
-    # our own
-    "own_adapters",
-]
+# what an adapter says
+__all__ = ["Adapter", "OptimizerAdapter", "LandscapeAdapter", "CurvatureAdapter", "Surface", "NotOffered"]
+# what is asked of it
+__all__ += ["rules", "Rule", "check", "Outcome", "Breach", "demand"]
+# what is found
+__all__ += ["reproduce", "Reproduction", "examine", "document"]
+# our own
+__all__ += ["own_adapters"]
 
 _HOMES = {
     "adapters": ("OptimizerAdapter", "LandscapeAdapter", "CurvatureAdapter", "Surface"),

@@ -36,26 +36,7 @@ from lowland.viz.verbs import (
     surface,
 )
 
-__all__ = [
-    "BACKENDS",
-    "ScatterPoint",
-    "FigureOptions",
-    "animate",
-    "compare",
-    "contour",
-    "convexity_map",
-    "cost",
-    "density",
-    "draw",
-    "export",
-    "film",
-    "heat_map",
-    "line",
-    "live",
-    "merge_tree",
-    "path",
-    "save",
-    "shared_scale",
-    "slope",
-    "surface",
-]
+__all__ = ["BACKENDS", "ScatterPoint", "FigureOptions"]
+__all__ += ["animate", "compare", "contour", "convexity_map", "cost", "density"]
+__all__ += ["draw", "export", "film", "heat_map", "line", "live"]
+__all__ += ["merge_tree", "path", "save", "shared_scale", "slope", "surface"]

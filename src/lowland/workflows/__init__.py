@@ -42,50 +42,17 @@ if TYPE_CHECKING:
     from lowland.workflows.build import build_optimizer as build_optimizer
     from lowland.workflows.build import build_schedule as build_schedule
 
-__all__ = [
-    # commands
-    "fit",
-    "surface",
-    "line",
-    "connect",
-    "trajectory",
-    "film",
-    "curvature",
-    "robustness",
-    "figure",
-    "inspect",
-    "topology",
-    "merge",
-    # specs
-    "parse",
-    "to_yaml",
-    "Recipe",
-    "read_recipe",
-    "recipe_names",
-    "FitSpec",
-    "ModelSpec",
-    "DataSpec",
-    "OptimizerSpec",
-    "LossSpec",
-    "ScheduleSpec",
-    "SubjectSpec",
-    "RiskSpec",
-    "StudySpec",
-    "SearchSpec",
-    "SurveySpec",
-    "SurveyOptions",
-    "RecommendSpec",
-    "DemoSpec",
-    "Changes",
-    # objects
-    "open_run",
-    "build_criterion",
-    "build_data",
-    "build_loss",
-    "build_model",
-    "build_optimizer",
-    "build_schedule",
-]
+# commands
+__all__ = ["fit", "surface", "line", "connect", "trajectory", "film", "curvature", "robustness"]
+__all__ += ["figure", "inspect", "topology", "merge"]
+# specs
+__all__ += ["parse", "to_yaml", "Recipe", "read_recipe", "recipe_names"]
+__all__ += ["FitSpec", "ModelSpec", "DataSpec", "OptimizerSpec", "LossSpec"]
+__all__ += ["ScheduleSpec", "SubjectSpec", "RiskSpec"]
+__all__ += ["StudySpec", "SearchSpec", "SurveySpec", "SurveyOptions", "RecommendSpec", "DemoSpec", "Changes"]
+# objects
+__all__ += ["open_run", "build_criterion", "build_data", "build_loss", "build_model"]
+__all__ += ["build_optimizer", "build_schedule"]
 
 
 def __getattr__(name: str) -> Any:
