@@ -352,7 +352,8 @@ def test_what_is_refused_and_why():
 
     refused("third entry", lambda: risk([(x, y, torch.rand(N))]))
     refused("one shape", lambda: risk([(x, y.squeeze(1))]))
-    refused("not be one", lambda: risk((x, y)))
+    for pair in ((x, y), (x, y.numpy()), (x.numpy(), y.numpy()), (x, {"labels": y}), (x, (y, y)), (x, y.tolist())):
+        refused("not be one", lambda pair=pair: risk(pair))
     refused("not be one", lambda: risk(x))
     refused("DataLoader", lambda: risk(torch.utils.data.TensorDataset(x, y)))
     refused("adapt=", lambda: risk([Foreign(x, y)]))

@@ -308,3 +308,15 @@ def test_a_group_of_one_process_measures_as_a_process_alone_and_of_two_whose_buf
             risk.check_deterministic()
     finally:
         dist.destroy_process_group()
+
+
+def test_what_is_only_looked_at_keeps_no_graph():
+    class Asked(Net):
+        def forward(self, image):
+            modes.append(torch.is_grad_enabled())
+            return super().forward(image)
+
+    modes: list[bool] = []
+    risk = EmpiricalRisk(Asked(), nn.CrossEntropyLoss(), [data(), data(12)])
+    risk.gradient()
+    assert len(modes) > 2 and sum(modes) == 2, "a graph for each of the two batches alone"

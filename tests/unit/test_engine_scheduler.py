@@ -229,3 +229,27 @@ def test_the_driver_looks_at_each_worker_a_few_times_a_report_however_many_there
         found = [result.index for part in pool.results(abs, list(range(count)), 1) for result in part]
     assert sorted(found) == list(range(count))
     assert Counting.looks <= 10 * size * (count + size)  # a square of the workers would be 20 times as much
+
+
+@pytest.mark.parametrize(("lossy", "sizes"), [(False, [1, 1, 1, 3]), (True, [1, 1, 1, 1, 1, 1])])
+def test_a_chunk_that_waited_at_a_dead_worker_goes_out_whole_where_its_answer_cannot_have_been_lost(lossy, sizes):
+    class Dying(Counting):
+        def give(self, function, items):
+            if self.pool.starts > 1:
+                self.pool.sizes.append(len(unpack(items)))
+                super().give(function, items)
+            elif len(self.chunks) == AHEAD:  # one that it computes, and one that waits
+                self.pool.mail.append((self, "died", None))
+
+    class OneDies(Mailbox):
+        def start(self):
+            self.starts += 1
+            self.members.append(Dying(self))
+
+    pool = OneDies(1)
+    pool.starts, pool.sizes = 0, []
+    if lossy:
+        pool.answers_get_lost = True
+    with pool:
+        found = [result.value for part in pool.results(abs, list(range(6)), 3) for result in part]
+    assert sorted(found) == list(range(6)) and pool.sizes == sizes

@@ -368,6 +368,14 @@ def test_bare_bfloat16_weights_are_warned_of_once():
             second_pass(wide)
 
 
+def test_bfloat16_weights_beside_wide_ones_are_warned_of_too():
+    low, wide = nn.Parameter(torch.ones(64, dtype=torch.bfloat16)), nn.Parameter(torch.ones(2))
+    optimizer = optim.SAM(torch.optim.SGD([low, wide], lr=0.1), rho=1e-3)
+    low.grad, wide.grad = torch.ones_like(low), torch.ones_like(wide)
+    with pytest.warns(LowlandWarning, match="rounding swallows"), optimizer.perturb():
+        low.grad, wide.grad = torch.ones_like(low), torch.ones_like(wide)
+
+
 # Random numbers, buffers, compiled models.
 
 

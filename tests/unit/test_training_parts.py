@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -386,6 +387,20 @@ def test_a_limit_on_gradients_that_would_stop_or_turn_them_is_refused(clip: floa
     data = {"train": part, "validation": part, "test": part}
     with pytest.raises(InputError, match="`clip` must be positive or None"):
         fit(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss(), data, epochs=1, clip=clip)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_run_trains_alike_where_a_notebook_has_switched_gradients_off(mode: Any) -> None:
+    part = [(torch.eye(4), torch.arange(4))]
+    data, weights = {"train": part, "validation": part, "test": part}, []
+    for around in (nullcontext, mode):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with around():
+            fit(model, optimizer, nn.CrossEntropyLoss(), data, epochs=1)
+        weights.append(model.weight.detach())
+    assert torch.equal(*weights)
 
 
 def test_steps_are_as_long_as_a_limit_below_one_lets_them_be() -> None:

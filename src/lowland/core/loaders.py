@@ -140,7 +140,8 @@ def fixed_batches(
 def _check_source(batches: Any) -> None:
     """Refuse what would be read as batches though it is one batch, or a data set of single samples."""
     one = isinstance(batches, Tensor | Batch | Mapping | np.ndarray)
-    pair = isinstance(batches, tuple) and len(batches) in (2, 3) and all(isinstance(part, Tensor) for part in batches)
+    arrays = [isinstance(part, Tensor | np.ndarray) for part in batches] if isinstance(batches, tuple) else []
+    pair = len(arrays) in (2, 3) and any(arrays)  # where a target is of another kind, too
     require(not one and not pair, "batches", "must hold batches, not be one", type(batches).__name__, "pass [batch]")
     if not isinstance(batches, Iterable | data.Dataset):
         advice = "pass its batches(500)" if hasattr(batches, "batches") else ""
