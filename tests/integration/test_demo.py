@@ -55,16 +55,20 @@ class Travelling(Serial):
         return workers
 
 
-def test_the_table_has_what_a_reader_needs_and_a_second_call_computes_nothing(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def quick(tmp_path, monkeypatch):
+    """The demo's module, whose measurements are few and travel as to another process."""
     monkeypatch.chdir(tmp_path)
     module = import_module("lowland.study.demo")
     monkeypatch.setattr(module, "select", lambda engine: Travelling())
     monkeypatch.setattr(module, "trajectory", partial(module.trajectory, points=(3, 3)))
     monkeypatch.setattr(module, "SummaryOptions", partial(SummaryOptions, trace_products=6, directions=3))
-    assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
-    whole = without_costs(capsys.readouterr().out)
-    assert Path("demo/report.html").stat().st_size > 1_000_000
-    assert [row["method"] for row in whole] == ["SGD", "SAM", "SAF"]
+    return module
+
+
+def check_table(table: list[dict[str, str]]) -> None:
+    """What a reader needs of it."""
+    assert [row["method"] for row in table] == ["SGD", "SAM", "SAF"]
     for part in (
         "test accuracy",
         "difference to SGD",
@@ -75,20 +79,12 @@ def test_the_table_has_what_a_reader_needs_and_a_second_call_computes_nothing(tm
         "SAM sharpness",
         "passes",
     ):
-        assert any(name.startswith(part) for name in whole[0]), part
+        assert any(name.startswith(part) for name in table[0]), part
     # 4 steps of one pass or two, and 20 forward passes of evaluation at a third each: (8 + 20 / 3) / (4 + 20 / 3)
-    assert "1.38 ×" in next(cell for name, cell in whole[1].items() if name.startswith("passes"))
-    written = {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")}
-    assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
-    assert without_costs(capsys.readouterr().out) == whole
-    assert written == {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")} != {}
+    assert "1.38 ×" in next(cell for name, cell in table[1].items() if name.startswith("passes"))
 
 
-def test_a_first_page_comes_early_stays_after_ctrl_c_and_nothing_of_it_is_computed_twice(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    module = import_module("lowland.study.demo")
-    monkeypatch.setattr(module, "trajectory", partial(module.trajectory, points=(3, 3)))
-    monkeypatch.setattr(module, "SummaryOptions", partial(SummaryOptions, trace_products=6, directions=3))
+def test_a_first_page_comes_early_stays_after_ctrl_c_and_nothing_is_computed_twice(quick, capsys):
     sizes = {"methods": ["sgd", "sam", "saf"], "seeds": 2, "epochs": 2, "train_size": 40, "points": 3}
     spec, seen = DemoSpec(folder="demo", engine="serial", **sizes), []
 
@@ -97,7 +93,7 @@ def test_a_first_page_comes_early_stays_after_ctrl_c_and_nothing_of_it_is_comput
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        module.demo(spec, lambda label: lambda event: None, interrupted)
+        quick.demo(spec, lambda label: lambda event: None, interrupted)
     page = Path("demo/report.html")
     assert page.read_text() == seen[0] and "This is a first page" in seen[0]
     assert "SGD, seed 0" in seen[0] and "SAM, seed 0" in seen[0] and "SAF, seed" not in seen[0]
@@ -107,13 +103,21 @@ def test_a_first_page_comes_early_stays_after_ctrl_c_and_nothing_of_it_is_comput
     kept = {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*") if path.suffix == ".safetensors"}
     kept |= {path: path.stat().st_mtime_ns for path in Path("demo/runs").glob("*/*/*.zarr/loss/c/**/*")}
     assert len(kept) > 6
-    found = module.demo(spec, lambda label: lambda event: None, interrupted)  # there is a page: no first one again
+    found = quick.demo(spec, lambda label: lambda event: None, interrupted)  # there is a page: no first one again
     assert len(seen) == 1 and "This is a first page" not in page.read_text() and "SAF, seed 1" in page.read_text()
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert len(found.commands) == 3
     for command in found.commands:
         name, *words = shlex.split(command)[1:]
         assert call(FUNCTIONS[name], words, positional=COMMANDS[name].positional).values
+    assert Path("demo/report.html").stat().st_size > 1_000_000
+    written = {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")}
+    assert main(["demo", "--folder", "demo", "--engine", "serial", *TINY]) == 0
+    table = without_costs(capsys.readouterr().out)
+    check_table(table)
+    rows = [dict(zip(found.table.header, row, strict=True)) for row in found.table.rows]
+    assert table == without_costs(json.dumps({"methods": rows}))
+    assert written == {path: path.stat().st_mtime_ns for path in Path("demo/runs").rglob("*.safetensors")} != {}
 
 
 def start(folder: Path, engine: str = "serial") -> subprocess.Popen[str]:
