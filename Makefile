@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # OpenMP teams that spin while they wait slow each other down many times; this must be set before torch is imported.
 export OMP_WAIT_POLICY := passive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Containers tell Python to keep no bytecode: then each of the hundreds of processes that the tests start compiles the
+# whole package anew, and each worker of pytest rewrites every file of tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test slow check docs dist bench conformance claims figure clean
 
