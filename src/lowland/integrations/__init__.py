@@ -9,10 +9,9 @@ from lowland.integrations.loggers import LogTo, line_figure
 from lowland.integrations.surveys import SharpnessLog, SurfaceAtEnd
 
 if TYPE_CHECKING:
-    from lowland.integrations.accelerate import AcceleratePasses as AcceleratePasses
-    from lowland.integrations.lightning import LightningCallback as LightningCallback
-    from lowland.integrations.lightning import LightningMixin as LightningMixin
-    from lowland.integrations.transformers import TrainerMixin as TrainerMixin
+    from lowland.integrations.accelerate import AcceleratePasses
+    from lowland.integrations.lightning import LightningCallback, LightningMixin
+    from lowland.integrations.transformers import TrainerMixin
 
 _OPTIONAL = {
     "LightningCallback": "lightning",
