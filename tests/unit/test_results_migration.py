@@ -6,12 +6,10 @@ import json
 
 import numpy as np
 import pytest
-import xarray as xr
 
 from lowland import results
-from lowland.core import schema
 from lowland.core.errors import StoreError
-from lowland.core.schema import KINDS, MIGRATIONS, check, migrated, new_curvature, new_surface, new_trajectory
+from lowland.core.schema import KINDS, MIGRATIONS, check, migrated, new_surface
 
 
 def surface():
@@ -135,29 +133,3 @@ def test_a_refused_survey_leaves_a_store_of_0_1_0_as_it_was(store_of_0_1_0):
     with pytest.raises(StoreError, match="another recipe"), results.writer(store_of_0_1_0, other):
         pass
     assert files(store_of_0_1_0) == before
-
-
-def test_measures_of_0_1_0_have_the_present_names():
-    old = new_curvature(
-        [],
-        [],
-        variables={"measure": ("measure", ["worst l2 plain rho=0.5, normalised"]), "sharpness": ("measure", [1.0])},
-    )
-    found = migrated(old.assign_attrs(schema="lowland.curvature/1"))
-    assert (
-        found["measure"].values.tolist() == ["worst l2 plain rho=0.5, normalized"] and float(found["sharpness"][0]) == 1
-    )
-
-
-def test_current_results_are_handed_through():
-    for made in (surface(), new_trajectory([[0.0, 1.0]], steps=[0], variables={})):
-        assert migrated(made) is made
-    with pytest.raises(StoreError):
-        migrated(xr.Dataset())
-
-
-def test_every_version_below_the_current_one_has_a_migration():
-    """Whoever raises a version writes the step that leads to it."""
-    assert {key for kind, version in schema.KINDS.items() for key in ((kind, v) for v in range(1, version))} == set(
-        MIGRATIONS
-    )
