@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import brentq
 
 from lowland.curvature.lanczos import Lanczos, Ritz
 
 
 def reach(run: Lanczos, ritz: Ritz, *, upper: bool = False, risk: float = 0.01) -> float:
     """Return how far below the smallest Ritz value (``upper``: above the largest) the spectrum may reach."""
+    from scipy.optimize import brentq  # slow to import; most workers do without
+
     # The statement holds with probability ``1 - risk`` over the random start.
     # The polynomial p with leading coefficient 1 and the Ritz values as zeros has ``|p(A) start| = beta_1 ... beta_m``.
     # An eigenvalue x whose vector makes up a part c of the start fulfils ``|c p(x)| <= beta_1 ... beta_m``, and p only

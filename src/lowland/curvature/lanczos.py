@@ -21,7 +21,6 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from lowland.core.errors import InputError, NotFinite, require
@@ -200,6 +199,8 @@ class Lanczos:
 
     def ritz(self) -> Ritz:
         """Return the Ritz pairs of the run so far; without a step that is an `InputError`."""
+        from scipy.linalg import eigh_tridiagonal  # slow to import; most workers do without
+
         require(self.steps != 0, "steps", "must be at least 1 before Ritz pairs exist", 0)
         diagonal, beside = np.asarray(self._diagonal), np.asarray(self._off_diagonal)
         values, vectors = (np.asarray(part, dtype=np.float64) for part in eigh_tridiagonal(diagonal, beside[:-1]))

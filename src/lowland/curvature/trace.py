@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 from torch import Tensor
 
 from lowland.core.errors import InputError, require
@@ -77,6 +76,8 @@ class ProbeEstimate(ShowsFacts):
         Hutch++ covered 0.90 to 0.98. Plain probes of one eigenvalue far from all others are as skewed as a squared
         normal number: 12 of them covered 0.84, which `skewed` mostly tells.
         """
+        from scipy.special import stdtrit  # slow to import; most workers do without
+
         half = float(stdtrit(self.probes - 1, 0.5 + level / 2)) * self.standard_error if self.probes > 1 else math.nan
         return self.value - half, self.value + half
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from lowland.core.contexts import evaluation_mode, measuring
@@ -111,6 +110,8 @@ def _similarity(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> flo
 
 def _assignment(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], size: int, members: list[Member]) -> Any:
     """Return the order of a group's units that maximizes the inner product, all other groups as they are."""
+    from scipy.optimize import linear_sum_assignment  # slow to import; most workers do without
+
     gain = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     for member in members:
         if isinstance(ours[member.name], nn.Parameter):

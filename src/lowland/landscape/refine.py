@@ -31,7 +31,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from lowland.core.errors import InputError, require
 from lowland.core.seeds import generator
@@ -350,6 +349,8 @@ def _places(grid: Grid) -> Values:
 
 def _bound(failures: int, checked: int) -> float:
     """Return the upper 95 % limit of a share (Clopper and Pearson 1934), made wider since up to three are looked at."""
+    from scipy import special  # slow to import; most workers do without
+
     confidence = 1 - 0.05 / _TRIES
     return 1.0 if failures >= checked else float(special.betaincinv(failures + 1, checked - failures, confidence))
 

@@ -14,7 +14,6 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RBFInterpolator
 
 Values: TypeAlias = NDArray[np.float64]
 Kind: TypeAlias = Literal["cubic", "quintic"]
@@ -60,6 +59,8 @@ class Carried:
 
 def spline(places: Values, values: Values, wanted: Values, kernel: Kind) -> Values:
     """Interpolate values, shape [points, columns], at other places."""
+    from scipy.interpolate import RBFInterpolator  # slow to import; most workers do without
+
     if not len(wanted):
         return np.zeros((0, values.shape[1]))
     near = None if len(places) <= ALL else _NEAR
