@@ -373,6 +373,27 @@ def memory(result: Result) -> str:
     return text + made(result, "memory")
 
 
+def limits(result: Result) -> str:
+    header = ["network", "forward pass, ms", "its rate, GFLOP/s", "that of a matrix product"]
+    header += ["16 points in one pass, ms a point", "norms folded, ms", "compiled, ms", "to compile, s"]
+    rows = [
+        [one["case"], f"{1e3 * one['plain_s']:.2f}", f"{one['operations'] / one['plain_s'] / 1e9:.0f}",
+         f"{one['product_rate'] / 1e9:.0f}", f"{1e3 * one['many_s']:.2f}", f"{1e3 * one['folded_s']:.2f}",
+         f"{1e3 * one['compiled_s']:.2f}", f"{one['compile_s']:.0f}"]
+        for one in result["rows"]
+    ]  # fmt: skip
+    return table(header, rows) + made(result, "limits")
+
+
+def refinement_bounds(result: Result) -> str:
+    header = ["network", "", "points, mean", "worst pixel over the tolerance", "pixels beyond it, mean"]
+    rows = [
+        [one["network"], one["way"], f"{one['points']:.0f}", f"{one['worst']:.2f}", f"{one['outside']:.2%}"]
+        for one in result["rows"]
+    ]
+    return table(header, rows) + made(result, "refinement_bounds")
+
+
 def mutation(result: Result) -> str:
     def row(name: str, some: list[Result]) -> list[str]:
         caught = sum(one["verdict"] == "caught" for one in some)
@@ -399,7 +420,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "robustness_ways_transformer": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
     "robustness_profile": robustness_profile, "robustness_curve": robustness_curve,
-    "memory": memory, "mutation": mutation,
+    "memory": memory, "mutation": mutation, "refinement_bounds": refinement_bounds, "limits": limits,
 }  # fmt: skip
 
 

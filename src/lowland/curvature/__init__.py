@@ -28,55 +28,14 @@ from lowland.curvature.top import TopEigenvalues, top_eigenvalues
 from lowland.curvature.trace import ProbeEstimate, filter_weighted_trace, trace
 from lowland.curvature.worst_case import WorstCase, worst_case_sharpness
 
-__all__ = [
-    "summarize",
-    "SummaryOptions",
-    "extreme_eigenvalues",
-    "top_eigenvalues",
-    "SpectrumEnds",
-    "TopEigenvalues",
-    "trace",
-    "filter_weighted_trace",
-    "picture_curvature",
-    "PictureCurvature",
-    "layer_traces",
-    "curvature_by_part",
-    "parts",
-    "diagonal",
-    "spectral_density",
-    "stability",
-    "warm_started_extremes",
-    "measurement_interval",
-    "Convexity",
-    "convexity_summary",
-    "ProbeEstimate",
-    "DiagonalEstimate",
-    "SpectralDensity",
-    "Stability",
-    "sam_sharpness",
-    "average_case_sharpness",
-    "worst_case_sharpness",
-    "fisher_rao_norm",
-    "critical_sharpness",
-    "sharpness_table",
-    "protocol_risk",
-    "logits_normalized",
-    "NUMBERS",
-    "Number",
-    "number",
-    "MEASURES",
-    "Measure",
-    "Sharpness",
-    "CriticalSharpness",
-    "WorstCase",
-    "Hessian",
-    "GaussNewton",
-    "gauss_newton_trace",
-    "AbstractOperator",
-    "MatrixOperator",
-    "ScaledOperator",
-    "ForeignOperator",
-    "from_curvlinops",
-    "Lanczos",
-    "Ritz",
-]
+__all__ = ["summarize", "SummaryOptions", "extreme_eigenvalues", "top_eigenvalues", "SpectrumEnds"]
+__all__ += ["TopEigenvalues", "trace", "filter_weighted_trace", "picture_curvature"]
+__all__ += ["PictureCurvature", "layer_traces", "curvature_by_part", "parts", "diagonal"]
+__all__ += ["spectral_density", "stability", "warm_started_extremes", "measurement_interval"]
+__all__ += ["Convexity", "convexity_summary", "ProbeEstimate", "DiagonalEstimate"]
+__all__ += ["SpectralDensity", "Stability", "sam_sharpness", "average_case_sharpness"]
+__all__ += ["worst_case_sharpness", "fisher_rao_norm", "critical_sharpness", "sharpness_table"]
+__all__ += ["protocol_risk", "logits_normalized", "NUMBERS", "Number", "number", "MEASURES"]
+__all__ += ["Measure", "Sharpness", "CriticalSharpness", "WorstCase", "Hessian", "GaussNewton"]
+__all__ += ["gauss_newton_trace", "AbstractOperator", "MatrixOperator", "ScaledOperator"]
+__all__ += ["ForeignOperator", "from_curvlinops", "Lanczos", "Ritz"]

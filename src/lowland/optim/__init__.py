@@ -21,29 +21,6 @@ from lowland.optim.sampa import SAMPa
 from lowland.optim.wrapper import Ascent, Wrapper
 from lowland.optim.wsam import WSAM
 
-__all__ = [
-    "METHODS",
-    "SAM",
-    "ASAM",
-    "GSAM",
-    "LookSAM",
-    "FSAM",
-    "WSAM",
-    "LateSAM",
-    "SAMPa",
-    "MSAM",
-    "Lookahead",
-    "SALA",
-    "EMA",
-    "SWA",
-    "Ascent",
-    "AscentOptions",
-    "Method",
-    "Part",
-    "Phase",
-    "Wrapper",
-    "norm_parameters",
-    "lora_noise",
-    "merge",
-    "merge_weights",
-]
+__all__ = ["METHODS", "SAM", "ASAM", "GSAM", "LookSAM", "FSAM", "WSAM", "LateSAM", "SAMPa", "MSAM"]
+__all__ += ["Lookahead", "SALA", "EMA", "SWA", "Ascent", "AscentOptions", "Method", "Part", "Phase"]
+__all__ += ["Wrapper", "norm_parameters", "lora_noise", "merge", "merge_weights"]

@@ -13,36 +13,8 @@ from lowland.results.source import Source
 from lowland.results.spec import Spec
 from lowland.results.topology import Basin, basins, diagram
 
-__all__ = [
-    "Run",
-    "PASSES",
-    "COUNTED",
-    "merge_tree",
-    "MergeTree",
-    "distance",
-    "Distance",
-    "basins",
-    "Basin",
-    "diagram",
-    "bottleneck",
-    "Runs",
-    "Spec",
-    "Source",
-    "open",
-    "save",
-    "writer",
-    "SurfaceWriter",
-    "to_frame",
-    "to_csv",
-    "to_parquet",
-    "at_matched_loss",
-    "matched_steps",
-    "comparable",
-    "LOSS_RATIO",
-    "SnapshotReader",
-    "SnapshotWriter",
-    "read_li_hdf5",
-    "write_li_hdf5",
-    "read_directions",
-    "write_directions",
-]
+__all__ = ["Run", "PASSES", "COUNTED", "merge_tree", "MergeTree", "distance", "Distance", "basins"]
+__all__ += ["Basin", "diagram", "bottleneck", "Runs", "Spec", "Source", "open", "save", "writer"]
+__all__ += ["SurfaceWriter", "to_frame", "to_csv", "to_parquet", "at_matched_loss", "matched_steps"]
+__all__ += ["comparable", "LOSS_RATIO", "SnapshotReader", "SnapshotWriter", "read_li_hdf5"]
+__all__ += ["write_li_hdf5", "read_directions", "write_directions"]

@@ -12,16 +12,5 @@ from lowland.robustness.pixels import Robustness
 from lowland.robustness.radius import median_perturbation, telling_epsilon
 from lowland.robustness.rounding import rounded
 
-__all__ = [
-    "LLR_EPSILONS",
-    "Outcome",
-    "Robustness",
-    "RobustnessOptions",
-    "adversarial",
-    "card",
-    "median_perturbation",
-    "noise",
-    "outcomes",
-    "rounded",
-    "telling_epsilon",
-]
+__all__ = ["LLR_EPSILONS", "Outcome", "Robustness", "RobustnessOptions", "adversarial", "card"]
+__all__ += ["median_perturbation", "noise", "outcomes", "rounded", "telling_epsilon"]

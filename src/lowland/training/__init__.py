@@ -9,16 +9,5 @@ from lowland.training.result import FitResult
 from lowland.training.schedule import Schedule
 from lowland.training.setup import why_fixed
 
-__all__ = [
-    "fit",
-    "FitResult",
-    "Schedule",
-    "why_fixed",
-    "Hook",
-    "FitState",
-    "Snapshots",
-    "CurvatureCurve",
-    "CriticalCurve",
-    "CheckpointFolder",
-    "read_weights",
-]
+__all__ = ["fit", "FitResult", "Schedule", "why_fixed", "Hook", "FitState", "Snapshots"]
+__all__ += ["CurvatureCurve", "CriticalCurve", "CheckpointFolder", "read_weights"]
