@@ -67,6 +67,8 @@ def forward(model: nn.Module, batch: Batch) -> Any:
         rule = "must hold more than one sample each where a norm layer takes its statistics over the batch"
         advice = "choose another batch size, or drop_last=True"
         raise InputError("batches", rule, batch.known_size, advice) from error
+    if output.__class__ is Tensor:  # the common case, without asking further
+        return output
     # What Hugging Face models return, and dicts like it; a distribution has `logits` too, and is the output itself.
     if isinstance(output, Distribution):
         return output
@@ -76,6 +78,8 @@ def forward(model: nn.Module, batch: Batch) -> Any:
 
 def _output(model: nn.Module, batch: Batch) -> Any:
     value = batch.input
+    if value.__class__ is Tensor:
+        return model(value)
     if isinstance(value, Mapping):
         return model(**_arguments(model, value))
     if isinstance(value, PackedSequence):

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lowland.core.moments import Pair, Tally, estimates
-from lowland.core.per_sample import accuracy, per_sample_loss
+from lowland.core.per_sample import accuracy, chosen_classes, hits_of, per_sample_loss, target_classes
 from lowland.core.types import Batch, as_batch, forward
 from lowland.data import TensorData
 from lowland.losses import TrainingLoss
 
 Terms: TypeAlias = "tuple[Tensor, Tensor | None, Tensor | None, int]"
-"""Of a batch: plain loss, hits, counted targets (None where there are no classes), samples."""
+"""Of a batch: plain loss, hits, counted targets (None where there are no classes, or they stand with a later one),
+samples."""
+
+_OPEN: Final = 1 << 18
+"""Entries of targets that may wait to be counted, 16 bytes each."""
 
 
 def plain_loss(loss: Any) -> Callable[[Any, Any], Tensor]:
@@ -58,20 +62,58 @@ class Evaluation:
         return measured
 
 
+class RunningTerms:
+    """Terms of a running epoch, left on the device: no synchronization, and as few operations per step as there can be.
+
+    Args:
+        loss: The plain loss, which tells what counts as a class.
+        reused: Whether whoever yields targets may write the next ones into the same memory.
+    """
+
+    def __init__(self, loss: Any, *, reused: bool) -> None:
+        self.loss, self.reused = loss, reused
+        self.put([])
+
+    def put(self, terms: Iterable[Terms]) -> None:
+        """Begin with the terms of a checkpoint; with none at the beginning of an epoch."""
+        self._terms = list(terms)
+        self._open: list[tuple[Tensor, Tensor]] = []  # classes chosen by the last outputs, and those of their targets
+        self._entries = 0
+
+    def add(self, output: Any, value: Tensor, target: Any, size: int) -> None:
+        """Add a batch of `size` samples with its plain loss."""
+        self._terms.append((value.detach(), None, None, size))
+        classes = target_classes(output, target, self.loss)
+        if classes is not None:
+            # the output itself cannot wait: graphs of CUDA write the next one into the same memory
+            chosen = chosen_classes(output.detach())
+            self._open.append((chosen, classes.clone() if self.reused and classes is target else classes))
+            self._entries += chosen.numel()
+            if self._entries > _OPEN:
+                self._count()
+
+    def taken(self) -> list[Terms]:
+        """Return all terms, as a checkpoint keeps them; hits of several batches stand with the last of them."""
+        self._count()
+        return list(self._terms)
+
+    @torch.no_grad()
+    def _count(self) -> None:
+        # whole numbers, so that it makes no difference how many batches are counted at once
+        if self._open:
+            chosen, classes = (torch.cat([c.reshape(-1) for c in column]) for column in zip(*self._open, strict=True))
+            right, kept = hits_of(chosen, classes, self.loss)
+            value, _, _, size = self._terms[-1]
+            self._terms[-1] = value, right.sum(), kept.sum(), size
+            self._open, self._entries = [], 0
+
+
 @torch.no_grad()
-def terms_of(output: Any, value: Tensor, batch: Batch, loss: Any) -> Terms:
-    """Return what an epoch's sums need of a batch, left on the device: no synchronization, few operations."""
-    hits = accuracy(output, batch.target, loss)
-    if hits is None:
-        return value.detach(), None, None, batch.size
-    return value.detach(), hits[0].sum(), hits[1].sum(), batch.size
-
-
 def totals(terms: list[Terms], device: torch.device) -> Tensor:
     """Return sums over a running epoch: plain loss times samples, hits, counted targets, samples."""
     sizes = torch.tensor([float(size) for *_, size in terms], dtype=torch.float64, device=device)
     losses = torch.stack([value for value, *_ in terms]).double()
     none = sizes.new_zeros(1)
-    hits = torch.stack([h for _, h, _, _ in terms if h is not None] or [none]).double()
-    counted = torch.stack([c for _, _, c, _ in terms if c is not None] or [none]).double()
+    hits = torch.stack([h.double() for _, h, _, _ in terms if h is not None] or [none])
+    counted = torch.stack([c.double() for _, _, c, _ in terms if c is not None] or [none])
     return torch.stack([(losses * sizes).sum(), hits.sum(), counted.sum(), sizes.sum()])

@@ -12,65 +12,35 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lowland.core.contexts import forked_rng
-from lowland.core.errors import CheckpointError, InputError
+from lowland.core.errors import CheckpointError
 from lowland.core.pace import OnEvent, shown
 from lowland.core.provenance import provenance
 from lowland.core.seeds import torch_seed
-from lowland.core.types import Batch, forward, move
-from lowland.data import Augment, DataSplits, LoaderBatches, TensorBatches
+from lowland.core.types import move
+from lowland.data import Augment, DataSplits
 from lowland.losses import TrainingLoss
-from lowland.optim import Ascent, Wrapper
 from lowland.results.files import only_writer
 from lowland.results.folders import has_result, open_run_folder
 from lowland.results.run import Run
 from lowland.training import checkpoint, setup
-from lowland.training.evaluation import Evaluation, Terms, plain_loss, terms_of, totals
-from lowland.training.hooks import Announce, FitState, Hook
+from lowland.training.evaluation import totals
+from lowland.training.hooks import Announce, FitState, Hook, acts_on_steps
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result
 from lowland.training.processes import check_processes, own_part
 from lowland.training.result import FitResult
 from lowland.training.schedule import ScheduleLike, as_schedule
+from lowland.training.steps import Loop, set_mode, take_step
 
-_PROGRESS = ("epoch", "step", "passes", "evaluation_passes", "seconds")
+_PROGRESS: Final = ("epoch", "step", "passes", "evaluation_passes", "seconds")
 """What a run counts; it stands in every row and in every checkpoint."""
-
-
-@dataclass
-class _Loop:  # everything that lives as long as one call
-    fabric: Any
-    run: FitState
-    batches: TensorBatches | LoaderBatches
-    schedule: Callable[[float, float, int], float]
-    hooks: Sequence[Hook]
-    announce: Announce
-    clip: float | None
-    micro_batches: int
-    checkpoint_every_steps: int | None
-    recipe: dict[str, Any]
-    terms: list[Terms] = field(default_factory=list)  # of the running epoch
-    best: tuple[int, dict[str, Tensor]] | None = None
-
-    def __post_init__(self) -> None:
-        run = self.run
-        # wrapped by Fabric: the model for precision and device, the optimizer's step for the gradient scaler
-        self.model, self.optimizer = self.fabric.setup(run.model, run.optimizer)
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        if isinstance(run.optimizer, Wrapper) and scaler is not None:
-            run.optimizer.use_scaler(scaler)
-        self.ddp = self.model._forward_module  # under several processes it can keep gradients to itself
-        self.evaluation = Evaluation(self.fabric, self.model, plain_loss(run.loss), self.recipe["batch_size"])
-        self.rates = [float(group["lr"]) for group in run.optimizer.param_groups]
-        self.checkpoints = None if run.folder is None else checkpoint.CheckpointFolder(run.folder)
-        self.every = [*self.hooks, self.announce]  # the last one is in no checkpoint
 
 
 def fit(
@@ -147,10 +117,10 @@ def fit(
     data = setup.as_splits(data)
     batches = setup.training_batches(data, batch_size, seed, augment, fabric)
     setup.check_lengths(optimizer, multiple, epochs * len(batches))
-    # all that a user can get wrong has been met; only now is something written
-    place = None if folder is None else open_run_folder(Path(folder))
-    lock = nullcontext() if place is None or not fabric.is_global_zero else only_writer(place / "checkpoints")
+    # all that a user can get wrong has been met; only now is something written, and wherever the process goes later
+    place = None if folder is None else open_run_folder(Path(folder).absolute())
     first = fabric.is_global_zero
+    lock = nullcontext() if place is None or not first else only_writer(place / "checkpoints")
     graphs = (torch.inference_mode(False), torch.enable_grad())  # a notebook may have switched gradients off
     with graphs[0], graphs[1], shown(progress and first, "training", on_event) as told, lock, forked_rng(noise):
         run = FitState(model, optimizer, loss, data, place, epochs, len(batches), seed, fabric.global_rank)
@@ -158,14 +128,20 @@ def fit(
         setup.prepare_loss(run, batches, fabric.device)
         own = (clip, micro_batches, checkpoint_every_steps)
         recipe = setup.recipe_of(run, batch_size, schedule, augment, own[:2], select, precision, fabric.world_size)
-        loop = _Loop(fabric, run, batches, multiple, hooks, Announce(told), *own, recipe)
-        _resume(loop)
-        kept = place is not None and run.epoch >= epochs and has_result(place)
-        _begin(loop)
-        while run.epoch < epochs and not run.stop:
-            _train_epoch(loop)
-            _end_epoch(loop)
-        return _finish(loop, select, kept=kept)
+        return _run(Loop(fabric, run, batches, multiple, hooks, Announce(told), *own, recipe), select)
+
+
+def _run(loop: Loop, select: Literal["best", "last"]) -> FitResult:
+    # go on from the last checkpoint, if there is one, to the last epoch
+    run = loop.run
+    _resume(loop)
+    kept = run.folder is not None and run.epoch >= run.epochs and has_result(run.folder)
+    for hook in loop.every:
+        hook.on_fit_start(run)
+    while run.epoch < run.epochs and not run.stop:
+        _train_epoch(loop)
+        _end_epoch(loop)
+    return _finish(loop, select, kept=kept)
 
 
 def _seed(run: FitState) -> None:
@@ -175,28 +151,23 @@ def _seed(run: FitState) -> None:
         torch.manual_seed(torch_seed(run.seed, "training", run.rank))
 
 
-def _begin(loop: _Loop) -> None:
-    for hook in loop.every:
-        hook.on_fit_start(loop.run)
-
-
-def _train_epoch(loop: _Loop) -> None:
+def _train_epoch(loop: Loop) -> None:
     run = loop.run
-    _mode(loop, training=True)
-    if isinstance(run.loss, TrainingLoss):
-        run.loss.epoch = run.epoch
+    set_mode(loop, training=True)
+    if loop.method is not None:
+        loop.method.epoch = run.epoch
     done = run.step - run.epoch * run.steps_per_epoch
+    hooks, every = [hook for hook in loop.every if acts_on_steps(hook)], loop.checkpoint_every_steps
     started = time.perf_counter()
     for batch in loop.batches.batches(run.epoch, done):
-        run.batch = batch.to(loop.fabric.device, non_blocking=True)
-        _step(loop, run.batch)
+        take_step(loop, batch)
         run.step += 1
         done += 1
-        paused = time.perf_counter()
-        for hook in loop.every:
-            hook.on_step_end(run)
-        started += time.perf_counter() - paused
-        every = loop.checkpoint_every_steps
+        if hooks:
+            paused = time.perf_counter()
+            for hook in hooks:
+                hook.on_step_end(run)
+            started += time.perf_counter() - paused
         if every is not None and run.step % every == 0 and done < run.steps_per_epoch:
             run.seconds += time.perf_counter() - started
             _save(loop)
@@ -205,53 +176,13 @@ def _train_epoch(loop: _Loop) -> None:
     run.epoch += 1
 
 
-def _step(loop: _Loop, batch: Batch) -> None:
-    # one optimizer step: one or two passes, as the optimizer asks
-    run, optimizer = loop.run, loop.run.optimizer
-    progress = run.step / run.steps_per_epoch
-    multiple = loop.schedule(progress, 1 / run.steps_per_epoch, run.epochs)
-    for group, rate in zip(optimizer.param_groups, loop.rates, strict=True):
-        group["lr"] = rate * multiple
-    optimizer.zero_grad()
-    parts = setup.split_batch(batch, loop.micro_batches)
-    ascent = optimizer if isinstance(optimizer, Ascent) and optimizer.needs_perturbation() else None
-    each = ascent is not None and ascent.options.ascent == "micro-batch"
-    for together in [[part] for part in parts] if each else [parts]:
-        for part in together:
-            with nullcontext() if ascent is None else ascent.first_pass(loop.ddp):
-                loop.terms.append(_pass(loop, part, batch.size))
-        if ascent is not None:
-            with ascent.perturb():
-                for part in together:
-                    _pass(loop, part, batch.size)
-    run.passes += 1 if ascent is None else 2
-    if loop.clip is not None:
-        loop.fabric.clip_gradients(loop.model, loop.optimizer, max_norm=loop.clip, error_if_nonfinite=False)
-    loop.optimizer.step()
-    if isinstance(run.loss, TrainingLoss):
-        run.loss.after_step()
-
-
-def _pass(loop: _Loop, batch: Batch, size: int) -> Terms:
-    # forward and backward over a part of a batch of `size` samples; gradients of parts add up to that of their mean
-    output = forward(loop.model, batch)
-    loss = loop.run.loss
-    value: Tensor = loss(output, batch if isinstance(loss, TrainingLoss) else batch.target)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError("loss", "must return the mean over the batch as a scalar tensor", got, 'use reduction="mean"')
-    loop.fabric.backward(value if batch.size == size else value * (batch.size / size))
-    plain = loss.plain_value if isinstance(loss, TrainingLoss) else value
-    return terms_of(output, value if plain is None else plain, batch, loop.evaluation.loss)
-
-
-def _end_epoch(loop: _Loop) -> None:
+def _end_epoch(loop: Loop) -> None:
     # evaluate, let hooks work, decide what is best, write the checkpoint and the row
     run = loop.run
-    total = loop.fabric.all_reduce(totals(loop.terms, loop.fabric.device), reduce_op="sum")
+    total = loop.fabric.all_reduce(totals(loop.terms.taken(), loop.fabric.device), reduce_op="sum")
     loss, hits, counted, samples = total.tolist()
-    loop.terms.clear()
-    run.evaluation_passes += _mode(loop, training=False)
+    loop.terms.put([])
+    run.evaluation_passes += set_mode(loop, training=False)
     validation, passes = loop.evaluation(run.data.validation)
     run.evaluation_passes += passes
     run.row = {
@@ -270,19 +201,19 @@ def _end_epoch(loop: _Loop) -> None:
     for hook in loop.every:
         hook.on_epoch_end(run)
     run.rows.append(run.row)
-    _mode(loop, training=True)  # the checkpoint holds the weights that are trained
+    set_mode(loop, training=True)  # the checkpoint holds the weights that are trained
     _save(loop)
     if run.folder is not None and loop.fabric.is_global_zero:
         write_metrics(Run(run.folder).metrics_path, run.rows)
 
 
-def _finish(loop: _Loop, select: Literal["best", "last"], *, kept: bool) -> FitResult:
+def _finish(loop: Loop, select: Literal["best", "last"], *, kept: bool) -> FitResult:
     # load the chosen weights, look at the test part once, and write the result
     run = loop.run
     row = chosen_row(run.rows, select)
-    _mode(loop, training=False)
+    set_mode(loop, training=False)
     final = checkpoint.split_state(run.model)[0]
-    _mode(loop, training=True)
+    set_mode(loop, training=True)
     assert loop.best is not None
     run.model.load_state_dict(loop.best[1] if select == "best" else final, strict=False)
     run.model.eval()
@@ -301,27 +232,12 @@ def _finish(loop: _Loop, select: Literal["best", "last"], *, kept: bool) -> FitR
     return result
 
 
-def _mode(loop: _Loop, *, training: bool) -> int:
-    # averaging optimizers swap the weights that are evaluated in and out, and renew their batch-norm statistics on the
-    # training data; the batches that this took are returned
-    loop.model.train(training)
-    optimizer = loop.run.optimizer
-    switch = getattr(optimizer, "train" if training else "eval", None)
-    if callable(switch):
-        switch()
-    if training or not isinstance(optimizer, Wrapper) or optimizer.evaluation is None:
-        return 0
-    batches = loop.batches
-    whole = batches.data.batches(batches.batch_size) if isinstance(batches, TensorBatches) else batches
-    return optimizer.recalibrate(whole, loop.run.model)
-
-
-def _save(loop: _Loop) -> None:
+def _save(loop: Loop) -> None:
     run = loop.run
     if loop.checkpoints is None:
         return
     loss = run.loss.state_dict() if hasattr(run.loss, "state_dict") else {}
-    own: list[Any] = [(checkpoint.random_state(), loss, list(loop.terms))]  # what every process has of its own
+    own: list[Any] = [(checkpoint.random_state(), loss, loop.terms.taken())]  # what every process has of its own
     if loop.fabric.world_size > 1:
         own = own * loop.fabric.world_size
         torch.distributed.all_gather_object(own, own[run.rank])
@@ -341,7 +257,7 @@ def _save(loop: _Loop) -> None:
     loop.checkpoints.save(run.step, weights, state, best=loop.best)
 
 
-def _resume(loop: _Loop) -> None:
+def _resume(loop: Loop) -> None:
     # put everything back as it was at the last checkpoint, if there is one
     found = None if loop.checkpoints is None else loop.checkpoints.load()
     if found is None:
@@ -370,5 +286,5 @@ def _resume(loop: _Loop) -> None:
         checkpoint.restore_random_state(random_numbers)
     for name in (*_PROGRESS, "stop", "rows"):
         setattr(run, name, state[name])
-    loop.terms = [move(entry, loop.fabric.device) for entry in terms]
+    loop.terms.put(move(entry, loop.fabric.device) for entry in terms)
     loop.best = None if best is None else (state["best_step"], best)

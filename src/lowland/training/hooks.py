@@ -90,11 +90,16 @@ class Hook:
         """Take back what `state_dict` returned."""
 
 
+def acts_on_steps(hook: Hook) -> bool:
+    """Tell whether a hook does anything at the end of a step."""
+    return getattr(hook.on_step_end, "__func__", None) is not Hook.on_step_end
+
+
 class Announce(Hook):
     """Tells the progress of training: after every step, and again once its epoch has been evaluated."""
 
     def __init__(self, on_event: OnEvent | None) -> None:
-        self._on_event, self._clock = on_event, Clock(0)
+        self._on_event, self._clock, self.heard = on_event, Clock(0), on_event is not None
 
     def on_fit_start(self, run: FitState) -> None:
         """Start the clock."""

@@ -57,6 +57,15 @@ def _fabric() -> Any:
     return Fabric
 
 
+def hands_on(fabric: Any) -> bool:
+    """Tell whether Fabric's wrappers hand every call on as it is: on one device, at the precision that things have."""
+    from lightning_fabric.plugins import Precision
+    from lightning_fabric.strategies import SingleDeviceStrategy
+
+    strategy = fabric.strategy
+    return type(strategy) is SingleDeviceStrategy and type(strategy.precision) is Precision
+
+
 def prepare_loss(run: FitState, batches: TensorBatches | LoaderBatches, device: torch.device) -> None:
     """Tell the loss about the run and put its criterion's tensors on the device."""
     criterion = plain_loss(run.loss)
