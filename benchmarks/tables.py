@@ -249,6 +249,21 @@ def pipeline(result: Result) -> str:
         f"\n\n`fit` over a bare loop: {cost['steps_over_bare_loop']:.3f} x a step; "
         f"{cost['epoch_end_ms']:.0f} ms per epoch end."
     )
+    if "networks" in cost:  # not there before 0.2.0
+        loops = [
+            [one["network"], str(one["batch_size"]), f"{one['bare_step_ms']:.2f}", f"{one['added_us']:.0f}",
+             f"{one['steps_over_bare_loop']:.3f}", f"{one['epoch_end_ms']:.1f}"]
+            for one in cost["networks"]
+        ]  # fmt: skip
+        header = [
+            "`fit` beside a bare loop",
+            "samples",
+            "bare step, ms",
+            "added, microseconds",
+            "ratio",
+            "epoch end, ms",
+        ]
+        text += "\n\n" + table(header, loops)
     return text + made(result, "pipeline", f"{result['settings']['threads']} threads")
 
 

@@ -15,7 +15,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from lowland import losses, optim
+from lowland.core.contexts import same_bits
 from lowland.core.errors import CheckpointError, InputError, LowlandError, StoreError
+from lowland.core.per_sample import accuracy
 from lowland.core.ranks import Ranks
 from lowland.core.risk import EmpiricalRisk
 from lowland.curvature import critical_sharpness, measurement_interval
@@ -26,7 +28,7 @@ from lowland.results.files import write_atomically
 from lowland.results.folders import open_run_folder
 from lowland.training import CheckpointFolder, CurvatureCurve, Schedule, fit, read_weights
 from lowland.training.checkpoint import decode_safetensors, random_state, restore_random_state, to_safetensors
-from lowland.training.evaluation import Evaluation, totals
+from lowland.training.evaluation import Evaluation, RunningTerms, totals
 from lowland.training.hooks import FitState
 from lowland.training.metrics import better, chosen_row, write_metrics, write_result
 from lowland.training.setup import history_of
@@ -410,3 +412,42 @@ def test_steps_are_as_long_as_a_limit_below_one_lets_them_be() -> None:
     fit(model, torch.optim.SGD(model.parameters(), lr=1.0), nn.CrossEntropyLoss(), data, epochs=1, clip=0.125)
     moves = [(p.detach() - b).reshape(-1) for p, b in zip(model.parameters(), before, strict=True)]
     assert float(torch.cat(moves).norm()) == pytest.approx(0.125, rel=1e-4)
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(ignore_index=1)])
+def test_hits_counted_together_are_those_of_each_batch(criterion, monkeypatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(n, 3, 2, generator=random), torch.randint(3, (n, 2), generator=random)) for n in (4, 4, 1)]
+    expected = torch.zeros(2)
+    for output, target in batches:
+        found = accuracy(output, target, criterion)
+        assert found is not None
+        expected += torch.stack([part.sum() for part in found])
+    for most in (0, 1 << 18):  # counted after every batch, and once
+        monkeypatch.setattr("lowland.training.evaluation._OPEN", most)
+        terms, memory = RunningTerms(criterion, reused=True), torch.zeros(4, 2, dtype=torch.int64)
+        for output, target in batches:
+            same = memory[: len(target)].copy_(target)  # a loader that writes every target into the same memory
+            terms.add(output.requires_grad_(), torch.tensor(1.0), same, len(target))
+        kept = RunningTerms(criterion, reused=True)
+        kept.put(terms.taken())
+        assert totals(kept.taken(), torch.device("cpu")).tolist() == [9, *expected.tolist(), 9]
+        assert not any(isinstance(t, torch.Tensor) and t.requires_grad for entry in kept.taken() for t in entry)
+
+
+@pytest.mark.parametrize("method", [None, optim.SAM])
+def test_what_fabric_only_hands_on_may_be_called_directly(method, monkeypatch) -> None:
+    def trained() -> tuple[list[torch.Tensor], object]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        part = TensorData(torch.eye(4).repeat(5, 1), torch.arange(4).repeat(5), torch.arange(20))
+        options = {"epochs": 2, "batch_size": 8, "micro_batches": 2, "clip": 1.0}
+        data = {"train": part, "validation": part, "test": part}
+        result = fit(model, method(optimizer) if method else optimizer, nn.CrossEntropyLoss(), data, **options)
+        return [*model.state_dict().values()], [{**row, "seconds": 0} for row in result.rows]
+
+    direct, rows = trained()
+    monkeypatch.setattr("lowland.training.setup.hands_on", lambda fabric: False)
+    wrapped, others = trained()
+    assert same_bits(direct, wrapped) and rows == others

@@ -192,7 +192,7 @@ def writer(path: str | Path | None, template: xr.Dataset) -> Generator[SurfaceWr
             mirror = stack.enter_context(remote.held(str(path)))
             stack.enter_context(_named(mirror.folder, mirror.url))
             path, publish = mirror.folder, mirror.publish
-        path = Path(path)
+        path = Path(path).absolute()  # wherever the process goes meanwhile
         stack.enter_context(only_writer(path))
         surface = template.copy(deep=True)
         resumed = zarr.exists(path)

@@ -50,7 +50,7 @@ class SnapshotWriter:
 
     def __init__(self, folder: str | Path, dtype: Literal["float16", "float32"] = "float32") -> None:
         require(dtype in ("float16", "float32"), "dtype", 'must be "float16" or "float32"', dtype)
-        self.folder, self.dtype = Path(folder), dtype
+        self.folder, self.dtype = Path(folder).absolute(), dtype  # wherever the process goes later
         self._entries: dict[int, dict[str, Any]] = {}
         if (self.folder / _INDEX).exists():
             index = _read_index(self.folder)
@@ -92,7 +92,7 @@ class SnapshotReader:
     """Reads the snapshots of a folder of `SnapshotWriter`, one at a time; StoreError where there are none."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()
         if not (self.folder / _INDEX).exists():
             raise StoreError(f"{self.folder} holds no snapshots ({_INDEX} is missing)")
         index = _read_index(self.folder)

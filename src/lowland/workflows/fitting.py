@@ -82,12 +82,14 @@ def fit(spec: FitSpec, *, on_event: OnEvent | None = None, progress: bool = Fals
         hooks.append(training.CriticalCurve(every_steps=spec.critical_every_steps))
     hooks.append(training.Hook())  # there since 0.1.0: a run goes on only with as many hooks as it began with
     run = create_run(spec, longer=grown is not None)
+    place = run.folder.absolute()
     with threads_of_torch(spec.threads):
         same = {name: getattr(spec, name) for name in _SAME}
-        made: dict[str, Any] = {"schedule": schedule, "augment": augment, "folder": run.folder, "hooks": hooks}
+        made: dict[str, Any] = {"schedule": schedule, "augment": augment, "folder": place, "hooks": hooks}
         made |= {"on_event": on_event, "progress": progress}
         training.fit(model, optimizer, loss, splits, **same, **made)
-    return open_run(run.folder)  # anew: it has its result now
+    moved = run.folder.absolute() != place  # the process: what it reports to may have changed the folder it is in
+    return open_run(place if moved else run.folder)  # anew: it has its result now
 
 
 def create_run(spec: FitSpec, *, longer: bool = False) -> Run:
