@@ -267,6 +267,17 @@ def pipeline(result: Result) -> str:
     return text + made(result, "pipeline", f"{result['settings']['threads']} threads")
 
 
+def compiled(result: Result) -> str:
+    rows = [
+        [row["network"], row["compiled"], str(row["breaks"]), str(row["graphs"]), f"{row['first_steps_s']:.1f}",
+         f"{row['eager_ms']:.2f}", f"{row['step_ms']:.2f}", f"{row['ratio']:.2f}", f"{row['apart']:.0e}"]
+        for row in result["rows"]
+    ]  # fmt: skip
+    header = ["network", "compiled", "graph breaks", "graphs", "first two steps, s", "eager step, ms",
+              "compiled step, ms", "ratio", "weights apart after 5 steps (relative)"]  # fmt: skip
+    return table(header, rows) + made(result, "compiled")
+
+
 def film(result: Result) -> str:
     rows = []
     for name, run in result["runs"].items():
@@ -436,6 +447,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
     "robustness_profile": robustness_profile, "robustness_curve": robustness_curve,
     "memory": memory, "mutation": mutation, "refinement_bounds": refinement_bounds, "limits": limits,
+    "compiled": compiled,
 }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from lowland.optim.options import AscentFields, AscentOptions, Base, check_keywo
 from lowland.optim.parts import Method, Part
 from lowland.optim.phases import Phase
 from lowland.optim.stepping import close_pass, open_pass, run_closure, take_step
+from lowland.optim.tracing import Untraced, untraced
 from lowland.optim.words import in_words, nested, rows_of
 
 
@@ -162,10 +163,12 @@ class Wrapper(OptimizerViews):
 
     # The passes.
 
+    @untraced
     def needs_perturbation(self) -> bool:
         """Tell whether the coming step wants a second pass: ``perturb()`` before ``step()``, or a closure."""
         return self._held.wants_pass()
 
+    @untraced
     def first_pass(self, model: nn.Module | None = None) -> AbstractContextManager[None]:
         """Mark a first forward and backward pass.
 
@@ -178,8 +181,9 @@ class Wrapper(OptimizerViews):
         Returns:
             The context. Entering it raises `InputError` where the table of phases or a local ascent forbids it.
         """
-        return first_pass(self._held, model)
+        return Untraced(first_pass(self._held, model))
 
+    @untraced
     def perturb(self) -> AbstractContextManager[None]:
         """Move the weights uphill along the present gradients, and bring them back bit for bit at the end.
 
@@ -190,8 +194,9 @@ class Wrapper(OptimizerViews):
             The context. Entering it raises `InputError` where the table of phases forbids it or no second pass is
             wanted, and `MissingPass` without a first gradient; so does leaving it if no backward pass ran inside.
         """
-        return perturbed(self._held)
+        return Untraced(perturbed(self._held))
 
+    @untraced
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step.
 
@@ -243,11 +248,13 @@ class Wrapper(OptimizerViews):
         """Say whether closures given to ``step()`` run every pass by themselves, so that they are called once."""
         self._held.scratch.driven = whole
 
+    @untraced
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients; inside ``perturb()`` they are clear already and earlier micro-batches' are kept."""
         if self._held.scratch.phase is not Phase.PERTURBED:
             self._held.clear(set_to_none)
 
+    @untraced
     def first_step(self, zero_grad: bool = False) -> None:
         """Open ``perturb()`` without a with block, which clears gradients, for loops written for the common SAM port.
 
@@ -260,6 +267,7 @@ class Wrapper(OptimizerViews):
         del zero_grad
         open_pass(self._held)
 
+    @untraced
     def second_step(self, zero_grad: bool = False) -> None:
         """Close what ``first_step()`` opened, and step.
 
