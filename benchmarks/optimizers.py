@@ -134,6 +134,9 @@ def cases() -> dict[str, tuple[Callable[[nn.Module], Case], int]]:
 
     add("SGD", sgd)
     add("SAM", lambda m: optim.SAM(sgd(m), model=m))
+    fused = {**SGD, "foreach": False, "fused": True}
+    add("SGD, fused", lambda m: torch.optim.SGD(m.parameters(), **fused))
+    add("SAM of fused SGD", lambda m: optim.SAM(torch.optim.SGD(m.parameters(), **fused), model=m))
     add("ASAM", lambda m: optim.ASAM(sgd(m), model=m))
     add("GSAM", lambda m: optim.GSAM(sgd(m), rho=0.05, rho_min=None, model=m))
     add("LookSAM", lambda m: optim.LookSAM(sgd(m), period=PERIOD, model=m), period=PERIOD)

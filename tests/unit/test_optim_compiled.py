@@ -1,4 +1,4 @@
-"""Two-pass steps under `torch.compile`: how often a graph breaks, and that both passes run in it (no compiler needed)."""
+"""Steps under `torch.compile` (graph breaks, and both passes in one graph; no compiler needed), and around fused bases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first, self.norm, self.last = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+        # a bias in front of the norm has no gradient but rounding, which AdamW would make a step of
+        self.first, self.norm, self.last = nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 3)
 
     def forward(self, x):
         return self.last(self.norm(self.first(x)).relu())
@@ -94,3 +95,30 @@ def test_a_compiled_step_breaks_at_the_optimizer_and_nowhere_inside_it(method):
     reasons = list(counters["graph_break"])
     assert len(reasons) <= 3, reasons
     assert all("backward" in reason or "Wrapper." in reason for reason in reasons), reasons
+
+
+FUSED = [(method, kind) for method in METHODS for kind in (torch.optim.SGD, torch.optim.AdamW)]
+
+
+@pytest.mark.parametrize(("method", "kind"), [*FUSED, ("MSAM", torch.optim.SGD)])
+def test_a_fused_base_takes_the_step_of_any_other(method, kind):
+    x, y = torch.randn(16, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64), torch.arange(16) % 3
+    found = []
+    for implementation in ({"foreach": False}, {"foreach": True}, {"fused": True}):
+        model = Network().double()
+        more = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        base = kind(model.parameters(), lr=0.05, weight_decay=0.01, **more, **implementation)
+        optimizer = optim.MSAM(base, rho=0.1) if method == "MSAM" else METHODS[method](base, model)
+
+        def closure(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            return loss
+
+        losses = [optimizer.step(closure).item() for _ in range(4)]
+        assert losses[-1] < losses[0]
+        optimizer.eval()
+        found.append([p.detach().clone() for p in model.parameters()])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-12, atol=1e-13)

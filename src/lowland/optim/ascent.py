@@ -22,7 +22,7 @@ from lowland.core.contexts import perturbed_pass
 from lowland.core.errors import InputError, LowlandWarning, MissingPass, require
 from lowland.core.interrupts import held_interrupts
 from lowland.optim.holder import Holder
-from lowland.optim.moves import ascend, copy_all, lost_share, shards
+from lowland.optim.moves import ascend, copy_all, is_dense, lost_share, shards
 from lowland.optim.parts import Method
 from lowland.optim.passes import Entry, both_gradients, entries_of, noise_state, own_gradients, replayed
 from lowland.optim.phases import Phase
@@ -210,10 +210,14 @@ def _carry_overflow(held: Holder) -> None:
     """Spoil the step's gradients if a norm of the first pass was not finite; the host never learns which."""
     # Minus zero is the number that changes no bit of what it is added to; times infinity it is NaN. It is added to the
     # smallest gradient, since a scaler skips the step for any.
-    sizes = {p: size for p in held.gradients() if (size := shards([p])[0].numel())}
-    smallest = min(sizes, key=sizes.__getitem__, default=None)
     norms = held.scratch.norms
-    if smallest is not None and smallest.grad is not None and norms:
+    smallest, least = None, 0
+    for parameter in held.parameters() if norms else ():
+        if parameter.grad is not None and is_dense(parameter.grad):
+            size = shards([parameter])[0].numel()
+            if size and (smallest is None or size < least):
+                smallest, least = parameter, size
+    if smallest is not None and smallest.grad is not None:
         own_gradients(held, [smallest])
         target = shards([smallest.grad])[0]
         norm = norms[0] if len(norms) == 1 else torch.stack([n.to(norms[0].device) for n in norms]).sum()

@@ -52,7 +52,7 @@ class BufferKeeper:
 
     def _save(self, modules: list[nn.Module], places: Places, old: dict[Tensor, Tensor]) -> None:
         found = [place for place in _named_buffers(modules) if place[2] not in self._copies]
-        fresh = {buffer: old[buffer] if buffer in old else empty_twin(buffer) for *_, buffer in found}
+        fresh = {buffer: empty_twin(buffer) if (copy := old.get(buffer)) is None else copy for *_, buffer in found}
         copy_all(list(fresh.values()), list(fresh))
         self._copies |= fresh
         places += found

@@ -58,6 +58,10 @@ def cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 @torch.no_grad()
 def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy tensors into others of the same shapes, bit for bit."""
+    here, there = shards(targets), shards(sources)
+    if here and all(tensor.is_cpu for tensor in here) and all(tensor.is_cpu for tensor in there):
+        torch._foreach_copy_(here, there)  # one call for all types: only kernels of devices want one type
+        return
     for into, values in matched(targets, sources):
         torch._foreach_copy_(into, values)
 

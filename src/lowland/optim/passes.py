@@ -30,17 +30,18 @@ class Entry(NamedTuple):
 def entries_of(held: Held, method: Method) -> list[list[Entry]]:
     """Collect what an ascent moves, in sets that share a norm; nothing is changed, and no set is empty."""
     sets: dict[int, list[Entry]] = {}
+    options = held.options
     for index, group in enumerate(held.groups()):
         rho, decay = method.radius(group, held.steps), float(group.get("weight_decay", 0.0))
         sign = -1.0 if group.get("maximize") else 1.0
         for parameter in group["params"] if rho > 0 else ():
             gradient = parameter.grad
-            if gradient is None or not held.options.moves(parameter):
+            if gradient is None or not options.moves(parameter):
                 continue
             if not is_dense(gradient):
                 advice = "use sparse=False, or rho=0 in that group"
                 raise InputError("params", "must have dense gradients for an ascent", str(gradient.layout), advice)
-            shared = {"global": 0, "group": index, "tensor": id(parameter)}[held.options.norm]
+            shared = 0 if options.norm == "global" else index if options.norm == "group" else id(parameter)
             sets.setdefault(shared, []).append(Entry(parameter, gradient, sign * rho, sign * decay))
     return list(sets.values())
 
@@ -66,10 +67,11 @@ def own_gradients(held: Held, parameters: Iterable[Tensor]) -> None:
 
 
 def _is_shared(parameter: Tensor) -> bool:
-    if torch.compiler.is_compiling() or hasattr(parameter.grad, "_local_tensor"):
+    kind = type(parameter.grad)
+    if torch.compiler.is_compiling() or (kind is not Tensor and hasattr(parameter.grad, "_local_tensor")):
         return True  # counts say nothing there; a shard is a part of a buffer for several parameters
-    counts = zip(_holders(parameter), _holders_of_none(), strict=True)
-    return any(now > alone for now, alone in counts)
+    counts, alone = _holders(parameter), _holders_of_none()
+    return counts != alone and any(now > least for now, least in zip(counts, alone, strict=True))
 
 
 def _holders(parameter: Tensor) -> tuple[int, int, int, int]:

@@ -90,7 +90,7 @@ class Scratch:
 
     def watch(self, parameters: Iterable[Tensor]) -> None:
         """Remember the present gradients and how often they were written to."""
-        self.watched = {p: (p.grad, p.grad._version) for p in parameters if p.grad is not None}
+        self.watched = {p: (gradient, gradient._version) for p in parameters if (gradient := p.grad) is not None}
 
     def untouched(self, parameters: Iterable[Tensor]) -> bool:
         """Tell whether no gradient has come or changed since they were watched."""
