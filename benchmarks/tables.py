@@ -190,6 +190,25 @@ def curvature(result: Result) -> str:
     )
 
 
+def warm_starts(result: Result) -> str:
+    """New ends of planted spectra that warm starts miss, and a line through trained networks, by `noise=`."""
+    planted = [
+        [f"{one['beyond']:.0%}, vectors {one['mixed']:.0%} off", f"{one['noise']:g}", f"{one['products']:.1f}",
+         f"{one['missed']} of {one['starts']}"]
+        for one in result["planted"]["rows"]
+    ]  # fmt: skip
+    lines = [
+        [one["network"], f"{one['noise']:g}", f"{one['products']:.1f}", f"{one['worst']:.1%} of {one['points']}"]
+        for one in result["lines"]["rows"]
+    ]
+    return (
+        table(["a new lowest value below the parent's by", "`noise=`", "products", "missed by more than 2%"], planted)
+        + "\n\n"
+        + table(["17 points of a line, 1/15 apart", "`noise=`", "products", "worst lambda_min, points"], lines)
+        + made([result["planted"]["made"], result["lines"]["made"]], "warm_starts")
+    )
+
+
 def mapped(found: Result | None) -> list[str]:
     if found is None:
         return ["not measured"] * 3
@@ -442,6 +461,7 @@ def mutation(result: Result) -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale,
+    "warm_starts": warm_starts,
     "pipeline": pipeline, "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
     "robustness_ways_transformer": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,

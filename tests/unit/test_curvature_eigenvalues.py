@@ -156,6 +156,27 @@ def test_a_warm_start_from_the_answer_needs_few_products_and_its_noise_finds_wha
     assert inner.lambda_min == pytest.approx(float(values[0]), rel=0.1)
 
 
+def test_a_long_random_part_finds_more_of_what_a_start_lacks_for_fewer_products() -> None:
+    """The lowest eigenvector is one that the given vectors do not hold at all."""
+    values = torch.cat([torch.logspace(1.3, 0.3, 10), torch.linspace(0.0, 0.05, 260), -torch.logspace(-0.7, -2.5, 30)])
+    new = torch.tensor([1.2 * float(values.min())])
+    operator = MatrixOperator(torch.diag(torch.cat([values, new]).double()))
+    start = torch.zeros(301, 2).double()
+    start[[0, 270], [0, 1]] = 1.0
+    start += 0.02 * torch.randn(301, 2, generator=torch.Generator().manual_seed(0)).double()
+    start[300] = 0.0
+    found = {
+        noise: [extreme_eigenvalues(operator, start=start, noise=noise, min_products=4, seed=k) for k in range(40)]
+        for noise in (0.1, 1.0)
+    }
+    missed = {noise: sum(ends.lambda_min > 0.98 * float(new) for ends in runs) for noise, runs in found.items()}
+    assert missed[1.0] < missed[0.1]
+    for runs in found.values():  # what is asked of the residuals is the same
+        assert all(e.residual_min <= max(0.05 * abs(e.lambda_min), 1e-4 * e.scale) and e.converged_max for e in runs)
+    products = {noise: sum(ends.products for ends in runs) for noise, runs in found.items()}
+    assert products[1.0] < products[0.1]
+
+
 def test_a_run_is_reproducible_and_resumes_to_the_same_bits() -> None:
     operator = planted(SPECTRA["trained net"])
     whole = Lanczos(operator, seed=3)

@@ -52,13 +52,13 @@ def directions_of(plane: Any, risk: EmpiricalRisk) -> list[list[torch.Tensor]]:
     return [[t.double() for t in axis.tensors(space, space.copy())] for axis in plane.axes]
 
 
-@pytest.mark.parametrize("line", [True, False])
-def test_every_point_lies_within_its_residual_of_the_dense_spectrum(line: bool) -> None:
+@pytest.mark.parametrize(("line", "noise"), [(True, 0.1), (False, 0.1), (True, 1.0), (False, 1.0)])
+def test_every_point_lies_within_its_residual_of_the_dense_spectrum(line: bool, noise: float) -> None:
     risk = trained_risk()
     plane = landscape.random_line(risk.model, seed=1) if line else landscape.random_plane(risk.model, seed=1)
     grid = landscape.grid(9, extent=1.0) if line else landscape.grid(7, 5, extent=1.0)
     before = [p.detach().clone() for p in risk.model.parameters()]
-    surface = landscape.evaluate(risk, plane, grid, probes=[Convexity(check_share=0.6)])
+    surface = landscape.evaluate(risk, plane, grid, probes=[Convexity(check_share=0.6, noise=noise)])
     assert same_bits(before, [p.detach() for p in risk.model.parameters()])
     axes = directions_of(plane, risk)
     for index in np.ndindex(*surface["loss"].shape):

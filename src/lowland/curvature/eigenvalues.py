@@ -26,6 +26,8 @@ Source: TypeAlias = "EmpiricalRisk | AbstractOperator"
 
 _CONFIRM_LEAST: Final = 3
 """Fewest products that confirm a result, however short the run."""
+_LOUD: Final = 0.5
+"""A random part this long, beside the given one, shows what that lacks so early that one product confirms."""
 _ROUNDINGS: Final = 10.0
 """Own errors of the operator by which an eigenvalue may be moved; 736 convex risks took up to 6.6."""
 _LOWER_RELATIVE: Final = 0.1
@@ -139,11 +141,13 @@ def extreme_eigenvalues(
             the start hardly holds shows up late, after the run has converged to its neighbor. Default 0.05; 0.02
             takes about four products more, infinity omits it.
         confirm: Of a warm start: both residuals must stay small for this share of further products, at least 3, and
-            the lower one must not grow meanwhile. Default 0.1; 0 omits it.
+            the lower one must not grow meanwhile. Default 0.1; 0 omits it. With a ``noise`` of 0.5 or more at least 1,
+            counted from where the lower end counts as converged.
         max_products: Most products to spend. Default 80.
         min_products: Fewest products; guards against stopping on a lucky start. Default 6.
         start: Warm start: approximate eigenvectors, shape [n] or [n, k].
-        noise: Random part of a warm start, see `Lanczos`. Default 0.1.
+        noise: Random part of a warm start, see `Lanczos`. Default 0.1; 1 hardly takes a product more, finds more of
+            what the given vectors lack, and needs fewer products to confirm.
         pairs: Ritz vectors to return from each end; the inner ones need not have converged. Default 1.
         seed: Seed of the random vectors.
         progress: Show a bar, in a terminal or a notebook. Default False.
@@ -167,17 +171,21 @@ def extreme_eigenvalues(
         run = Lanczos(operator, start=start, noise=noise, seed=seed)
         run.extend(min_products)
         ritz, since, residual = run.ritz(), None, 0.0
+        # what is missed shows by its random share times what the run makes of it: products cost, noise hardly does
+        loud = start is not None and noise >= _LOUD
+        settled, least = (_LOWER_RELATIVE, 1) if loud else (lower_tolerance, _CONFIRM_LEAST)
         while not run.exhausted and run.steps < max_products:
-            if not all(_converged(ritz, tolerance, lower_tolerance)):
+            if not all(_converged(ritz, tolerance, settled)):
                 since = None
             elif start is None:
                 if reach(run, ritz) <= missed * max(abs(float(ritz.values[0])), _SMALL * ritz.scale):
                     break
             elif since is None:
                 since, residual = run.steps, float(ritz.residuals[0])
-            more = max(_CONFIRM_LEAST, math.ceil(confirm * (since or 0))) if confirm > 0 else 0
+            more = max(least, math.ceil(confirm * (since or 0))) if confirm > 0 else 0
             long_enough = since is not None and run.steps >= since + more
-            if long_enough and float(ritz.residuals[0]) <= max(residual, 0.5 * _lower_limit(ritz, lower_tolerance)):
+            small = long_enough and all(_converged(ritz, tolerance, lower_tolerance))
+            if small and float(ritz.residuals[0]) <= max(residual, 0.5 * _lower_limit(ritz, lower_tolerance)):
                 break
             run.extend()
             ritz = run.ritz()
