@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.curvature import Lanczos, MatrixOperator, extreme_eigenvalues, top_eigenvalues
+from lowland.curvature import Lanczos, MatrixOperator, extreme_eigenvalues, top, top_eigenvalues
 from lowland.curvature.bounds import reach
+from lowland.curvature.top import TopEigenvalues
 
 SPECTRA: dict[str, Tensor] = {
     "positive": torch.linspace(0.5, 9.0, 60),
@@ -138,6 +140,26 @@ def test_top_pairs_with_their_multiplicity(name: str, which: str) -> None:
     if top.converged.all():
         assert np.allclose(top.values, expected, rtol=0, atol=1e-5 * (1 + top.scale))
     assert name == "clustered near zero" or (top.converged.all() and top.checked)
+
+
+@pytest.mark.parametrize(("beyond", "checked"), [(0.75, True), (1.25, False)])
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_a_second_run_finds_nothing_further_out_where_its_value_is_beyond_by_less_than_its_residual(
+    which: str, beyond: float, checked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sign, runs = (1.0 if which == "largest" else -1.0), []
+    operator = MatrixOperator(torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.0]).double()))
+
+    def outermost(*call: Any, **options: Any) -> TopEigenvalues:
+        runs.append(sign * (2.0 if not runs else 2.0 + 0.1 * beyond))
+        columns = torch.eye(4, dtype=torch.float64)[:, len(runs) - 1 : len(runs)]
+        return TopEigenvalues(
+            np.array(runs[-1:]), np.array([0.1]), np.array([True]), 3.0, 0, checked=False, vectors=columns
+        )
+
+    monkeypatch.setattr(top, "_outermost", outermost)
+    found = top_eigenvalues(operator, 1, which=which)  # type: ignore[arg-type]
+    assert found.checked == checked and found.values.tolist() == [runs[0] if checked else runs[1]]
 
 
 def test_more_pairs_than_dimensions_are_refused() -> None:

@@ -280,6 +280,11 @@ def test_bad_average_case_options(options: dict[str, object]) -> None:
         average_case_sharpness(linear_risk([1.0]), **options)  # type: ignore[arg-type]
 
 
+def test_an_average_case_is_of_twenty_perturbations_unless_told() -> None:
+    assert average_case_sharpness(linear_risk([1.0])).samples == 20
+    assert average_case_sharpness(linear_risk([1.0]), draws=3).samples == 3
+
+
 def path(losses: list[float], values: list[float]) -> list[xr.Dataset]:
     return [xr.Dataset({"train_loss": loss, "lambda_max": value}) for loss, value in zip(losses, values, strict=True)]
 

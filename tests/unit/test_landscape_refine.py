@@ -462,6 +462,18 @@ def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
     assert evaluate(risk, random_plane(model), grid(3, 3), precision="auto", refined=loose).precision == "bfloat16"
 
 
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_all_sizes_of_the_faster_precision_are_tried(fast, monkeypatch):
+    """Half precision would have to be clearly faster, so that where it is not it costs no further look."""
+    monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: 1.0 if kernel.precision == fast else 2.0)
+    risk = EmpiricalRisk(convolutional(), nn.CrossEntropyLoss(), images())
+    kinds = [(size, precision) for size in (16, 500) for precision in ("float32", "bfloat16")]
+    times = autotune._race(risk, [ComputeSettings(batch_size=size, precision=precision) for size, precision in kinds])
+    tried = {(kernel.batch_size, kernel.precision) for kernel in times}
+    assert (16, fast) in tried and (500, fast) in tried
+    assert ({(16, "bfloat16"), (500, "bfloat16")} <= tried) == (fast == "bfloat16")
+
+
 def test_on_flat_ground_the_range_of_the_trial_counts_as_one():
     flat = np.full((4, 1), 2.0)
     found = autotune._error(flat, flat + 0.02, Tolerance(range=0.01, value=0.5))
