@@ -190,6 +190,16 @@ def curvature(result: Result) -> str:
     )
 
 
+def cold_floor(result: Result) -> str:
+    header = ["cold starts, `missed=0.05`: products", "starts", "by the last polynomial (`reach`)", "by all of them",
+              "by all, the end known"]  # fmt: skip
+    rows = [
+        [one["name"], str(one["starts"]), *(f"{one[rule]:.1f}" for rule in ("last", "sum", "known"))]
+        for one in result["rows"]
+    ]
+    return table(header, rows) + made(result["made"], "cold_floor")
+
+
 def warm_starts(result: Result) -> str:
     """New ends of planted spectra that warm starts miss, and a line through trained networks, by `noise=`."""
     planted = [
@@ -461,7 +471,7 @@ def mutation(result: Result) -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "losses": losses, "landscape": landscape, "curvature": curvature, "cluster": cluster, "scale": scale,
-    "warm_starts": warm_starts,
+    "warm_starts": warm_starts, "cold_floor": cold_floor,
     "pipeline": pipeline, "film": film, "trainers": trainers, "topology": topology, "robustness_ways": robustness_ways,
     "robustness_ways_transformer": robustness_ways,
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
