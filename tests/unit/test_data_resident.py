@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from itertools import chain
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from lowland.core.errors import InputError
 from lowland.data import DataSplits, TensorData, digits, stratified_split, symmetric_noise
+from lowland.data.digits import DIGITS_MEAN, DIGITS_STD
 from lowland.data.draws import Draws, draws_for
 
 
@@ -86,6 +88,19 @@ def test_stratified_parts_have_every_class_in_its_share() -> None:
     assert set(first.tolist()).isdisjoint(second.tolist())
     assert (target[first].bincount() - 100).abs().max() <= 1
     assert stratified_split(target, (400, 600), seed=1)[0].tolist() != first.tolist()
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_the_digits_are_those_of_scikit_learn(read, monkeypatch):
+    raw = pytest.importorskip("sklearn.datasets").load_digits()
+    if not read:  # another version may keep its file elsewhere
+        monkeypatch.setattr(sys.modules["lowland.data.digits"], "find_spec", lambda name: None)
+    parts = digits()
+    every, names = (parts.train, parts.validation, parts.test), ("input", "target", "index")
+    found = [torch.cat([getattr(part, name) for part in every]) for name in names]
+    order = found[2].argsort()
+    plain = (torch.as_tensor(raw.images, dtype=torch.float32)[:, None] / 16 - DIGITS_MEAN) / DIGITS_STD
+    assert torch.equal(found[0][order], plain) and torch.equal(found[1][order], torch.as_tensor(raw.target))
 
 
 def test_smaller_subsamples_lie_inside_larger_ones() -> None:

@@ -6,7 +6,12 @@ test part).
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lowland.core.errors import optional_import
 from lowland.data.resident import TensorData
@@ -40,9 +45,8 @@ def digits(
         >>> len(splits.train), len(splits.validation), len(splits.test)
         (100, 300, 600)
     """
-    raw = optional_import("sklearn.datasets", extra="data", needed_for="the data set digits").load_digits()
-    images = torch.as_tensor(raw.images, dtype=torch.float32).unsqueeze(1) / 16.0
-    target = torch.as_tensor(raw.target, dtype=torch.int64)
+    rows = torch.as_tensor(_rows())
+    images, target = rows[:, :64].to(torch.float32).reshape(-1, 1, 8, 8) / 16.0, rows[:, 64].to(torch.int64)
     everything = TensorData((images - DIGITS_MEAN) / DIGITS_STD, target, torch.arange(len(target)))
     cut = stratified_split(target, (897, 300, 600), seed=split_seed)
     train, validation, test = (everything.take(part) for part in cut)
@@ -51,3 +55,13 @@ def digits(
         "digits", train, validation, test, classes=10, shape=(1, 8, 8), mean=mean, std=std, recipe=recipe
     )
     return Selection(train_size, label_noise, seed).of(splits)
+
+
+def _rows() -> NDArray[np.float64]:
+    """Return 64 pixels and a label per image, from scikit-learn's file: to import it takes a second and more."""
+    found = find_spec("sklearn")
+    for place in (found and found.submodule_search_locations) or ():
+        if (file := Path(place) / "datasets" / "data" / "digits.csv.gz").is_file():
+            return np.loadtxt(file, delimiter=",")
+    raw = optional_import("sklearn.datasets", extra="data", needed_for="the data set digits").load_digits()
+    return np.column_stack([raw.data, raw.target])
