@@ -436,3 +436,12 @@ def test_no_torch_is_needed():
 
 def test_store_errors_are_ours():
     assert issubclass(StoreError, LowlandError)
+
+
+def test_what_is_missing_of_a_line_is_named_too(tmp_path):
+    line = new_surface(np.arange(3.0), metrics=["loss"])
+    line["loss"][:], line["status"][:] = 1.0, 1
+    results.save(line, tmp_path / "s.zarr")
+    (tmp_path / "s.zarr/loss/c/0").unlink()
+    with pytest.raises(StoreError, match=r"missing of `loss` \(1 chunk\)"):
+        results.open(tmp_path / "s.zarr")

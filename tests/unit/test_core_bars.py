@@ -78,6 +78,8 @@ def test_every_measurement_shows_its_progress(label, seen):
 def test_without_being_asked_nothing_is_shown_or_hung_on_the_operator(seen):
     hessian = curvature.Hessian(risk_of_a_layer())
     curvature.trace(hessian, products=9)
+    risk = risk_of_a_layer()
+    landscape.evaluate(risk, landscape.random_plane(risk.model), landscape.grid(3, 3))
     assert seen.events == {} and hessian.on_product is None
     told = []
     hessian.on_product = told.append

@@ -320,3 +320,13 @@ def test_what_is_only_looked_at_keeps_no_graph():
     risk = EmpiricalRisk(Asked(), nn.CrossEntropyLoss(), [data(), data(12)])
     risk.gradient()
     assert len(modes) > 2 and sum(modes) == 2, "a graph for each of the two batches alone"
+
+
+def test_a_stream_without_a_batch_is_refused_as_such():
+    class Nothing(IterableDataset):
+        def __iter__(self):
+            return iter(())
+
+    risk = EmpiricalRisk(Net(), nn.CrossEntropyLoss(), DataLoader(Nothing(), None))
+    with pytest.raises(InputError, match="`batches` must hold at least one batch"):
+        risk.check_deterministic()

@@ -154,12 +154,13 @@ def test_a_second_run_finds_nothing_further_out_where_its_value_is_beyond_by_les
         runs.append(sign * (2.0 if not runs else 2.0 + 0.1 * beyond))
         columns = torch.eye(4, dtype=torch.float64)[:, len(runs) - 1 : len(runs)]
         return TopEigenvalues(
-            np.array(runs[-1:]), np.array([0.1]), np.array([True]), 3.0, 0, checked=False, vectors=columns
+            np.array(runs[-1:]), np.array([0.1]), np.array([True]), float(len(runs)), 0, checked=False, vectors=columns
         )
 
     monkeypatch.setattr(top, "_outermost", outermost)
     found = top_eigenvalues(operator, 1, which=which)  # type: ignore[arg-type]
     assert found.checked == checked and found.values.tolist() == [runs[0] if checked else runs[1]]
+    assert found.scale == (1.0 if checked else 2.0), "the largest scale that was seen"
 
 
 def test_more_pairs_than_dimensions_are_refused() -> None:

@@ -158,6 +158,18 @@ def test_normalized_outputs_do_not_feel_the_scale_of_the_last_layer() -> None:
         logits_normalized(logits_normalized(first))
 
 
+@pytest.mark.parametrize("weights", [None, [1.0, 5.0, 2.0]])
+def test_normalized_outputs_keep_the_weights_of_classes(weights: list[float] | None) -> None:
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(4, 3).double(), torch.randn(9, 4).double(), torch.arange(9) % 3
+    loss = nn.CrossEntropyLoss(None if weights is None else torch.tensor(weights).double())
+    parts = [(x[:4], y[:4]), (x[4:], y[4:])]
+    centered = net(x) - net(x).mean(1, keepdim=True)
+    expected = loss(centered / centered.norm(dim=1, keepdim=True), y).item()
+    found = logits_normalized(EmpiricalRisk(net, loss, parts)).evaluate()["loss"].value
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("mode", ["running", "recalibrated"])
 def test_batching_changes_nothing_and_the_model_keeps_its_bits(mode: str) -> None:
     results = []

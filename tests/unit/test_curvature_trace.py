@@ -112,6 +112,27 @@ def test_filter_weighted_trace_equals_its_closed_form_within_its_error() -> None
     assert 0.5 <= float(np.mean(np.asarray(shares) <= 1)) <= 0.85 and max(shares) < 5
 
 
+def test_the_products_of_an_estimate_are_its_own_and_not_those_that_its_operator_made_before() -> None:
+    operator = Hessian(small_risk())
+    for estimator in (
+        lambda: trace(operator, products=9),
+        lambda: trace(operator, method="hutchinson", products=9),
+        lambda: filter_weighted_trace(operator, directions=9),
+    ):
+        assert [estimator().products for _ in range(2)] == [9, 9]
+
+
+@pytest.mark.parametrize(("options", "most"), [({}, 8), ({"chunk": 3}, 3)])
+def test_probes_go_through_eight_at_a_time_unless_told(
+    options: dict[str, int], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, sizes = MatrixOperator(torch.eye(60).double()), list[int]()
+    one = operator.multiply
+    monkeypatch.setattr(operator, "multiply", lambda vectors: sizes.append(len(vectors)) or one(vectors))
+    trace(operator, method="hutchinson", products=30, **options)  # type: ignore[arg-type]
+    assert max(sizes) == most and sum(sizes) == 30
+
+
 def test_mean_central_curvature_over_400_lines_is_the_filter_weighted_trace() -> None:
     risk = small_risk()
     step, curvatures = 1e-3, []

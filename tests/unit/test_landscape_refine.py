@@ -462,6 +462,14 @@ def test_bfloat16_that_is_not_exact_enough_falls_back(monkeypatch):
     assert evaluate(risk, random_plane(model), grid(3, 3), precision="auto", refined=loose).precision == "bfloat16"
 
 
+def test_a_look_at_the_time_leaves_a_model_in_training_as_it_was():
+    model = nn.Sequential(nn.BatchNorm2d(1), convolutional()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    risk = EmpiricalRisk(model, nn.CrossEntropyLoss(), images())
+    assert autotune._seconds(risk, ComputeSettings()) > 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()) and model.training
+
+
 @pytest.mark.parametrize("fast", ["float32", "bfloat16"])
 def test_all_sizes_of_the_faster_precision_are_tried(fast, monkeypatch):
     """Half precision would have to be clearly faster, so that where it is not it costs no further look."""

@@ -135,6 +135,8 @@ def test_arctangent_peaks_where_stated():
 def test_log_exponential_runs_from_its_pole_to_b():
     slopes = LogExponential(a=0.75, b=2.0).slope(torch.tensor([0.0, 60.0], dtype=torch.float64))
     assert slopes.tolist() == pytest.approx([8.0, 2.0], rel=1e-12)
+    usual = LogExponential().slope(torch.tensor([0.0, math.log(2.0), 60.0], dtype=torch.float64))
+    assert usual.tolist() == pytest.approx([10.0, 1 / 0.55, 1.0], rel=1e-12)
 
 
 def test_cyclic_width_follows_its_formula():

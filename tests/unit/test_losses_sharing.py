@@ -30,6 +30,13 @@ def test_all_batches_of_an_epoch_come_back_however_often_it_is_begun(alone):
     torch.testing.assert_close(form.decode(found)[:8], values[:8])
 
 
+def test_an_epoch_that_looks_back_to_none_reads_no_record(alone):
+    form = RecordFormat("float32", (2,))
+    exchange = Exchange(10, form, 1, None, torch.device("cpu"), pinned=False)
+    exchange.begin(0, recording=True, reading=False)
+    assert exchange.read(torch.arange(4))["stamp"].tolist() == [0] * 4, "nothing was recorded"
+
+
 def test_of_a_row_that_several_write_the_last_counts(monkeypatch):
     monkeypatch.setattr("lowland.losses.sharing.rank_and_world", lambda: (0, 2))
     monkeypatch.setattr("lowland.losses.sharing._wire_device", lambda: torch.device("cpu"))
