@@ -320,6 +320,9 @@ def test_what_is_only_looked_at_keeps_no_graph():
     risk = EmpiricalRisk(Asked(), nn.CrossEntropyLoss(), [data(), data(12)])
     risk.gradient()
     assert len(modes) > 2 and sum(modes) == 2, "a graph for each of the two batches alone"
+    modes.clear()
+    EmpiricalRisk(Asked(), nn.CrossEntropyLoss(), [data()]).check_deterministic()
+    assert modes and not any(modes)
 
 
 def test_a_stream_without_a_batch_is_refused_as_such():

@@ -200,6 +200,13 @@ def test_the_protocol_takes_a_fixed_subset_in_even_batches() -> None:
         protocol_risk(risk, batch_size=0)
 
 
+def test_to_take_a_subset_moves_no_random_number_of_the_users() -> None:
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(12, 3), torch.arange(12) % 2), 4)
+    risk, before = EmpiricalRisk(nn.Linear(3, 2), nn.CrossEntropyLoss(), loader), torch.get_rng_state()
+    protocol_risk(risk, samples=8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_check_points_of_auto_pgd() -> None:
     assert sorted(_checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
     assert sorted(_checkpoints(20)) == [5, 9, 12, 14, 16, 18, 19, 20]

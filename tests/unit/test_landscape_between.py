@@ -190,6 +190,9 @@ def test_adapters_move_in_the_space_of_weight_changes():
     again = EmpiricalRisk(rescaled, nn.CrossEntropyLoss(), batches)
     found = evaluate(again, landscape.lora_plane(rescaled, seed=1, stored=False), grid(3, 3))
     np.testing.assert_allclose(found.loss, surface.loss, rtol=1e-10)
+    weight = model[0].base_layer.weight + model[0].get_delta_weight("default")  # with its graph
+    given = landscape.lora_plane(model, seed=1, effective={"0.base_layer.weight": weight}, stored=False)
+    assert weight.requires_grad and not any(w.requires_grad for axis in given.axes for w in axis.norms_from.values())
     with pytest.raises(InputError, match="adapted layers"):
         landscape.lora_plane(merged)
 

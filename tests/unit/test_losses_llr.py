@@ -331,3 +331,17 @@ def test_a_multiplier_that_stays_near_0_is_told_once():
         loss(output, target).backward()
     assert [len(texts) for texts in told] == [0, 0, 0, 0, 0, 1, 0, 0]
     assert "Sech(base=0.5)" in told[5][0]
+
+
+def test_losses_are_reshaped_in_full_precision_under_autocast():
+    lowered = []
+
+    def square(u):
+        lowered.append(torch.is_autocast_enabled("cpu"))
+        return u * u
+
+    loss = LLR(nn.CrossEntropyLoss(), Custom(square), initial_loss=1.0)
+    lowered.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss(torch.randn(4, 3, requires_grad=True), torch.arange(4) % 3)
+    assert lowered and not any(lowered)

@@ -53,6 +53,7 @@ def test_open_points_lines_splits_and_broken_values(tmp_path):
     as_the_tool_does(tmp_path / "s.h5", np.arange(3.0), np.arange(2.0), done={0, 4})
     found = results.read_li_hdf5(tmp_path / "s.h5")
     assert int((found.status == 0).sum()) == 4 and np.isnan(found.loss.values[found.status.values == 0]).all()
+    assert np.isnan(found.accuracy.values[found.status.values == 0]).all(), "-1 is no accuracy, nor a hundredth of it"
     assert float(found.loss.sel(x=1, y=1)) == 11
     line = new_surface([0.0, 1.0, 2.0], metrics=["loss", "accuracy"], splits=["train", "test"])
     line["loss"].values[...] = [[1, np.nan, np.inf], [4, 5, 6]]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
@@ -26,7 +27,7 @@ from lowland.optim.rates import decay_of
 from lowland.results import Run
 from lowland.results.files import write_atomically
 from lowland.results.folders import open_run_folder
-from lowland.training import CheckpointFolder, CurvatureCurve, Schedule, fit, read_weights
+from lowland.training import CheckpointFolder, CurvatureCurve, Schedule, fit, read_weights, setup
 from lowland.training.checkpoint import decode_safetensors, random_state, restore_random_state, to_safetensors
 from lowland.training.evaluation import Evaluation, RunningTerms, totals
 from lowland.training.hooks import FitState
@@ -451,3 +452,9 @@ def test_what_fabric_only_hands_on_may_be_called_directly(method, monkeypatch) -
     monkeypatch.setattr("lowland.training.setup.hands_on", lambda fabric: False)
     wrapped, others = trained()
     assert same_bits(direct, wrapped) and rows == others
+
+
+def test_what_is_changed_of_another_package_while_fabric_is_imported_is_put_back() -> None:
+    imports = importlib.import_module("lightning_utilities.core.imports")
+    before = imports.compare_version
+    assert setup._fabric() is Fabric and imports.compare_version is before

@@ -68,7 +68,7 @@ def lora_plane(
     unknown = set(weights) - set(space.names)
     require(not unknown, "effective", "must name parameters of the model", sorted(unknown))
     own = space.named(space.tensors)
-    norms = {name: value.to(own[name]) for name, value in weights.items()}
+    norms = {name: value.detach().to(own[name]) for name, value in weights.items()}
     recipe = made(
         "lora", seed=seed, normalization=normalization, adapter=adapter, axes=axes, effective=fingerprint(norms)
     )
