@@ -211,11 +211,27 @@ def warm_starts(result: Result) -> str:
         [one["network"], f"{one['noise']:g}", f"{one['products']:.1f}", f"{one['worst']:.1%} of {one['points']}"]
         for one in result["lines"]["rows"]
     ]
+    maps = [
+        [one["network"], f"{one['products_per_point']:.1f}", f"{one['cold_checks']}, {one['cold_disagreements']}",
+         f"{one['worst']:.1%} of {one['checked']}", f"{one['negative']} / {one['undecided']} / {one['none_found']}"]
+        for one in result["maps"]["rows"]
+    ]  # fmt: skip
     return (
         table(["a new lowest value below the parent's by", "`noise=`", "products", "missed by more than 2%"], planted)
         + "\n\n"
         + table(["17 points of a line, 1/15 apart", "`noise=`", "products", "worst lambda_min, points"], lines)
-        + made([result["planted"]["made"], result["lines"]["made"]], "warm_starts")
+        + "\n\n"
+        + table(
+            [
+                "31 x 31 map, `noise=1.0`",
+                "products per point, cold checks included",
+                "cold checks, disagreements",
+                "worst lambda_min, points checked",
+                "negative / undecided / none found",
+            ],
+            maps,
+        )
+        + made([result[part]["made"] for part in ("planted", "lines", "maps")], "warm_starts")
     )
 
 

@@ -21,7 +21,7 @@ from lowland import landscape
 from lowland.core.contexts import weights_restored
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
-from lowland.curvature import Convexity, Hessian, extreme_eigenvalues
+from lowland.curvature import Convexity, Hessian, convexity_summary, extreme_eigenvalues
 
 NOISES: Final = (0.1, 1.0)
 OUTLIERS, BULK, BELOW = 10, 1960, 30
@@ -64,6 +64,36 @@ def planted(starts: int) -> list[dict[str, Any]]:
     return rows
 
 
+def whole_map(kind: str, points: int, checks: int) -> list[dict[str, Any]]:
+    """Measure a map from half random starts, cold checks among its products, and compare points with long runs."""
+    net, data = network(kind, 400, 12)
+    risk = EmpiricalRisk(net, nn.CrossEntropyLoss(), [(x[:50], y[:50]) for x, y in data])
+    place, grid = landscape.random_plane(net, seed=0), landscape.grid(points, points)
+    surface = landscape.evaluate(risk, place, grid, probes=[Convexity(noise=1.0)])
+    chosen = torch.randperm(points * points, generator=torch.Generator().manual_seed(0))[:checks].tolist()
+    exact = long_runs(net, risk, place, [(float(grid.x[k // points]), float(grid.y[k % points])) for k in chosen])
+    found = surface["lambda_min"].values.reshape(-1)
+    worst = max((abs(found[k] / value - 1) for k, value in zip(chosen, exact, strict=True)), default=0.0)
+    return [{"network": kind, "noise": 1.0, "side": points, "checked": checks, "worst": float(worst),
+             **convexity_summary(surface)}]  # fmt: skip
+
+
+def long_runs(
+    net: nn.Module, risk: EmpiricalRisk, place: landscape.Plane, points: list[tuple[float, ...]]
+) -> list[float]:
+    """Return the lower ends at points by runs of 60 products."""
+    found = []
+    with risk.prepared():
+        space = place.space(net)
+        with weights_restored(space) as base:
+            axes = [axis.tensors(space, base) for axis in place.axes]
+            for point in points:
+                space.move(base, axes, list(point))
+                with Hessian(risk, check=False) as hessian:
+                    found.append(extreme_eigenvalues(hessian, min_products=60, max_products=60, seed=100).lambda_min)
+    return found
+
+
 def line(kind: str, points: int, checks: int) -> list[dict[str, Any]]:
     """Count the products of every point of a line through a trained network that starts warm; no cold checks."""
     net, data = network(kind, 400, 12)
@@ -73,16 +103,8 @@ def line(kind: str, points: int, checks: int) -> list[dict[str, Any]]:
         noise: landscape.evaluate(risk, place, grid, probes=[Convexity(noise=noise, check_share=0.0)])
         for noise in NOISES
     }
-    exact = {}
-    with risk.prepared():
-        space = place.space(net)
-        with weights_restored(space) as base:
-            axes = [axis.tensors(space, base) for axis in place.axes]
-            for index in range(1, points, max(1, points // max(checks, 1))):
-                space.move(base, axes, [float(grid.x[index])])
-                with Hessian(risk, check=False) as hessian:
-                    ends = extreme_eigenvalues(hessian, min_products=60, max_products=60, seed=100)
-                exact[index] = ends.lambda_min
+    chosen = range(1, points, max(1, points // max(checks, 1)))
+    exact = dict(zip(chosen, long_runs(net, risk, place, [(float(grid.x[k]),) for k in chosen]), strict=True))
     return [
         {"network": kind, "noise": noise, "products": float(surface["products"].mean()), "points": len(exact),
          "worst": max((abs(float(surface["lambda_min"][k]) / value - 1) for k, value in exact.items()), default=0.0)}
@@ -95,18 +117,23 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=100)
     parser.add_argument("--points", type=int, default=17)
     parser.add_argument("--checks", type=int, default=4)
+    parser.add_argument("--side", type=int, default=31, help="points per axis of a map")
+    parser.add_argument("--map-checks", type=int, default=12)
     parser.add_argument("--networks", nargs="*", default=["resnet8", "transformer"])
-    parser.add_argument("--parts", nargs="*", choices=("planted", "lines"), default=("planted", "lines"))
+    parser.add_argument(
+        "--parts", nargs="*", choices=("planted", "lines", "maps"), default=("planted", "lines", "maps")
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "warm_starts.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = json.loads(options.output.read_text()) if options.output.exists() else {}
     for part in options.parts:
-        rows = (
-            planted(options.starts)
-            if part == "planted"
-            else [row for kind in options.networks for row in line(kind, options.points, options.checks)]
-        )
+        if part == "planted":
+            rows = planted(options.starts)
+        elif part == "lines":
+            rows = [row for kind in options.networks for row in line(kind, options.points, options.checks)]
+        else:
+            rows = [row for kind in options.networks for row in whole_map(kind, options.side, options.map_checks)]
         result[part] = {"rows": rows, "made": provenance()}
         print(part, json.dumps(rows, indent=1), flush=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
