@@ -1,6 +1,6 @@
 """What bounds a point of a small network: arithmetic, and what other ways of doing it would give.
 
-python benchmarks/limits.py      # one thread; everything in turns, medians
+python -m benchmarks.limits      # one thread; everything in turns, medians
 
 *Rate* is the arithmetic of the forward pass (multiplications and additions) over its time; *product* is that of a large
 matrix product on the same thread, which no forward pass without fewer operations exceeds. *Many points in one pass*

@@ -1,6 +1,6 @@
 """What refined pictures of networks could gain: points that they measure, and those of an oracle or of a head start.
 
-python benchmarks/refinement_bounds.py        # losses of every sample are kept in runs/, 10 minutes the first time
+python -m benchmarks.refinement_bounds        # losses of every sample are kept in runs/, 10 minutes the first time
 
 *Oracle*: places are measured where the same splines are truly wrong, which nobody knows: what a perfect estimate of the
 error would leave. *Head start*: a picture of a part of the data, refined first and carried to that of all (a control

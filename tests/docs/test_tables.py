@@ -16,7 +16,7 @@ PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if BLOCK.search(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_table_says_what_is_stored(page: Path):
     text = page.read_text()
-    assert filled(text) == text, "run: python benchmarks/tables.py"
+    assert filled(text) == text, "run: python -m benchmarks.tables"
 
 
 def test_a_number_that_was_not_measured_is_noticed():
