@@ -90,10 +90,19 @@ class Twice(nn.Module):
         if self.how == "noted":
             self.last = y
             return self.norm(y)
+        if self.how == "noted later":
+            self.last = self.norm(y)
+            return self.last
+        if self.how == "changed":
+            self.conv.weight.data.clamp_(-0.1, 0.1)
+            return self.norm(y)
+        if self.how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.norm(self.conv(x))
         return self.norm(y) if y.sum() > 0 else y  # branches
 
 
-@pytest.mark.parametrize("how", ["skip", "applied twice", "normed twice", "branch"])
+@pytest.mark.parametrize("how", ["skip", "applied twice", "normed twice", "noted", "changed", "autocast", "branch"])
 def test_a_convolution_that_somebody_else_needs_is_left(how):
     model, _ = used(Twice(how), 2, 4, 4)
     assert foldable(model) == []
@@ -124,10 +133,60 @@ def test_hooks_parametrizations_subclasses_own_forwards_and_training_are_left():
 
 
 def test_what_forward_notes_on_the_model_is_put_back():
-    model, x = used(Twice("noted"), 2, 4, 4)
+    model, x = used(Twice("noted later"), 2, 4, 4)
     model(x)
     last = model.last
     assert len(foldable(model)) == 1 and model.last is last
+
+
+class Noting(nn.Module):
+    """A model with a list, a dict and a count of its own, and a switch."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair, self.seen, self.kept = pair(), [], {}
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x, also=None):
+        self.count += 1
+        self.seen.append(x)
+        self.kept.setdefault("first", x)
+        y = self.pair[0](x)
+        return self.pair[1](y) if also is not None else self.pair[1](y) + y
+
+
+def test_a_model_is_called_with_its_defaults_and_gets_none_of_the_symbols():
+    model, _ = used(Noting(), 2, 6, 6)
+    assert foldable(model) == [] and model.seen == [] and model.kept == {} and model.count == 0
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pair = pair()
+
+    def forward(self, *, image, labels=None):
+        return self.pair(image) if labels is None else None
+
+
+class Several(Named):
+    def forward(self, image, weight, other=1.0):
+        return self.pair(image) * weight * other
+
+
+@pytest.mark.parametrize("kind", [Named, Several])
+def test_models_of_several_or_named_inputs_are_followed(kind):
+    assert len(foldable(kind().eval())) == 1
+
+
+def test_hooks_of_containers_forwards_of_the_object_half_types_and_compiled_ones_are_left():
+    seen, models_ = [], [nn.Sequential(pair()) for _ in range(4)]
+    models_[0][0].register_forward_hook(lambda *a: seen.append(a))
+    plain = models_[1][0]
+    models_[1].forward = lambda x: plain[2](plain[1](plain[0](x)) + plain[0](x))
+    models_[2].to(torch.bfloat16)
+    models_[3].compile(backend="eager")
+    assert [foldable(model.eval()) for model in models_] == [[]] * 4 and seen == []
 
 
 def test_an_exception_inside_puts_everything_back():
@@ -173,3 +232,34 @@ def test_the_trial_folds_where_bits_are_free_and_nothing_else_looks(how, monkeyp
     task = SurfaceTask({"": risk}, (plane,), probes)
     kernel, _, _ = autotune.autotune(task, grid(3, 3), Request(batch_size=None if how == "none" else "auto"))
     assert kernel.folded == (how == "auto") and (True in tried) == (how == "auto")
+
+
+def outputs(model, batch):
+    return nn.functional.cross_entropy(model(batch.input), batch.target, reduction="none")
+
+
+def with_gradient(model, batch):
+    with torch.enable_grad():
+        loss = outputs(model, batch)
+        return {"loss": loss.detach(), "slope": torch.autograd.grad(loss.sum(), model.conv1.weight)[0].norm()}
+
+
+def failing(model, batch):
+    if model.conv1.weight.ne(model.start).any():
+        raise RuntimeError("diverged")
+    return {"loss": outputs(model, batch)}
+
+
+def unknown(model, batch):
+    return {"loss": outputs(model, batch) + torch.where(model.conv1.weight.ne(model.start).any(), torch.nan, 0.0)}
+
+
+@pytest.mark.parametrize("custom", [with_gradient, failing, unknown])
+def test_what_cannot_be_compared_is_not_folded_and_ends_no_survey(custom, monkeypatch):
+    monkeypatch.setattr(autotune, "_seconds", lambda risk, kernel: 2.0 - kernel.folded)
+    risk = survey()
+    risk.model.start = risk.model.conv1.weight.detach().clone()
+    risk = EmpiricalRisk(risk.model, evaluate=custom, batches=list(risk.batches()))
+    found = evaluate(risk, random_plane(risk.model), grid(3, 3), batch_size="auto")
+    assert not json.loads(found.attrs["kernel"])["folded"]
+    assert int((found.status == 1).sum()) == (1 if custom is failing else 9)

@@ -7,6 +7,8 @@ activations are saved per layer, for operations on as many numbers as there are 
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
+
+from lowland.core.contexts import buffers_restored
 
 _CONVOLUTIONS: Final[dict[type, Callable[..., Tensor]]] = {
     nn.Conv1d: functional.conv1d,
@@ -52,24 +56,65 @@ def folded(model: nn.Module) -> Generator[Callable[[], None]]:
 
 def foldable(model: nn.Module) -> list[tuple[Any, Any]]:
     """Return convolutions, each with the batch norm that alone takes what it gives; none where forward branches."""
-    kept = {module: dict(vars(module)) for module in model.modules()}
+    torch_wide: Any = nn.modules.module
+    if torch_wide._has_any_global_hook() or any(_hooked(module) for module in model.modules()):
+        return []  # they would get what is no tensor
+    call, tracer = _Call(model), _Tracer()
     try:
-        graph = fx.Tracer().trace(model)
+        with buffers_restored(model):  # forward may note what it sees, and count
+            graph = tracer.trace(call)
+            noted = tracer.noted()
     except Exception:  # whatever a forward does that needs numbers
         return []
-    finally:
-        for module, attributes in kept.items():  # forward may have noted what it saw, which was no tensor
-            vars(module).clear()
-            vars(module).update(attributes)
-    called = {node: model.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+    called = {node: call.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
+    own = dict(call.named_parameters(remove_duplicate=False))
+    seen = {id(own.get(str(node.target))) for node in graph.nodes if node.op == "get_attr"}
     times, pairs = Counter(called.values()), []
     for node, norm in called.items():
         before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
-        if isinstance(before, fx.Node) and before in called and len(before.users) == 1:
+        if isinstance(before, fx.Node) and before in called and len(before.users) == 1 and before not in noted:
             convolution = called[before]
-            if times[convolution] == times[norm] == 1 and _plain(convolution, norm):
+            alone = not any(id(p) in seen for part in (convolution, norm) for p in part.parameters())
+            if times[convolution] == times[norm] == 1 and alone and _plain(convolution, norm):
                 pairs.append((convolution, norm))
     return pairs
+
+
+class _Call(nn.Module):
+    """Calls a model as the risk does: with its default arguments, through its own ``__call__`` and ``forward``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        parameters = inspect.signature(model.forward).parameters.values()
+        wanted = [one for one in parameters if one.default is one.empty]
+        self.called = model
+        self.inputs = sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in wanted)
+        self.names = [one.name for one in wanted if one.kind is one.KEYWORD_ONLY]
+
+    def forward(self, value: Any) -> Any:
+        inputs = [value[k] for k in range(self.inputs)] if self.inputs > 1 else [value][: not self.names or self.inputs]
+        return self.called(*inputs, **{name: value[name] for name in self.names})
+
+
+class _Tracer(fx.Tracer):
+    """Notes what outlives the call, which somebody may read, and refuses what is computed in another precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: list[weakref.ref[fx.Proxy]] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        made = super().proxy(node)
+        self._made.append(weakref.ref(made))
+        return made
+
+    def noted(self) -> set[fx.Node]:
+        return {made.node for reference in self._made if (made := reference()) is not None}
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda", "mps")):
+            raise TypeError("what autocast rounds has other values when it is folded")
+        return super().call_module(m, forward, args, kwargs)
 
 
 def _plain(convolution: Any, norm: Any) -> bool:
@@ -81,14 +126,19 @@ def _plain(convolution: Any, norm: Any) -> bool:
         and not norm.training
         and norm.running_var is not None
         and norm.running_var.dtype == convolution.weight.dtype
-        and not any(_watched(module) for module in (convolution, norm))
+        and norm.running_var.dtype in (torch.float32, torch.float64)  # half types round otherwise
+        and not any(_replaced(module) for module in (convolution, norm))
     )
 
 
-def _watched(module: nn.Module) -> bool:
-    """Tell whether somebody looks at or replaces what a module computes."""
+def _hooked(module: nn.Module) -> bool:
+    return any(getattr(module, name, None) for name in _HOOKS)
+
+
+def _replaced(module: nn.Module) -> bool:
+    """Tell whether somebody replaces what a module computes."""
     own = vars(module)
-    return "forward" in own or any(own[name] for name in _HOOKS) or parametrize.is_parametrized(module)
+    return "forward" in own or "_conv_forward" in own or parametrize.is_parametrized(module)
 
 
 def _joint(convolution: Any, norm: Any) -> dict[str, Any]:
