@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Real
 from typing import Any, Literal, TypeAlias, TypedDict, cast, get_args, get_origin, get_type_hints
 
@@ -39,6 +40,12 @@ class AscentKeywords(AscentFields, total=False):
     """What every method with an ascent takes by keyword beside settings of its own."""
 
     model: nn.Module | None
+
+
+@cache
+def _choices() -> list[tuple[str, Any]]:
+    """Return the fields that are one of a few words; to read the hints takes longer than the rest of a constructor."""
+    return [(name, kind) for name, kind in get_type_hints(AscentFields).items() if get_origin(kind) is Literal]
 
 
 def _arguments(kind: type) -> Iterable[inspect.Parameter]:
@@ -98,9 +105,8 @@ class AscentOptions:
     only: Iterable[Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(AscentFields).items():
-            if get_origin(kind) is Literal:
-                check_choice(name, getattr(self, name), kind)
+        for name, kind in _choices():
+            check_choice(name, getattr(self, name), kind)
         check_count("start", self.start)
         require(self.stop is None or self.stop >= self.start, "stop", "must not come before `start`", self.stop)
         check_count("interval", self.interval, 1)
