@@ -172,9 +172,11 @@ def test_what_reads_and_draws_imports_no_torch_and_nothing_optional(room):
 
 
 def test_a_survey_imports_neither_a_compiler_nor_fabric_and_fabric_no_torchmetrics():
-    """Each takes as long as torch, in every process."""
+    """Each takes as long as torch, in every process; stores are opened by the driver, and by no worker."""
     code = """
 import sys, torch, lowland as ll
+import lowland.landscape.surface_task, lowland.curvature.probe
+assert not {"xarray", "zarr", "pandas", "scipy"} & sys.modules.keys()
 import lowland.workflows.sources
 model = torch.nn.Linear(4, 3)
 risk = ll.EmpiricalRisk(model, torch.nn.CrossEntropyLoss(), [(torch.eye(4), torch.arange(4) % 3)])

@@ -18,13 +18,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike
 
 from lowland.core.errors import DAMAGED, InputError, StoreError, refused, require, reworded
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 KINDS: Final = {"surface": 2, "trajectory": 1, "curvature": 2, "robustness": 1}
 """Kind of result -> its current schema version; a higher version is refused, a lower one migrated."""
@@ -98,6 +100,8 @@ def check(dataset: xr.Dataset, kind: str | None = None) -> str:
 
 def check_dataset(result: object) -> None:
     """Check that something is a result at all, and not what it would be measured from."""
+    import xarray as xr  # as late as this: workers of a survey need none of it
+
     advice = "measure it first by landscape.evaluate(risk, plane, grid) or curvature.summarize(risk), or open a store"
     require(isinstance(result, xr.Dataset), "result", "must be an xarray.Dataset", type(result).__name__, advice)
 
@@ -142,6 +146,8 @@ def new_surface(
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Make an empty surface (or line) of the current schema: every point open."""
+    import xarray as xr
+
     axes = {"x": np.asarray(x, dtype=np.float64)}
     if y is not None:
         axes["y"] = np.asarray(y, dtype=np.float64)
@@ -183,6 +189,8 @@ def new_trajectory(
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Make a trajectory result: projected coordinates of training snapshots."""
+    import xarray as xr
+
     values = np.asarray(coordinates, dtype=np.float64)
     return xr.Dataset(
         {"coordinate": (("snapshot", "axis"), values), **dict(variables)},
@@ -199,6 +207,8 @@ def new_curvature(
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """Make a curvature result: eigenvalues with residuals, and scalars with their errors."""
+    import xarray as xr
+
     return xr.Dataset(
         {
             "eigenvalue": ("pair", np.asarray(eigenvalues, dtype=np.float64)),
@@ -213,6 +223,8 @@ def new_robustness(
     rows: Sequence[Mapping[str, Any]], quantiles: Sequence[float], *, attrs: Mapping[str, Any] | None = None
 ) -> xr.Dataset:
     """Make a robustness card: one row for every change that was made; fields of several numbers are by quantile."""
+    import xarray as xr
+
     names = rows[0] if rows else {}
     found = {name: np.asarray([row[name] for row in rows]) for name in names}
     variables = {name: (("row", "quantile")[: values.ndim], values) for name, values in found.items()}

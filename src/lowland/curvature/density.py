@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.core.errors import check_positive, require
@@ -23,6 +22,9 @@ from lowland.core.schema import new_curvature
 from lowland.curvature.counted import counted
 from lowland.curvature.eigenvalues import Source, as_operator
 from lowland.curvature.lanczos import Lanczos, Ritz
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _FOUND: Final = 1e-6
 """Residual, as a share of the scale, below which a node is an eigenvalue."""

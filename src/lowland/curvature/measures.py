@@ -10,9 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any, Final
 
 from lowland.core.errors import InputError
 from lowland.core.params import ParameterSpace
@@ -23,6 +21,9 @@ from lowland.curvature.average_case import average_case_sharpness
 from lowland.curvature.protocol import Metric, logits_normalized, protocol_risk
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
 from lowland.curvature.worst_case import Norm, WorstCase, worst_case_sharpness
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True, slots=True)

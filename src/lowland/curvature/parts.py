@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import torch
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -31,6 +30,9 @@ from lowland.curvature.operator import AbstractOperator
 from lowland.curvature.perturbed_risk import PerturbedRisk, perturbed_risk
 from lowland.curvature.risk_operator import AbstractRiskOperator
 from lowland.curvature.trace import estimate, filter_direction
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 By: TypeAlias = "Literal['layer', 'block', 'kind'] | Mapping[str, Sequence[str]]"
 """How parameters are put together: by name of a way, or name of a part -> parameters or modules."""
@@ -175,6 +177,8 @@ def curvature_by_part(
         >>> [round(float(v), 4) for v in curvature_by_part(risk, "layer", draws=0).part_trace]
         [2.0]
     """
+    import xarray as xr
+
     for name, value, least in (("probes", probes, 2), ("max_products", max_products, 0), ("draws", draws, 0)):
         require(value >= least and (name != "draws" or value != 1), name, f"must be at least {least}", value)
     require(0 < rho < math.inf, "rho", "must be positive", rho)

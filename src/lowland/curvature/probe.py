@@ -16,11 +16,10 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from lowland.core.errors import InputError, NotFinite, require
@@ -28,6 +27,9 @@ from lowland.core.risk import EmpiricalRisk
 from lowland.core.schema import STATUS_MEASURED
 from lowland.curvature.eigenvalues import SpectrumEnds, extreme_eigenvalues
 from lowland.curvature.hessian import Hessian
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _NEGATIVE: Final = {"negative": 1.0, "undecided": 0.0, "none found": -1.0}
 _ENDS: Final[dict[str, Callable[[SpectrumEnds], float]]] = {

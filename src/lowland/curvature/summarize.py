@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any
 
 from lowland.core.names import check_options
 from lowland.core.risk import EmpiricalRisk
@@ -24,6 +22,9 @@ from lowland.curvature.parts import curvature_by_part
 from lowland.curvature.sharpness import Sharpness, sam_sharpness
 from lowland.curvature.top import top_eigenvalues
 from lowland.curvature.trace import ProbeEstimate, trace
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def summarize(

@@ -7,11 +7,10 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
-import xarray as xr
 
 from lowland.core.pace import OnEvent, shown
 from lowland.core.ranks import Ranks
@@ -29,6 +28,9 @@ from lowland.landscape.refine import Tolerance
 from lowland.landscape.surface_task import ComputeSettings, Request, SurfaceTask
 from lowland.landscape.verify import check_stored
 from lowland.results.dataset import SurfaceWriter, writer
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def evaluate(

@@ -12,11 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -34,6 +33,9 @@ from lowland.landscape.grid import Grid
 from lowland.landscape.plane import Plane, at_origin
 from lowland.landscape.refine import Tolerance
 from lowland.landscape.trajectory import Snapshots, grid_around, pca_plane, project_trajectory, snapshot_source
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 FRAMES: Final = 50
 """Most frames of a film; a second of film has 10."""

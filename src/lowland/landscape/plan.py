@@ -7,10 +7,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import xarray as xr
 
 from lowland.core.errors import InputError, require
 from lowland.core.params import model_fingerprint
@@ -21,6 +20,9 @@ from lowland.landscape.grid import Grid
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe, check_probes
 from lowland.landscape.surface_task import Request, SurfaceTask
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def as_splits(risk: EmpiricalRisk | Mapping[str, EmpiricalRisk]) -> dict[str, EmpiricalRisk]:

@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -45,6 +44,9 @@ from lowland.landscape.paths import (
 )
 from lowland.landscape.plane import Plane, at_origin, made, make_plane
 from lowland.results.snapshots import SnapshotReader
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Snapshots: TypeAlias = "SnapshotReader | str | Path | Sequence[tuple[int, Mapping[str, Any]]] | Sequence[Weights]"
 """A folder of snapshots (or its reader); pairs (step, arrays or tensors by parameter name) in ascending order; or

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.core.errors import StoreError
@@ -19,6 +18,9 @@ from lowland.core.names import flattened
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, check, identifier, migrated, plain
 from lowland.results import remote, zarr
 from lowland.results.files import only_writer
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array: TypeAlias = NDArray[Any]
 

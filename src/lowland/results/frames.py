@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
-
-import pandas as pd
-import xarray as xr
+from typing import TYPE_CHECKING, Any, Final
 
 from lowland.core.errors import optional_import, require
 from lowland.core.schema import UNITS
 from lowland.results.files import replacing, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
 
 _UNITS: Final = {
     **UNITS,
@@ -50,6 +51,9 @@ def to_frame(result: Any) -> pd.DataFrame:
         >>> list(frame.columns), frame.attrs["units"]["x"]
         (['x', 'loss', 'status', 'error'], 'normalized direction')
     """
+    import pandas as pd
+    import xarray as xr
+
     if isinstance(result, xr.Dataset):
         frame = result.to_dataframe().reset_index() if result.sizes else pd.DataFrame([scalars(result)])
         units = {str(name): str(variable.attrs.get("units", "")) for name, variable in result.variables.items()}
@@ -64,6 +68,8 @@ def to_frame(result: Any) -> pd.DataFrame:
 
 def frame_of_rows(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return rows of numbers as a frame with units."""
+    import pandas as pd
+
     return _with_units(pd.DataFrame.from_records([dict(row) for row in rows]))
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.core.errors import InputError, require
 from lowland.core.schema import STATUS_FAILED, STATUS_OPEN, check
 from lowland.results.choosing import check_metric
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Values: TypeAlias = NDArray[np.float64]
 
@@ -36,6 +38,8 @@ def numbers(surface: xr.Dataset, *, metric: str = "loss", delta: float = 0.1) ->
         pooling) it depends on it. With several directions also ``curvature_mean`` and ``curvature_se`` over directions
         (and axes), which for smooth networks alone estimate the filter-weighted trace.
     """
+    import xarray as xr
+
     check(surface, "surface")
     check_metric(surface, metric)
     require(math.isfinite(delta) and delta > 0, "delta", "must be positive", delta)
@@ -251,6 +255,7 @@ def bands(
     require(0 < level < 1, "level", "must lie between 0 and 1", level)
     count = int(surface.attrs.get("samples", 0))
     factor = finite_factor(surface, estimand, size)
+    import xarray as xr
     from scipy.special import stdtrit  # a third of a second, which figures and bad input need not wait for
 
     half = surface[f"{metric}_se"] * (factor * float(stdtrit(max(count - 1, 1), (1 + level) / 2)))

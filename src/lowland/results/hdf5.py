@@ -13,15 +13,17 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.core.errors import InputError, StoreError, optional_import, require, reworded
 from lowland.core.schema import STATUS_FAILED, STATUS_MEASURED, STATUS_OPEN, check, new_surface
 from lowland.results.files import replacing
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Array: TypeAlias = NDArray[Any]
 

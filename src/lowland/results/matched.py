@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
-import xarray as xr
 
 from lowland.core.errors import InputError
 from lowland.core.schema import check_dataset
 from lowland.results.run import Run
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 LOSS_RATIO: Final = 1.5
 """Train losses that differ by more make curvatures incomparable."""

@@ -9,15 +9,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from lowland.results.choosing import check_metric
 from lowland.results.geometry import barrier
 from lowland.results.recipes import planes_of
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 Values: TypeAlias = NDArray[np.float64]
 
@@ -105,6 +107,8 @@ def ways(surface: xr.Dataset, *, metric: str = "loss") -> xr.Dataset:
     """
     check_metric(surface, metric)
     outer = [str(dim) for dim in surface[metric].dims if dim != "x"]
+    import xarray as xr
+
     shape = tuple(surface.sizes[dim] for dim in outer)
     x = np.asarray(surface["x"].values, dtype=np.float64)
     planes, found = planes_of(surface), []

@@ -16,16 +16,17 @@ import warnings
 from collections.abc import Iterable, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
-import xarray as xr
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from lowland.core.errors import StoreError, reworded
 from lowland.results.files import make_folder, writing
+
+if TYPE_CHECKING:
+    import xarray as xr
+    import zarr
 
 _CHUNK: Final = 101
 """Points per side of a chunk; a usual 51 x 51 or 101 x 101 surface is one chunk, so that a flush is one file each."""
@@ -38,6 +39,8 @@ def exists(path: Path) -> bool:
 
 def create(dataset: xr.Dataset, path: Path, *, overwrite: bool = False) -> None:
     """Write a Dataset as a new store, as a whole or not at all."""
+    import zarr  # as late as this: with xarray it is a third of what a worker of a survey would import beside torch
+
     if path.exists() and not (overwrite and exists(path)):
         what = "exists already" if exists(path) else "exists and is no store of Lowland"
         raise StoreError(f"{path} {what}; choose another place" + (", or overwrite it" if exists(path) else ""))
@@ -73,6 +76,8 @@ def read(path: Path) -> xr.Dataset:
     if not exists(path):
         what = "is no store of Lowland, a folder that ends in .zarr" if path.exists() else "does not exist"
         raise StoreError(f"{path} {what}")
+    import xarray as xr
+
     # Zarr and its codecs raise their own kinds for cut-off metadata and chunks
     with reworded(Exception, lambda why: StoreError(f"{path} is damaged ({why}); it was left as it is")):
         arrays, missing = _found(path)
@@ -128,6 +133,8 @@ def attributes(path: Path) -> dict[str, Any]:
 
 def renew_attributes(path: Path, dataset: xr.Dataset) -> None:
     """Write the attributes of a Dataset over those of its store, the store's own last."""
+    import zarr
+
     with writing(path):
         group = zarr.open_group(path, mode="r+", zarr_format=3)
         for name, variable in dataset.variables.items():
@@ -139,6 +146,8 @@ class ZarrArrays:
     """Writes parts of the arrays of an existing store, whole chunks at a time."""
 
     def __init__(self, path: Path, arrays: Mapping[str, NDArray[Any]], order: Iterable[str]) -> None:
+        import zarr
+
         self.path, self._arrays, self._order = path, arrays, list(order)
         for left in path.rglob("*.partial"):  # Zarr's own, of a writer that was killed
             left.unlink(missing_ok=True)
@@ -146,6 +155,8 @@ class ZarrArrays:
 
     def write(self, marks: NDArray[np.bool_], dims: tuple[str, ...], of: Mapping[str, tuple[str, ...]]) -> None:
         """Write every chunk that holds a marked point."""
+        import zarr
+
         blocks = _blocks(marks, dims)
         kept = "; finished points written before are kept"
         with writing(self.path, kept), zarr.config.set({"array.write_empty_chunks": True}):
@@ -166,6 +177,8 @@ class ZarrArrays:
 
     def carried(self, index: int) -> dict[str, NDArray[Any]]:
         """Read the arrays of one point."""
+        import zarr
+
         found = self._group.get(f"carry/{index}")
         if not isinstance(found, zarr.Group):
             return {}
@@ -196,6 +209,8 @@ def _step(dim: str, size: int) -> int:
 
 
 def _encoding(dataset: xr.Dataset) -> dict[str, Any]:
+    from zarr.codecs import ZstdCodec
+
     return {
         str(name): {
             "chunks": tuple(_step(str(d), n) for d, n in zip(variable.dims, variable.shape, strict=True)),
