@@ -96,13 +96,25 @@ class Twice(nn.Module):
         if self.how == "changed":
             self.conv.weight.data.clamp_(-0.1, 0.1)
             return self.norm(y)
+        if self.how == "adapted":
+            self.norm.running_mean.copy_(x.mean((0, 2, 3)))
+            return self.norm(y)
+        if self.how == "set":
+            self.norm.eps = 0.125
+            return self.norm(y)
+        if self.how == "emptied":
+            self.norm.running_mean.zero_()
+            return self.norm(y)
         if self.how == "autocast":
             with torch.autocast("cpu", torch.bfloat16):
                 return self.norm(self.conv(x))
         return self.norm(y) if y.sum() > 0 else y  # branches
 
 
-@pytest.mark.parametrize("how", ["skip", "applied twice", "normed twice", "noted", "changed", "autocast", "branch"])
+@pytest.mark.parametrize(
+    "how",
+    ["skip", "applied twice", "normed twice", "noted", "changed", "adapted", "emptied", "set", "autocast", "branch"],
+)
 def test_a_convolution_that_somebody_else_needs_is_left(how):
     model, _ = used(Twice(how), 2, 4, 4)
     assert foldable(model) == []

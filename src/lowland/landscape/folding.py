@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -59,22 +60,31 @@ def foldable(model: nn.Module) -> list[tuple[Any, Any]]:
     torch_wide: Any = nn.modules.module
     if torch_wide._has_any_global_hook() or any(_hooked(module) for module in model.modules()):
         return []  # they would get what is no tensor
-    call, tracer = _Call(model), _Tracer()
+    tracer = _Tracer()
     try:
+        versions = {buffer: buffer._version for buffer in model.buffers()}
+        kept = {module: dict(vars(module)) for module in model.modules()}
         with buffers_restored(model):  # forward may note what it sees, and count
-            graph = tracer.trace(call)
+            graph = tracer.trace(call := _Call(model))
             noted = tracer.noted()
+            seen = {id(buffer) for buffer, version in versions.items() if buffer._version != version}
+            seen |= {
+                id(module)
+                for module, before in kept.items()
+                if any(vars(module).get(name) is not value for name, value in before.items())
+            }
     except Exception:  # whatever a forward does that needs numbers
         return []
     called = {node: call.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"}
-    own = dict(call.named_parameters(remove_duplicate=False))
-    seen = {id(own.get(str(node.target))) for node in graph.nodes if node.op == "get_attr"}
+    own = dict(chain(*(found(remove_duplicate=False) for found in (call.named_parameters, call.named_buffers))))
+    seen |= {id(own.get(str(node.target))) for node in graph.nodes if node.op == "get_attr"}
     times, pairs = Counter(called.values()), []
     for node, norm in called.items():
         before = node.args[0] if len(node.args) == 1 and not node.kwargs else None
         if isinstance(before, fx.Node) and before in called and len(before.users) == 1 and before not in noted:
             convolution = called[before]
-            alone = not any(id(p) in seen for part in (convolution, norm) for p in part.parameters())
+            parts = [one for part in (convolution, norm) for one in (part, *part.parameters(), *part.buffers())]
+            alone = not any(id(part) in seen for part in parts)
             if times[convolution] == times[norm] == 1 and alone and _plain(convolution, norm):
                 pairs.append((convolution, norm))
     return pairs
@@ -92,7 +102,8 @@ class _Call(nn.Module):
         self.names = [one.name for one in wanted if one.kind is one.KEYWORD_ONLY]
 
     def forward(self, value: Any) -> Any:
-        inputs = [value[k] for k in range(self.inputs)] if self.inputs > 1 else [value][: not self.names or self.inputs]
+        alone = [value] if self.inputs or not self.names else []
+        inputs = [value[k] for k in range(self.inputs)] if self.inputs > 1 else alone
         return self.called(*inputs, **{name: value[name] for name in self.names})
 
 
