@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+from tests.ranks import together
 from tests.reference import sam as twins
 from torch import nn
 
@@ -81,7 +81,7 @@ def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sampa")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    multiprocessing.spawn(work, (port, folder), nprocs=2)
+    together(work, port, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.distributed as dist
+from tests.ranks import together
 from tests.trainer_cases import SAMPLES, Samples, assert_same, bfloat16, network, plain_loop, wrapped
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -168,7 +169,7 @@ def process(rank, folder):
 def two(tmp_path_factory):
     """Where two processes have left what they found; most of their time goes into imports."""
     folder = tmp_path_factory.mktemp("two")
-    torch.multiprocessing.spawn(process, (folder,), nprocs=2)
+    together(process, folder)
     return folder
 
 

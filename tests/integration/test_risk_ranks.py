@@ -6,6 +6,7 @@ import traceback
 import numpy as np
 import pytest
 import torch
+from tests.ranks import together
 from torch import nn
 
 from lowland import curvature, landscape
@@ -118,7 +119,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (folder,), nprocs=2)
+    together(work, folder)
     assert not list(folder.glob("*.error"))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from tests.ranks import together
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
@@ -207,4 +208,4 @@ def test_processes_equal_one(world, tmp_path):
     loss.prepare(samples=IDS)
     assert train(model, loss, lambda epoch: global_batches(epoch, world)) == [1.0] * EPOCHS
     torch.save(model.state_dict(), tmp_path / "one-process.pt")
-    torch.multiprocessing.spawn(worker, (world, tmp_path), nprocs=world)
+    together(worker, world, tmp_path, count=world)
