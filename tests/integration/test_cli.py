@@ -170,7 +170,7 @@ BAD = [
     (["fit", "{new}", "--data.options.label_noise", "1.5"], "`label_noise`"),
     (["fit", "{new}", "--optimizer.method", "sam", "--optimizer.options.rho", "-1"], "`rho`"),
     (
-        ["fit", "{new}", "--model.name", "resnet20", "--data.name", "mnist1d"],
+        ["fit", "{new}", "--model.name", "resnet20", "--data.name", "mnist1d", "--data.options.test_size", "10"],
         "`model, loss` must fit the data 'mnist1d'",
     ),
     (

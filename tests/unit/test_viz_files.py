@@ -160,10 +160,10 @@ def test_every_kind_exports_or_says_why_not(tmp_path: Path, kind: str, suffix: s
     refused |= {(flat, s) for flat in ("line", "density", "merge-tree") for s in scenes}
     if (kind, suffix) in refused:
         with pytest.raises(InputError, match="path" if kind not in moving else "backend"):
-            viz.export(results, target, kind, trajectories={"SGD": walk()})
+            viz.export(results, target, kind, trajectories={"SGD": walk(4)})
         assert not target.exists()
         return
-    assert viz.export(results, target, kind, trajectories={"SGD": walk()}).stat().st_size > 500
+    assert viz.export(results, target, kind, trajectories={"SGD": walk(4)}).stat().st_size > 500
 
 
 def test_options_change_the_figure_without_recomputation(tmp_path: Path) -> None:
