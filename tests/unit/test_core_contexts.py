@@ -153,3 +153,16 @@ def test_backward_hooks_change_no_number_and_are_back_afterwards():
     nn.functional.mse_loss(model(x), y).backward()
     assert {"tensor", "module", "pre"} < set(calls)
     torch.testing.assert_close(model[0].weight.grad, 30 * expected["0.weight"])
+
+
+def test_an_interrupt_while_modes_are_put_back_comes_after_it():
+    class Slow(nn.Linear):
+        def __setattr__(self, name, value):
+            if name == "training" and value and "weight" in self._parameters:
+                signal.raise_signal(signal.SIGINT)
+            super().__setattr__(name, value)
+
+    model = nn.Sequential(Slow(2, 2), nn.Linear(2, 2))
+    with pytest.raises(KeyboardInterrupt), contexts.evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())

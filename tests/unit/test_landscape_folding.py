@@ -1,6 +1,7 @@
 """Batch norm as part of the convolution before it: the same values, everything put back, and nothing but plain pairs."""
 
 import json
+import signal
 import sys
 
 import numpy as np
@@ -207,6 +208,20 @@ def test_an_exception_inside_puts_everything_back():
     with pytest.raises(KeyboardInterrupt), folded(model):
         raise KeyboardInterrupt
     assert torch.equal(model(x), plain)
+
+
+class Interrupted(Noting):
+    def forward(self, x):
+        signal.raise_signal(signal.SIGINT)
+        return self.pair(x)
+
+
+def test_an_interrupt_during_the_look_comes_after_it():
+    model = Interrupted().eval()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        foldable(model)
+    assert "forward" not in {entry.name for entry in caught.traceback}  # torch was put back before
+    assert isinstance(nn.Linear(2, 2)(torch.ones(2)), torch.Tensor)
 
 
 def survey(batch_norm="running", **options):

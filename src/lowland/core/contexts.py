@@ -186,22 +186,23 @@ def gradients_aside(model: nn.Module) -> Generator[None, None, None]:
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     tables: list[dict[int, Any]] = [getattr(module, name) for module in modules for name in _HOOKS]
     hooked = [(table, dict(table)) for table in tables if table]
-    for parameter, _, _, hooks in saved:
-        parameter.grad = None
-        if hooks:
-            setattr(parameter, _HOOKS[0], None)
-    for table, _ in hooked:
-        table.clear()
     try:
+        for parameter, _, _, hooks in saved:
+            parameter.grad = None
+            if hooks:
+                setattr(parameter, _HOOKS[0], None)
+        for table, _ in hooked:
+            table.clear()
         yield
     finally:
-        for table, entries in hooked:
-            table.update(entries)
-        for parameter, gradient, requires, hooks in saved:
-            parameter.grad = gradient
-            parameter.requires_grad_(requires)
-            if hooks:
-                setattr(parameter, _HOOKS[0], hooks)
+        with held_interrupts():
+            for table, entries in hooked:
+                table.update(entries)
+            for parameter, gradient, requires, hooks in saved:
+                parameter.grad = gradient
+                parameter.requires_grad_(requires)
+                if hooks:
+                    setattr(parameter, _HOOKS[0], hooks)
 
 
 @contextmanager
@@ -224,15 +225,17 @@ def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
     """Switch all modules to evaluation mode and restore each module's own flag at the end."""
     flags = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
-    except NotImplementedError as error:  # what torch.export made
-        raise InputError("model", "must have an evaluation mode", type(model).__name__, "pass the original") from error
-    try:
+        try:
+            model.eval()
+        except NotImplementedError as error:  # what torch.export made
+            rule, advice = "must have an evaluation mode", "pass the original"
+            raise InputError("model", rule, type(model).__name__, advice) from error
         yield
     finally:
-        for module, training in flags:
-            if module.training != training:
-                module.training = training
+        with held_interrupts():
+            for module, training in flags:
+                if module.training != training:
+                    module.training = training
 
 
 def _tracking(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:

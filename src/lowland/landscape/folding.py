@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from lowland.core.contexts import buffers_restored
+from lowland.core.interrupts import held_interrupts
 
 _CONVOLUTIONS: Final[dict[type, Callable[..., Tensor]]] = {
     nn.Conv1d: functional.conv1d,
@@ -51,8 +52,9 @@ def folded(model: nn.Module) -> Generator[Callable[[], None]]:
             norm.forward = _unchanged
         yield renew
     finally:
-        for module in (part for pair in found for part in pair):
-            vars(module).pop("forward", None)
+        with held_interrupts():
+            for module in (part for pair in found for part in pair):
+                vars(module).pop("forward", None)
 
 
 def foldable(model: nn.Module) -> list[tuple[Any, Any]]:
@@ -64,7 +66,8 @@ def foldable(model: nn.Module) -> list[tuple[Any, Any]]:
     try:
         versions = {buffer: buffer._version for buffer in model.buffers()}
         kept = {module: dict(vars(module)) for module in model.modules()}
-        with buffers_restored(model):  # forward may note what it sees, and count
+        # forward may note what it sees, and count; an interrupted trace would leave every module of torch patched
+        with held_interrupts(), buffers_restored(model):
             graph = tracer.trace(call := _Call(model))
             noted = tracer.noted()
             seen = {id(buffer) for buffer, version in versions.items() if buffer._version != version}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lowland.core.batches import mapped, resized
+from lowland.core.interrupts import held_interrupts
 from lowland.core.types import Batch
 
 
@@ -26,8 +27,9 @@ def laid_out(model: nn.Module, memory_format: str) -> Generator[None]:
                     parameter.data = parameter.data.clone(memory_format=torch.channels_last)
         yield
     finally:
-        for parameter, data in saved:
-            parameter.data = data
+        with held_interrupts():
+            for parameter, data in saved:
+                parameter.data = data
 
 
 def rebatched(batches: Iterable[Batch], size: int | None, memory_format: str) -> Iterator[Batch]:
