@@ -140,7 +140,7 @@ def compiled(result: Result) -> str:
         for row in result["rows"]
     ]  # fmt: skip
     header = ["network", "compiled", "graph breaks", "graphs", "first two steps, s", "eager step, ms",
-              "compiled step, ms", "ratio", "weights apart after 5 steps (relative)"]  # fmt: skip
+              "compiled step, ms", "ratio", "weights apart after 5 steps (float64)"]  # fmt: skip
     return table(header, rows) + made(result, "compiled")
 
 
