@@ -336,7 +336,7 @@ def test_a_path_of_checkpoints_of_ones_own_loop(tmp_path, capsys):
     surface = ll.results.open(tmp_path / "out" / "surfaces" / "trajectory.zarr")
     assert surface.sizes == {"x": 3, "y": 3}
     capsys.readouterr()
-    assert main(["film", *words, "--points", "3", "--engine", "processes:2", "--json"]) == 0
+    assert main(["film", *words, "--points", "3", "--engine", "processes:1", "--json"]) == 0
     film = json.loads(capsys.readouterr().out)
     assert ll.results.open(film["path"]).sizes == {"direction": 4, "x": 3, "y": 3}
     assert (tmp_path / "out" / "figures" / "film.gif").read_bytes().startswith(b"GIF89a")
