@@ -10,17 +10,18 @@ moves 16 copies of the weights and multiplies in batches (`torch.func`); *compil
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from benchmarks.landscape import cases
 from torch import Tensor, nn
+from torch._inductor.utils import fresh_inductor_cache
 from torch.utils.flop_counter import FlopCounterMode
 
 from lowland.core.provenance import provenance
@@ -62,20 +63,20 @@ def measure(name: str, model: nn.Module, x: Tensor, turns: int) -> dict[str, Any
     with FlopCounterMode(display=False) as counter:
         model(x)
     square = torch.randn(1024, 1024)
-    many, quick = batched(model), torch.compile(model)
-    start = time.perf_counter()
-    quick(parts[0]), quick(parts[-1])
-    compile_seconds = time.perf_counter() - start
+    many, quick, joint = batched(model), torch.compile(model), copy.deepcopy(model)
+    with fresh_inductor_cache():
+        start = time.perf_counter()
+        quick(parts[0]), quick(parts[-1])
+        compile_seconds = time.perf_counter() - start
     ways: dict[str, Callable[[], Any]] = {
         "plain": lambda: [model(part) for part in parts],
         "many": lambda: [many(part) for part in parts],
         "compiled": lambda: [quick(part) for part in parts],
+        "folded": lambda: [joint(part) for part in parts],
         "product": lambda: square @ square,
     }
-    found = medians(ways, turns)
-    with ExitStack() as stack:
-        stack.enter_context(folded(model))
-        found |= {"folded": medians({"": ways["plain"]}, turns)[""]}
+    with folded(joint):
+        found = medians(ways, turns)
     return {
         "case": name, "samples": len(x), "operations": counter.get_total_flops(), "compile_s": compile_seconds,
         "plain_s": found["plain"], "many_s": found["many"] / POINTS, "compiled_s": found["compiled"],
