@@ -46,7 +46,7 @@ def number(title: str, *, units: str) -> Callable[[F], F]:
 
     Args:
         title: What tables call it.
-        units: Unit that tables and stores show behind it; "" for a ratio.
+        units: Unit that tables and stores show behind it; "1" or "" for a ratio.
 
     Example:
         >>> from lowland.curvature import NUMBERS

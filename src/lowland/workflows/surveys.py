@@ -53,7 +53,7 @@ def surface(
         survey: How it is surveyed.
         points: Points along x and along y, such as 51 or 51x31.
         extent: Half width of the plane (units of the normalized directions).
-        probes: What is measured beyond loss and accuracy (lowland list probes): gradient, convexity (Hessian ends), or
+        probes: What is measured beyond loss and accuracy (lowland list probes), such as gradient; or
             module:callable that makes a lowland.landscape.Probe.
         refine: Measure only as many points as the tolerance asks for, interpolate the rest and check it.
         precision: float32, bfloat16, or auto (bfloat16 where it is faster and exact enough).
