@@ -182,8 +182,7 @@ def extreme_eigenvalues(
                     break
             elif since is None:
                 since, residual = run.steps, float(ritz.residuals[0])
-            more = max(least, math.ceil(confirm * (since or 0))) if confirm > 0 else 0
-            long_enough = since is not None and run.steps >= since + more
+            long_enough = since is not None and run.steps >= since + _further(since, confirm, least)
             small = long_enough and all(_converged(ritz, tolerance, lower_tolerance))
             if small and float(ritz.residuals[0]) <= max(residual, 0.5 * _lower_limit(ritz, lower_tolerance)):
                 break
@@ -193,6 +192,11 @@ def extreme_eigenvalues(
         if ends.negative == "negative":  # is it, or do terms that cancel inside the products say so?
             ends = replace(ends, rounding=max(ends.rounding, operator.rounding()))
     return ends
+
+
+def _further(since: int, confirm: float, least: int) -> int:
+    """Return how many products more a warm start takes to confirm what it found."""
+    return max(least, math.ceil(confirm * since)) if confirm > 0 else 0
 
 
 def _converged(ritz: Ritz, tolerance: float, lower_tolerance: float = _LOWER_RELATIVE) -> tuple[bool, bool]:

@@ -70,10 +70,7 @@ def robustness(
     record = measured.record_of(robustness, locals())
     other = None if other is None else fspath(other)
     spec = SubjectSpec.of(subject)
-    check_positive(threads=threads)
-    check_engine(engine)
-    if name is not None:
-        check_name(name)
+    _check_call(name, engine, threads)
     _check_parts(options.parts or (), other, finetune_data)
     _check_other(spec, other, other_weights)
     place = measured.opened(spec, risk.weights)
@@ -102,6 +99,13 @@ def robustness(
             progress=progress,
         )
     return made, path
+
+
+def _check_call(name: str | None, engine: str, threads: int | None) -> None:
+    check_positive(threads=threads)
+    check_engine(engine)
+    if name is not None:
+        check_name(name)
 
 
 def _check_other(spec: SubjectSpec, other: str | None, other_weights: str | None) -> None:
