@@ -80,6 +80,8 @@ def layer_traces(
 ) -> dict[str, ProbeEstimate]:
     """Return the trace of every tensor's diagonal block by name; they add up to the trace. Arguments as in `diagonal`.
 
+    Memory: up to 3 sets of weights for each of `chunk` vectors, and a dozen more.
+
     An operator without parameter names is refused.
     """
     operator = as_operator(source)
