@@ -64,12 +64,13 @@ def planted(starts: int) -> list[dict[str, Any]]:
     return rows
 
 
-def whole_map(kind: str, points: int, checks: int) -> list[dict[str, Any]]:
+def whole_map(kind: str, points: int, checks: int, stores: Path | None) -> list[dict[str, Any]]:
     """Measure a map from half random starts, cold checks among its products, and compare points with long runs."""
     net, data = network(kind, 400, 12)
     risk = EmpiricalRisk(net, nn.CrossEntropyLoss(), [(x[:50], y[:50]) for x, y in data])
     place, grid = landscape.random_plane(net, seed=0), landscape.grid(points, points)
-    surface = landscape.evaluate(risk, place, grid, probes=[Convexity(noise=1.0)])
+    store = None if stores is None else stores / f"{kind}.zarr"
+    surface = landscape.evaluate(risk, place, grid, probes=[Convexity(noise=1.0)], store=store)
     chosen = torch.randperm(points * points, generator=torch.Generator().manual_seed(0))[:checks].tolist()
     exact = long_runs(net, risk, place, [(float(grid.x[k // points]), float(grid.y[k % points])) for k in chosen])
     found = surface["lambda_min"].values.reshape(-1)
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--checks", type=int, default=4)
     parser.add_argument("--side", type=int, default=31, help="points per axis of a map")
     parser.add_argument("--map-checks", type=int, default=12)
+    parser.add_argument("--stores", type=Path, help="folder of the maps' stores, from which a stopped map goes on")
     parser.add_argument("--networks", nargs="*", default=["resnet8", "transformer"])
     parser.add_argument(
         "--parts", nargs="*", choices=("planted", "lines", "maps"), default=("planted", "lines", "maps")
@@ -133,7 +135,9 @@ def main() -> None:
         elif part == "lines":
             rows = [row for kind in options.networks for row in line(kind, options.points, options.checks)]
         else:
-            rows = [row for kind in options.networks for row in whole_map(kind, options.side, options.map_checks)]
+            kept = [row for row in result.get("maps", {}).get("rows", ()) if row["network"] not in options.networks]
+            maps = (whole_map(kind, options.side, options.map_checks, options.stores) for kind in options.networks)
+            rows = sorted([*kept, *(row for found in maps for row in found)], key=lambda row: row["network"])
         result[part] = {"rows": rows, "made": provenance()}
         print(part, json.dumps(rows, indent=1), flush=True)
         options.output.write_text(json.dumps(result, indent=1) + "\n")
