@@ -734,3 +734,18 @@ def test_weights_are_back_where_a_second_step_was_left_out():
         optimizer.first_step()
     assert same_bits(list(model.parameters()), before)  # now, not when the last reference to the pass goes
     del caught
+
+
+def test_gradients_that_a_closure_clears_are_gone_before_its_first_pass():
+    model, optimizer = (m := network()), optim.SAM(sgd(m))
+    first, second = data(2)
+    optimizer.step(closure_of(model, optimizer, first))
+    old, alive = [weakref.ref(p.grad) for p in model.parameters()], []
+
+    def closure():
+        optimizer.zero_grad()
+        alive.append([gradient() is not None for gradient in old])
+        return backward(model, second)
+
+    optimizer.step(closure)
+    assert alive == [[False] * 4] * 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import signal
+# `signal` wraps this and tries to make an enum of each handler, which takes longer than copies of a small network
+import _signal  # type: ignore[import-not-found]
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -17,14 +18,14 @@ def held_interrupts() -> Generator[None, None, None]:
         yield
         return
     caught: list[tuple[int, FrameType | None]] = []
-    previous = signal.getsignal(signal.SIGINT)
+    previous = _signal.getsignal(_signal.SIGINT)
     if previous is None:  # installed by a C library: it cannot be put back from Python
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: caught.append((number, frame)))
+    _signal.signal(_signal.SIGINT, lambda number, frame: caught.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        _signal.signal(_signal.SIGINT, previous)
         if caught and callable(previous):
             previous(*caught[0])

@@ -22,7 +22,7 @@ from lowland.core.contexts import perturbed_pass
 from lowland.core.errors import InputError, LowlandWarning, MissingPass, require
 from lowland.core.interrupts import held_interrupts
 from lowland.optim.holder import Holder
-from lowland.optim.moves import ascend, copy_all, is_dense, lost_share, shards
+from lowland.optim.moves import ascend, copy_all, lost_share, shards
 from lowland.optim.parts import Method
 from lowland.optim.passes import Entry, both_gradients, entries_of, noise_state, own_gradients, replayed
 from lowland.optim.phases import Phase
@@ -125,7 +125,7 @@ def _go_up(held: Holder, method: Method, sets: list[list[Entry]]) -> None:
     scratch, entries = held.scratch, [entry for one in sets for entry in one]
     parameters = [entry.parameter for entry in entries]
     copies = [held.backup(parameter) for parameter in parameters]
-    low = any(p.dtype in (torch.bfloat16, torch.float16) for p in parameters) and not scratch.warned
+    low = not {p.dtype for p in parameters}.isdisjoint((torch.bfloat16, torch.float16)) and not scratch.warned
     with held_interrupts():
         copy_all(copies, parameters)
         scratch.moved, scratch.norms = (parameters, copies), []
@@ -138,9 +138,11 @@ def _go_up(held: Holder, method: Method, sets: list[list[Entry]]) -> None:
         if low:
             _warn_of_rounding(held, entries, copies)
         for parameter in held.parameters():
-            parameter.grad = None if method.combines else scratch.aside.get(parameter)
-        if scratch.aside and not method.combines:
-            scratch.watch(held.parameters())
+            parameter.grad = None
+        if not method.combines:
+            for parameter, gradient in scratch.aside.items():
+                parameter.grad = gradient
+            scratch.watch(scratch.aside)
         torch.clear_autocast_cache()
 
 
@@ -211,14 +213,13 @@ def _carry_overflow(held: Holder) -> None:
     # Minus zero is the number that changes no bit of what it is added to; times infinity it is NaN. It is added to the
     # smallest gradient, since a scaler skips the step for any.
     norms = held.scratch.norms
-    smallest, least = None, 0
-    for parameter in held.parameters() if norms else ():
-        if parameter.grad is not None and is_dense(parameter.grad):
-            size = shards([parameter])[0].numel()
-            if size and (smallest is None or size < least):
-                smallest, least = parameter, size
-    if smallest is not None and smallest.grad is not None:
-        own_gradients(held, [smallest])
-        target = shards([smallest.grad])[0]
+    dense = list(held.gradients()) if norms else []
+    sizes = [part.numel() for part in shards(dense)]
+    smallest = min(filter(None, sizes), default=None)
+    if smallest is not None:
+        parameter = dense[sizes.index(smallest)]
+        own_gradients(held, [parameter])
+        assert parameter.grad is not None
+        target = shards([parameter.grad])[0]
         norm = norms[0] if len(norms) == 1 else torch.stack([n.to(norms[0].device) for n in norms]).sum()
         target.add_(norm.to(target.device) * -0.0)

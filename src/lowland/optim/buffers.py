@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,7 +51,7 @@ class BufferKeeper:
                     owner._buffers[name] = buffer  # a forward that rebound the name is undone too
 
     def _save(self, modules: list[nn.Module], places: Places, old: dict[Tensor, Tensor]) -> None:
-        found = [place for place in _named_buffers(modules) if place[2] not in self._copies]
+        found = [place for place in _named_buffers(modules, old) if place[2] not in self._copies]
         fresh = {buffer: empty_twin(buffer) if (copy := old.get(buffer)) is None else copy for *_, buffer in found}
         copy_all(list(fresh.values()), list(fresh))
         self._copies |= fresh
@@ -95,16 +95,18 @@ class BufferKeeper:
         return self._covered is not None
 
 
-def _named_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    # What cannot be written in place is left alone: no forward pass can have changed it in place either.
+def _named_buffers(modules: Iterable[nn.Module], known: Container[Tensor]) -> Iterator[tuple[nn.Module, str, Tensor]]:
+    # What cannot be written in place is left alone: no forward pass can have changed it in place either. Known ones
+    # can; to ask each in every step would take longer than all the copies.
     stack, seen = list(modules), set[int]()
     while stack:  # a plain walk: nn.Module.modules() takes longer than all the copies
         module = stack.pop()
         if id(module) in seen:
             continue
         seen.add(id(module))
-        stack += [child for child in module._modules.values() if child is not None]
+        if module._modules:
+            stack += [child for child in module._modules.values() if child is not None]
         for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) not in seen and writable(buffer):
+            if buffer is not None and id(buffer) not in seen and (buffer in known or writable(buffer)):
                 seen.add(id(buffer))
                 yield module, name, buffer

@@ -74,7 +74,7 @@ class Holder:
 
     def gradients(self) -> dict[Tensor, Tensor]:
         """Return the present gradients by parameter, without sparse ones: what can be normed, kept and combined."""
-        return {p: p.grad for p in self.parameters() if p.grad is not None and is_dense(p.grad)}
+        return {p: g for p in self.parameters() if (g := p.grad) is not None and is_dense(g)}
 
     def has_gradients(self) -> bool:
         """Tell whether any parameter has a gradient."""

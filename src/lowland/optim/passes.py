@@ -6,6 +6,7 @@ import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from functools import cache
+from operator import gt
 from typing import NamedTuple
 
 import torch
@@ -61,17 +62,15 @@ def both_gradients(held: Held, first: dict[Tensor, Tensor]) -> tuple[list[Tensor
 def own_gradients(held: Held, parameters: Iterable[Tensor]) -> None:
     """Give a copy to every parameter whose gradient somebody else holds too: a user, DDP's buckets, FSDP2's buffers."""
     held.scratch.watched = {}  # or they would count as held
+    alone, compiling = _holders_of_none(), torch.compiler.is_compiling()
     for parameter in parameters:
-        if parameter.grad is not None and is_dense(parameter.grad) and _is_shared(parameter):
+        if parameter.grad is None or not is_dense(parameter.grad):
+            continue
+        # counts say nothing in a compiled function; a shard is a part of a buffer for several parameters
+        shared = compiling or (type(parameter.grad) is not Tensor and hasattr(parameter.grad, "_local_tensor"))
+        counts = alone if shared else _holders(parameter)
+        if shared or (counts != alone and any(map(gt, counts, alone))):
             parameter.grad = parameter.grad.clone()
-
-
-def _is_shared(parameter: Tensor) -> bool:
-    kind = type(parameter.grad)
-    if torch.compiler.is_compiling() or (kind is not Tensor and hasattr(parameter.grad, "_local_tensor")):
-        return True  # counts say nothing there; a shard is a part of a buffer for several parameters
-    counts, alone = _holders(parameter), _holders_of_none()
-    return counts != alone and any(now > least for now, least in zip(counts, alone, strict=True))
 
 
 def _holders(parameter: Tensor) -> tuple[int, int, int, int]:

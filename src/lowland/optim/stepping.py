@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
+from weakref import ref
 
 import torch
 
@@ -90,18 +91,21 @@ def run_closure(held: Holder, closure: Callable[[], Any]) -> Any:
         if scratch.phase is Phase.READY and scratch.untouched(held.parameters()):
             return loss
         raise InputError("step(closure)", "must do nothing after perturb(): the passes are done", advice=_CLEAR)
-    before = [(p, p.grad) for p in held.parameters() if p.grad is not None]
+    before = [(p, ref(p.grad)) for p in held.parameters() if p.grad is not None]  # to hold them would take memory
     zeroings = scratch.zeroings
     with first_pass(held, None):
         set_aside = bool(scratch.aside)
         loss = closure()
     if scratch.phase is Phase.READY or not (scratch.aside or held.has_gradients()):
         return loss  # the closure ran both passes, or none
-    if not set_aside and zeroings == scratch.zeroings and any(p.grad is gradient for p, gradient in before):
+    if (
+        not set_aside
+        and zeroings == scratch.zeroings
+        and any(p.grad is not None and p.grad is seen() for p, seen in before)
+    ):
         rule = "must not find gradients of earlier micro-batches: the second pass would lose them"
         advice = f"{_CLEAR} in the closure, or run each inside first_pass() and perturb(); {_IN_TRAINERS}"
         raise InputError("step(closure)", rule, advice=advice)
-    del before  # or they would count as held
     with perturbed(held):
         closure()
     return loss
