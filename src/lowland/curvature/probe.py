@@ -63,7 +63,8 @@ class Convexity:
         lower_tolerance: See `extreme_eigenvalues`. Default 0.05.
         max_products: Most products of one run, at least 6; what has not converged by then is marked. Default 80.
         noise: Random part of a warm start. Default 0.1, as stores of earlier versions have it; 1 takes fewer products
-            and finds more of what the parent's eigenvectors lack (see `extreme_eigenvalues`).
+            and finds more planted ends (see `extreme_eigenvalues`), but on a trained transformer it stopped too soon
+            at some points.
         cold_generations: Points that are at most this many steps from the first one in the grid's order of parents
             start cold. Default 1.
         check_share: Share of the other points that is measured cold as well. Default 0.05.
