@@ -17,6 +17,7 @@ from benchmarks.table import Result, made, table
 from benchmarks.tables_of_measuring import (
     cold_floor,
     curvature,
+    error_models,
     film,
     landscape,
     limits,
@@ -179,7 +180,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "robustness_card": robustness_card, "robustness_card_transformer": robustness_card,
     "robustness_profile": robustness_profile, "robustness_curve": robustness_curve,
     "memory": memory, "mutation": mutation, "refinement_bounds": refinement_bounds, "limits": limits,
-    "compiled": compiled,
+    "compiled": compiled, "error_models": error_models,
 }  # fmt: skip
 
 

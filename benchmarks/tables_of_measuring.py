@@ -237,6 +237,18 @@ def refinement_bounds(result: Result) -> str:
     return table(header, rows) + made(result, "-m benchmarks.refinement_bounds")
 
 
+def error_models(result: Result) -> str:
+    header = ["estimate", "networks", "points, mean", "geometric mean", "worst pixel over the tolerance",
+              "pixels beyond it", "pictures with none"]  # fmt: skip
+    rows = [
+        [row["way"], f"{row['half']} ({row['networks']})", f"{row['points']:.0f}", f"{row['geometric']:.0f}",
+         f"{row['worst']:.2f}", f"{row['outside']:.2%}", f"{row['inside']:.0%}"]
+        for row in result["rows"]
+        if not row["way"][-1].isdigit() or "safety" in row["way"]  # the others are the pairs of factors that were tried
+    ]  # fmt: skip
+    return table(header, rows) + made(result, "-m benchmarks.error_models")
+
+
 _WAYS = (
     ("rounding", "INT8 per channel, symmetric"), ("rounding", "INT4 per channel, symmetric"),
     ("rounding", "INT4 per group of 32, asymmetric"), ("noise", "per filter"), ("worst", ""), ("forgetting", ""),

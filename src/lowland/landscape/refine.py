@@ -1,11 +1,12 @@
-"""Pictures from fewer points: measure where two interpolants disagree, interpolate the rest, check it at random.
+"""Pictures from fewer points: measure where errors are likely, interpolate the rest, check it at random.
 
-The coarsest level of the full grid comes first (for 51 points a side: 9 of them). Then, in rounds, the values measured
+The coarsest level of the full grid comes first (for 51 points a side: 5 of them). Then, in rounds, the values measured
 so far are interpolated by two polyharmonic splines (radial basis functions r^3 and r^5, with their polynomials), in the
-scale (logarithm, cube root, or as they are) in which each measured value is best foretold by the others; where
-the splines disagree by more than a fraction of the tolerance, the worst places are measured, not too close to each
-other, since every new value changes the splines all around it. On rough ground, where most places are in doubt, rounds
-grow until all is measured.
+scale (logarithm, cube root, or as they are) in which each measured value is best foretold by the others. In doubt is
+what the second spline's own deviation leaves open by more than a fraction of the tolerance and the two disagree about:
+the deviation is right more often, but takes all ground around a kink for rough, also where the two agree. The worst
+places are measured, not too close to each other, since every new value changes the splines all around it. On rough
+ground, where most places are in doubt, rounds grow until all is measured.
 
 Once the picture is final, random points of it, spread evenly over the levels of the loss, are measured and compared
 with what it says there: how many are wrong bounds the share of wrong pixels. They are shown as measured and change no
@@ -35,19 +36,31 @@ from numpy.typing import NDArray
 from lowland.core.errors import InputError, require
 from lowland.core.seeds import generator
 from lowland.landscape.grid import Grid, levels
-from lowland.landscape.splines import ALL, SCALES, Carried, Kind, Scale, Values, left_out, spline, spline_beside
+from lowland.landscape.splines import (
+    ALL,
+    SCALES,
+    Carried,
+    Kind,
+    Scale,
+    Values,
+    deviation,
+    left_out,
+    spline,
+    spline_beside,
+)
 
 Indices: TypeAlias = NDArray[np.int64]
 Measure: TypeAlias = Callable[[Indices], Values]
 """Measures points by flat number and returns their losses, one column per split: shape [points, splits]."""
 
-_FIRST: Final = 9
+_FIRST: Final = 5
 """Points a side of the coarsest level."""
-_FIRST_CARRIED: Final = 5
-"""The same where pictures are carried over."""
 _CARRIED: Final = (0, 1, 2, 4, 8)
 """How many components of carried pictures are tried."""
-_NEXT: Final = 20
+_DEVIATION, _DISAGREEMENT = 0.4, 2.8
+"""Factors on the spline's deviation and on the disagreement of two; the smaller estimate of the error counts. Chosen on
+half of 23 networks, tried on the others (`benchmarks/error_models.py`)."""
+_NEXT: Final = 65
 """Doubts are looked for on the first level with so many times the coarsest level's points, then on all finer ones."""
 _ROUND: Final = 0.06
 """Points measured in a round, as a share of those measured so far."""
@@ -81,8 +94,8 @@ class Tolerance:
         checks: Random points on which the picture is checked; 59 without a failure say "at most 6.7 % of the pixels
             are beyond the tolerance" with 95 % confidence. Default 59.
         seed: Seed of the checks.
-        safety: How much smaller than the tolerance a disagreement of the interpolants must be at first; more where the
-            checks say so. Default 5; with 10 and more points nearly all pictures are inside at every pixel.
+        safety: How much smaller than the tolerance the estimated error must be at first; more where the checks say so.
+            Default 5; with 10 and more points nearly all pictures are inside at every pixel.
 
     Example:
         >>> Tolerance().checks
@@ -135,7 +148,7 @@ def refine(
     # What is measured depends on the grid, the tolerance and the values alone, so that a run that goes on does
     # the same.
     known = _Known(grid, tolerance, measure, Carried(_places(grid), carried, weights))
-    known.add(np.union1d(_levels(grid, _FIRST_CARRIED if carried else _FIRST)[0], [grid.center()]))
+    known.add(np.union1d(_levels(grid)[0], [grid.center()]))
     stream = generator(tolerance.seed, "probe", "refinement")
     for attempt in range(_TRIES):
         _descend(grid, known, tolerance.safety * _STRICTER**attempt)
@@ -248,7 +261,7 @@ class _Known:
             return None
         places, foretold = self._places[usable], np.empty_like(values)
         with np.errstate(over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
-            shared = None if terms else left_out(places)
+            shared = None if terms else left_out(places, np.zeros((len(places), 0)))
             for split, column in enumerate(there(values).T):
                 matrix = left_out(places, self._beside(scale, split, terms)[usable]) if shared is None else shared
                 foretold[:, split] = back(column - matrix @ column)
@@ -281,6 +294,17 @@ class _Known:
                 found[:, split] = spline_beside(known, column, wanted, kernel, terms[usable], terms[indices])
             return back(found)
 
+    def _deviations(self, indices: Indices, guessed: Values) -> Values:
+        """Return how far values that are one deviation off in the present scale are off."""
+        usable, (there, back) = self._usable(), SCALES[self._scale]
+        found = np.empty_like(guessed)
+        for split, column in enumerate(there(self._values[usable]).T):
+            terms = self._beside(self._scale, split, self._terms)
+            off = deviation(self._places[usable], column, self._places[indices], terms[usable], terms[indices])
+            middle = there(guessed[:, split])
+            found[:, split] = np.maximum(*(np.abs(back(middle + sign * off) - guessed[:, split]) for sign in (1, -1)))
+        return found
+
     def whole(self) -> Values:
         """Return all values, measured ones as they are."""
         values, rest = self._values.copy(), self.open()
@@ -288,11 +312,15 @@ class _Known:
         return values
 
     def doubts(self, indices: Indices, safety: float) -> Values:
-        """Return how far two interpolants disagree; above 1 is a doubt, infinity where something near is not finite."""
+        """Return estimated errors; above 1 is a doubt, infinity where something near is not finite."""
         first, second = self.predict(indices, "cubic"), self.predict(indices)
         with np.errstate(over="ignore", invalid="ignore"):
-            ratios = self.too_far(first - second, second).max(1) * safety
-        ratios = np.where(np.isnan(ratios), np.inf, ratios)
+            apart = safety * _DISAGREEMENT * self.too_far(first - second, second)
+            high = np.flatnonzero(~(apart.max(1) <= 1))
+            if 10 <= self._usable().sum() <= ALL:  # of more points the spline is of the nearest alone
+                own = self.too_far(self._deviations(indices[high], second[high]), second[high])
+                apart[high] = np.minimum(safety * _DEVIATION * own, apart[high])
+        ratios = np.where(np.isnan(apart), np.inf, apart).max(1)
         broken = self._places[self._mask & ~np.isfinite(self._values).all(1)]
         if len(broken):
             apart = np.abs(self._places[indices][:, None] - broken[None]).max(2).min(1)

@@ -22,6 +22,8 @@ Scale: TypeAlias = Literal["log", "root", "plain"]
 ALL: Final = 1200
 """Up to so many measured points one spline is fitted to all of them, beyond to the nearest `_NEAR` of each place."""
 _NEAR: Final = 60
+_SCALED: Final = 8
+"""A spline's deviation has the scale of so many of the nearest values."""
 _SMALLEST: Final = 1e-4
 """Components below this share of the largest are no more than the errors of what was interpolated."""
 
@@ -31,6 +33,10 @@ SCALES: Final[dict[Scale, tuple[Callable[[Values], Values], Callable[[Values], V
     "plain": (lambda values: values, lambda values: values),
 }
 _DEGREE: Final = {"cubic": 1, "quintic": 2}
+_RADIAL: Final[dict[Kind, Callable[[Values], Values]]] = {
+    "cubic": lambda apart: apart * apart**2,
+    "quintic": lambda apart: -apart * (apart**2) ** 2,
+}
 
 
 class Carried:
@@ -82,20 +88,40 @@ def spline_beside(
     return np.asarray(np.concatenate([_radial(wanted, places, kernel), there], 1) @ solved)
 
 
-def left_out(places: Values, terms: Values | None = None) -> Values:
+def left_out(places: Values, terms: Values) -> Values:
     """Return the matrix that gives how far each value is from the quintic spline through the others (Rippa 1999)."""
-    known = _powers(places, 2)
-    if terms is not None:
-        known = np.concatenate([known, terms], 1)
-    corner = np.zeros((known.shape[1],) * 2)
-    system = np.block([[_radial(places, places, "quintic"), known], [known.T, corner]])
-    inverse = np.linalg.inv(system)[: len(places), : len(places)]
+    inverse = _inverse(places, terms)[: len(places), : len(places)]
     return np.asarray(inverse / np.diag(inverse)[:, None])
 
 
+def deviation(places: Values, values: Values, wanted: Values, terms: Values, wanted_terms: Values) -> Values:
+    """Return the standard deviation of the quintic spline through values, shape [points], at wanted places.
+
+    That of a Gaussian process with this kernel, its scale from how far the nearest values are from what the others
+    foretell: ground may be smooth in one place and rough in another.
+    """
+    inverse, count = _inverse(places, terms), len(places)
+    apart = _apart(wanted, places)
+    rows = np.concatenate([_RADIAL["quintic"](apart), _powers(wanted, 2), wanted_terms], 1)
+    shape = np.maximum(-np.einsum("ij,ij->i", rows @ inverse, rows), 0)
+    scale = (inverse[:count, :count] @ values) ** 2 / np.abs(np.diag(inverse)[:count])
+    near = np.argpartition(apart, min(_SCALED, count - 1), axis=1)[:, :_SCALED]
+    return np.asarray(np.sqrt(shape * scale[near].mean(1)))
+
+
+def _inverse(places: Values, terms: Values) -> Values:
+    known = np.concatenate([_powers(places, 2), terms], 1)
+    corner = np.zeros((known.shape[1],) * 2)
+    return np.asarray(np.linalg.inv(np.block([[_radial(places, places, "quintic"), known], [known.T, corner]])))
+
+
 def _radial(first: Values, second: Values, kernel: Kind) -> Values:
-    apart = np.linalg.norm(first[:, None] - second[None], axis=2)
-    return np.asarray(apart**3 if kernel == "cubic" else -(apart**5))
+    return _RADIAL[kernel](_apart(first, second))
+
+
+def _apart(first: Values, second: Values) -> Values:
+    parts = zip(first.T, second.T, strict=True)  # axis by axis: a norm of differences takes ten times as long
+    return np.asarray(np.sqrt(sum((one[:, None] - other) ** 2 for one, other in parts)))
 
 
 def _powers(places: Values, degree: int) -> Values:
