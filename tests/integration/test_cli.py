@@ -48,6 +48,11 @@ def test_commands_are_named(capsys):
     assert main(["srface", "x"]) == 2 and "did you mean 'surface'?" in capsys.readouterr().err
 
 
+def test_the_package_is_the_command():
+    said = subprocess.run([sys.executable, "-m", "lowland", "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"lowland {ll.__version__}\n"
+
+
 def test_json_holds_no_numbers_that_are_not_finite(capsys):
     Output(as_json=True).result(Shown({"a": float("nan"), "b": [1.5, float("-inf")], "c": {"d": (2, None)}}))
     text = capsys.readouterr().out

@@ -15,7 +15,7 @@ from lowland.core.names import check_options
 from lowland.workflows import FitSpec, LossSpec, ModelSpec, ScheduleSpec, open_run, parse, read_recipe, recipe_names
 from lowland.workflows.build import build_augment, build_loss, build_model, build_optimizer, build_schedule
 from lowland.workflows.parse import call
-from lowland.workflows.recipe import expand, small
+from lowland.workflows.recipe import expand, recipe_abouts, small
 from lowland.workflows.specs import DataSpec
 
 NAMES = recipe_names()
@@ -45,6 +45,10 @@ def test_a_small_recipe_builds_on_data_that_are_there_offline(name: str) -> None
     build_optimizer(spec.optimizer, model)
     build_schedule(spec.schedule)
     build_loss(spec.loss, model, splits)
+
+
+def test_what_a_recipe_trains_is_its_first_line() -> None:
+    assert recipe_abouts() == {name: read_recipe(name).about for name in recipe_names()}
 
 
 def test_the_small_rule_in_numbers() -> None:

@@ -12,7 +12,7 @@ from lowland.core import names
 from lowland.core.errors import InputError, require
 from lowland.core.names import nearest_name
 from lowland.workflows.parse import Call
-from lowland.workflows.recipe import read_recipe, recipe_names
+from lowland.workflows.recipe import recipe_abouts
 
 _METHODS: Final = ("optimizers", "losses")
 _DESCRIBED: Final = (
@@ -38,7 +38,7 @@ _KINDS: Final[dict[str, Callable[[], Mapping[str, Any]]]] = {
     "probes": lambda: names.PROBES,
     "metrics": lambda: names.METRICS,
     "engines": lambda: _ENGINES,
-    "recipes": lambda: {name: read_recipe(name).about for name in recipe_names()},
+    "recipes": recipe_abouts,
 }
 
 

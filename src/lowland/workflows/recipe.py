@@ -81,6 +81,14 @@ def read_recipe(name: str) -> Recipe:
     return Recipe(called, **found)
 
 
+def recipe_abouts() -> dict[str, str]:
+    """Return what each recipe trains: its first line, since a parser of YAML takes 0.1 s for all of them."""
+    first = {
+        name: (_folder() / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0] for name in recipe_names()
+    }
+    return {name: str(mapping_of(line)["about"]) for name, line in first.items()}
+
+
 def small(spec: FitSpec) -> FitSpec:
     """Return a run of the same kind that takes two CPU cores minutes, on data that are there offline.
 
