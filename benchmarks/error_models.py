@@ -30,13 +30,15 @@ from torch.nn import functional
 from lowland import landscape
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape.refine import Refined, Tolerance, _Known, _levels, refine, too_far
+from lowland.landscape.known import Known
+from lowland.landscape.refine import Refined, _levels, refine
+from lowland.landscape.tolerance import Tolerance, too_far
 from lowland.models import resnet
 
 Array = NDArray[np.float64]
 GRID = landscape.grid(51, 51)
 SEEDS = range(3)
-MODULE = sys.modules[refine.__module__]
+KNOWN, REFINE = sys.modules[Known.__module__], sys.modules[refine.__module__]
 PAIRS = [(first, own, apart) for first in (5, 9) for own in (0.3, 0.4, 0.55) for apart in (1.4, 2.0, 2.8, 4.0)]
 """Points a side of the coarsest level, and the factors on the deviation and on the disagreement."""
 NEVER = 1e9
@@ -115,19 +117,20 @@ def outcome(found: Refined, truth: Array) -> dict[str, float]:
 def estimate(first: int, own: float, apart: float) -> Generator[None]:
     with (
         mock.patch.object(_levels, "__defaults__", (first,)),
-        mock.patch.multiple(MODULE, _DEVIATION=own, _DISAGREEMENT=apart, _NEXT={5: 65, 9: 20}[first]),
+        mock.patch.object(REFINE, "_NEXT", {5: 65, 9: 20}[first]),
+        mock.patch.multiple(KNOWN, _DEVIATION=own, _DISAGREEMENT=apart),
     ):
         yield
 
 
 @contextmanager
 def oracle(truth: Array) -> Generator[None]:
-    def wrong(known: _Known, indices: NDArray[np.int64], safety: float) -> Array:
+    def wrong(known: Known, indices: NDArray[np.int64], safety: float) -> Array:
         guess = known.predict(indices)
         ratios = known.too_far(guess - truth[indices], truth[indices]).max(1)
         return np.where(np.isnan(ratios), np.inf, ratios)
 
-    with mock.patch.object(_Known, "doubts", wrong):
+    with mock.patch.object(Known, "doubts", wrong):
         yield
 
 

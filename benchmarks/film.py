@@ -22,7 +22,7 @@ from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import Grid, Tolerance
 from lowland.landscape.film import FRAMES, _frames
-from lowland.landscape.refine import too_far
+from lowland.landscape.tolerance import too_far
 from lowland.results import Run
 from lowland.workflows import DataSpec, FitSpec, OptimizerSpec, fit
 

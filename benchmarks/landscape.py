@@ -31,7 +31,8 @@ from lowland import landscape
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape.layout import rebatched
-from lowland.landscape.refine import Tolerance, refine, too_far
+from lowland.landscape.refine import refine
+from lowland.landscape.tolerance import Tolerance, too_far
 from lowland.models import resnet
 
 Case = tuple[nn.Module, Tensor, Tensor]

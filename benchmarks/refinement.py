@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from lowland.core.provenance import provenance
 from lowland.landscape import Tolerance, grid
-from lowland.landscape.refine import refine, too_far
+from lowland.landscape.refine import refine
+from lowland.landscape.tolerance import too_far
 
 __all__ = ["KINDS", "surface"]
 

@@ -25,8 +25,10 @@ from torch.nn import functional
 from lowland import landscape
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape.refine import Refined, Tolerance, _Known, refine, too_far
+from lowland.landscape.known import Known
+from lowland.landscape.refine import Refined, refine
 from lowland.landscape.surface_task import SurfaceTask
+from lowland.landscape.tolerance import Tolerance, too_far
 
 Array = NDArray[np.float64]
 GRID = landscape.grid(51, 51)
@@ -68,13 +70,13 @@ def ways(every: Array, seed: int) -> dict[str, dict[str, float]]:
     """Refine one surface in every way."""
     truth, tolerance = every.mean(1)[:, None], Tolerance(seed=seed)
 
-    def wrong(known: _Known, indices: NDArray[np.int64], safety: float) -> Array:
+    def wrong(known: Known, indices: NDArray[np.int64], safety: float) -> Array:
         guess = known.predict(indices)
         ratios = known.too_far(guess - truth[indices], truth[indices]).max(1)
         return np.where(np.isnan(ratios), np.inf, ratios)
 
     found = {"now": outcome(refine(GRID, tolerance, lambda indices: truth[indices]), truth)}
-    with mock.patch.object(_Known, "doubts", wrong):
+    with mock.patch.object(Known, "doubts", wrong):
         found["oracle"] = outcome(refine(GRID, tolerance, lambda indices: truth[indices]), truth)
     for share in SHARES:
         some = np.random.default_rng(seed).choice(every.shape[1], int(share * every.shape[1]), replace=False)

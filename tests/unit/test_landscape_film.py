@@ -16,8 +16,9 @@ from lowland.core.params import ParameterSpace
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape.grid import grid
 from lowland.landscape.progress import between
-from lowland.landscape.refine import Tolerance, refine, too_far
+from lowland.landscape.refine import refine
 from lowland.landscape.splines import Carried, spline, spline_beside
+from lowland.landscape.tolerance import Tolerance, too_far
 
 MODULE = sys.modules["lowland.landscape.film"]
 

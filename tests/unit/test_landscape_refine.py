@@ -15,9 +15,11 @@ from lowland import landscape, results
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
 from lowland.landscape import Tolerance, autotune, evaluate, grid, progress, random_line, random_plane
-from lowland.landscape.refine import _Known, _spread, interpolated, refine, too_far
+from lowland.landscape.known import Known
+from lowland.landscape.refine import _spread, interpolated, refine
 from lowland.landscape.splines import left_out
 from lowland.landscape.surface_task import ComputeSettings, Request, SurfaceTask
+from lowland.landscape.tolerance import too_far
 
 MODULE = sys.modules["lowland.landscape.evaluate"]  # the package gives its function for this name
 
@@ -157,7 +159,7 @@ def test_each_picture_is_checked_on_new_points_and_the_last_ones_change_no_other
     assert len(checks) > 1 and checks[-1] == len(calls) - 1  # nothing is measured after the picture was found good
     assert found.report["checked"] == 59
     knots = np.setdiff1d(found.measured, calls[-1])
-    known = _Known(plane, Tolerance(), measure)
+    known = Known(plane, Tolerance(), measure)
     known.put(knots, truth[knots][:, None])
     near = [known.predict(found.guessed) for known._scale in ("root", "plain")]
     assert min(np.abs(guess - found.values).max() for guess in near) < 1e-9
@@ -224,7 +226,7 @@ def test_isolated_peaks_ring_over_no_other_pixel(count):
 def test_the_scale_is_the_one_in_which_the_loss_is_smoothest(function, scale):
     plane = grid(17, 17)
     values = function(plane.x[:, None], plane.y[None] + 0 * plane.x[:, None]).reshape(-1, 1)
-    known = _Known(plane, Tolerance(), lambda i: values[i])
+    known = Known(plane, Tolerance(), lambda i: values[i])
     known.add(np.arange(0, 289, 3))
     known.choose_scale()
     assert known._scale == scale

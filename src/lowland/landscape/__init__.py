@@ -11,7 +11,7 @@ from lowland.landscape.match import Matching, match_weights
 from lowland.landscape.normalize import normalize
 from lowland.landscape.plane import Plane, hdf5_plane, random_line, random_plane, user_plane
 from lowland.landscape.probes import GradientNorm, Probe
-from lowland.landscape.refine import Tolerance
+from lowland.landscape.tolerance import Tolerance
 from lowland.landscape.trajectory import grid_around, pca_plane, project_trajectory
 from lowland.results.bottleneck import bottleneck
 from lowland.results.geometry import bands, barrier, basin_width, central_curvature, numbers, roughness

@@ -25,8 +25,8 @@ from lowland.core.types import Batch
 from lowland.landscape.folding import foldable, folded
 from lowland.landscape.grid import Grid, levels
 from lowland.landscape.layout import rebatched
-from lowland.landscape.refine import Tolerance, too_far
 from lowland.landscape.surface_task import ComputeSettings, Point, Request, Row, SurfaceTask, computing
+from lowland.landscape.tolerance import Tolerance, too_far
 
 BatchSize: TypeAlias = "int | Literal['auto'] | None"
 Precision: TypeAlias = Literal["float32", "bfloat16", "auto"]

@@ -24,8 +24,8 @@ from lowland.landscape.plan import as_splits, check_ranks, check_survey, make_re
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
 from lowland.landscape.progress import SurveyRun
-from lowland.landscape.refine import Tolerance
 from lowland.landscape.surface_task import ComputeSettings, Request, SurfaceTask
+from lowland.landscape.tolerance import Tolerance
 from lowland.landscape.verify import check_stored
 from lowland.results.dataset import SurfaceWriter, writer
 

@@ -31,7 +31,7 @@ from lowland.landscape.directions import StoredAxis
 from lowland.landscape.evaluate import evaluate
 from lowland.landscape.grid import Grid
 from lowland.landscape.plane import Plane, at_origin
-from lowland.landscape.refine import Tolerance
+from lowland.landscape.tolerance import Tolerance
 from lowland.landscape.trajectory import Snapshots, grid_around, pca_plane, project_trajectory, snapshot_source
 
 if TYPE_CHECKING:

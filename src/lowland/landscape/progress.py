@@ -13,8 +13,9 @@ from lowland.core.pace import Clock, EventKind, OnEvent
 from lowland.core.schema import STATUS_FAILED, STATUS_INTERPOLATED, STATUS_MEASURED
 from lowland.engine.base import Result, Workers
 from lowland.landscape.grid import Grid, ordered
-from lowland.landscape.refine import Tolerance, interpolated, refine
+from lowland.landscape.refine import interpolated, refine
 from lowland.landscape.surface_task import Point, SurfaceTask, measure
+from lowland.landscape.tolerance import Tolerance
 from lowland.results.dataset import SurfaceWriter
 
 _NEIGHBORS: Final = 8

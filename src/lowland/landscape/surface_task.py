@@ -25,7 +25,7 @@ from lowland.landscape.folding import folded
 from lowland.landscape.layout import laid_out, rebatched
 from lowland.landscape.plane import Plane
 from lowland.landscape.probes import Probe
-from lowland.landscape.refine import Tolerance
+from lowland.landscape.tolerance import Tolerance
 
 
 def _nothing() -> None:
