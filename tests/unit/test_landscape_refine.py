@@ -14,7 +14,7 @@ from torch import nn
 from lowland import landscape, results
 from lowland.core.errors import InputError
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape import Tolerance, autotune, evaluate, grid, progress, random_line, random_plane
+from lowland.landscape import Grid, Tolerance, autotune, evaluate, grid, progress, random_line, random_plane
 from lowland.landscape.known import Known
 from lowland.landscape.refine import _spread, interpolated, refine
 from lowland.landscape.splines import left_out
@@ -111,6 +111,21 @@ def test_lines_and_small_or_uneven_grids_work():
     assert len(picture(basin, grid(5, 4))[0].guessed) == 0
     wide, ratios = picture(basin, grid(101, 21))
     assert len(wide.measured) < 500 and (ratios > 1).mean() < 0.01
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_plane_of_one_row_is_refined_as_a_line(turned):
+    axes = [np.zeros(1), grid(201).x]
+    row, _ = picture(lambda x, y: basin(x + y, 0.0), Grid(*axes[:: -1 if turned else 1]))
+    line, _ = picture(basin, grid(201))
+    assert row.measured.tolist() == line.measured.tolist() and np.array_equal(row.values, line.values)
+
+
+@pytest.mark.parametrize(("shape", "kept"), [((21, 21), 0.02), ((31, 31), 0.02), ((6, 200), 0.3)])
+def test_finite_values_in_too_few_rows_foretell_nothing(shape, kept):
+    # no polynomial of two coordinates goes through them
+    found, _ = picture(lambda x, y: np.where(np.abs(x) < kept, 2.0 + y, np.nan), grid(*shape))
+    assert len(found.guessed) == 0
 
 
 def test_flat_and_broken_ground():
@@ -275,7 +290,8 @@ def test_other_metrics_stay_within_what_was_measured():
     values[3] = np.nan
     found = interpolated(plane, measured, values, np.array([1, 2, 4]))
     assert (found >= 0).all() and (found <= 1).all()
-    assert np.isnan(interpolated(plane, measured[:3], values[:3], np.array([1]))).all()
+    for few in (measured[:3], np.arange(0, 11, 2)):  # of the second all are in one row
+        assert np.isnan(interpolated(plane, few, values[: len(few)], np.array([1]))).all()
 
 
 def test_bad_tolerances():

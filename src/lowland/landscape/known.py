@@ -103,7 +103,8 @@ class Known:
         self._judged = int(usable.sum())
         tried = [(scale, terms) for scale in SCALES for terms in (_CARRIED if self._carried else (0,))]
         losses = {choice: loss for choice in tried if (loss := self._foretold(usable, *choice)) is not None}
-        self._scale, self._terms = min(losses, key=lambda choice: losses[choice])
+        if losses:
+            self._scale, self._terms = min(losses, key=lambda choice: losses[choice])
 
     def _foretold(self, usable: NDArray[np.bool_], scale: Scale, terms: int) -> float | None:
         """Return how far measured values are from what the others foretell; None where that cannot be."""
@@ -130,21 +131,21 @@ class Known:
         return self._carried.terms(scale, split)[:, :terms]
 
     def predict(self, indices: Indices, kernel: Kind = "quintic") -> Values:
-        """Return what the measured values foretell; NaN where they are fewer than ten."""
-        usable = self._usable()
+        """Return what the measured values foretell; NaN where they are fewer than ten, or lie in too few rows."""
+        usable, found = self._usable(), np.full((len(indices), self.columns), np.nan)
         if usable.sum() < 10:
-            return np.full((len(indices), self.columns), np.nan)
+            return found
         there, back = SCALES[self._scale]
         known, wanted = self._places[usable], self._places[indices]
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
             values = there(self._values[usable])
             if not self._terms:
                 return back(spline(known, values, wanted, kernel))
-            found = np.empty((len(indices), self.columns))
             for split, column in enumerate(values.T):
                 terms = self._beside(self._scale, split, self._terms)
                 found[:, split] = spline_beside(known, column, wanted, kernel, terms[usable], terms[indices])
             return back(found)
+        return np.full_like(found, np.nan)
 
     def _deviations(self, indices: Indices, guessed: Values) -> Values:
         """Return how far values that are one deviation off in the present scale are off."""
@@ -166,7 +167,7 @@ class Known:
     def doubts(self, indices: Indices, safety: float) -> Values:
         """Return estimated errors; above 1 is a doubt, infinity where something near is not finite."""
         first, second = self.predict(indices, "cubic"), self.predict(indices)
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
             apart = safety * _DISAGREEMENT * self.too_far(first - second, second)
             high = np.flatnonzero(~(apart.max(1) <= 1))
             if 10 <= self._usable().sum() <= ALL:  # of more points the spline is of the nearest alone
@@ -197,7 +198,7 @@ class Known:
 
 
 def places_of(grid: Grid) -> Values:
-    """Return the place of every point in units of the axes' lengths, shape [points, axes]."""
-    axes = [grid.x] if grid.y is None else [grid.x, grid.y]
+    """Return the place of every point in units of the axes' lengths, shape [points, axes of more than one point]."""
+    axes = [grid.x] if grid.y is None or len(grid.y) == 1 else [grid.x, grid.y][len(grid.x) == 1 :]
     scaled = [(a - a.min()) / max(float(np.ptp(a)), np.finfo(np.float64).tiny) for a in axes]
     return np.stack([part.reshape(-1) for part in np.meshgrid(*scaled, indexing="ij")], 1)

@@ -25,6 +25,7 @@ that no random check hits is not seen. Only the loss decides; other metrics are 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Final
@@ -115,12 +116,14 @@ def _spread(guessed: Values, count: int, stream: np.random.Generator) -> Indices
 
 
 def interpolated(grid: Grid, measured: Indices, values: Values, wanted: Indices) -> Values:
-    """Interpolate another metric from the measured points, kept within the range of what was measured."""
+    """Interpolate another metric from the measured points, within their range; NaN where they lie in too few rows."""
     places = places_of(grid)
     result = np.full((len(wanted), values.shape[1]), np.nan)
     for column in range(values.shape[1]):
         finite = np.isfinite(values[:, column])
-        if finite.sum() > 3:
+        if finite.sum() <= 3:
+            continue
+        with suppress(np.linalg.LinAlgError):
             known = values[finite, column]
             guess = spline(places[measured[finite]], known[:, None], places[wanted], "cubic")[:, 0]
             result[:, column] = np.clip(guess, known.min(), known.max())
