@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -32,6 +34,16 @@ def test_interrupt_is_held_back_and_then_delivered():
         done.append("the write goes on")
     assert done == ["the write goes on"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_that_ends_the_process_does_so_after_the_write():
+    code = (
+        "import signal; from lowland.core.interrupts import held_interrupts; signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+        "with held_interrupts(): signal.raise_signal(signal.SIGINT); print('written', flush=True)\n"
+        "print('lost')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (-signal.SIGINT, "written\n")
 
 
 def test_weights_come_back_after_an_interrupt():

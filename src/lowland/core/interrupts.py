@@ -27,5 +27,5 @@ def held_interrupts() -> Generator[None, None, None]:
         yield
     finally:
         _signal.signal(_signal.SIGINT, previous)
-        if caught and callable(previous):
-            previous(*caught[0])
+        if caught:
+            previous(*caught[0]) if callable(previous) else _signal.raise_signal(_signal.SIGINT)
