@@ -484,6 +484,27 @@ def test_buffers_come_back_also_when_rebound():
     assert model.count == 3
 
 
+@pytest.mark.parametrize("value", [torch.full((3,), 0.1, dtype=torch.float64), torch.full((5,), 0.1)])
+def test_tensors_may_become_others_between_steps(value):
+    # as pruning, which cuts weights in place, and statistics that grow with what they see
+    model = nn.Linear(6, 4)
+    model.register_buffer("seen", torch.zeros(3))
+    optimizer = optim.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.ones(4, 6)).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    model.seen.data = value.clone()
+    for parameter in model.parameters():
+        parameter.data = parameter.data[:3].clone()
+    optimizer.step(closure)
+    assert same_bits([model.seen], [value]) and model.weight.shape == (3, 6)
+
+
 @pytest.mark.slow
 def test_compiled_models_keep_their_graphs():
     from torch._dynamo.testing import CompileCounter

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from lowland.core.contexts import writable
 from lowland.core.interrupts import held_interrupts
-from lowland.optim.moves import copy_all, empty_twin
+from lowland.optim.moves import copy_all, copy_for
 
 Places = list[tuple[nn.Module, str, Tensor]]
 
@@ -52,7 +52,7 @@ class BufferKeeper:
 
     def _save(self, modules: list[nn.Module], places: Places, old: dict[Tensor, Tensor]) -> None:
         found = [place for place in _named_buffers(modules, old) if place[2] not in self._copies]
-        fresh = {buffer: empty_twin(buffer) if (copy := old.get(buffer)) is None else copy for *_, buffer in found}
+        fresh = {buffer: copy_for(buffer, old.get(buffer)) for *_, buffer in found}
         copy_all(list(fresh.values()), list(fresh))
         self._copies |= fresh
         places += found

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lowland.core.errors import InputError
 from lowland.core.interrupts import held_interrupts
-from lowland.optim.moves import copy_all, empty_twin, is_dense, joint_norm, swap
+from lowland.optim.moves import copy_all, copy_for, is_dense, joint_norm, swap
 from lowland.optim.options import AscentOptions
 from lowland.optim.parts import Method, Part, rate_of
 from lowland.optim.phases import REFUSED, Phase, Scratch
@@ -129,9 +129,7 @@ class Holder:
     def backup(self, parameter: Tensor) -> Tensor:
         """Return memory for a copy of a parameter, the same in every step."""
         copies = self.scratch.backup
-        copy = copies.get(parameter)
-        if copy is None or copy.device != parameter.device or copy.dtype != parameter.dtype:
-            copy = copies[parameter] = empty_twin(parameter)
+        copy = copies[parameter] = copy_for(parameter, copies.get(parameter))
         return copy
 
     def readable(self, parameter: Tensor) -> dict[str, Tensor]:

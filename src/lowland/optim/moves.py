@@ -31,6 +31,13 @@ def empty_twin(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor, requires_grad=False, memory_format=torch.preserve_format)
 
 
+def copy_for(tensor: Tensor, earlier: Tensor | None) -> Tensor:
+    """Return memory for a copy of a tensor: that of an earlier copy, unless the tensor has become another since."""
+    if earlier is None or earlier.shape != tensor.shape:
+        return empty_twin(tensor)
+    return earlier if earlier.dtype is tensor.dtype and earlier.device == tensor.device else empty_twin(tensor)
+
+
 def matched(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Return the local parts of pairs of tensors, pairs of one device and type together."""
     one, other = shards(first), shards(second)
