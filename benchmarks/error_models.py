@@ -4,7 +4,7 @@ python -m benchmarks.error_models             # the pictures are kept in runs/; 
 
 Every second network is for choosing, the others are held out. *Both* is what the software does: the smaller of the
 spline's own deviation and of the disagreement of two, each with its factor; *deviation* and *disagreement* are one of
-them alone; an *oracle* knows the true error. The factors are those with the fewest points (geometric mean), on the
+them alone; an *oracle* knows the true error. Settings are those with the fewest points (geometric mean), on the
 networks for choosing, among those that leave no pixel more than twice the tolerance off.
 """
 
@@ -39,8 +39,11 @@ Array = NDArray[np.float64]
 GRID = landscape.grid(51, 51)
 SEEDS = range(3)
 KNOWN, REFINE = sys.modules[Known.__module__], sys.modules[refine.__module__]
-PAIRS = [(first, own, apart) for first in (5, 9) for own in (0.3, 0.4, 0.55) for apart in (1.4, 2.0, 2.8, 4.0)]
-"""Points a side of the coarsest level, and the factors on the deviation and on the disagreement."""
+TRIED = [
+    *((first, own, apart, 0.08, 0.5) for first in (5, 9) for own in (0.3, 0.4, 0.55) for apart in (1.4, 2.0, 2.8, 4.0)),
+    *((5, 0.4, 2.8, new, many) for new in (0.04, 0.08, 0.15) for many in (0.3, 0.5, 0.7)),
+]
+"""Points a side of the coarsest level, the factors on the deviation and on the disagreement, and how rounds grow."""
 NEVER = 1e9
 """As a factor: the other one decides."""
 
@@ -114,10 +117,10 @@ def outcome(found: Refined, truth: Array) -> dict[str, float]:
 
 
 @contextmanager
-def estimate(first: int, own: float, apart: float) -> Generator[None]:
+def procedure(first: int, own: float, apart: float, new: float = 0.08, many: float = 0.5) -> Generator[None]:
     with (
         mock.patch.object(_levels, "__defaults__", (first,)),
-        mock.patch.object(REFINE, "_NEXT", {5: 65, 9: 20}[first]),
+        mock.patch.multiple(REFINE, _NEXT={5: 65, 9: 20}[first], _ROUND=new, _MANY=many),
         mock.patch.multiple(KNOWN, _DEVIATION=own, _DISAGREEMENT=apart),
     ):
         yield
@@ -170,13 +173,13 @@ def main() -> None:
         rows.append({"half": half, **row(way, pictures, halves[half], context, safety)})
         print(rows[-1], flush=True)
 
-    for first, own, apart in PAIRS:
-        note("choosing", f"both {first} {own} {apart}", lambda truth, f=first, o=own, a=apart: estimate(f, o, a))
+    for tried in TRIED:
+        note("choosing", "both " + " ".join(str(part) for part in tried), lambda truth, t=tried: procedure(*t))
     for half in halves:
-        note(half, "both", lambda truth: estimate(5, 0.4, 2.8))
-        note(half, "both, safety 10", lambda truth: estimate(5, 0.4, 2.8), 10.0)
-        note(half, "disagreement", lambda truth: estimate(9, NEVER, 1.0))
-        note(half, "deviation", lambda truth: estimate(5, 0.4, NEVER))
+        note(half, "both", lambda truth: procedure(5, 0.4, 2.8))
+        note(half, "both, safety 10", lambda truth: procedure(5, 0.4, 2.8), 10.0)
+        note(half, "disagreement", lambda truth: procedure(9, NEVER, 1.0))
+        note(half, "deviation", lambda truth: procedure(5, 0.4, NEVER))
         note(half, "oracle", oracle)
     made = {name: {"epochs": one[1], "samples": one[2], "pixels": one[3]} for name, one in networks().items()}
     settings = {"seeds": len(SEEDS), "networks": made}

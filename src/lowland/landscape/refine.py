@@ -42,9 +42,9 @@ _FIRST: Final = 5
 """Points a side of the coarsest level."""
 _NEXT: Final = 65
 """Doubts are looked for on the first level with so many times the coarsest level's points, then on all finer ones."""
-_ROUND: Final = 0.06
+_ROUND: Final = 0.08
 """Points measured in a round, as a share of those measured so far."""
-_MANY: Final = 0.3
+_MANY: Final = 0.5
 """Where more than this share of the places is in doubt, a round is as large a share."""
 _ROUGH: Final = 0.1
 """Where more than this share of the checks fails after every try, the rest of the grid is measured."""
