@@ -44,6 +44,11 @@ def landscape(result: Result) -> str:
         text += "\n\nThe checks at the start of a survey, in points of it: " + ", ".join(starts) + "."
     if seeds:
         text += f"\n\nTen other seeds of the checks, on the full grids compared with: {'; '.join(seeds)}."
+    processors = dict.fromkeys(row["processor"] for row in result["rows"])
+    text += "\n\nProcessors: " + "; ".join(
+        f"{one.replace('(R)', '')} ({', '.join(row['case'] for row in result['rows'] if row['processor'] == one)})"
+        for one in processors
+    ) + "."  # fmt: skip
     over = ", ".join(f"{row['over_full_grid']:.2f} ({row['case']})" for row in result["rows"])
     text += f"\n\nTime of the default picture over that of the full grid: {over}."
     for other in result["others"] or []:

@@ -144,6 +144,15 @@ def test_flat_and_broken_ground():
     assert len(everywhere.guessed) == 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rows", [2, 3])
+def test_planes_of_few_rows_are_refined_without_a_word(rows):
+    for count in range(10, 100, 9):
+        for function in (basin, lambda x, y: np.exp(x + 2 * y), lambda x, y: 2 + np.sin(9 * x + 7 * y)):
+            picture(function, grid(rows, count), Tolerance(checks=5))
+            picture(function, grid(count, rows), Tolerance(checks=5))
+
+
 def test_losses_as_large_as_numbers_can_be_are_measured_where_what_is_foretold_overflows():
     found, _ = picture(lambda x, y: 1.79e308 * (0.2 + 0.8 * np.abs(np.sin(40 * x + 17 * y))), grid(21, 21))
     assert len(found.guessed) == 0

@@ -112,7 +112,7 @@ class Known:
         if (scale == "log" and not (values > 0).all()) or not self._enough(len(values), scale, terms):
             return None
         places, foretold = self._places[usable], np.empty_like(values)
-        with np.errstate(over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
             shared = None if terms else left_out(places, np.zeros((len(places), 0)))
             for split, column in enumerate(there(values).T):
                 matrix = left_out(places, self._beside(scale, split, terms)[usable]) if shared is None else shared
@@ -137,7 +137,7 @@ class Known:
             return found
         there, back = SCALES[self._scale]
         known, wanted = self._places[usable], self._places[indices]
-        with np.errstate(over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
             values = there(self._values[usable])
             if not self._terms:
                 return back(spline(known, values, wanted, kernel))
@@ -167,7 +167,7 @@ class Known:
     def doubts(self, indices: Indices, safety: float) -> Values:
         """Return estimated errors; above 1 is a doubt, infinity where something near is not finite."""
         first, second = self.predict(indices, "cubic"), self.predict(indices)
-        with np.errstate(over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"), suppress(np.linalg.LinAlgError):
             apart = safety * _DISAGREEMENT * self.too_far(first - second, second)
             high = np.flatnonzero(~(apart.max(1) <= 1))
             if 10 <= self._usable().sum() <= ALL:  # of more points the spline is of the nearest alone
