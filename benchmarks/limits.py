@@ -3,7 +3,7 @@
 python -m benchmarks.limits      # one thread; everything in turns, medians
 
 *Rate* is the arithmetic of the forward pass (multiplications and additions) over its time; *product* is that of a large
-matrix product on the same thread, which no forward pass without fewer operations exceeds. *Many points in one pass*
+matrix product on the same thread: a yardstick and no bound, which convolutions have exceeded. *Many points in one pass*
 moves 16 copies of the weights and multiplies in batches (`torch.func`); *compiled* is `torch.compile` with inductor.
 """
 

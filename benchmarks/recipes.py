@@ -17,7 +17,7 @@ from lowland.workflows import read_recipe, recipe_names
 from lowland.workflows.fitting import fit as fit_run
 from lowland.workflows.recipe import small
 
-HEAD = ("recipe", "epochs, batch", "train loss", "test accuracy", "passes", "seconds")
+HEAD = ("recipe", "epochs, batch", "train loss", "test accuracy", "passes forward and backward", "seconds")
 
 
 def measure(name: str, folder: Path, threads: int) -> dict[str, Any]:

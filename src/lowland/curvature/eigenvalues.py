@@ -139,15 +139,15 @@ def extreme_eigenvalues(
         missed: Of a cold start: go on until, with probability 0.99 over it, the smallest eigenvalue lies at most this
             times ``|lambda_min|``, or times 1 % of the scale, below the one found (see `reach`): an eigenvector that
             the start hardly holds shows up late, after the run has converged to its neighbor. Default 0.05; 0.02
-            takes about four products more, infinity omits it.
+            takes about three products more (20 where nothing is negative), infinity omits it.
         confirm: Of a warm start: both residuals must stay small for this share of further products, at least 3, and
             the lower one must not grow meanwhile. Default 0.1; 0 omits it. With a ``noise`` of 0.5 or more at least 1,
             counted from where the lower end counts as converged.
         max_products: Most products to spend. Default 80.
         min_products: Fewest products; guards against stopping on a lucky start. Default 6.
         start: Warm start: approximate eigenvectors, shape [n] or [n, k].
-        noise: Random part of a warm start, see `Lanczos`. Default 0.1; 1 hardly takes a product more, finds more of
-            what the given vectors lack, and needs fewer products to confirm.
+        noise: Random part of a warm start, see `Lanczos`. Default 0.1; 1 finds more of what the given vectors lack,
+            and mostly takes fewer products, since it needs fewer to confirm.
         pairs: Ritz vectors to return from each end; the inner ones need not have converged. Default 1.
         seed: Seed of the random vectors.
         progress: Show a bar, in a terminal or a notebook. Default False.
