@@ -53,8 +53,8 @@ def landscape(result: Result) -> str:
     text += f"\n\nTime of the default picture over that of the full grid: {over}."
     for other in result["others"] or []:
         text += (
-            f"\n\n{other['case']}: {other['their_s']:.2f} s against {other['our_s']:.2f} s; largest error "
-            f"{other['their_error']:.1e} against {other['our_error']:.1e}."
+            f"\n\n{other['case']}: {other['their_s']:.2f} s, here {other['our_s']:.2f} s; largest error "
+            f"{other['their_error']:.1e}, here {other['our_error']:.1e}."
         )
     parts = [*result["rows"], *(row["start"] for row in result["rows"] if "start" in row)]
     return text + made(parts, "landscape", f"{result['rows'][0]['threads']} thread")

@@ -26,8 +26,8 @@ class Tolerance:
             are beyond the tolerance" with 95 % confidence. Default 59.
         seed: Seed of the checks.
         safety: How much smaller than the tolerance the estimated error must be at first; more where the checks say so.
-            Default 5; with 10 and a third to a half more points, nine of ten pictures of networks are inside at every
-            pixel.
+            Default 5; with 10 and a third to three fifths more points, nine of ten pictures of networks are inside at
+            every pixel.
 
     Example:
         >>> Tolerance().checks
