@@ -65,7 +65,7 @@ class LateSAM(Wrapper):
     Before the tail the rate is whatever schedulers make of it (warm-up, constant); in the tail it is the optimizer's,
     and another scheduler that changes it raises. Steps after T go on at the rate where the decay ends.
 
-    Memory: 3 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+    Memory: 2 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
 
     Args:
         rho: Length of the ascent. Default 0.05 (temperon; SAM's).

@@ -86,7 +86,7 @@ class SALA(Wrapper):
     Tan, Zhang, Liu and Gong, "Sharpness-Aware Lookahead for Accelerating Convergence and Improving Generalization",
     IEEE TPAMI 2024, and its code. Cost: 1 + (share of stage two) / k passes per step, see `stage_two_share`.
 
-    Memory: 4 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+    Memory: 3 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
 
     Args:
         rho: Length of the ascent, and the distance below which stage two begins. Default 0.2 (official run script; the

@@ -23,7 +23,7 @@ class SAM(Wrapper):
     Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving Generalization",
     ICLR 2021, equation 2 with p = 2 and algorithm 1.
 
-    Memory: 3 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
+    Memory: 2 sets of weights at the peak of a step, gradients among them; SGD alone takes 1.
 
     Args:
         rho: Length of the ascent; also per parameter group. Default 0.05, the paper's section 3.
