@@ -14,24 +14,20 @@ import json
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
+from benchmarks.error_models import GRID, Array, oracle, outcome
 from benchmarks.landscape import cases
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from lowland import landscape
 from lowland.core.provenance import provenance
 from lowland.core.risk import EmpiricalRisk
-from lowland.landscape.known import Known
-from lowland.landscape.refine import Refined, refine
+from lowland.landscape.refine import refine
 from lowland.landscape.surface_task import SurfaceTask
-from lowland.landscape.tolerance import Tolerance, too_far
+from lowland.landscape.tolerance import Tolerance
 
-Array = NDArray[np.float64]
-GRID = landscape.grid(51, 51)
 NETWORKS = {"digits resnet8": 1797, "resnet20 32x32": 128, "mlp": 1797}
 """Samples measured; how rough a picture is depends on the network, and little on how many these are."""
 SHARES = (0.05, 0.1, 0.25)
@@ -59,24 +55,11 @@ def losses(name: str, samples: int, folder: Path) -> Array:
     return np.load(path).astype(np.float64)
 
 
-def outcome(found: Refined, truth: Array) -> dict[str, float]:
-    """Points measured, the worst pixel in units of the tolerance, and the share of pixels beyond it."""
-    wanted, floor = truth[found.guessed], 0.1 * abs(float(truth[GRID.center(), 0]))
-    ratios = too_far(found.values - wanted, wanted, float(np.ptp(truth)), floor, Tolerance())
-    return {"points": len(found.measured), "worst": float(ratios.max()), "outside": float((ratios > 1).mean())}
-
-
 def ways(every: Array, seed: int) -> dict[str, dict[str, float]]:
     """Refine one surface in every way."""
     truth, tolerance = every.mean(1)[:, None], Tolerance(seed=seed)
-
-    def wrong(known: Known, indices: NDArray[np.int64], safety: float) -> Array:
-        guess = known.predict(indices)
-        ratios = known.too_far(guess - truth[indices], truth[indices]).max(1)
-        return np.where(np.isnan(ratios), np.inf, ratios)
-
     found = {"now": outcome(refine(GRID, tolerance, lambda indices: truth[indices]), truth)}
-    with mock.patch.object(Known, "doubts", wrong):
+    with oracle(truth):
         found["oracle"] = outcome(refine(GRID, tolerance, lambda indices: truth[indices]), truth)
     for share in SHARES:
         some = np.random.default_rng(seed).choice(every.shape[1], int(share * every.shape[1]), replace=False)

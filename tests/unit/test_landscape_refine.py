@@ -149,8 +149,9 @@ def test_flat_and_broken_ground():
 def test_planes_of_few_rows_are_refined_without_a_word(rows):
     for count in range(10, 100, 9):
         for function in (basin, lambda x, y: np.exp(x + 2 * y), lambda x, y: 2 + np.sin(9 * x + 7 * y)):
-            picture(function, grid(rows, count), Tolerance(checks=5))
-            picture(function, grid(count, rows), Tolerance(checks=5))
+            for plane in (grid(rows, count), grid(count, rows)):
+                found, _ = picture(function, plane, Tolerance(checks=5))
+                assert found.report["measured"] == len(found.measured)
 
 
 def test_losses_as_large_as_numbers_can_be_are_measured_where_what_is_foretold_overflows():
